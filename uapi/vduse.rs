@@ -1,0 +1,571 @@
+// SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note OR BSD-3-Clause
+
+//! The userspace ABI of VDUSE, defined once: the kernel module and userspace include this file.
+//!
+//! All integers are in native byte order. What is a union in C is an array of integers here, with a
+//! constructor and an accessor for each of its members, so that nothing needs `unsafe` to be read.
+//! What is padding in C is a named field here, so that every byte of every structure is defined.
+//!
+//! The rules that userspace has to keep are those of `include/uapi/linux/vduse.h`; the values that
+//! it hands to the driver side are those of the virtio specification, version 1.3.
+
+/// Version 0 of the API: one virtqueue group, one address space.
+pub const API_VERSION_0: u64 = 0;
+
+/// Version 1 of the API: virtqueue groups and address spaces.
+pub const API_VERSION_1: u64 = 1;
+
+/// Size in bytes of a device's name, its terminating NUL included.
+pub const NAME_MAX: usize = 256;
+
+/// The device may read the IOVA region.
+pub const ACCESS_RO: u8 = 1;
+/// The device may write the IOVA region.
+pub const ACCESS_WO: u8 = 2;
+/// The device may read and write the IOVA region.
+pub const ACCESS_RW: u8 = 3;
+
+/// In [`IovaInfo::capability`]: the region can be backed by memory of the caller.
+pub const IOVA_CAP_UMEM: u64 = 1 << 0;
+
+/// In [`VqEventfd::fd`]: take the kick eventfd away.
+pub const EVENTFD_DEASSIGN: i32 = -1;
+
+/// In [`DevRequest::kind`]: report the state of a virtqueue.
+pub const GET_VQ_STATE: u32 = 0;
+/// In [`DevRequest::kind`]: the driver wrote the device status.
+pub const SET_STATUS: u32 = 1;
+/// In [`DevRequest::kind`]: mappings changed, forget those of an IOVA range.
+pub const UPDATE_IOTLB: u32 = 2;
+/// In [`DevRequest::kind`]: a virtqueue group moves to another address space (version 1).
+pub const SET_VQ_GROUP_ASID: u32 = 3;
+
+/// In [`DevResponse::result`]: the request was carried out.
+pub const REQ_RESULT_OK: u32 = 0;
+/// In [`DevResponse::result`]: the request failed.
+pub const REQ_RESULT_FAILED: u32 = 1;
+
+/// The ioctls and how their numbers are made (`include/uapi/asm-generic/ioctl.h`).
+pub mod ioctl {
+    use super::*;
+
+    const NONE: u32 = 0;
+    const WRITE: u32 = 1;
+    const READ: u32 = 2;
+
+    /// The type byte of every VDUSE ioctl.
+    const BASE: u32 = 0x81;
+
+    const fn number(direction: u32, nr: u32, size: usize) -> u32 {
+        // Fourteen bits hold the size: every structure here is far below that.
+        assert!(size < 1 << 14);
+        direction << 30 | (size as u32) << 16 | BASE << 8 | nr
+    }
+
+    /// On the control device: reads the API version of this file.
+    pub const GET_API_VERSION: u32 = number(READ, 0x00, size_of::<u64>());
+    /// On the control device: sets the API version of this file.
+    pub const SET_API_VERSION: u32 = number(WRITE, 0x01, size_of::<u64>());
+    /// On the control device: creates a device from a [`DevConfig`] and the bytes behind it.
+    pub const CREATE_DEV: u32 = number(WRITE, 0x02, size_of::<DevConfig>());
+    /// On the control device: destroys the device of the given name, an array of [`NAME_MAX`] bytes.
+    pub const DESTROY_DEV: u32 = number(WRITE, 0x03, NAME_MAX);
+
+    /// Finds an IOVA region, an [`IotlbEntry`]; the answer is a file descriptor to map it with.
+    pub const IOTLB_GET_FD: u32 = number(READ | WRITE, 0x10, size_of::<IotlbEntry>());
+    /// Reads the features that the driver accepted, a `u64`.
+    pub const DEV_GET_FEATURES: u32 = number(READ, 0x11, size_of::<u64>());
+    /// Writes to the configuration space: a [`ConfigData`] and the bytes behind it.
+    pub const DEV_SET_CONFIG: u32 = number(WRITE, 0x12, size_of::<ConfigData>());
+    /// Tells the driver that the configuration space has changed.
+    pub const DEV_INJECT_CONFIG_IRQ: u32 = number(NONE, 0x13, 0);
+    /// Sets a virtqueue up, a [`VqConfig`].
+    pub const VQ_SETUP: u32 = number(WRITE, 0x14, size_of::<VqConfig>());
+    /// Reads what the driver made of a virtqueue, a [`VqInfo`].
+    pub const VQ_GET_INFO: u32 = number(READ | WRITE, 0x15, size_of::<VqInfo>());
+    /// Sets the kick eventfd of a virtqueue, a [`VqEventfd`].
+    pub const VQ_SETUP_KICKFD: u32 = number(WRITE, 0x16, size_of::<VqEventfd>());
+    /// Interrupts the driver on behalf of the virtqueue whose index, a `u32`, is given.
+    pub const VQ_INJECT_IRQ: u32 = number(WRITE, 0x17, size_of::<u32>());
+    /// Backs an IOVA region with memory of the caller, an [`IovaUmem`].
+    pub const IOTLB_REG_UMEM: u32 = number(WRITE, 0x18, size_of::<IovaUmem>());
+    /// Takes the memory of the caller back from an IOVA region, an [`IovaUmem`].
+    pub const IOTLB_DEREG_UMEM: u32 = number(WRITE, 0x19, size_of::<IovaUmem>());
+    /// Finds an IOVA region and says what it can do, an [`IovaInfo`].
+    pub const IOTLB_GET_INFO: u32 = number(READ | WRITE, 0x1a, size_of::<IovaInfo>());
+    /// As [`IOTLB_GET_FD`], in a given address space, an [`IotlbEntryV2`] (version 1).
+    pub const IOTLB_GET_FD2: u32 = number(READ | WRITE, 0x1b, size_of::<IotlbEntryV2>());
+
+    /// [`IOTLB_GET_FD`] as a 32-bit x86 program calls it.
+    pub const COMPAT_IOTLB_GET_FD: u32 = number(READ | WRITE, 0x10, size_of::<CompatIotlbEntry>());
+    /// [`VQ_GET_INFO`] as a 32-bit x86 program calls it.
+    pub const COMPAT_VQ_GET_INFO: u32 = number(READ | WRITE, 0x15, size_of::<CompatVqInfo>());
+}
+
+/// The configuration of a device, followed in memory by [`config_size`](Self::config_size) bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct DevConfig {
+    /// The device's name, up to the first NUL.
+    pub name: [u8; NAME_MAX],
+    /// The virtio vendor id.
+    pub vendor_id: u32,
+    /// The virtio device id (virtio 1.3, section 5).
+    pub device_id: u32,
+    /// The virtio feature bits that the device offers.
+    pub features: u64,
+    /// How many virtqueues there are, 0 to 65,535.
+    pub vq_num: u32,
+    /// Alignment in bytes of a virtqueue's parts: a power of two from 4 to the page size.
+    pub vq_align: u32,
+    /// How many virtqueue groups there are, 1 to 65,535. Version 0: must be 0, which means one.
+    pub ngroups: u32,
+    /// How many address spaces there are, 1 to 65,535. Version 0: must be 0, which means one.
+    pub nas: u32,
+    /// Must be 0.
+    pub reserved: [u32; 11],
+    /// Size in bytes of the configuration space that follows, at most the page size.
+    pub config_size: u32,
+}
+
+/// A region of IOVA space: what to look for, and what was found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct IotlbEntry {
+    /// Out: where in the file the region starts, in bytes.
+    pub offset: u64,
+    /// In: first IOVA to look at. Out: first IOVA of the region.
+    pub start: u64,
+    /// In: last IOVA to look at. Out: last IOVA of the region.
+    pub last: u64,
+    /// Out: one of [`ACCESS_RO`], [`ACCESS_WO`], [`ACCESS_RW`].
+    pub perm: u8,
+    /// Unused.
+    pub padding: [u8; 7],
+}
+
+/// [`IotlbEntry`] in a given address space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct IotlbEntryV2 {
+    /// Out: where in the file the region starts, in bytes.
+    pub offset: u64,
+    /// In: first IOVA to look at. Out: first IOVA of the region.
+    pub start: u64,
+    /// In: last IOVA to look at. Out: last IOVA of the region.
+    pub last: u64,
+    /// Out: one of [`ACCESS_RO`], [`ACCESS_WO`], [`ACCESS_RW`].
+    pub perm: u8,
+    /// Unused.
+    pub padding: [u8; 7],
+    /// In: the address space.
+    pub asid: u32,
+    /// Must be 0.
+    pub reserved: [u32; 11],
+}
+
+/// A write to the configuration space, followed in memory by [`length`](Self::length) bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ConfigData {
+    /// Where to write, in bytes from the start of the configuration space.
+    pub offset: u32,
+    /// How much to write, in bytes, at least 1.
+    pub length: u32,
+}
+
+/// The configuration of a virtqueue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct VqConfig {
+    /// Which virtqueue.
+    pub index: u32,
+    /// The largest size that the driver may choose, in descriptors.
+    pub max_size: u16,
+    /// Must be 0.
+    pub reserved1: u16,
+    /// The virtqueue group. Version 0: must be 0.
+    pub group: u32,
+    /// Must be 0.
+    pub reserved2: [u16; 10],
+}
+
+/// Where a device stands in a packed virtqueue (virtio 1.3, section 2.8.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PackedState {
+    /// The driver ring's wrap counter, 0 or 1, as the device last saw it.
+    pub last_avail_counter: u16,
+    /// The device's place in the ring, 0 to 32,767.
+    pub last_avail_idx: u16,
+    /// The device ring's wrap counter, 0 or 1.
+    pub last_used_counter: u16,
+    /// Where the device puts the next used descriptor, 0 to 32,767.
+    pub last_used_idx: u16,
+}
+
+/// Where a device stands in a virtqueue: of one layout or the other, as was negotiated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct VqStateUnion {
+    /// The union's bytes. Split: the first word. Packed: all four, as in [`PackedState`].
+    pub words: [u16; 4],
+}
+
+impl VqStateUnion {
+    /// The state of a split virtqueue: the next available index that the device will look at.
+    pub const fn from_split(avail_index: u16) -> Self {
+        Self {
+            words: [avail_index, 0, 0, 0],
+        }
+    }
+
+    /// The state of a packed virtqueue.
+    pub const fn from_packed(state: PackedState) -> Self {
+        Self {
+            words: [
+                state.last_avail_counter,
+                state.last_avail_idx,
+                state.last_used_counter,
+                state.last_used_idx,
+            ],
+        }
+    }
+
+    /// Reads the state of a split virtqueue.
+    pub const fn split(&self) -> u16 {
+        self.words[0]
+    }
+
+    /// Reads the state of a packed virtqueue.
+    pub const fn packed(&self) -> PackedState {
+        PackedState {
+            last_avail_counter: self.words[0],
+            last_avail_idx: self.words[1],
+            last_used_counter: self.words[2],
+            last_used_idx: self.words[3],
+        }
+    }
+}
+
+/// What the driver made of a virtqueue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct VqInfo {
+    /// In: which virtqueue.
+    pub index: u32,
+    /// Out: its size in descriptors.
+    pub num: u32,
+    /// Out: IOVA of the descriptor area.
+    pub desc_addr: u64,
+    /// Out: IOVA of the driver area.
+    pub driver_addr: u64,
+    /// Out: IOVA of the device area.
+    pub device_addr: u64,
+    /// Out: where to start.
+    pub state: VqStateUnion,
+    /// Out: whether the driver has enabled it, 0 or 1.
+    pub ready: u8,
+    /// Unused.
+    pub padding: [u8; 7],
+}
+
+/// The kick eventfd of a virtqueue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct VqEventfd {
+    /// Which virtqueue.
+    pub index: u32,
+    /// An eventfd, or [`EVENTFD_DEASSIGN`].
+    pub fd: i32,
+}
+
+/// Memory of the caller for an IOVA region.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct IovaUmem {
+    /// Address of the memory, a multiple of the page size.
+    pub uaddr: u64,
+    /// First IOVA of the region.
+    pub iova: u64,
+    /// Size of the region in bytes.
+    pub size: u64,
+    /// The address space. Version 0: must be 0.
+    pub asid: u32,
+    /// Must be 0.
+    pub reserved: [u32; 5],
+}
+
+/// What an IOVA region can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct IovaInfo {
+    /// In: first IOVA to look at. Out: first IOVA of the region.
+    pub start: u64,
+    /// In: last IOVA to look at. Out: last IOVA of the region.
+    pub last: u64,
+    /// Out: [`IOVA_CAP_UMEM`] or 0.
+    pub capability: u64,
+    /// The address space. Version 0: must be 0.
+    pub asid: u32,
+    /// Must be 0.
+    pub reserved: [u32; 5],
+}
+
+/// The body of a [`DevRequest`]: one of several forms, as its kind says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RequestBody {
+    /// The union's bytes: 16 words of 64 bits.
+    pub words: [u64; 16],
+}
+
+impl RequestBody {
+    /// A word that holds two 32-bit fields, in the order in which they are in memory.
+    const fn pair(first: u32, second: u32) -> u64 {
+        let (a, b) = (first.to_ne_bytes(), second.to_ne_bytes());
+        u64::from_ne_bytes([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]])
+    }
+
+    const fn split_pair(word: u64) -> (u32, u32) {
+        let b = word.to_ne_bytes();
+        (
+            u32::from_ne_bytes([b[0], b[1], b[2], b[3]]),
+            u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+        )
+    }
+
+    const fn from_words(first: u64, second: u64, third: u64) -> Self {
+        let mut words = [0; 16];
+        words[0] = first;
+        words[1] = second;
+        words[2] = third;
+        Self { words }
+    }
+
+    /// The body of [`GET_VQ_STATE`]: the index of the virtqueue.
+    pub const fn from_vq_index(index: u32) -> Self {
+        Self::from_words(Self::pair(index, 0), 0, 0)
+    }
+
+    /// The body of [`SET_STATUS`]: the device status.
+    pub const fn from_status(status: u8) -> Self {
+        Self::from_words(u64::from_ne_bytes([status, 0, 0, 0, 0, 0, 0, 0]), 0, 0)
+    }
+
+    /// The body of [`UPDATE_IOTLB`] as version 0 has it: the IOVAs from `start` to `last`.
+    pub const fn from_iova_range(start: u64, last: u64) -> Self {
+        Self::from_words(start, last, 0)
+    }
+
+    /// The body of [`UPDATE_IOTLB`] as version 1 has it: the IOVAs from `start` to `last` of an
+    /// address space.
+    pub const fn from_iova_range_v2(start: u64, last: u64, asid: u32) -> Self {
+        Self::from_words(start, last, Self::pair(asid, 0))
+    }
+
+    /// The body of [`SET_VQ_GROUP_ASID`]: a virtqueue group and its new address space.
+    pub const fn from_group_asid(group: u32, asid: u32) -> Self {
+        Self::from_words(Self::pair(group, asid), 0, 0)
+    }
+
+    /// Reads the index of the virtqueue out of the body of [`GET_VQ_STATE`].
+    pub const fn vq_index(&self) -> u32 {
+        Self::split_pair(self.words[0]).0
+    }
+
+    /// Reads the device status out of the body of [`SET_STATUS`].
+    pub const fn status(&self) -> u8 {
+        self.words[0].to_ne_bytes()[0]
+    }
+
+    /// Reads the first and the last IOVA out of the body of [`UPDATE_IOTLB`].
+    pub const fn iova_range(&self) -> (u64, u64) {
+        (self.words[0], self.words[1])
+    }
+
+    /// Reads the address space out of the body of [`UPDATE_IOTLB`] (version 1).
+    pub const fn iova_asid(&self) -> u32 {
+        Self::split_pair(self.words[2]).0
+    }
+
+    /// Reads the virtqueue group and its new address space out of the body of
+    /// [`SET_VQ_GROUP_ASID`].
+    pub const fn group_asid(&self) -> (u32, u32) {
+        Self::split_pair(self.words[0])
+    }
+}
+
+/// A request of the driver side, as `read(2)` on the device gives it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct DevRequest {
+    /// One of [`GET_VQ_STATE`], [`SET_STATUS`], [`UPDATE_IOTLB`], [`SET_VQ_GROUP_ASID`].
+    pub kind: u32,
+    /// To be repeated in the response.
+    pub request_id: u32,
+    /// Unused.
+    pub reserved: [u32; 4],
+    /// What the request is about.
+    pub body: RequestBody,
+}
+
+/// The body of a [`DevResponse`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ResponseBody {
+    /// The union's bytes: 32 words of 32 bits.
+    pub words: [u32; 32],
+}
+
+impl ResponseBody {
+    /// The answer to [`GET_VQ_STATE`].
+    pub const fn from_vq_state(index: u32, state: VqStateUnion) -> Self {
+        let mut words = [0; 32];
+        words[0] = index;
+        words[1] = Self::pair(state.words[0], state.words[1]);
+        words[2] = Self::pair(state.words[2], state.words[3]);
+        Self { words }
+    }
+
+    /// Reads the index of the virtqueue and its state.
+    pub const fn vq_state(&self) -> (u32, VqStateUnion) {
+        let (a, b) = Self::split_pair(self.words[1]);
+        let (c, d) = Self::split_pair(self.words[2]);
+        (
+            self.words[0],
+            VqStateUnion {
+                words: [a, b, c, d],
+            },
+        )
+    }
+
+    /// A word that holds two 16-bit fields, in the order in which they are in memory.
+    const fn pair(first: u16, second: u16) -> u32 {
+        let (a, b) = (first.to_ne_bytes(), second.to_ne_bytes());
+        u32::from_ne_bytes([a[0], a[1], b[0], b[1]])
+    }
+
+    const fn split_pair(word: u32) -> (u16, u16) {
+        let b = word.to_ne_bytes();
+        (
+            u16::from_ne_bytes([b[0], b[1]]),
+            u16::from_ne_bytes([b[2], b[3]]),
+        )
+    }
+}
+
+/// A response, as `write(2)` on the device takes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct DevResponse {
+    /// Which request this answers.
+    pub request_id: u32,
+    /// [`REQ_RESULT_OK`], or anything else for a failure.
+    pub result: u32,
+    /// Must be 0.
+    pub reserved: [u32; 4],
+    /// The answer to [`GET_VQ_STATE`].
+    pub body: ResponseBody,
+}
+
+/// A 64-bit integer as 32-bit x86 lays it out: aligned to four bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CompatU64 {
+    /// The two halves, in the order in which they are in memory.
+    pub words: [u32; 2],
+}
+
+impl CompatU64 {
+    /// Splits a 64-bit integer.
+    pub const fn new(value: u64) -> Self {
+        let (a, b) = RequestBody::split_pair(value);
+        Self { words: [a, b] }
+    }
+
+    /// Puts the 64-bit integer together.
+    pub const fn get(&self) -> u64 {
+        RequestBody::pair(self.words[0], self.words[1])
+    }
+}
+
+/// [`IotlbEntry`] of a 32-bit x86 program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CompatIotlbEntry {
+    /// As [`IotlbEntry::offset`].
+    pub offset: CompatU64,
+    /// As [`IotlbEntry::start`].
+    pub start: CompatU64,
+    /// As [`IotlbEntry::last`].
+    pub last: CompatU64,
+    /// As [`IotlbEntry::perm`].
+    pub perm: u8,
+    /// Unused.
+    pub padding: [u8; 3],
+}
+
+/// [`VqInfo`] of a 32-bit x86 program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct CompatVqInfo {
+    /// As [`VqInfo::index`].
+    pub index: u32,
+    /// As [`VqInfo::num`].
+    pub num: u32,
+    /// As [`VqInfo::desc_addr`].
+    pub desc_addr: CompatU64,
+    /// As [`VqInfo::driver_addr`].
+    pub driver_addr: CompatU64,
+    /// As [`VqInfo::device_addr`].
+    pub device_addr: CompatU64,
+    /// As [`VqInfo::state`].
+    pub state: VqStateUnion,
+    /// As [`VqInfo::ready`].
+    pub ready: u8,
+    /// Unused.
+    pub padding: [u8; 3],
+}
+
+// The layouts of `include/uapi/linux/vduse.h`, as the C compiler sees them.
+macro_rules! layout {
+    ($t:ident: $size:literal, align $align:literal $(, $field:ident at $offset:literal)* $(,)?) => {
+        const _: () = {
+            assert!(size_of::<$t>() == $size);
+            assert!(align_of::<$t>() == $align);
+            $(assert!(core::mem::offset_of!($t, $field) == $offset);)*
+        };
+    };
+}
+
+layout!(DevConfig: 336, align 8, vendor_id at 256, device_id at 260, features at 264,
+        vq_num at 272, vq_align at 276, ngroups at 280, nas at 284, reserved at 288,
+        config_size at 332);
+layout!(IotlbEntry: 32, align 8, start at 8, last at 16, perm at 24);
+layout!(IotlbEntryV2: 80, align 8, start at 8, last at 16, perm at 24, asid at 32, reserved at 36);
+layout!(ConfigData: 8, align 4, length at 4);
+layout!(VqConfig: 32, align 4, max_size at 4, reserved1 at 6, group at 8, reserved2 at 12);
+layout!(VqStateUnion: 8, align 2);
+layout!(VqInfo: 48, align 8, num at 4, desc_addr at 8, driver_addr at 16, device_addr at 24,
+        state at 32, ready at 40);
+layout!(VqEventfd: 8, align 4, fd at 4);
+layout!(IovaUmem: 48, align 8, iova at 8, size at 16, asid at 24, reserved at 28);
+layout!(IovaInfo: 48, align 8, last at 8, capability at 16, asid at 24, reserved at 28);
+layout!(DevRequest: 152, align 8, request_id at 4, reserved at 8, body at 24);
+layout!(DevResponse: 152, align 4, result at 4, reserved at 8, body at 24);
+layout!(CompatIotlbEntry: 28, align 4, start at 8, last at 16, perm at 24);
+layout!(CompatVqInfo: 44, align 4, desc_addr at 8, driver_addr at 16, device_addr at 24,
+        state at 32, ready at 40);
+
+// Numbers of the header, for the ioctls whose structures are easiest to get wrong.
+const _: () = {
+    assert!(ioctl::GET_API_VERSION == 0x8008_8100);
+    assert!(ioctl::CREATE_DEV == 0x4150_8102);
+    assert!(ioctl::DESTROY_DEV == 0x4100_8103);
+    assert!(ioctl::IOTLB_GET_FD == 0xc020_8110);
+    assert!(ioctl::DEV_INJECT_CONFIG_IRQ == 0x0000_8113);
+    assert!(ioctl::VQ_GET_INFO == 0xc030_8115);
+    assert!(ioctl::IOTLB_GET_FD2 == 0xc050_811b);
+    assert!(ioctl::COMPAT_IOTLB_GET_FD == 0xc01c_8110);
+    assert!(ioctl::COMPAT_VQ_GET_INFO == 0xc02c_8115);
+};
