@@ -1,0 +1,558 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Bounce areas: pages that stand in for a driver's buffers where a device must not see those.
+//!
+//! An area is a range of I/O virtual addresses from 0 to its size. Mapping a buffer takes some pages
+//! of it, the *slots*, and copies the buffer in; unmapping copies it out. The device side maps the
+//! slots' pages, and so sees nothing that no driver has handed to it. Pages come from the kernel, on
+//! demand and full of zeroes; a process may lend pages of its own in their place.
+//!
+//! This is in `bindings/` because a slot remembers a buffer by its physical address, between two
+//! calls of C. Everything that keeps that right is in this file: that a slot forgets its buffer
+//! when, at the latest, the buffer's mapping ends.
+//!
+//! # Context
+//!
+//! Mapping, unmapping and copying work in any context, interrupt handlers included. They take no
+//! lock that another CPU's mapping could hold: they are RCU readers of the area's mode, and only
+//! while pages are being lent or taken back does a lock decide which of the two pages of a slot is
+//! the one in use.
+//!
+//! # Lock order
+//!
+//! The mutex that serialises lending and taking back, then the spinlock that says how far that is.
+
+use super::{
+    iova,
+    lock::{
+        new_spinlock_irqsave,
+        SpinLockIrqSave, //
+    },
+    once::OnceBox,
+    page::{
+        Page,
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    pin::PinnedPages,
+    raw as bindings,
+    rcu, //
+};
+use core::{
+    marker::PhantomData,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
+use kernel::{
+    alloc::flags::GFP_ATOMIC,
+    new_mutex,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        lock::Guard,
+        rcu::read_lock,
+        Arc,
+        Mutex, //
+    },
+};
+use pin_init::init_array_from_fn;
+
+/// In which direction a device uses a buffer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// The device reads it.
+    ToDevice,
+    /// The device writes it.
+    FromDevice,
+    /// The device does both.
+    Both,
+    /// The device does neither.
+    Neither,
+}
+
+impl Direction {
+    /// Translates `enum dma_data_direction`.
+    pub(super) fn from_raw(raw: bindings::dma_data_direction) -> Self {
+        match raw {
+            bindings::dma_data_direction_DMA_BIDIRECTIONAL => Self::Both,
+            bindings::dma_data_direction_DMA_TO_DEVICE => Self::ToDevice,
+            bindings::dma_data_direction_DMA_FROM_DEVICE => Self::FromDevice,
+            _ => Self::Neither,
+        }
+    }
+
+    fn device_reads(self) -> bool {
+        matches!(self, Self::ToDevice | Self::Both)
+    }
+
+    fn device_writes(self) -> bool {
+        matches!(self, Self::FromDevice | Self::Both)
+    }
+}
+
+/// A driver's buffer, from the call that maps it on.
+///
+/// # Invariants
+///
+/// The `len` bytes of physical memory from `phys` on have page structures. They stay the driver's
+/// until it unmaps the buffer.
+pub(super) struct Buffer<'a> {
+    phys: u64,
+    len: usize,
+    _call: PhantomData<&'a ()>,
+}
+
+impl Buffer<'_> {
+    /// Describes `len` bytes at `offset` from the start of a page.
+    ///
+    /// # Safety
+    ///
+    /// The caller is mapping them for a driver, which leaves them alone, allocated, until it unmaps
+    /// them from the same area.
+    pub(super) unsafe fn new(page: *mut bindings::page, offset: usize, len: usize) -> Self {
+        // SAFETY: By the safety requirements, `page` is a page.
+        let phys = unsafe { bindings::page_to_phys(page) };
+
+        // INVARIANT: By the safety requirements.
+        Self {
+            phys: phys + offset as u64,
+            len,
+            _call: PhantomData,
+        }
+    }
+}
+
+/// In [`Slot::orig`]: the slot stands in for nothing.
+const NO_BUFFER: u64 = u64::MAX;
+
+/// One page of an area.
+///
+/// # Invariants
+///
+/// - `page` is null or a page that the area owns a reference to; once set, it stays.
+/// - `orig` is [`NO_BUFFER`] or where the part of a mapped buffer begins that the slot stands in
+///   for.
+struct Slot {
+    page: Atomic<*mut bindings::page>,
+    orig: Atomic<u64>,
+}
+
+impl Slot {
+    const fn new() -> Self {
+        Self {
+            page: Atomic::new(ptr::null_mut()),
+            orig: Atomic::new(NO_BUFFER),
+        }
+    }
+
+    /// Returns the kernel's page of this slot, after allocating it if there is none.
+    fn kernel_page(&self) -> Option<NonNull<bindings::page>> {
+        let page = self.page.load(Acquire);
+        if !page.is_null() {
+            return NonNull::new(page);
+        }
+
+        let new = NonNull::new(Page::alloc_zeroed_atomic())?;
+
+        match self.page.cmpxchg(ptr::null_mut(), new.as_ptr(), Full) {
+            // INVARIANT: We own the reference that the allocation returned.
+            Ok(_) => Some(new),
+            Err(current) => {
+                // SAFETY: Nobody else has seen the page, whose one reference is ours.
+                unsafe { bindings::put_page(new.as_ptr()) };
+                NonNull::new(current)
+            }
+        }
+    }
+}
+
+const CHUNK_SLOTS: usize = 256;
+
+/// Slots that are allocated together: as many as fill a page.
+type Chunk = [Slot; CHUNK_SLOTS];
+
+/// Which page of each slot is in use. A word that changes only under [`Area::lending`].
+mod mode {
+    /// The kernel's.
+    pub(super) const KERNEL: u32 = 0;
+    /// Some the kernel's, some the lender's: [`Progress`](super::Progress) knows.
+    pub(super) const SWITCHING: u32 = 1;
+    /// The lender's.
+    pub(super) const LENT: u32 = 2;
+}
+
+/// How far lending, or taking back, has come.
+struct Progress {
+    /// The slots below this use the lender's pages; those from here on, the kernel's.
+    lent_below: usize,
+}
+
+/// A bounce area.
+///
+/// # Invariants
+///
+/// - `lent` is valid while `mode` is not [`mode::KERNEL`], and for an RCU grace period after that.
+/// - While `mode` is [`mode::SWITCHING`], no page of a slot is written or read but under `progress`.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Area {
+    /// Slot 0 is never given out: its address would be 0.
+    #[pin]
+    iova: iova::Domain,
+    chunks: KVVec<OnceBox<Chunk>>,
+    slots: usize,
+    mode: Atomic<u32>,
+    lent: Atomic<*const PinnedPages>,
+    #[pin]
+    progress: SpinLockIrqSave<Progress>,
+    #[pin]
+    lending: Mutex<Option<Arc<PinnedPages>>>,
+}
+
+/// The pages of an area's slots, for the time of one copy.
+enum View<'a> {
+    Kernel,
+    Lent(&'a PinnedPages),
+    Switching(
+        &'a PinnedPages,
+        Guard<'a, Progress, super::lock::SpinLockIrqSaveBackend>,
+    ),
+}
+
+impl View<'_> {
+    /// Returns the page in use of a slot.
+    fn page(&self, index: usize, slot: &Slot) -> Option<NonNull<bindings::page>> {
+        match self {
+            Self::Lent(lent) => lent.page(index),
+            Self::Switching(lent, progress) if index < progress.lent_below => lent.page(index),
+            _ => NonNull::new(slot.page.load(Acquire)),
+        }
+    }
+}
+
+impl Area {
+    /// Returns an initialiser for an area of `size` bytes, a multiple of the page size.
+    ///
+    /// May sleep. Errors: [`EINVAL`] if the area has no slot that can be given out.
+    pub(crate) fn new(
+        cache: &Arc<iova::Cache>,
+        size: usize,
+    ) -> impl PinInit<Self, Error> + use<'_> {
+        try_pin_init!(Self {
+            slots: {
+                if size < 2 * PAGE_SIZE || size % PAGE_SIZE != 0 {
+                    return Err(EINVAL);
+                }
+                size >> PAGE_SHIFT
+            },
+            chunks: {
+                let count = (size >> PAGE_SHIFT).div_ceil(CHUNK_SLOTS);
+                let mut chunks = KVVec::with_capacity(count, GFP_KERNEL)?;
+                for _ in 0..count {
+                    chunks.push(OnceBox::new(), GFP_KERNEL)?;
+                }
+                chunks
+            },
+            iova <- iova::Domain::new(cache, PAGE_SIZE, size - 1),
+            mode: Atomic::new(mode::KERNEL),
+            lent: Atomic::new(ptr::null()),
+            progress <- new_spinlock_irqsave!(Progress { lent_below: 0 }),
+            lending <- new_mutex!(None),
+        })
+    }
+
+    /// Its size in bytes.
+    pub(crate) fn size(&self) -> usize {
+        self.slots << PAGE_SHIFT
+    }
+
+    /// Whether an I/O virtual address is in it.
+    pub(crate) fn contains(&self, iova: u64) -> bool {
+        iova < self.size() as u64
+    }
+
+    /// The most bytes that one mapping can have.
+    ///
+    /// Ranges are aligned to their size, rounded up to a power of two, and slot 0 is taken: half of
+    /// the largest power of two within the area always fits into an unused one, more never does.
+    pub(crate) fn max_mapping(&self) -> usize {
+        (1 << (self.slots.ilog2() - 1)) << PAGE_SHIFT
+    }
+
+    /// Returns a slot, if its chunk has ever been used.
+    fn slot(&self, index: usize) -> Option<&Slot> {
+        self.chunks
+            .get(index / CHUNK_SLOTS)?
+            .get()?
+            .get(index % CHUNK_SLOTS)
+    }
+
+    /// Returns a slot, after allocating its chunk if need be.
+    fn slot_or_alloc(&self, index: usize) -> Option<&Slot> {
+        self.chunks
+            .get(index / CHUNK_SLOTS)?
+            .get_or_init(init_array_from_fn(|_| Slot::new()), GFP_ATOMIC)
+            .ok()?
+            .get(index % CHUNK_SLOTS)
+    }
+
+    /// Says which pages are in use. The RCU read lock must be held as long as the answer is used.
+    fn view<'a>(&'a self, _rcu: &'a kernel::sync::rcu::Guard) -> View<'a> {
+        let mode = self.mode.load(Acquire);
+        if mode == mode::KERNEL {
+            return View::Kernel;
+        }
+
+        // SAFETY: By the type invariants, it is valid, and stays so until the RCU read-side section
+        // ends, which holds `'a`.
+        let lent = unsafe { &*self.lent.load(Acquire) };
+
+        if mode == mode::LENT {
+            View::Lent(lent)
+        } else {
+            View::Switching(lent, self.progress.lock())
+        }
+    }
+
+    /// Copies between the slots of a mapping and its buffer.
+    ///
+    /// Slots that stand in for nothing are passed over.
+    fn copy(&self, view: &View<'_>, iova: u64, len: usize, to_device: bool) {
+        let mut at = iova as usize;
+        let mut left = len;
+
+        while left > 0 {
+            let offset = at % PAGE_SIZE;
+            let part = left.min(PAGE_SIZE - offset);
+            let index = at >> PAGE_SHIFT;
+
+            if let Some(slot) = self.slot(index) {
+                let orig = slot.orig.load(Relaxed);
+
+                if let (true, Some(page)) = (orig != NO_BUFFER, view.page(index, slot)) {
+                    // SAFETY: The page is the slot's and the part is within it. By the type
+                    // invariants of `Slot`, `orig` is where the slot's part of a mapped buffer
+                    // begins; the caller copies within a mapping, so as many bytes belong to it.
+                    unsafe {
+                        bindings::bounce_copy(
+                            page.as_ptr(),
+                            offset,
+                            orig + offset as u64,
+                            part,
+                            to_device,
+                        )
+                    }
+                }
+            }
+
+            at += part;
+            left -= part;
+        }
+    }
+
+    /// Maps a buffer and, if `sync` says so and the device reads it, copies it in.
+    ///
+    /// Returns its I/O virtual address, a multiple of the page size, or [`None`] if there is no
+    /// room or no memory. Any context.
+    pub(super) fn map(&self, buffer: Buffer<'_>, dir: Direction, sync: bool) -> Option<u64> {
+        let iova = self.iova.alloc(buffer.len)?;
+        let first = iova as usize >> PAGE_SHIFT;
+        let count = buffer.len.div_ceil(PAGE_SIZE);
+        let rcu = read_lock();
+
+        for i in 0..count {
+            let recorded = self.slot_or_alloc(first + i).and_then(|slot| {
+                slot.kernel_page()?;
+                // INVARIANT: The buffer is mapped from now on, and this part of it begins here.
+                slot.orig
+                    .store(buffer.phys + (i << PAGE_SHIFT) as u64, Relaxed);
+                Some(())
+            });
+
+            if recorded.is_none() {
+                self.forget(first, i);
+                self.iova.free(iova, buffer.len);
+                return None;
+            }
+        }
+
+        if sync && dir.device_reads() {
+            self.copy(&self.view(&rcu), iova, buffer.len, true);
+        }
+
+        Some(iova)
+    }
+
+    /// Makes slots stand in for nothing.
+    fn forget(&self, first: usize, count: usize) {
+        for index in first..first + count {
+            if let Some(slot) = self.slot(index) {
+                slot.orig.store(NO_BUFFER, Relaxed);
+            }
+        }
+    }
+
+    /// Ends a mapping, after copying the buffer out if `sync` says so and the device wrote it.
+    ///
+    /// Any context.
+    ///
+    /// # Safety
+    ///
+    /// `iova` and `len` must be those of a mapping of this area that has not ended.
+    pub(super) unsafe fn unmap(&self, iova: u64, len: usize, dir: Direction, sync: bool) {
+        let rcu = read_lock();
+
+        if sync && dir.device_writes() {
+            self.copy(&self.view(&rcu), iova, len, false);
+        }
+
+        self.forget(iova as usize >> PAGE_SHIFT, len.div_ceil(PAGE_SIZE));
+        self.iova.free(iova, len);
+    }
+
+    /// Copies a part of a mapped buffer in, if the device reads it. Any context.
+    ///
+    /// # Safety
+    ///
+    /// The `len` bytes from `iova` on must be within one mapping of this area that has not ended.
+    pub(super) unsafe fn sync_for_device(&self, iova: u64, len: usize, dir: Direction) {
+        if dir.device_reads() {
+            let rcu = read_lock();
+            self.copy(&self.view(&rcu), iova, len, true);
+        }
+    }
+
+    /// Copies a part of a mapped buffer out, if the device writes it. Any context.
+    ///
+    /// # Safety
+    ///
+    /// The `len` bytes from `iova` on must be within one mapping of this area that has not ended.
+    pub(super) unsafe fn sync_for_cpu(&self, iova: u64, len: usize, dir: Direction) {
+        if dir.device_writes() {
+            let rcu = read_lock();
+            self.copy(&self.view(&rcu), iova, len, false);
+        }
+    }
+
+    /// Returns the kernel's page at an address of the area, for the device side to map.
+    ///
+    /// [`None`] if no mapping has ever used it, or if the pages in use are lent ones: the lender
+    /// has those already. Any context.
+    pub(crate) fn page(&self, iova: u64) -> Option<ARef<Page>> {
+        let _rcu = read_lock();
+        if self.mode.load(Acquire) != mode::KERNEL {
+            return None;
+        }
+
+        let page = self.slot(iova as usize >> PAGE_SHIFT)?.page.load(Acquire);
+
+        // SAFETY: By the type invariants of `Slot`, it is null or stays allocated as long as
+        // `self`.
+        (!page.is_null()).then(|| unsafe { Page::from_raw(page) }.into())
+    }
+
+    /// Moves the contents of the slots in use from one page of theirs to the other.
+    ///
+    /// To lend, from the first slot to the last; to take back, the other way round.
+    ///
+    /// The mode must be [`mode::SWITCHING`], and a grace period have passed since that was set: so
+    /// whoever copies does so under the lock.
+    fn switch(&self, lent: &PinnedPages, lend: bool) {
+        for i in 0..self.slots {
+            let index = if lend { i } else { self.slots - 1 - i };
+            let mut progress = self.progress.lock();
+
+            if let Some(slot) = self.slot(index) {
+                let kernel = NonNull::new(slot.page.load(Acquire));
+                let in_use = slot.orig.load(Relaxed) != NO_BUFFER;
+
+                if let (true, Some(kernel), Some(lent)) = (in_use, kernel, lent.page(index)) {
+                    // SAFETY: Both are whole pages that stay allocated, the one as long as `self`,
+                    // the other as long as it is pinned.
+                    unsafe {
+                        bindings::bounce_copy(
+                            lent.as_ptr(),
+                            0,
+                            bindings::page_to_phys(kernel.as_ptr()),
+                            PAGE_SIZE,
+                            lend,
+                        )
+                    }
+                }
+            }
+
+            progress.lent_below = if lend { index + 1 } else { index };
+        }
+    }
+
+    /// Uses pages of a process from now on. What mapped buffers have in the kernel's pages is moved.
+    ///
+    /// May sleep. Errors: [`EEXIST`] if pages are lent already, [`EINVAL`] if there are not just as
+    /// many as the area has.
+    pub(crate) fn lend(&self, pages: PinnedPages) -> Result {
+        let mut lending = self.lending.lock();
+        if lending.is_some() {
+            return Err(EEXIST);
+        }
+        if pages.len() != self.slots {
+            return Err(EINVAL);
+        }
+
+        let pages = Arc::new(pages, GFP_KERNEL)?;
+        self.lent.store(Arc::as_ptr(&pages), Release);
+        // INVARIANT: `lent` was set just now, and `lending` keeps it.
+        self.mode.store(mode::SWITCHING, Release);
+        rcu::synchronize();
+        self.switch(&pages, true);
+        // INVARIANT: All of the slots' pages in use are lent ones.
+        self.mode.store(mode::LENT, Release);
+        *lending = Some(pages);
+
+        Ok(())
+    }
+
+    /// Uses the kernel's pages again, after moving what mapped buffers have in the lent ones.
+    ///
+    /// Returns the lent pages. May sleep. Errors: [`ENOENT`] if no pages are lent.
+    pub(crate) fn take_back(&self) -> Result<Arc<PinnedPages>> {
+        let mut lending = self.lending.lock();
+        let pages = lending.take().ok_or(ENOENT)?;
+
+        self.mode.store(mode::SWITCHING, Release);
+        rcu::synchronize();
+        self.switch(&pages, false);
+        // INVARIANT: Nobody gets to `lent` who comes later; those who have it are waited for here.
+        self.mode.store(mode::KERNEL, Release);
+        rcu::synchronize();
+
+        Ok(pages)
+    }
+
+    /// Whether pages are lent. May sleep.
+    pub(crate) fn is_lent(&self) -> bool {
+        self.lending.lock().is_some()
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Area {
+    fn drop(self: Pin<&mut Self>) {
+        for slot in (0..self.slots).filter_map(|index| self.slot(index)) {
+            let page = slot.page.load(Relaxed);
+
+            if !page.is_null() {
+                // SAFETY: By the type invariants of `Slot`, the area owns a reference, and nobody
+                // uses the area any more.
+                unsafe { bindings::put_page(page) }
+            }
+        }
+    }
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Device classes.
+//!
+//! C header: [`include/linux/device/class.h`](srctree/include/linux/device/class.h)
+
+use super::raw;
+use core::{
+    marker::PhantomData,
+    ptr, //
+};
+use kernel::{
+    device::Device,
+    error::to_result,
+    prelude::*, //
+};
+
+/// What a class is called and where its device nodes are.
+///
+/// A type, because the C structure is read for as long as anything holds on to a device of the
+/// class, which can be longer than the class is registered: it has to be in the module's own
+/// read-only memory.
+pub(crate) trait ClassInfo: 'static {
+    /// The directory in `/sys/class`.
+    const NAME: &'static CStr;
+
+    /// The directory in `/dev`: a device of the class has its node at `/dev/DIRECTORY/DEVICE`.
+    const DIRECTORY: &'static CStr;
+}
+
+/// The C side of a [`ClassInfo`].
+struct RawClass<T: ClassInfo>(PhantomData<T>);
+
+impl<T: ClassInfo> RawClass<T> {
+    const RAW: raw::class = raw::class {
+        name: kernel::str::as_char_ptr_in_const_context(T::NAME),
+        devnode: Some(Self::devnode),
+        ..pin_init::zeroed()
+    };
+
+    /// Names the node of a device, relative to `/dev`.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be a valid device with a positive reference count during this call.
+    unsafe extern "C" fn devnode(dev: *const raw::device, _mode: *mut raw::umode_t) -> *mut c_char {
+        // SAFETY: By the safety requirements of this function.
+        let dev: &Device = unsafe { Device::from_raw(dev.cast_mut()) };
+
+        // SAFETY: The format asks for two strings, and two strings is what it gets. The caller,
+        // the driver core, frees what is allocated here, and copes with a null pointer.
+        unsafe {
+            raw::kasprintf(
+                raw::GFP_KERNEL,
+                c"%s/%s".as_char_ptr(),
+                T::DIRECTORY.as_char_ptr(),
+                dev.name().as_char_ptr(),
+            )
+        }
+    }
+}
+
+/// A registered class; unregistered when dropped.
+///
+/// # Invariants
+///
+/// The class that `raw` points to is registered.
+pub(crate) struct Class {
+    raw: &'static raw::class,
+}
+
+// SAFETY: A class can be unregistered by any thread.
+unsafe impl Send for Class {}
+
+// SAFETY: The structure is only read, and the driver core does its own locking.
+unsafe impl Sync for Class {}
+
+impl Class {
+    /// Registers a class.
+    ///
+    /// Fails with `EEXIST` if there is a class of that name, or with `ENOMEM`. May sleep.
+    pub(crate) fn register<T: ClassInfo>() -> Result<Self> {
+        let raw = &RawClass::<T>::RAW;
+
+        // SAFETY: The structure is complete, and lives as long as the module.
+        to_result(unsafe { raw::class_register(raw) })?;
+
+        // INVARIANT: It has just been registered, and is until this value is dropped.
+        Ok(Self { raw })
+    }
+
+    /// The C structure, registered for as long as `self` is.
+    pub(super) fn as_raw(&self) -> *const raw::class {
+        ptr::from_ref(self.raw)
+    }
+}
+
+impl Drop for Class {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant it is registered, at this very address.
+        unsafe { raw::class_unregister(self.raw) };
+    }
+}

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Sets of CPUs, as values.
+//!
+//! C header: [`include/linux/cpumask.h`](srctree/include/linux/cpumask.h)
+
+use super::raw;
+use core::{
+    fmt,
+    ops::Deref, //
+};
+use kernel::{
+    cpu::{
+        nr_cpu_ids,
+        CpuId, //
+    },
+    cpumask::{
+        Cpumask,
+        CpumaskVar, //
+    },
+    error::to_result,
+    prelude::*, //
+};
+
+/// A set of CPUs of its own memory.
+///
+/// Written as text it is as with `%*pb` in C: as many bits as there can be CPUs on this machine, in
+/// hexadecimal, in groups of 32 with commas between them, the highest first.
+pub(crate) struct Mask(CpumaskVar);
+
+// SAFETY: The memory belongs to the value alone, and can be freed by any thread.
+unsafe impl Send for Mask {}
+
+// SAFETY: It is written to only through `&mut self`.
+unsafe impl Sync for Mask {}
+
+impl Mask {
+    /// The set of all CPUs. Fails with `ENOMEM`. May sleep.
+    pub(crate) fn all() -> Result<Self> {
+        let mut mask = CpumaskVar::new_zero(GFP_KERNEL)?;
+        mask.setall();
+        Ok(Self(mask))
+    }
+
+    /// A copy of a set. Fails with `ENOMEM`. May sleep.
+    pub(crate) fn copy_of(other: &Cpumask) -> Result<Self> {
+        let mut mask = CpumaskVar::new_zero(GFP_KERNEL)?;
+        other.copy(&mut mask);
+        Ok(Self(mask))
+    }
+
+    /// A copy of a set of the C side. Fails with `ENOMEM`. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `mask` must point to a valid `struct cpumask` that is not written to during this call.
+    pub(crate) unsafe fn from_raw(mask: *const raw::cpumask) -> Result<Self> {
+        // SAFETY: By the safety requirements of this function.
+        Self::copy_of(unsafe { Cpumask::from_raw(mask) })
+    }
+
+    /// Reads a set from hexadecimal text, in groups of at most 32 bits with commas between them, up
+    /// to a newline or the end.
+    ///
+    /// Fails with `EINVAL` if it is something else, with `EOVERFLOW` if there are CPUs in it that
+    /// there cannot be on this machine or a group is too large, or with `ENOMEM`. May sleep.
+    pub(crate) fn parse(text: &CStr) -> Result<Self> {
+        let mask = CpumaskVar::new_zero(GFP_KERNEL)?;
+        // SAFETY: The text ends in a NUL, where this stops. The mask has room for `nr_cpu_ids()`
+        // bits, rounded up to a word, and nobody else has it.
+        // CAST: There are at most thousands of CPUs.
+        to_result(unsafe {
+            raw::bitmap_parse(
+                text.as_char_ptr(),
+                c_uint::MAX,
+                mask.as_raw().cast::<c_ulong>(),
+                nr_cpu_ids() as c_int,
+            )
+        })?;
+        Ok(Self(mask))
+    }
+
+    /// Whether a CPU of this set is online.
+    ///
+    /// That can change at any time. Any context.
+    pub(crate) fn intersects_online(&self) -> bool {
+        self.next_online(None).is_some()
+    }
+
+    /// The CPU of this set that comes after `after`, or first, of those online; after the last, the
+    /// first comes again. `after` itself if it is the only one, `None` if there is none.
+    ///
+    /// It can be offline when this returns. Any context.
+    pub(crate) fn next_online(&self, after: Option<CpuId>) -> Option<CpuId> {
+        // CAST: These are widening, there is no `From`.
+        let start = after.map_or(0, |cpu| cpu.as_u32() as c_ulong + 1);
+
+        self.first_online_from(start)
+            .or_else(|| self.first_online_from(0))
+    }
+
+    fn first_online_from(&self, start: c_ulong) -> Option<CpuId> {
+        // SAFETY: Both masks have room for `nr_cpu_ids()` bits, rounded up to a word. The function
+        // expects bits to change, and takes any `start`.
+        let cpu = unsafe {
+            raw::_find_next_and_bit(
+                self.0.as_raw().cast::<c_ulong>(),
+                (&raw const raw::__cpu_online_mask).cast::<c_ulong>(),
+                nr_cpu_ids() as c_ulong,
+                start,
+            )
+        };
+
+        // Without one, it is too large for a CPU.
+        u32::try_from(cpu).ok().and_then(CpuId::from_u32)
+    }
+
+    /// The C structure, valid for as long as `self` is.
+    pub(crate) fn as_raw(&self) -> *const raw::cpumask {
+        self.0.as_raw()
+    }
+}
+
+impl Deref for Mask {
+    type Target = Cpumask;
+
+    fn deref(&self) -> &Cpumask {
+        &self.0
+    }
+}
+
+impl fmt::Display for Mask {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const GROUP: u32 = 32;
+
+        let cpus = nr_cpu_ids();
+        for group in (0..cpus.div_ceil(GROUP)).rev() {
+            // OVERFLOW: Not more than `cpus`, in this line and the next.
+            let first = group * GROUP;
+            let bits = (cpus - first).min(GROUP);
+            let value = (0..bits).fold(0u32, |value, bit| {
+                let set = CpuId::from_u32(first + bit).is_some_and(|cpu| self.0.test(cpu));
+                value | u32::from(set) << bit
+            });
+
+            // Only the first group can be narrower than its 8 digits.
+            // CAST: At most 8.
+            write!(out, "{value:0digits$x}", digits = bits.div_ceil(4) as usize)?;
+            if group != 0 {
+                out.write_str(",")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+// What `pr_info!` and the like ask for.
+impl kernel::fmt::Display for Mask {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}

@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! File operations, for character devices ([`super::chrdev`]) and anonymous files
+//! ([`super::anon_inode`]) alike.
+//!
+//! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
+
+use super::{
+    page::{
+        Page,
+        PAGE_SHIFT, //
+    },
+    raw, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    error::VTABLE_DEFAULT_ERROR,
+    fs::{
+        file::flags::O_NONBLOCK,
+        File,
+        Kiocb, //
+    },
+    iov::{
+        IovIterDest,
+        IovIterSource, //
+    },
+    mm::virt::VmaNew,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        poll::PollTable, //
+    },
+    types::ForeignOwnable, //
+};
+
+/// The module that this code is part of, as the owner of what has to keep its code in memory.
+///
+/// Always the right owner for a C table made of generic functions of this crate: they are in this
+/// module, wherever their type parameter comes from.
+pub(crate) const fn this_module() -> *mut raw::module {
+    crate::THIS_MODULE.as_ptr()
+}
+
+/// What can be done with an open file.
+///
+/// Every method runs in process context and may sleep. A file holds a reference to the module from
+/// before its data exists until after [`release`](Self::release).
+#[vtable]
+pub(crate) trait FileOperations: Sized + 'static {
+    /// The private data of an open file.
+    type Data: ForeignOwnable + Send + Sync + 'static;
+
+    /// Called when the last reference to the file is gone, with no other call in progress or to
+    /// come.
+    ///
+    /// This may be in another task than any that used the file, or long after the descriptor was
+    /// closed (a call in progress and a mapping hold references too).
+    fn release(data: Self::Data, _file: &File) {
+        drop(data);
+    }
+
+    /// Reads, and returns the number of bytes put into `iov`.
+    ///
+    /// See [`must_not_block`] for whether this call may wait.
+    fn read_iter(_kiocb: Kiocb<'_, Self::Data>, _iov: &mut IovIterDest<'_>) -> Result<usize> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Writes, and returns the number of bytes taken from `iov`.
+    ///
+    /// See [`must_not_block`] for whether this call may wait.
+    fn write_iter(_kiocb: Kiocb<'_, Self::Data>, _iov: &mut IovIterSource<'_>) -> Result<usize> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Returns what can be done without waiting, a mask of `POLLIN` and the like, after having
+    /// registered with `table` whatever will wake a waiter up.
+    fn poll(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _file: &File,
+        _table: PollTable<'_>,
+    ) -> u32 {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Handles an ioctl.
+    ///
+    /// An unknown `cmd` is answered with `ENOTTY` or `ENOIOCTLCMD`: userspace sees `ENOTTY` either
+    /// way.
+    fn ioctl(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _file: &File,
+        _cmd: u32,
+        _arg: usize,
+    ) -> Result<isize> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Handles an ioctl of a 32-bit program on a 64-bit kernel.
+    ///
+    /// Only needed if a structure has another layout there. Without it, [`ioctl`](Self::ioctl) is
+    /// called, with the argument taken for a pointer.
+    #[cfg(CONFIG_COMPAT)]
+    fn compat_ioctl(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _file: &File,
+        _cmd: u32,
+        _arg: usize,
+    ) -> Result<isize> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Returns the page at an offset of the file, a multiple of the page size in bytes, for a
+    /// mapping that was touched there. [`None`] is a bus error.
+    ///
+    /// A kind of file that has this can be mapped. A mapping holds a reference to the file; it is
+    /// not part of core dumps and cannot grow. Comes with the mmap lock, or the lock of the
+    /// mapping, held for reading.
+    fn fault(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _offset: u64,
+    ) -> Option<ARef<Page>> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+}
+
+/// Whether a read or a write has to fail with `EAGAIN` where it would wait: the file is in
+/// non-blocking mode, or this one call is.
+pub(crate) fn must_not_block<T: ForeignOwnable>(kiocb: &Kiocb<'_, T>) -> bool {
+    let kiocb = kiocb.as_raw();
+    // SAFETY: A `Kiocb` points to a valid `struct kiocb`, and its flags do not change while a read
+    // or write handler has it.
+    let nowait = unsafe { (*kiocb).ki_flags } & raw::RUST_CONST_HELPER_IOCB_NOWAIT != 0;
+    // SAFETY: As above; it has a reference to its file. The volatile read stands for `READ_ONCE`:
+    // userspace can change the flags meanwhile.
+    let flags = unsafe { (&raw const (*(*kiocb).ki_filp).f_flags).read_volatile() };
+
+    nowait || flags & O_NONBLOCK != 0
+}
+
+/// The C function that opens a file.
+pub(super) type Open = unsafe extern "C" fn(*mut raw::inode, *mut raw::file) -> c_int;
+
+/// The C side of [`FileOperations`].
+pub(super) struct VTable<T: FileOperations>(PhantomData<T>);
+
+impl<T: FileOperations> VTable<T> {
+    /// Makes the table of a kind of file.
+    ///
+    /// Whoever uses it makes sure that the private data of every file with this table is what
+    /// `T::Data::into_foreign()` returned: `open` stores it there, or it is put there before
+    /// anybody else has the file.
+    pub(super) const fn build(open: Option<Open>) -> raw::file_operations {
+        raw::file_operations {
+            owner: this_module(),
+            open,
+            release: Some(Self::release),
+            llseek: Some(raw::noop_llseek),
+            read_iter: if T::HAS_READ_ITER {
+                Some(Self::read_iter)
+            } else {
+                None
+            },
+            write_iter: if T::HAS_WRITE_ITER {
+                Some(Self::write_iter)
+            } else {
+                None
+            },
+            poll: if T::HAS_POLL { Some(Self::poll) } else { None },
+            unlocked_ioctl: if T::HAS_IOCTL {
+                Some(Self::ioctl)
+            } else {
+                None
+            },
+            #[cfg(CONFIG_COMPAT)]
+            compat_ioctl: if T::HAS_COMPAT_IOCTL {
+                Some(Self::compat_ioctl)
+            } else if T::HAS_IOCTL {
+                raw::compat_ptr_ioctl
+            } else {
+                None
+            },
+            mmap: if T::HAS_FAULT { Some(Self::mmap) } else { None },
+            ..pin_init::zeroed()
+        }
+    }
+
+    /// Borrows the private data of a file.
+    ///
+    /// # Safety
+    ///
+    /// `file` must be a valid file with a table of `Self`, and must not be released during `'a`.
+    unsafe fn data<'a>(file: *mut raw::file) -> <T::Data as ForeignOwnable>::Borrowed<'a> {
+        // SAFETY: The file is valid, and its private data does not change until it is released.
+        let private = unsafe { (*file).private_data };
+        // SAFETY: It came from `into_foreign()`, see `build()`, and only `release()` takes it back,
+        // which by the safety requirements is after `'a`.
+        unsafe { T::Data::borrow(private) }
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a file with this table that is being released.
+    unsafe extern "C" fn release(_inode: *mut raw::inode, file: *mut raw::file) -> c_int {
+        // SAFETY: The file is valid until this returns.
+        let private = unsafe { (*file).private_data };
+        // SAFETY: It came from `into_foreign()`, see `build()`. A file is released once, with no
+        // other operation in progress, so no borrow is left.
+        let data = unsafe { T::Data::from_foreign(private) };
+        // SAFETY: The file is valid until this returns, and nothing can be reading or writing it
+        // by way of a descriptor any more.
+        let file = unsafe { File::from_raw_file(file) };
+
+        T::release(data, file);
+        0
+    }
+
+    /// # Safety
+    ///
+    /// `kiocb` must be for a file with this table, and `iov` a destination, both for the duration
+    /// of this call.
+    unsafe extern "C" fn read_iter(kiocb: *mut raw::kiocb, iov: *mut raw::iov_iter) -> isize {
+        // SAFETY: By the safety requirements; the private data is a `T::Data`, see `build()`.
+        let kiocb = unsafe { Kiocb::from_raw(kiocb) };
+        // SAFETY: By the safety requirements; the caller does not touch it during this call.
+        let iov = unsafe { IovIterDest::from_raw(iov) };
+
+        transferred(T::read_iter(kiocb, iov))
+    }
+
+    /// # Safety
+    ///
+    /// `kiocb` must be for a file with this table, and `iov` a source, both for the duration of
+    /// this call.
+    unsafe extern "C" fn write_iter(kiocb: *mut raw::kiocb, iov: *mut raw::iov_iter) -> isize {
+        // SAFETY: By the safety requirements; the private data is a `T::Data`, see `build()`.
+        let kiocb = unsafe { Kiocb::from_raw(kiocb) };
+        // SAFETY: By the safety requirements; the caller does not touch it during this call.
+        let iov = unsafe { IovIterSource::from_raw(iov) };
+
+        transferred(T::write_iter(kiocb, iov))
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a file with this table and `table` null or a poll table, both valid for the
+    /// duration of this call.
+    unsafe extern "C" fn poll(
+        file: *mut raw::file,
+        table: *mut raw::poll_table_struct,
+    ) -> raw::__poll_t {
+        // SAFETY: The caller holds a reference to the file during this call.
+        let data = unsafe { Self::data(file) };
+        // SAFETY: As above; polling does not use the file position.
+        let file = unsafe { File::from_raw_file(file) };
+        // SAFETY: By the safety requirements.
+        let table = unsafe { PollTable::from_raw(table) };
+
+        T::poll(data, file, table)
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a file with this table, valid for the duration of this call.
+    unsafe extern "C" fn ioctl(file: *mut raw::file, cmd: c_uint, arg: c_ulong) -> c_long {
+        // SAFETY: The caller holds a reference to the file during this call.
+        let data = unsafe { Self::data(file) };
+        // SAFETY: As above; ioctls do not use the file position.
+        let file = unsafe { File::from_raw_file(file) };
+
+        answered(T::ioctl(data, file, cmd, arg))
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a file with this table, valid for the duration of this call.
+    #[cfg(CONFIG_COMPAT)]
+    unsafe extern "C" fn compat_ioctl(file: *mut raw::file, cmd: c_uint, arg: c_ulong) -> c_long {
+        // SAFETY: The caller holds a reference to the file during this call.
+        let data = unsafe { Self::data(file) };
+        // SAFETY: As above; ioctls do not use the file position.
+        let file = unsafe { File::from_raw_file(file) };
+
+        answered(T::compat_ioctl(data, file, cmd, arg))
+    }
+
+    /// # Safety
+    ///
+    /// `file` must be a file with this table, valid for the duration of this call, and `vma` a
+    /// mapping of it that is being set up.
+    unsafe extern "C" fn mmap(_file: *mut raw::file, vma: *mut raw::vm_area_struct) -> c_int {
+        // SAFETY: By the safety requirements.
+        let new = unsafe { VmaNew::from_raw(vma) };
+        new.set_dontdump();
+        new.set_dontexpand();
+
+        // SAFETY: A mapping that is being set up may be written to. Its file stays the one that it
+        // is set up for, which has this table.
+        unsafe { (*vma).vm_ops = &Self::VM_OPERATIONS };
+
+        0
+    }
+
+    const VM_OPERATIONS: raw::vm_operations_struct = raw::vm_operations_struct {
+        fault: Some(Self::fault),
+        ..pin_init::zeroed()
+    };
+
+    /// # Safety
+    ///
+    /// `vmf` must be a fault, valid for the duration of this call, in a mapping of a file with this
+    /// table.
+    unsafe extern "C" fn fault(vmf: *mut raw::vm_fault) -> raw::vm_fault_t {
+        // SAFETY: By the safety requirements. What a fault is about is constant.
+        let (file, offset) = unsafe {
+            let about = &(*vmf).__bindgen_anon_1;
+            ((*about.vma).vm_file, (about.pgoff as u64) << PAGE_SHIFT)
+        };
+        // SAFETY: The mapping holds a reference to its file, and stays during this call.
+        let data = unsafe { Self::data(file) };
+
+        match T::fault(data, offset) {
+            Some(page) => {
+                // SAFETY: By the safety requirements. The reference to the page goes to the caller.
+                unsafe { (*vmf).page = ARef::into_raw(page).as_ptr().cast() };
+                0
+            }
+            None => raw::vm_fault_reason_VM_FAULT_SIGBUS,
+        }
+    }
+}
+
+/// The result of a read or a write, as C returns it.
+fn transferred(result: Result<usize>) -> isize {
+    match result {
+        // CAST: No buffer is larger than `isize::MAX`.
+        Ok(count) => count as isize,
+        Err(error) => error.to_errno() as isize,
+    }
+}
+
+/// The result of an ioctl, as C returns it.
+fn answered(result: Result<isize>) -> c_long {
+    match result {
+        Ok(value) => value,
+        Err(error) if error == ENOIOCTLCMD => ENOTTY.to_errno() as c_long,
+        Err(error) => error.to_errno() as c_long,
+    }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Allocators of I/O virtual addresses.
+//!
+//! C header: [`include/linux/iova.h`](srctree/include/linux/iova.h)
+
+use super::{
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    raw as bindings, //
+};
+use kernel::{
+    error::to_result,
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
+};
+
+/// A reference to the caches that all [`Domain`]s allocate from.
+///
+/// # Invariants
+///
+/// It owns a count of `iova_cache_get`.
+pub(crate) struct Cache(());
+
+impl Cache {
+    /// Takes a reference. May sleep.
+    pub(crate) fn get() -> Result<Arc<Self>> {
+        // SAFETY: It may be called at any time in process context.
+        to_result(unsafe { bindings::iova_cache_get() })?;
+
+        // INVARIANT: The count was taken just now; if the allocation fails, it is dropped.
+        Ok(Arc::new(Self(()), GFP_KERNEL)?)
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants, the count is ours. Every domain has a reference to a
+        // cache of its own, so none is left that needs this count.
+        unsafe { bindings::iova_cache_put() }
+    }
+}
+
+/// An allocator of ranges of pages in a space of I/O virtual addresses.
+///
+/// # Invariants
+///
+/// `inner` is initialised, with its caches, and pinned.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Domain {
+    #[pin]
+    inner: Opaque<bindings::iova_domain>,
+    /// The last page that may be given out.
+    limit: usize,
+    _cache: Arc<Cache>,
+}
+
+// SAFETY: An allocator may be used and destroyed by any task.
+unsafe impl Send for Domain {}
+// SAFETY: An allocator synchronises its users itself.
+unsafe impl Sync for Domain {}
+
+impl Domain {
+    /// Returns an initialiser for an allocator of the addresses from `start` to `last`, in bytes.
+    ///
+    /// `start` must be a multiple of the page size and at least one page: page 0 is never given
+    /// out. May sleep.
+    pub(crate) fn new(
+        cache: &Arc<Cache>,
+        start: usize,
+        last: usize,
+    ) -> impl PinInit<Self, Error> + use<'_> {
+        try_pin_init!(Self {
+            _cache: {
+                if start < PAGE_SIZE || start % PAGE_SIZE != 0 {
+                    return Err(EINVAL);
+                }
+                cache.clone()
+            },
+            limit: last >> PAGE_SHIFT,
+            // INVARIANT: Both initialisations are done; if the second fails, `inner` has nothing
+            // that would have to be given back.
+            inner <- Opaque::try_ffi_init(move |slot: *mut bindings::iova_domain| {
+                // SAFETY: `slot` is valid for writes and pinned.
+                unsafe { bindings::init_iova_domain(slot, PAGE_SIZE, start >> PAGE_SHIFT) };
+                // SAFETY: It was initialised just now.
+                to_result(unsafe { bindings::iova_domain_init_rcaches(slot) })
+            }),
+        })
+    }
+
+    /// Allocates `size` bytes, rounded up to pages and aligned to the next power of two.
+    ///
+    /// Returns the address, or [`None`] if there is no room. May be called in any context.
+    pub(crate) fn alloc(&self, size: usize) -> Option<u64> {
+        let pages = size.div_ceil(PAGE_SIZE);
+        if pages == 0 {
+            return None;
+        }
+
+        // SAFETY: The domain is initialised by the type invariants.
+        match unsafe { bindings::alloc_iova_fast(self.inner.get(), pages, self.limit, true) } {
+            0 => None,
+            pfn => Some((pfn << PAGE_SHIFT) as u64),
+        }
+    }
+
+    /// Frees what [`alloc`](Self::alloc) returned for the same size.
+    ///
+    /// An address that is not allocated is ignored. May be called in any context.
+    pub(crate) fn free(&self, iova: u64, size: usize) {
+        let pages = size.div_ceil(PAGE_SIZE);
+
+        // SAFETY: The domain is initialised by the type invariants. A wrong address only spoils
+        // which addresses are given out.
+        unsafe { bindings::free_iova_fast(self.inner.get(), iova as usize >> PAGE_SHIFT, pages) }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Domain {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: The domain is initialised by the type invariants, and nobody uses it any more.
+        unsafe { bindings::put_iova_domain(self.inner.get()) }
+    }
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe Rust for the kernel facilities that the `kernel` crate lacks, one file each.
+//!
+//! Nothing in here knows VDUSE. This is the only place of the module with `unsafe` code.
+
+mod raw;
+
+pub(crate) mod anon_inode;
+pub(crate) mod atomic_cpumask;
+pub(crate) mod bounce;
+pub(crate) mod capability;
+pub(crate) mod chrdev;
+pub(crate) mod class;
+pub(crate) mod completion;
+pub(crate) mod cpumask;
+pub(crate) mod device;
+pub(crate) mod eventfd;
+pub(crate) mod fd;
+pub(crate) mod file_ops;
+pub(crate) mod iova;
+pub(crate) mod kobject;
+pub(crate) mod lock;
+pub(crate) mod module;
+pub(crate) mod nospec;
+pub(crate) mod once;
+pub(crate) mod page;
+pub(crate) mod param;
+pub(crate) mod pin;
+pub(crate) mod pod;
+pub(crate) mod rcu;
+pub(crate) mod sysfs;
+pub(crate) mod vdpa;
+pub(crate) mod vhost_iotlb;
+pub(crate) mod virtio_map;
+pub(crate) mod workqueue;

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Modules: references to them, and whether there are others.
+//!
+//! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
+
+use super::raw as bindings;
+use kernel::{
+    prelude::*,
+    ThisModule, //
+};
+
+/// A reference that keeps a module from being unloaded.
+///
+/// # Invariants
+///
+/// It owns a reference to the module.
+pub(crate) struct ModuleRef(&'static ThisModule);
+
+impl ModuleRef {
+    /// Takes a reference. Errors: [`ENODEV`] if the module is being unloaded.
+    pub(crate) fn get(module: &'static ThisModule) -> Result<Self> {
+        // SAFETY: A `ThisModule` is a module, or null for code that is built in.
+        if !unsafe { bindings::try_module_get(module.as_ptr()) } {
+            return Err(ENODEV);
+        }
+
+        // INVARIANT: The reference was taken just now.
+        Ok(Self(module))
+    }
+}
+
+/// Whether a module called `name` is loaded, or built in and known to sysfs.
+///
+/// `this` is the module that asks. It may be loaded or unloaded right after. May sleep.
+pub(crate) fn is_present(this: &'static ThisModule, name: &CStr) -> bool {
+    // SAFETY: A `ThisModule` is a module, which is in the set of all modules while it is loaded; or
+    // null for code that is built in.
+    let modules = match unsafe { this.as_ptr().as_ref() } {
+        Some(this) => this.mkobj.kobj.kset,
+        None => return false,
+    };
+    if modules.is_null() {
+        return false;
+    }
+
+    // SAFETY: The set is that of all modules, which is never freed. The name is only read.
+    let found = unsafe { bindings::kset_find_obj(modules, name.as_char_ptr()) };
+    // SAFETY: It is null, or a reference that is ours to give back.
+    unsafe { bindings::kobject_put(found) };
+
+    !found.is_null()
+}
+
+impl Drop for ModuleRef {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants, the reference is ours.
+        unsafe { bindings::module_put(self.0.as_ptr()) }
+    }
+}

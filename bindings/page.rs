@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reference-counted pages.
+//!
+//! [`kernel::page::Page`] has one owner. What is mapped into userspace has several: the driver, and
+//! every page table that the page is in.
+//!
+//! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
+
+use super::raw as bindings;
+use core::ptr::NonNull;
+use kernel::{
+    sync::aref::{
+        ARef,
+        AlwaysRefCounted, //
+    },
+    types::Opaque,
+};
+
+pub(crate) use kernel::page::{
+    PAGE_SHIFT,
+    PAGE_SIZE, //
+};
+
+/// A page of memory.
+#[repr(transparent)]
+pub(crate) struct Page(Opaque<bindings::page>);
+
+// SAFETY: A page may be referred to, and released, by any task.
+unsafe impl Send for Page {}
+// SAFETY: No method touches the page's contents.
+unsafe impl Sync for Page {}
+
+// SAFETY: The reference count of a page keeps it allocated.
+unsafe impl AlwaysRefCounted for Page {
+    fn inc_ref(&self) {
+        // SAFETY: The existence of `self` shows that the count is not zero.
+        unsafe { bindings::get_page(self.as_raw()) }
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: By the safety requirements, the caller owns a count.
+        unsafe { bindings::put_page(obj.as_ptr().cast()) }
+    }
+}
+
+impl Page {
+    /// Makes a reference of a pointer.
+    ///
+    /// # Safety
+    ///
+    /// `ptr` must be a page that stays allocated for `'a`, by a reference count.
+    pub(super) unsafe fn from_raw<'a>(ptr: *mut bindings::page) -> &'a Self {
+        // SAFETY: By the safety requirements; `Page` is transparent.
+        unsafe { &*ptr.cast() }
+    }
+
+    /// The pointer that C knows the page by.
+    pub(super) fn as_raw(&self) -> *mut bindings::page {
+        self.0.get()
+    }
+
+    /// Allocates a page full of zeroes in atomic context. Returns null if there is none.
+    ///
+    /// The caller owns the one reference to it.
+    pub(super) fn alloc_zeroed_atomic() -> *mut bindings::page {
+        let flags = bindings::GFP_ATOMIC | bindings::__GFP_ZERO;
+
+        // SAFETY: Any order may be asked for.
+        unsafe { bindings::alloc_pages(flags, 0) }
+    }
+}
+
+/// The pages of memory that a driver allocated, for as long as somebody wants to look at them.
+///
+/// They are contiguous. Whoever allocated them may free them in the meantime; that only drops a
+/// reference.
+///
+/// # Invariants
+///
+/// `first` is the first of `count` contiguous pages, each of which we own a reference to.
+pub(crate) struct Pages {
+    first: NonNull<bindings::page>,
+    count: usize,
+}
+
+// SAFETY: Page references may be released by any task.
+unsafe impl Send for Pages {}
+// SAFETY: No method touches the pages' contents.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Takes a reference to each of `count` contiguous pages.
+    ///
+    /// # Safety
+    ///
+    /// `first` must be the first of `count` contiguous pages with a reference count of their own,
+    /// allocated for the duration of the call.
+    pub(super) unsafe fn get(first: NonNull<bindings::page>, count: usize) -> Self {
+        for i in 0..count {
+            // SAFETY: By the safety requirements.
+            unsafe { bindings::get_page(first.as_ptr().add(i)) }
+        }
+
+        // INVARIANT: We took the references above.
+        Self { first, count }
+    }
+
+    /// Returns a reference to a page, or [`None`] if there are not as many.
+    pub(crate) fn page(&self, index: usize) -> Option<ARef<Page>> {
+        if index >= self.count {
+            return None;
+        }
+
+        // SAFETY: By the type invariants, there is such a page and it is allocated.
+        Some(unsafe { Page::from_raw(self.first.as_ptr().add(index)) }.into())
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        for i in 0..self.count {
+            // SAFETY: By the type invariants, a reference to each is ours.
+            unsafe { bindings::put_page(self.first.as_ptr().add(i)) }
+        }
+    }
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* What bindgen reads: the headers of everything that `bindings/` wraps. */
+#include <linux/anon_inodes.h>
+#include <linux/capability.h>
+#include <linux/cdev.h>
+#include <linux/completion.h>
+#include <linux/cpumask.h>
+#include <linux/device.h>
+#include <linux/dma-mapping.h>
+#include <linux/eventfd.h>
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/gfp.h>
+#include <linux/iova.h>
+#include <linux/kobject.h>
+#include <linux/mm.h>
+#include <linux/rcupdate.h>
+#include <linux/sysfs.h>
+#include <linux/vdpa.h>
+#include <linux/vhost_iotlb.h>
+#include <linux/virtio_config.h>
+#include <linux/workqueue.h>
+#include <uapi/linux/vdpa.h>
+#include <uapi/linux/vhost_types.h>
+#include <uapi/linux/virtio_blk.h>
+#include <uapi/linux/virtio_ids.h>
+#include <uapi/linux/virtio_net.h>
+#include <uapi/linux/virtio_ring.h>
+
+/* Constants that are casts: bindgen cannot evaluate those. */
+const int RUST_CONST_HELPER_IOCB_NOWAIT = IOCB_NOWAIT;

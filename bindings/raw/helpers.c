@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Static inlines and macros of the kernel, made callable from Rust.
+ *
+ * The prefix is the module's own: a helper of the kernel crate with the same name would make the
+ * name ambiguous where both are imported.
+ */
+#include <linux/capability.h>
+#include <linux/cpumask.h>
+#include <linux/eventfd.h>
+#include <linux/highmem.h>
+#include <linux/io.h>
+#include <linux/iova.h>
+#include <linux/mm.h>
+#include <linux/nospec.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/spinlock.h>
+
+bool vduse_rs_helper_eventfd_signal_allowed(void)
+{
+	return eventfd_signal_allowed();
+}
+
+unsigned long vduse_rs_helper_spin_lock_irqsave(spinlock_t *lock)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(lock, flags);
+	return flags;
+}
+
+void vduse_rs_helper_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags)
+{
+	spin_unlock_irqrestore(lock, flags);
+}
+
+bool vduse_rs_helper_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags)
+{
+	return spin_trylock_irqsave(lock, *flags);
+}
+
+unsigned long vduse_rs_helper_array_index_nospec(unsigned long index, unsigned long size)
+{
+	return array_index_nospec(index, size);
+}
+
+phys_addr_t vduse_rs_helper_page_to_phys(struct page *page)
+{
+	return page_to_phys(page);
+}
+
+phys_addr_t vduse_rs_helper_virt_to_phys(void *address)
+{
+	return virt_to_phys(address);
+}
+
+struct page *vduse_rs_helper_phys_to_page(phys_addr_t phys)
+{
+	return pfn_to_page(PFN_DOWN(phys));
+}
+
+void vduse_rs_helper_get_page(struct page *page)
+{
+	get_page(page);
+}
+
+void vduse_rs_helper_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+unsigned long vduse_rs_helper_rlimit(unsigned int limit)
+{
+	return rlimit(limit);
+}
+
+void vduse_rs_helper_spin_lock_bh(spinlock_t *lock)
+{
+	spin_lock_bh(lock);
+}
+
+void vduse_rs_helper_spin_unlock_bh(spinlock_t *lock)
+{
+	spin_unlock_bh(lock);
+}
+
+bool vduse_rs_helper_spin_trylock_bh(spinlock_t *lock)
+{
+	return spin_trylock_bh(lock);
+}
+
+/*
+ * Copies between a bounce page and what it stands in for: @len bytes at @offset of @bounce, which
+ * must fit into it, and physical memory from @orig on, which may span pages.
+ */
+void vduse_rs_helper_bounce_copy(struct page *bounce, size_t offset, phys_addr_t orig, size_t len,
+				 bool to_bounce)
+{
+	char *addr = kmap_local_page(bounce);
+
+	while (len) {
+		struct page *page = pfn_to_page(PHYS_PFN(orig));
+		size_t start = offset_in_page(orig);
+		size_t part = min_t(size_t, PAGE_SIZE - start, len);
+
+		if (to_bounce)
+			memcpy_from_page(addr + offset, page, start, part);
+		else
+			memcpy_to_page(page, start, addr + offset, part);
+
+		orig += part;
+		offset += part;
+		len -= part;
+	}
+
+	kunmap_local(addr);
+}

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Attributes: the files in a directory of sysfs.
+//!
+//! An attribute is a type that implements [`Attribute`]; a tuple of them, all for the same type of
+//! data, is a list of [`Attributes`], for a device ([`super::chrdev::Node`]) or for a directory
+//! under one ([`super::kobject::KObject`]).
+//!
+//! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
+
+use super::raw;
+use core::{
+    fmt,
+    ptr, //
+};
+use kernel::{
+    container_of,
+    error::{
+        to_result,
+        VTABLE_DEFAULT_ERROR, //
+    },
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// One attribute: readable by everyone and, if it has a [`store`](Self::store), writable by its
+/// owner.
+///
+/// The methods run in process context and may sleep. They must not drop what the attribute is
+/// part of: that waits for them.
+#[vtable]
+pub(crate) trait Attribute: Sized + 'static {
+    /// What the attribute is about.
+    type Data: Send + Sync + 'static;
+
+    /// The file's name.
+    const NAME: &'static CStr;
+
+    /// Writes the value as text, by convention with a newline at its end.
+    fn show(data: &Self::Data, out: &mut Output<'_>) -> Result;
+
+    /// Takes a new value from `text`: what was written in one call, up to its first NUL and less
+    /// than a page of it, mostly with a newline at its end. All of it counts as consumed.
+    fn store(_data: &Self::Data, _text: &CStr) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+}
+
+/// Where [`Attribute::show`] writes to: one page, less the byte for a NUL. What does not fit is
+/// left out.
+pub(crate) struct Output<'a> {
+    page: &'a mut [u8],
+    len: usize,
+}
+
+impl fmt::Write for Output<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let free = self
+            .page
+            .get_mut(self.len..)
+            .and_then(<[u8]>::split_last_mut);
+        if let Some((_, free)) = free {
+            let count = text.len().min(free.len());
+            for (to, from) in free.iter_mut().zip(text.as_bytes()) {
+                *to = *from;
+            }
+            // OVERFLOW: Not more than the page.
+            self.len += count;
+        }
+        Ok(())
+    }
+}
+
+/// Reads an unsigned decimal number the way attributes of integers do everywhere in the kernel:
+/// with a `+` before it or not, and a newline behind it or not.
+///
+/// Fails with `EINVAL` if it is not a number, with `ERANGE` if it is too large.
+pub(crate) fn parse_u32(text: &CStr) -> Result<u32> {
+    let mut value = 0;
+    // SAFETY: The text ends in a NUL, and `value` is valid for a write.
+    to_result(unsafe { raw::kstrtouint(text.as_char_ptr(), 10, &mut value) })?;
+    Ok(value)
+}
+
+/// A list of attributes for data of type `D`: `()`, or a tuple of [`Attribute`]s.
+///
+/// # Safety
+///
+/// - `DEVICE` is null or a null-terminated array of groups of `struct device_attribute`. Their
+///   functions ask for no more than that the device's driver data points to a `D` that lives until
+///   the device is unregistered.
+/// - The functions of those in `KOBJECT` ask for no more than that they are part of an [`Entry`]
+///   whose `data` points to a `D` that lives until they are removed.
+/// - Everything in here has static lifetime.
+pub(crate) unsafe trait Attributes<D> {
+    #[doc(hidden)]
+    const DEVICE: *const *const raw::attribute_group;
+
+    #[doc(hidden)]
+    const KOBJECT: &'static [raw::kobj_attribute];
+}
+
+/// An attribute of a kobject.
+///
+/// One for each kobject, so that the data can be found without a kobject type of our own: the
+/// release function of a type is called whenever the last reference is gone, and that must not
+/// be after the module's code is.
+#[repr(C)]
+pub(super) struct Entry {
+    pub(super) attribute: raw::kobj_attribute,
+    pub(super) data: *const c_void,
+}
+
+/// The C side of one attribute.
+trait RawAttribute: Attribute {
+    const COMMON: raw::attribute = {
+        let mut attribute: raw::attribute = pin_init::zeroed();
+        attribute.name = kernel::str::as_char_ptr_in_const_context(Self::NAME);
+        attribute.mode = if Self::HAS_STORE { 0o644 } else { 0o444 };
+        attribute
+    };
+
+    const DEVICE: raw::device_attribute = {
+        let mut attribute: raw::device_attribute = pin_init::zeroed();
+        attribute.attr = Self::COMMON;
+        attribute.__bindgen_anon_1.show = Some(show_device::<Self>);
+        if Self::HAS_STORE {
+            attribute.__bindgen_anon_2.store = Some(store_device::<Self>);
+        }
+        attribute
+    };
+
+    const KOBJECT: raw::kobj_attribute = raw::kobj_attribute {
+        attr: Self::COMMON,
+        show: Some(show_kobject::<Self>),
+        store: if Self::HAS_STORE {
+            Some(store_kobject::<Self>)
+        } else {
+            None
+        },
+    };
+}
+
+impl<A: Attribute> RawAttribute for A {}
+
+/// # Safety
+///
+/// `page` must be valid for reads and writes of `PAGE_SIZE` initialized bytes during this call,
+/// and nobody else may use it.
+unsafe fn show<A: Attribute>(data: &A::Data, page: *mut c_char) -> isize {
+    // SAFETY: By the safety requirements of this function.
+    let page = unsafe { core::slice::from_raw_parts_mut(page.cast::<u8>(), PAGE_SIZE) };
+    let mut out = Output { page, len: 0 };
+
+    match A::show(data, &mut out) {
+        // CAST: Less than a page.
+        Ok(()) => out.len as isize,
+        Err(error) => error.to_errno() as isize,
+    }
+}
+
+/// # Safety
+///
+/// `text` must be a NUL-terminated string during this call.
+unsafe fn store<A: Attribute>(data: &A::Data, text: *const c_char, count: usize) -> isize {
+    // SAFETY: By the safety requirements of this function.
+    let text = unsafe { CStr::from_char_ptr(text) };
+
+    match A::store(data, text) {
+        // CAST: Not more than a page.
+        Ok(()) => count as isize,
+        Err(error) => error.to_errno() as isize,
+    }
+}
+
+/// # Safety
+///
+/// As a `show` function of a device attribute is called by sysfs, with a page that it has zeroed;
+/// the driver data of `dev` must point to an `A::Data` that is valid during this call.
+unsafe extern "C" fn show_device<A: Attribute>(
+    dev: *mut raw::device,
+    _attribute: *mut raw::device_attribute,
+    page: *mut c_char,
+) -> isize {
+    // SAFETY: By the safety requirements of this function.
+    let data = unsafe { &*raw::dev_get_drvdata(dev).cast::<A::Data>() };
+    // SAFETY: As above.
+    unsafe { show::<A>(data, page) }
+}
+
+/// # Safety
+///
+/// As a `store` function of a device attribute is called by sysfs, with a NUL-terminated text; the
+/// driver data of `dev` must point to an `A::Data` that is valid during this call.
+unsafe extern "C" fn store_device<A: Attribute>(
+    dev: *mut raw::device,
+    _attribute: *mut raw::device_attribute,
+    text: *const c_char,
+    count: usize,
+) -> isize {
+    // SAFETY: By the safety requirements of this function.
+    let data = unsafe { &*raw::dev_get_drvdata(dev).cast::<A::Data>() };
+    // SAFETY: As above.
+    unsafe { store::<A>(data, text, count) }
+}
+
+/// # Safety
+///
+/// `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during `'a`.
+unsafe fn entry_data<'a, A: Attribute>(attribute: *mut raw::kobj_attribute) -> &'a A::Data {
+    // SAFETY: By the safety requirements of this function.
+    let entry = unsafe { container_of!(attribute, Entry, attribute) };
+    // SAFETY: As above.
+    unsafe { &*(*entry).data.cast::<A::Data>() }
+}
+
+/// # Safety
+///
+/// As a `show` function of a kobject's attribute is called by sysfs, with a page that it has
+/// zeroed; `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during this
+/// call.
+unsafe extern "C" fn show_kobject<A: Attribute>(
+    _kobj: *mut raw::kobject,
+    attribute: *mut raw::kobj_attribute,
+    page: *mut c_char,
+) -> isize {
+    // SAFETY: By the safety requirements of this function.
+    let data = unsafe { entry_data::<A>(attribute) };
+    // SAFETY: As above.
+    unsafe { show::<A>(data, page) }
+}
+
+/// # Safety
+///
+/// As a `store` function of a kobject's attribute is called by sysfs, with a NUL-terminated text;
+/// `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during this call.
+unsafe extern "C" fn store_kobject<A: Attribute>(
+    _kobj: *mut raw::kobject,
+    attribute: *mut raw::kobj_attribute,
+    text: *const c_char,
+    count: usize,
+) -> isize {
+    // SAFETY: By the safety requirements of this function.
+    let data = unsafe { entry_data::<A>(attribute) };
+    // SAFETY: As above.
+    unsafe { store::<A>(data, text, count) }
+}
+
+// SAFETY: There are no attributes.
+unsafe impl<D> Attributes<D> for () {
+    const DEVICE: *const *const raw::attribute_group = ptr::null();
+    const KOBJECT: &'static [raw::kobj_attribute] = &[];
+}
+
+/// The groups of a device, from a null-terminated array of its attributes.
+const fn group(attributes: &'static [*const raw::attribute]) -> raw::attribute_group {
+    let mut group: raw::attribute_group = pin_init::zeroed();
+    group.__bindgen_anon_2.attrs_const = attributes.as_ptr();
+    group
+}
+
+macro_rules! impl_attributes {
+    ($($attribute:ident)*) => {
+        // SAFETY: `RawAttribute` makes them of constants, with functions that ask for no more
+        // than that, for `A::Data`, which is `D`.
+        unsafe impl<D, $($attribute: Attribute<Data = D>),*> Attributes<D> for ($($attribute,)*) {
+            const DEVICE: *const *const raw::attribute_group = {
+                struct List<T>(core::marker::PhantomData<T>);
+
+                impl<$($attribute: Attribute),*> List<($($attribute,)*)> {
+                    const ATTRIBUTES: &'static [*const raw::attribute] = &[
+                        $(&raw const (&<$attribute as RawAttribute>::DEVICE).attr,)*
+                        ptr::null(),
+                    ];
+                    const GROUP: &'static raw::attribute_group = &group(Self::ATTRIBUTES);
+                    const GROUPS: &'static [*const raw::attribute_group] =
+                        &[ptr::from_ref(Self::GROUP), ptr::null()];
+                }
+
+                List::<($($attribute,)*)>::GROUPS.as_ptr()
+            };
+
+            const KOBJECT: &'static [raw::kobj_attribute] =
+                &[$(<$attribute as RawAttribute>::KOBJECT,)*];
+        }
+    };
+}
+
+impl_attributes!(A);
+impl_attributes!(A B);
+impl_attributes!(A B C);
+impl_attributes!(A B C E);

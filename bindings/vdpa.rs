@@ -1,0 +1,866 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! vDPA devices: virtio devices that a kernel or userspace driver finds on the vDPA bus.
+//!
+//! A vDPA device is allocated by the C core with the device driver's own data behind it, a type that
+//! implements [`Operations`]. It is added by a [management device](mgmt) and lives until the core
+//! lets go of it.
+//!
+//! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
+
+use super::{
+    atomic_cpumask::AtomicCpumask,
+    lock::{
+        new_spinlock_bh,
+        SpinLockBh, //
+    },
+    raw as bindings,
+    vhost_iotlb::Iotlb,
+    virtio_map::{
+        self,
+        Token, //
+    },
+};
+use core::{
+    marker::PhantomData,
+    mem::offset_of,
+    ptr, //
+};
+use kernel::{
+    cpumask::Cpumask,
+    error::{
+        from_err_ptr,
+        from_result, //
+    },
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
+};
+
+pub(crate) mod mgmt;
+
+/// Bits of the device status (virtio 1.3, section 2.1).
+pub(crate) mod status {
+    use super::bindings;
+
+    /// The driver is set up and drives the device.
+    pub(crate) const DRIVER_OK: u8 = bindings::VIRTIO_CONFIG_S_DRIVER_OK as u8;
+    /// The driver has given up on the device.
+    pub(crate) const FAILED: u8 = bindings::VIRTIO_CONFIG_S_FAILED as u8;
+}
+
+/// Where the parts of a virtqueue are, as I/O virtual addresses (virtio 1.3, section 2.6 to 2.8).
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct VqAddress {
+    /// The descriptor area.
+    pub(crate) desc: u64,
+    /// The driver area.
+    pub(crate) driver: u64,
+    /// The device area.
+    pub(crate) device: u64,
+}
+
+/// Where a device stands in a packed virtqueue.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct PackedState {
+    /// The driver ring's wrap counter, 0 or 1.
+    pub(crate) last_avail_counter: u16,
+    /// The place in the ring, 15 bits.
+    pub(crate) last_avail_idx: u16,
+    /// The device ring's wrap counter, 0 or 1.
+    pub(crate) last_used_counter: u16,
+    /// Where the next used descriptor goes, 15 bits.
+    pub(crate) last_used_idx: u16,
+}
+
+/// Where a device stands in a virtqueue. Which layout it is depends on the features.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct VqState {
+    /// Split: the available index, then nothing. Packed: available, then used, each an index of 15
+    /// bits above a wrap counter of one.
+    words: [u16; 2],
+}
+
+impl VqState {
+    /// The state of a split virtqueue.
+    pub(crate) fn from_split(avail_index: u16) -> Self {
+        Self {
+            words: [avail_index, 0],
+        }
+    }
+
+    /// The state of a packed virtqueue. Bits that do not fit are dropped.
+    pub(crate) fn from_packed(state: PackedState) -> Self {
+        let word = |counter: u16, idx: u16| (counter & 1) | (idx << 1);
+
+        Self {
+            words: [
+                word(state.last_avail_counter, state.last_avail_idx),
+                word(state.last_used_counter, state.last_used_idx),
+            ],
+        }
+    }
+
+    /// Reads the state of a split virtqueue: the available index.
+    pub(crate) fn split(self) -> u16 {
+        self.words[0]
+    }
+
+    /// Reads the state of a packed virtqueue.
+    pub(crate) fn packed(self) -> PackedState {
+        PackedState {
+            last_avail_counter: self.words[0] & 1,
+            last_avail_idx: self.words[0] >> 1,
+            last_used_counter: self.words[1] & 1,
+            last_used_idx: self.words[1] >> 1,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `ptr` must be valid for reads.
+    unsafe fn from_raw(ptr: *const bindings::vdpa_vq_state) -> Self {
+        const { assert!(size_of::<Self>() <= size_of::<bindings::vdpa_vq_state>()) };
+
+        // SAFETY: By the safety requirements; both members of the union start with these words, and
+        // callers initialise the whole of it.
+        unsafe { ptr.cast::<Self>().read() }
+    }
+
+    /// # Safety
+    ///
+    /// `ptr` must be valid for writes.
+    unsafe fn write_to(self, ptr: *mut bindings::vdpa_vq_state) {
+        // SAFETY: By the safety requirements; see `from_raw`.
+        unsafe { ptr.cast::<Self>().write(self) }
+    }
+}
+
+/// What a driver wants to be called with.
+struct Callback {
+    function: unsafe extern "C" fn(*mut c_void) -> bindings::irqreturn_t,
+    private: *mut c_void,
+}
+
+// SAFETY: The driver says that its callback may be called in any task, as an interrupt would.
+unsafe impl Send for Callback {}
+
+struct SlotState {
+    callback: Option<Callback>,
+    enabled: bool,
+}
+
+/// The place of a driver's callback: of a virtqueue's, or of the configuration space's.
+///
+/// The [`Device`] that the slot was given to fills it and empties it. A callback is only called under
+/// the slot's lock, and only
+///
+/// - before the device is reset or has been removed from the bus,
+/// - for a virtqueue, while that is ready: a driver disables a virtqueue before it frees it,
+/// - for the configuration space, as long as the driver has not failed: a driver that failed to
+///   probe may be gone without a reset.
+///
+/// The callback's eventfd, which some drivers offer as a short cut, is not used: the driver may
+/// release it before it says so, and calling back does the same.
+///
+/// # Lock order
+///
+/// The slot's lock, then everything that a driver takes in an interrupt, which includes what the
+/// device takes when it is kicked and when it maps memory.
+///
+/// # Invariants
+///
+/// If there is a callback and the slot is enabled, the callback may be called.
+#[pin_data]
+pub(crate) struct CallbackSlot {
+    #[pin]
+    state: SpinLockBh<SlotState>,
+}
+
+impl CallbackSlot {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            state <- new_spinlock_bh!(SlotState {
+                callback: None,
+                enabled: false,
+            }),
+        })
+    }
+
+    /// Interrupts the driver: calls its callback, in the caller's own context.
+    ///
+    /// Returns whether there was one to call. Process context or softirq, with interrupts enabled.
+    pub(crate) fn call(&self) -> bool {
+        let state = self.state.lock();
+
+        match &state.callback {
+            Some(callback) if state.enabled => {
+                // SAFETY: By the type invariants, the callback may be called. Softirqs are
+                // disabled, as they are in an interrupt handler; those that it raises run when the
+                // lock is released.
+                unsafe { (callback.function)(callback.private) };
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Waits for a call that is under way.
+    fn set_enabled(&self, enabled: bool) {
+        self.state.lock().enabled = enabled;
+    }
+
+    /// Waits for a call that is under way.
+    ///
+    /// # Safety
+    ///
+    /// `cb` must be valid. Its callback must be callable from when the slot is enabled until the
+    /// slot is emptied, given another callback, or disabled.
+    unsafe fn fill(&self, cb: *const bindings::vdpa_callback) {
+        // SAFETY: By the safety requirements.
+        let cb = unsafe { &*cb };
+
+        // INVARIANT: By the safety requirements.
+        self.state.lock().callback = cb.callback.map(|function| Callback {
+            function,
+            private: cb.private,
+        });
+    }
+
+    /// Waits for a call that is under way.
+    fn clear(&self) {
+        let mut state = self.state.lock();
+        state.callback = None;
+        state.enabled = false;
+    }
+}
+
+/// The callbacks of a device.
+pub(crate) struct Callbacks {
+    vqs: KVVec<Arc<CallbackSlot>>,
+    config: Arc<CallbackSlot>,
+}
+
+impl Callbacks {
+    /// Makes the empty slots of a device with `vqs` virtqueues. May sleep.
+    pub(crate) fn new(vqs: usize) -> Result<Arc<Self>> {
+        let mut slots = KVVec::with_capacity(vqs, GFP_KERNEL)?;
+        for _ in 0..vqs {
+            slots.push(Arc::pin_init(CallbackSlot::new(), GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+
+        Ok(Arc::new(
+            Self {
+                vqs: slots,
+                config: Arc::pin_init(CallbackSlot::new(), GFP_KERNEL)?,
+            },
+            GFP_KERNEL,
+        )?)
+    }
+
+    /// The slots of the virtqueues, by index.
+    pub(crate) fn vqs(&self) -> &[Arc<CallbackSlot>] {
+        &self.vqs
+    }
+
+    /// The slot of the configuration space.
+    pub(crate) fn config(&self) -> &Arc<CallbackSlot> {
+        &self.config
+    }
+
+    fn clear(&self) {
+        self.config.clear();
+        for slot in &self.vqs {
+            slot.clear();
+        }
+    }
+}
+
+/// What a vDPA device does.
+///
+/// The methods are called in process context and may sleep, but for [`kick_vq`](Self::kick_vq). A
+/// virtqueue's index is below the number that the device was added with.
+pub(crate) trait Operations: Sized + Send + Sync + 'static {
+    /// Who owns the address spaces that virtqueues are mapped into.
+    type SpaceOwner: virtio_map::Owner;
+
+    /// The driver has put the parts of a virtqueue somewhere.
+    fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result;
+    /// The driver has chosen the size of a virtqueue, in descriptors.
+    fn set_vq_num(&self, vq: u16, num: u32);
+    /// The driver has made buffers available. Any context, interrupt handlers included.
+    fn kick_vq(&self, vq: u16);
+    /// The driver enables or disables a virtqueue.
+    fn set_vq_ready(&self, vq: u16, ready: bool);
+    /// Whether a virtqueue is enabled.
+    fn vq_ready(&self, vq: u16) -> bool;
+    /// The driver says where in a virtqueue to start.
+    fn set_vq_state(&self, vq: u16, state: VqState) -> Result;
+    /// Where in a virtqueue the device is.
+    fn vq_state(&self, vq: u16) -> Result<VqState>;
+    /// The size of a virtqueue: the one chosen, or the largest.
+    fn vq_size(&self, vq: u16) -> u16;
+    /// The group of a virtqueue.
+    fn vq_group(&self, vq: u16) -> u32;
+    /// What the memory of a virtqueue is mapped by; [`None`] if it cannot be mapped.
+    fn vq_token(&self, vq: u16) -> Option<&Token<Self::SpaceOwner>>;
+    /// The CPUs that a virtqueue's interrupts go to; [`None`] for any.
+    fn vq_affinity(&self, vq: u16) -> Option<&AtomicCpumask>;
+    /// The driver chooses the CPUs that a virtqueue's interrupts go to; [`None`] for any.
+    fn set_vq_affinity(&self, vq: u16, mask: Option<&Cpumask>) -> Result;
+    /// The alignment of a virtqueue's parts, in bytes.
+    fn vq_align(&self) -> u32;
+    /// The largest size of any virtqueue.
+    fn vq_num_max(&self) -> u16;
+
+    /// The virtio device id.
+    fn device_id(&self) -> u32;
+    /// The virtio vendor id.
+    fn vendor_id(&self) -> u32;
+    /// The features that the device offers.
+    fn device_features(&self) -> u64;
+    /// The features that the driver has accepted.
+    fn driver_features(&self) -> u64;
+    /// The driver accepts features.
+    fn set_driver_features(&self, features: u64) -> Result;
+    /// The device status.
+    fn status(&self) -> u8;
+    /// The driver sets the device status, to other than 0.
+    fn set_status(&self, status: u8);
+    /// The driver resets the device. Its callbacks have been forgotten by then.
+    fn reset(&self) -> Result;
+    /// The size of the configuration space in bytes.
+    fn config_size(&self) -> usize;
+    /// Reads the configuration space; what lies behind its end is zero.
+    fn get_config(&self, offset: usize, buf: &mut [u8]);
+    /// The driver writes to the configuration space.
+    fn set_config(&self, offset: usize, buf: &[u8]);
+    /// A number that changes whenever the configuration space does.
+    fn generation(&self) -> u32;
+
+    /// Replaces all mappings of an address space.
+    fn set_map(&self, asid: u32, iotlb: &Iotlb) -> Result;
+    /// Drops all mappings of an address space: who made them is gone.
+    fn reset_map(&self, asid: u32) -> Result;
+    /// Moves a group of virtqueues to an address space.
+    fn set_group_asid(&self, group: u32, asid: u32) -> Result;
+}
+
+/// A vDPA device.
+///
+/// # Invariants
+///
+/// `vdpa` was allocated by the core with [`VTable<T>`] and enough room for `data`, which is
+/// initialised until the core calls the table's `free`, as `callbacks` is.
+#[repr(C)]
+struct Device<T: Operations> {
+    vdpa: Opaque<bindings::vdpa_device>,
+    callbacks: Arc<Callbacks>,
+    data: T,
+}
+
+impl<T: Operations> Device<T> {
+    /// # Safety
+    ///
+    /// `vdev` must be the `vdpa` field of a [`Device<T>`] that the core does not free for `'a`.
+    unsafe fn data<'a>(vdev: *const bindings::vdpa_device) -> &'a T {
+        const { assert!(offset_of!(Self, vdpa) == 0) };
+
+        // SAFETY: By the safety requirements, and by the type invariants of `Device`.
+        unsafe { &(*vdev.cast::<Self>()).data }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`data`](Self::data).
+    unsafe fn callbacks<'a>(vdev: *const bindings::vdpa_device) -> &'a Arc<Callbacks> {
+        // SAFETY: By the safety requirements, and by the type invariants of `Device`.
+        unsafe { &(*vdev.cast::<Self>()).callbacks }
+    }
+
+    /// Allocates a device. The caller owns a reference to it.
+    fn alloc(
+        parent: &kernel::device::Device,
+        name: &CStr,
+        ngroups: u32,
+        nas: u32,
+        callbacks: Arc<Callbacks>,
+        data: T,
+    ) -> Result<*mut bindings::vdpa_device> {
+        // The core allocates by size alone.
+        const {
+            assert!(align_of::<Self>() <= align_of::<u64>());
+        }
+
+        // SAFETY: The tables are static and fit a `Device<T>`; the core copies the name and takes a
+        // reference to the parent when the device is added, which is before the caller's ends. The
+        // device uses virtual addresses, as `Iotlb` requires.
+        let vdev = from_err_ptr(unsafe {
+            bindings::__vdpa_alloc_device(
+                device_as_raw(parent),
+                &VTable::<T>::VTABLE,
+                &virtio_map::VTable::<T::SpaceOwner>::VTABLE,
+                ngroups,
+                nas,
+                size_of::<Self>(),
+                name.as_char_ptr(),
+                true,
+            )
+        })?;
+
+        let this = vdev.cast::<Self>();
+        // SAFETY: The allocation has room for a `Device<T>`, and nobody else has seen it.
+        unsafe {
+            (&raw mut (*this).callbacks).write(callbacks);
+            (&raw mut (*this).data).write(data);
+        }
+
+        Ok(vdev)
+    }
+}
+
+/// The C structure of a device.
+fn device_as_raw(dev: &kernel::device::Device) -> *mut bindings::device {
+    // `Device` is a transparent wrapper.
+    ptr::from_ref(dev).cast_mut().cast()
+}
+
+struct VTable<T: Operations>(PhantomData<T>);
+
+// The core calls these with a device that was allocated with this table and has not been freed: that
+// is what "a live device" means below.
+impl<T: Operations> VTable<T> {
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_vq_address(
+        vdev: *mut bindings::vdpa_device,
+        vq: u16,
+        desc: u64,
+        driver: u64,
+        device: u64,
+    ) -> c_int {
+        // SAFETY: A live device.
+        let data = unsafe { Device::<T>::data(vdev) };
+        let address = VqAddress {
+            desc,
+            driver,
+            device,
+        };
+
+        from_result(|| data.set_vq_address(vq, address).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_vq_num(vdev: *mut bindings::vdpa_device, vq: u16, num: u32) {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.set_vq_num(vq, num)
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn kick_vq(vdev: *mut bindings::vdpa_device, vq: u16) {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.kick_vq(vq)
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_vq_cb(
+        vdev: *mut bindings::vdpa_device,
+        vq: u16,
+        cb: *mut bindings::vdpa_callback,
+    ) {
+        // SAFETY: A live device.
+        let callbacks = unsafe { Device::<T>::callbacks(vdev) };
+
+        if let Some(slot) = callbacks.vqs.get(usize::from(vq)) {
+            // SAFETY: The driver passes a callback that may be called while the virtqueue is
+            // ready, until it passes another or resets the device.
+            unsafe { slot.fill(cb) }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_vq_ready(vdev: *mut bindings::vdpa_device, vq: u16, ready: bool) {
+        // SAFETY: A live device.
+        let (data, callbacks) = unsafe { (Device::<T>::data(vdev), Device::<T>::callbacks(vdev)) };
+
+        data.set_vq_ready(vq, ready);
+        if let Some(slot) = callbacks.vqs.get(usize::from(vq)) {
+            slot.set_enabled(ready);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_vq_ready(vdev: *mut bindings::vdpa_device, vq: u16) -> bool {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.vq_ready(vq)
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_vq_state(
+        vdev: *mut bindings::vdpa_device,
+        vq: u16,
+        state: *const bindings::vdpa_vq_state,
+    ) -> c_int {
+        // SAFETY: A live device.
+        let data = unsafe { Device::<T>::data(vdev) };
+        // SAFETY: The core passes a state.
+        let state = unsafe { VqState::from_raw(state) };
+
+        from_result(|| data.set_vq_state(vq, state).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_vq_state(
+        vdev: *mut bindings::vdpa_device,
+        vq: u16,
+        state: *mut bindings::vdpa_vq_state,
+    ) -> c_int {
+        // SAFETY: A live device.
+        let data = unsafe { Device::<T>::data(vdev) };
+
+        from_result(|| {
+            let answer = data.vq_state(vq)?;
+            // SAFETY: The core passes a place for the state.
+            unsafe { answer.write_to(state) };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_vq_size(vdev: *mut bindings::vdpa_device, vq: u16) -> u16 {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.vq_size(vq)
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_vq_group(vdev: *mut bindings::vdpa_device, vq: u16) -> u32 {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.vq_group(vq)
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_vq_map(
+        vdev: *mut bindings::vdpa_device,
+        vq: u16,
+    ) -> bindings::virtio_map {
+        // SAFETY: A live device. It is alive as long as its virtqueues are, and the token that it
+        // returns is borrowed from it for as long.
+        unsafe { Device::<T>::data(vdev) }.vq_token(vq).map_or(
+            bindings::virtio_map {
+                group: ptr::null_mut(),
+            },
+            Token::as_raw,
+        )
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_vq_align(vdev: *mut bindings::vdpa_device) -> u32 {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.vq_align()
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_vq_num_max(vdev: *mut bindings::vdpa_device) -> u16 {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.vq_num_max()
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_device_id(vdev: *mut bindings::vdpa_device) -> u32 {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.device_id()
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_vendor_id(vdev: *mut bindings::vdpa_device) -> u32 {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.vendor_id()
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_device_features(vdev: *mut bindings::vdpa_device) -> u64 {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.device_features()
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_driver_features(
+        vdev: *mut bindings::vdpa_device,
+        features: u64,
+    ) -> c_int {
+        // SAFETY: A live device.
+        let data = unsafe { Device::<T>::data(vdev) };
+
+        from_result(|| data.set_driver_features(features).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_driver_features(vdev: *mut bindings::vdpa_device) -> u64 {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.driver_features()
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_config_cb(
+        vdev: *mut bindings::vdpa_device,
+        cb: *mut bindings::vdpa_callback,
+    ) {
+        // SAFETY: A live device.
+        let slot = unsafe { Device::<T>::callbacks(vdev) }.config();
+
+        // SAFETY: The driver passes a callback that may be called until it passes another, resets
+        // the device, or fails.
+        unsafe { slot.fill(cb) };
+        slot.set_enabled(true);
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_status(vdev: *mut bindings::vdpa_device) -> u8 {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.status()
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_status(vdev: *mut bindings::vdpa_device, status: u8) {
+        // SAFETY: A live device.
+        let (data, callbacks) = unsafe { (Device::<T>::data(vdev), Device::<T>::callbacks(vdev)) };
+
+        if status & status::FAILED != 0 {
+            callbacks.config.set_enabled(false);
+        }
+        data.set_status(status)
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn reset(vdev: *mut bindings::vdpa_device) -> c_int {
+        // SAFETY: A live device.
+        let (data, callbacks) = unsafe { (Device::<T>::data(vdev), Device::<T>::callbacks(vdev)) };
+
+        callbacks.clear();
+        from_result(|| data.reset().map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_config_size(vdev: *mut bindings::vdpa_device) -> usize {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.config_size()
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_config(
+        vdev: *mut bindings::vdpa_device,
+        offset: c_uint,
+        buf: *mut c_void,
+        len: c_uint,
+    ) {
+        if len == 0 {
+            return;
+        }
+
+        let (offset, len) = (offset as usize, len as usize);
+        // SAFETY: The core passes a buffer of this length. What callers read from it is what comes
+        // back, initialised or not before: so it is made to be zeroes first.
+        let buf = unsafe {
+            ptr::write_bytes(buf.cast::<u8>(), 0, len);
+            core::slice::from_raw_parts_mut(buf.cast::<u8>(), len)
+        };
+
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.get_config(offset, buf)
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_config(
+        vdev: *mut bindings::vdpa_device,
+        offset: c_uint,
+        buf: *const c_void,
+        len: c_uint,
+    ) {
+        if len == 0 {
+            return;
+        }
+
+        // SAFETY: The core passes a buffer of this length.
+        let buf = unsafe { core::slice::from_raw_parts(buf.cast::<u8>(), len as usize) };
+
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.set_config(offset as usize, buf)
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_generation(vdev: *mut bindings::vdpa_device) -> u32 {
+        // SAFETY: A live device.
+        unsafe { Device::<T>::data(vdev) }.generation()
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_vq_affinity(
+        vdev: *mut bindings::vdpa_device,
+        vq: u16,
+        mask: *const bindings::cpumask,
+    ) -> c_int {
+        // SAFETY: A live device.
+        let data = unsafe { Device::<T>::data(vdev) };
+        // SAFETY: The core passes a mask, or null.
+        let mask = (!mask.is_null()).then(|| unsafe { Cpumask::from_raw(mask) });
+
+        from_result(|| data.set_vq_affinity(vq, mask).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn get_vq_affinity(
+        vdev: *mut bindings::vdpa_device,
+        vq: u16,
+    ) -> *const bindings::cpumask {
+        // SAFETY: A live device, from which the mask is borrowed.
+        unsafe { Device::<T>::data(vdev) }
+            .vq_affinity(vq)
+            .map_or_else(AtomicCpumask::all_raw, AtomicCpumask::as_raw)
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_map(
+        vdev: *mut bindings::vdpa_device,
+        asid: c_uint,
+        iotlb: *mut bindings::vhost_iotlb,
+    ) -> c_int {
+        // SAFETY: A live device.
+        let data = unsafe { Device::<T>::data(vdev) };
+        // SAFETY: The core passes an IOTLB that it does not change during the call. The device was
+        // allocated as one that uses virtual addresses.
+        let iotlb = unsafe { Iotlb::from_raw(iotlb) };
+
+        from_result(|| data.set_map(asid, iotlb).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn reset_map(vdev: *mut bindings::vdpa_device, asid: c_uint) -> c_int {
+        // SAFETY: A live device.
+        let data = unsafe { Device::<T>::data(vdev) };
+
+        from_result(|| data.reset_map(asid).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn set_group_asid(
+        vdev: *mut bindings::vdpa_device,
+        group: c_uint,
+        asid: c_uint,
+    ) -> c_int {
+        // SAFETY: A live device.
+        let data = unsafe { Device::<T>::data(vdev) };
+
+        from_result(|| data.set_group_asid(group, asid).map(|()| 0))
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    unsafe extern "C" fn free(vdev: *mut bindings::vdpa_device) {
+        let this = vdev.cast::<Device<T>>();
+
+        // SAFETY: The core calls this once, as the last thing before it frees the allocation. Both
+        // are initialised by the type invariants of `Device`.
+        unsafe {
+            ptr::drop_in_place(&raw mut (*this).callbacks);
+            ptr::drop_in_place(&raw mut (*this).data);
+        }
+    }
+
+    const VTABLE: bindings::vdpa_config_ops = bindings::vdpa_config_ops {
+        set_vq_address: Some(Self::set_vq_address),
+        set_vq_num: Some(Self::set_vq_num),
+        kick_vq: Some(Self::kick_vq),
+        set_vq_cb: Some(Self::set_vq_cb),
+        set_vq_ready: Some(Self::set_vq_ready),
+        get_vq_ready: Some(Self::get_vq_ready),
+        set_vq_state: Some(Self::set_vq_state),
+        get_vq_state: Some(Self::get_vq_state),
+        get_vq_size: Some(Self::get_vq_size),
+        get_vq_group: Some(Self::get_vq_group),
+        get_vq_map: Some(Self::get_vq_map),
+        get_vq_align: Some(Self::get_vq_align),
+        get_vq_num_max: Some(Self::get_vq_num_max),
+        get_device_id: Some(Self::get_device_id),
+        get_vendor_id: Some(Self::get_vendor_id),
+        get_device_features: Some(Self::get_device_features),
+        set_driver_features: Some(Self::set_driver_features),
+        get_driver_features: Some(Self::get_driver_features),
+        set_config_cb: Some(Self::set_config_cb),
+        get_status: Some(Self::get_status),
+        set_status: Some(Self::set_status),
+        reset: Some(Self::reset),
+        get_config_size: Some(Self::get_config_size),
+        get_config: Some(Self::get_config),
+        set_config: Some(Self::set_config),
+        get_generation: Some(Self::get_generation),
+        set_vq_affinity: Some(Self::set_vq_affinity),
+        get_vq_affinity: Some(Self::get_vq_affinity),
+        set_map: Some(Self::set_map),
+        reset_map: Some(Self::reset_map),
+        set_group_asid: Some(Self::set_group_asid),
+        free: Some(Self::free),
+        ..pin_init::zeroed()
+    };
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reading the IOTLB that vhost hands to a vDPA device.
+//!
+//! C header: [`include/linux/vhost_iotlb.h`](srctree/include/linux/vhost_iotlb.h)
+
+use super::raw as bindings;
+use core::marker::PhantomData;
+use kernel::{
+    fs::File,
+    prelude::*,
+    sync::aref::ARef,
+    types::Opaque, //
+};
+
+/// The mappings of one address space, as their owner last changed them.
+///
+/// # Invariants
+///
+/// Every mapping's opaque pointer is a `struct vdpa_map_file`: that is so for devices that use
+/// virtual addresses.
+#[repr(transparent)]
+pub(crate) struct Iotlb(Opaque<bindings::vhost_iotlb>);
+
+/// One mapping of an [`Iotlb`].
+pub(crate) struct Map {
+    /// First I/O virtual address.
+    pub(crate) start: u64,
+    /// Last I/O virtual address.
+    pub(crate) last: u64,
+    /// What the device may do: a combination of bits of which 1 is reading and 2 is writing.
+    pub(crate) perm: u32,
+    /// The file that holds the memory.
+    pub(crate) file: ARef<File>,
+    /// Where in the file the memory is, in bytes.
+    pub(crate) offset: u64,
+}
+
+impl Iotlb {
+    /// Makes a reference of a pointer.
+    ///
+    /// # Safety
+    ///
+    /// For `'a`, `ptr` must be valid and not change, and every mapping's opaque pointer must be a
+    /// `struct vdpa_map_file`.
+    pub(super) unsafe fn from_raw<'a>(ptr: *mut bindings::vhost_iotlb) -> &'a Self {
+        // SAFETY: By the safety requirements; `Iotlb` is transparent.
+        // INVARIANT: By the safety requirements.
+        unsafe { &*ptr.cast() }
+    }
+
+    /// All mappings, in the order of their addresses.
+    pub(crate) fn iter(&self) -> Iter<'_> {
+        Iter {
+            // SAFETY: The IOTLB is valid and does not change as long as `self` is borrowed.
+            next: unsafe { bindings::vhost_iotlb_itree_first(self.0.get(), 0, u64::MAX) },
+            _iotlb: PhantomData,
+        }
+    }
+}
+
+/// An iterator over the mappings of an [`Iotlb`].
+///
+/// # Invariants
+///
+/// `next` is null or a mapping of an IOTLB that does not change for `'a`.
+pub(crate) struct Iter<'a> {
+    next: *mut bindings::vhost_iotlb_map,
+    _iotlb: PhantomData<&'a Iotlb>,
+}
+
+impl Iterator for Iter<'_> {
+    /// A mapping; an error for one without a file.
+    type Item = Result<Map>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // SAFETY: By the type invariants.
+        let map = unsafe { self.next.as_ref() }?;
+        // SAFETY: By the type invariants, the mapping is one of an IOTLB.
+        // INVARIANT: So is the next one.
+        self.next = unsafe { bindings::vhost_iotlb_itree_next(self.next, 0, u64::MAX) };
+
+        // SAFETY: By the invariants of `Iotlb`, it is a `vdpa_map_file` or null.
+        let Some(backing) = (unsafe { map.opaque.cast::<bindings::vdpa_map_file>().as_ref() })
+        else {
+            return Some(Err(EINVAL));
+        };
+        if backing.file.is_null() {
+            return Some(Err(EINVAL));
+        }
+
+        Some(Ok(Map {
+            start: map.start,
+            last: map.last,
+            perm: map.perm,
+            // SAFETY: The mapping holds a reference to its file, a regular one that was taken from
+            // a virtual memory area.
+            file: unsafe { File::from_raw_file(backing.file) }.into(),
+            offset: backing.offset,
+        }))
+    }
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a device may be like: the rules for the configuration that a device is created from.
+//!
+//! Nothing in here needs a kernel, so that it is also compiled and tested on the host, by
+//! `selftests/driver-logic`.
+
+use crate::uapi::{
+    DevConfig,
+    API_VERSION_1, //
+};
+
+/// Virtio device ids (virtio 1.3, section 5).
+pub(crate) mod device_id {
+    /// A network card.
+    pub(crate) const NET: u32 = 1;
+    /// A block device.
+    pub(crate) const BLOCK: u32 = 2;
+    /// A file system.
+    pub(crate) const FS: u32 = 26;
+
+    /// Those that a device may have: all of them get along with what a daemon may do to them.
+    pub(crate) const ALLOWED: &[u32] = &[NET, BLOCK, FS];
+}
+
+/// Feature bits (virtio 1.3, sections 5.1.3, 5.2.3 and 6).
+pub(crate) mod feature {
+    /// Block: the driver may switch the write cache through the configuration space.
+    pub(crate) const BLK_CONFIG_WCE: u64 = 1 << 11;
+    /// Net: there is a control virtqueue.
+    pub(crate) const NET_CTRL_VQ: u64 = 1 << 17;
+    /// The device is a modern one.
+    pub(crate) const VERSION_1: u64 = 1 << 32;
+    /// The device's memory accesses are translated.
+    pub(crate) const ACCESS_PLATFORM: u64 = 1 << 33;
+    /// Virtqueues have the packed layout.
+    pub(crate) const RING_PACKED: u64 = 1 << 34;
+}
+
+/// The most virtqueues a device can have.
+pub(crate) const MAX_VQS: u32 = 0xffff;
+/// The most virtqueue groups a device can have.
+pub(crate) const MAX_GROUPS: u32 = 0xffff;
+/// The most address spaces a device can have.
+pub(crate) const MAX_SPACES: u32 = 0xffff;
+
+/// Virtio 1.3, section 2.7: the strictest alignment that every layout needs is that of the device
+/// area of a split virtqueue.
+const MIN_VQ_ALIGN: u32 = 4;
+
+/// A name that a device cannot have, because `/dev/vduse` has it.
+const CONTROL: &[u8] = b"control";
+
+/// Returns the name up to its NUL, or [`None`] if no device can be called that.
+///
+/// The name becomes that of a file in sysfs and in `/dev`, and part of events that are lines of
+/// text.
+pub(crate) fn name(name: &[u8]) -> Option<&[u8]> {
+    let len = name.iter().position(|&byte| byte == 0)?;
+    let name = name.get(..len)?;
+
+    let reserved = matches!(name, b"" | b"." | b".." | CONTROL);
+    let unfit = name
+        .iter()
+        .any(|&byte| byte == b'/' || byte.is_ascii_control());
+
+    (!reserved && !unfit).then_some(name)
+}
+
+/// Whether a device can offer these features.
+fn features_are_valid(device_id: u32, features: u64) -> bool {
+    let has = |bit| features & bit != 0;
+
+    // The driver side's memory is only reachable through a mapping.
+    has(feature::ACCESS_PLATFORM)
+        && match device_id {
+            // The driver cannot write to the configuration space.
+            device_id::BLOCK => !has(feature::BLK_CONFIG_WCE),
+            // The kernel's driver waits for the control virtqueue without end, under locks.
+            device_id::NET => has(feature::VERSION_1) && !has(feature::NET_CTRL_VQ),
+            _ => true,
+        }
+}
+
+/// Whether a device can be like this, for a user of the given version of the API.
+///
+/// The name is not looked at: see [`name`].
+pub(crate) fn is_valid(config: &DevConfig, api_version: u64, page_size: u32) -> bool {
+    let counts_are_valid = if api_version < API_VERSION_1 {
+        config.ngroups == 0 && config.nas == 0
+    } else {
+        (1..=MAX_GROUPS).contains(&config.ngroups) && (1..=MAX_SPACES).contains(&config.nas)
+    };
+
+    counts_are_valid
+        && config.reserved.iter().all(|&word| word == 0)
+        && config.vq_align.is_power_of_two()
+        && (MIN_VQ_ALIGN..=page_size).contains(&config.vq_align)
+        && config.config_size <= page_size
+        // A device without virtqueues can do nothing; the in-tree driver accepts it.
+        && (1..=MAX_VQS).contains(&config.vq_num)
+        && device_id::ALLOWED.contains(&config.device_id)
+        && features_are_valid(config.device_id, config.features)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE_SIZE: u32 = 4096;
+
+    fn valid() -> DevConfig {
+        DevConfig {
+            name: [0; 256],
+            vendor_id: 0,
+            device_id: device_id::BLOCK,
+            features: feature::VERSION_1 | feature::ACCESS_PLATFORM,
+            vq_num: 1,
+            vq_align: 4096,
+            ngroups: 0,
+            nas: 0,
+            reserved: [0; 11],
+            config_size: 60,
+        }
+    }
+
+    #[track_caller]
+    fn check(api_version: u64, expected: bool, change: impl FnOnce(&mut DevConfig)) {
+        let mut config = valid();
+        change(&mut config);
+        assert_eq!(is_valid(&config, api_version, PAGE_SIZE), expected);
+    }
+
+    #[test]
+    fn version_0_has_no_counts() {
+        check(0, true, |_| ());
+        check(0, false, |c| c.ngroups = 1);
+        check(0, false, |c| c.nas = 1);
+    }
+
+    #[test]
+    fn version_1_has_both_counts() {
+        let counts = |ngroups, nas| {
+            move |c: &mut DevConfig| {
+                c.ngroups = ngroups;
+                c.nas = nas;
+            }
+        };
+
+        check(1, true, counts(1, 1));
+        check(1, true, counts(0xffff, 0xffff));
+        check(1, false, counts(0, 1));
+        check(1, false, counts(1, 0));
+        check(1, false, counts(0x1_0000, 1));
+        check(1, false, counts(1, 0x1_0000));
+    }
+
+    #[test]
+    fn reserved_words_are_zero() {
+        for i in 0..11 {
+            check(0, false, |c| c.reserved[i] = 1 << i);
+        }
+    }
+
+    #[test]
+    fn alignment_is_a_power_of_two_within_a_page() {
+        for (align, expected) in [
+            (0, false),
+            (1, false),
+            (2, false),
+            (3, false),
+            (4, true),
+            (12, false),
+            (4096, true),
+            (8192, false),
+            (1 << 31, false),
+        ] {
+            check(0, expected, |c| c.vq_align = align);
+        }
+    }
+
+    #[test]
+    fn sizes_are_limited() {
+        check(0, true, |c| c.config_size = 0);
+        check(0, true, |c| c.config_size = PAGE_SIZE);
+        check(0, false, |c| c.config_size = PAGE_SIZE + 1);
+        check(0, true, |c| c.vq_num = 0xffff);
+        check(0, false, |c| c.vq_num = 0x1_0000);
+        check(0, false, |c| c.vq_num = 0);
+    }
+
+    #[test]
+    fn features_fit_the_device() {
+        check(0, false, |c| c.features &= !feature::ACCESS_PLATFORM);
+        check(0, true, |c| c.features &= !feature::VERSION_1);
+        check(0, false, |c| c.features |= feature::BLK_CONFIG_WCE);
+        // The bit of the control virtqueue means something else to a block device.
+        check(0, true, |c| c.features |= feature::NET_CTRL_VQ);
+
+        check(0, true, |c| c.device_id = device_id::NET);
+        check(0, false, |c| {
+            c.device_id = device_id::NET;
+            c.features &= !feature::VERSION_1;
+        });
+        check(0, false, |c| {
+            c.device_id = device_id::NET;
+            c.features |= feature::NET_CTRL_VQ;
+        });
+        check(0, true, |c| {
+            c.device_id = device_id::FS;
+            c.features |= feature::BLK_CONFIG_WCE;
+        });
+        check(0, false, |c| c.device_id = 3);
+        check(0, false, |c| c.device_id = 0);
+    }
+
+    #[test]
+    fn names_are_those_of_files() {
+        for bad in [
+            &b"\0"[..],
+            b".\0",
+            b"..\0",
+            b"control\0",
+            b"a/b\0",
+            b"/\0",
+            b"a\nb\0",
+            b"\x7f\0",
+            b"unterminated",
+            b"",
+        ] {
+            assert_eq!(name(bad), None, "{bad:?}");
+        }
+
+        assert_eq!(name(b"disk0\0rest"), Some(&b"disk0"[..]));
+        assert_eq!(name(b"a!b\0"), Some(&b"a!b"[..]));
+        assert_eq!(name(b"...\0"), Some(&b"..."[..]));
+        assert_eq!(name(b"control0\0"), Some(&b"control0"[..]));
+    }
+}

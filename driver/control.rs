@@ -1,0 +1,386 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The control node, `/dev/vduse/control`, and the registry of the devices that are made there.
+//!
+//! # Lock order
+//!
+//! The vDPA core's device lock, the registry, a device's own locks. An entry's node and directories
+//! are removed under the registry's lock; their attributes never take it.
+
+use super::{
+    config,
+    dev::{
+        Dev,
+        Shared, //
+    },
+    ioctl::{
+        Argument,
+        DevFile, //
+    },
+    sysfs::{
+        DevAttributes,
+        VqAttributes, //
+    },
+    vdpa::DriverSide,
+    vq::Vq, //
+};
+use crate::{
+    bindings::{
+        capability::{
+            capable,
+            Capability, //
+        },
+        chrdev::{
+            CharDevice,
+            Node,
+            Region,
+            Registration, //
+        },
+        class::{
+            Class,
+            ClassInfo, //
+        },
+        device::Registered,
+        file_ops::FileOperations,
+        iova,
+        kobject::KObject,
+        module::ModuleRef,
+        page::PAGE_SIZE,
+        vdpa::mgmt::{
+            Adding,
+            ManagementOperations, //
+        },
+        workqueue::OwnedQueue,
+    },
+    uapi::{
+        ioctl as cmd,
+        DevConfig,
+        API_VERSION_0,
+        NAME_MAX, //
+    },
+};
+use core::cmp::Ordering;
+use kernel::{
+    device::Device,
+    fs::File,
+    new_mutex,
+    prelude::*,
+    rbtree::RBTree,
+    str::{
+        BStr,
+        CString, //
+    },
+    sync::{
+        aref::ARef,
+        Arc,
+        ArcBorrow,
+        Mutex, //
+    },
+    ThisModule,
+};
+
+/// The newest version of the API.
+const NEWEST_API_VERSION: u64 = API_VERSION_0;
+
+/// The minor number of the control node. Devices have those behind it.
+const CONTROL_INDEX: u32 = 0;
+
+struct VduseClass;
+
+impl ClassInfo for VduseClass {
+    const NAME: &'static CStr = c"vduse";
+    const DIRECTORY: &'static CStr = c"vduse";
+}
+
+/// What exists of a device besides itself. Dropped in this order.
+struct Entry {
+    name: CString,
+    /// The directories of the virtqueues. Below the node's.
+    _vqs: KVVec<KObject<Vq>>,
+    node: Node<Dev>,
+    dev: Arc<Dev>,
+    _module: ModuleRef,
+}
+
+/// The devices, by minor number.
+type Entries = RBTree<u32, Entry>;
+
+/// The devices, and what is needed to make them.
+#[pin_data]
+pub(crate) struct Registry {
+    #[pin]
+    entries: Mutex<Entries>,
+    class: Arc<Class>,
+    region: Arc<Region>,
+    shared: Shared,
+    module: &'static ThisModule,
+}
+
+impl Registry {
+    fn new(module: &'static ThisModule, max_iotlb_entries: i32) -> Result<Arc<Self>> {
+        let shared = Shared {
+            iova_cache: iova::Cache::get()?,
+            queue: Arc::new(
+                OwnedQueue::new_highpri_percpu(c"vduse-irq-bound")?,
+                GFP_KERNEL,
+            )?,
+            max_iotlb_entries: usize::try_from(max_iotlb_entries).unwrap_or(0),
+        };
+
+        Arc::pin_init(
+            try_pin_init!(Self {
+                entries <- new_mutex!(RBTree::new()),
+                class: Arc::new(Class::register::<VduseClass>()?, GFP_KERNEL)?,
+                region: Arc::new(Region::new(Region::MAX, c"vduse")?, GFP_KERNEL)?,
+                shared: shared,
+                module: module,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The device of a minor number.
+    pub(super) fn dev(&self, index: u32) -> Option<Arc<Dev>> {
+        self.entries
+            .lock()
+            .get(&index)
+            .map(|entry| entry.dev.clone())
+    }
+
+    /// Finds a device by its name.
+    fn find<'a>(entries: &'a Entries, name: &CStr) -> Option<(u32, &'a Entry)> {
+        entries
+            .iter()
+            .find(|(_, entry)| entry.name.cmp(name) == Ordering::Equal)
+            .map(|(&index, entry)| (index, entry))
+    }
+
+    /// The lowest minor number that is free. Errors: [`ENOSPC`].
+    fn free_index(entries: &Entries) -> Result<u32> {
+        let mut free = CONTROL_INDEX + 1;
+        for (&index, _) in entries.iter() {
+            if index != free {
+                break;
+            }
+            free += 1;
+        }
+
+        (free < Region::MAX).then_some(free).ok_or(ENOSPC)
+    }
+
+    /// Makes a device. When this returns, its node is there.
+    ///
+    /// Errors: [`EPERM`] for a network card, if the caller may not make those; [`EEXIST`] if there
+    /// is a device of that name; [`ENOSPC`] if there are too many.
+    fn create(
+        &self,
+        name: &CStr,
+        config: &DevConfig,
+        space: KVVec<u8>,
+        api_version: u64,
+    ) -> Result {
+        if config.device_id == config::device_id::NET && !capable(Capability::NetAdmin) {
+            return Err(EPERM);
+        }
+
+        let mut entries = self.entries.lock();
+        if Self::find(&entries, name).is_some() {
+            return Err(EEXIST);
+        }
+
+        let index = Self::free_index(&entries)?;
+        let module = ModuleRef::get(self.module)?;
+        let dev = Dev::new(config, space, api_version, &self.shared)?;
+        let node = Node::new::<DevAttributes>(
+            self.class.clone(),
+            self.region.clone(),
+            index,
+            name,
+            dev.clone(),
+        )?;
+        let mut vqs = KVVec::with_capacity(dev.vqs().len(), GFP_KERNEL)?;
+        for (i, vq) in dev.vqs().iter().enumerate() {
+            let directory = CString::try_from_fmt(fmt!("vq{i}"))?;
+            vqs.push(
+                KObject::new::<VqAttributes>(&node, &directory, vq.clone())?,
+                GFP_KERNEL,
+            )?;
+        }
+
+        let entry = Entry {
+            name: CString::try_from(name)?,
+            _vqs: vqs,
+            node,
+            dev,
+            _module: module,
+        };
+        entries.try_create_and_insert(index, entry, GFP_KERNEL)?;
+
+        Ok(())
+    }
+
+    /// Destroys a device. Errors: [`EINVAL`] if there is none, [`EBUSY`] if it is in use.
+    fn destroy(&self, name: &CStr) -> Result {
+        let mut entries = self.entries.lock();
+        let (index, entry) = Self::find(&entries, name).ok_or(EINVAL)?;
+
+        entry.dev.destroy()?;
+        drop(entries.remove(&index));
+
+        Ok(())
+    }
+
+    /// Finds a device that is to be put on the bus, and its parent there.
+    fn prepare(&self, name: &CStr) -> Result<(DriverSide, ARef<Device>)> {
+        let entries = self.entries.lock();
+        let (_, entry) = Self::find(&entries, name).ok_or(EINVAL)?;
+        let attached = entry.dev.attach()?;
+        let parent = entry.node.device().into();
+        drop(entries);
+
+        Ok((DriverSide::new(attached)?, parent))
+    }
+}
+
+/// An open control file: the version of the API that it speaks, once that is known.
+#[pin_data]
+struct Control {
+    registry: Arc<Registry>,
+    #[pin]
+    api_version: Mutex<Option<u64>>,
+}
+
+impl Control {
+    /// Takes `default` for the version, if none has been asked for or set.
+    fn settle_api_version(&self, default: u64) -> u64 {
+        *self.api_version.lock().get_or_insert(default)
+    }
+
+    fn create(&self, arg: Argument) -> Result {
+        let config: DevConfig = arg.read()?;
+        // Who never spoke of a version does not know of any but the first.
+        let api_version = self.settle_api_version(API_VERSION_0);
+        if !config::is_valid(&config, api_version, PAGE_SIZE as u32) {
+            return Err(EINVAL);
+        }
+        let name = Self::name(&config.name)?;
+        let space = arg.read_after::<DevConfig>(config.config_size as usize)?;
+
+        self.registry.create(&name, &config, space, api_version)
+    }
+
+    fn destroy(&self, arg: Argument) -> Result {
+        let name: [u8; NAME_MAX] = arg.read()?;
+
+        self.registry.destroy(&Self::name(&name)?)
+    }
+
+    /// The name of a device. Errors: [`EINVAL`] if it cannot be one.
+    fn name(bytes: &[u8]) -> Result<CString> {
+        let name = config::name(bytes).ok_or(EINVAL)?;
+
+        CString::try_from_fmt(fmt!("{}", BStr::from_bytes(name)))
+    }
+}
+
+/// The operations on the control node.
+struct ControlFile;
+
+impl CharDevice for ControlFile {
+    type Context = Arc<Registry>;
+
+    fn open(registry: &Arc<Registry>, _index: u32, _file: &File) -> Result<Arc<Control>> {
+        Arc::pin_init(
+            pin_init!(Control {
+                registry: registry.clone(),
+                api_version <- new_mutex!(None),
+            }),
+            GFP_KERNEL,
+        )
+    }
+}
+
+#[vtable]
+impl FileOperations for ControlFile {
+    type Data = Arc<Control>;
+
+    fn ioctl(control: ArcBorrow<'_, Control>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        let arg = Argument::new(arg);
+
+        match cmd {
+            cmd::GET_API_VERSION => {
+                arg.write(&control.settle_api_version(NEWEST_API_VERSION))?;
+            }
+            cmd::SET_API_VERSION => {
+                let version: u64 = arg.read()?;
+                if version > NEWEST_API_VERSION {
+                    return Err(EINVAL);
+                }
+                *control.api_version.lock() = Some(version);
+            }
+            cmd::CREATE_DEV => control.create(arg)?,
+            cmd::DESTROY_DEV => control.destroy(arg)?,
+            _ => return Err(EINVAL),
+        }
+
+        Ok(0)
+    }
+}
+
+/// The management device: puts devices on the bus.
+pub(crate) struct Management(Arc<Registry>);
+
+impl ManagementOperations for Management {
+    const DEVICE_IDS: &'static [u32] = config::device_id::ALLOWED;
+
+    type Device = DriverSide;
+
+    fn dev_add(&self, name: &CStr, adding: Adding<'_, DriverSide>) -> Result {
+        let (side, parent) = self.0.prepare(name)?;
+        let (ngroups, nas) = side.counts();
+        let callbacks = side.callbacks();
+
+        adding.add(&parent, ngroups, nas, callbacks, side)
+    }
+}
+
+/// The nodes of this driver. Dropped in this order.
+pub(crate) struct Nodes {
+    _devices: Registration<DevFile>,
+    _control: Registration<ControlFile>,
+    _node: Node<()>,
+    registry: Arc<Registry>,
+}
+
+impl Nodes {
+    /// Registers the nodes. Errors: [`EEXIST`] if another driver has the class.
+    pub(crate) fn new(module: &'static ThisModule, max_iotlb_entries: i32) -> Result<Self> {
+        let registry = Registry::new(module, max_iotlb_entries)?;
+        let region = registry.region.clone();
+        let node = Node::new::<()>(
+            registry.class.clone(),
+            region.clone(),
+            CONTROL_INDEX,
+            c"control",
+            Arc::new((), GFP_KERNEL)?,
+        )?;
+        let control = Registration::new(
+            region.clone(),
+            CONTROL_INDEX..CONTROL_INDEX + 1,
+            registry.clone(),
+        )?;
+        let devices = Registration::new(region, CONTROL_INDEX + 1..Region::MAX, registry.clone())?;
+
+        Ok(Self {
+            _devices: devices,
+            _control: control,
+            _node: node,
+            registry,
+        })
+    }
+
+    /// What puts the devices on the bus.
+    pub(crate) fn management(&self) -> Management {
+        Management(self.registry.clone())
+    }
+}

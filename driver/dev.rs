@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device: what it is, and who uses it.
+//!
+//! # Lock order
+//!
+//! [`Dev::using`], then a virtqueue's lock. The mutex of the configuration space has nothing below
+//! it.
+
+use super::{
+    config,
+    msg::MessageQueue,
+    space::Spaces,
+    vq::Vq, //
+};
+use crate::{
+    bindings::{
+        iova,
+        nospec::get_nospec,
+        vdpa::{
+            status,
+            Callbacks, //
+        },
+        workqueue::OwnedQueue,
+    },
+    uapi::{
+        DevConfig,
+        VqConfig,
+        API_VERSION_1, //
+    },
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex, //
+    },
+};
+
+/// What all devices share.
+pub(crate) struct Shared {
+    /// Where address spaces get addresses from.
+    pub(super) iova_cache: Arc<iova::Cache>,
+    /// Where interrupts are sent to other CPUs.
+    pub(super) queue: Arc<OwnedQueue>,
+    /// The most mappings that an address space can have.
+    pub(super) max_iotlb_entries: usize,
+}
+
+/// Who uses a device.
+#[derive(Default)]
+struct Using {
+    /// A daemon has it open.
+    open: bool,
+    /// It is on the vDPA bus.
+    attached: bool,
+    /// It is gone for good.
+    destroyed: bool,
+}
+
+/// A device.
+#[pin_data]
+pub(super) struct Dev {
+    /// The version of the API that it was created with.
+    pub(super) api_version: u64,
+    /// What it offers.
+    pub(super) features: u64,
+    pub(super) device_id: u32,
+    pub(super) vendor_id: u32,
+    /// In bytes.
+    pub(super) vq_align: u32,
+    /// How many virtqueue groups there are.
+    pub(super) ngroups: u32,
+    vqs: KVVec<Arc<Vq>>,
+    /// Where drivers leave word whom to call.
+    pub(super) callbacks: Arc<Callbacks>,
+    /// Requests to the daemon.
+    #[pin]
+    pub(super) messages: MessageQueue,
+    /// What it can reach of the driver side's memory.
+    #[pin]
+    pub(super) spaces: Spaces,
+    #[pin]
+    using: Mutex<Using>,
+    /// The configuration space.
+    #[pin]
+    config: Mutex<KVVec<u8>>,
+    /// Moves whenever the configuration space may have changed.
+    generation: Atomic<u32>,
+    /// The device status, 8 bits.
+    status: Atomic<u32>,
+    /// The features that the driver has accepted.
+    driver_features: Atomic<u64>,
+}
+
+impl Dev {
+    /// Makes a device. The configuration must be [valid](config::is_valid), and `space` the
+    /// configuration space.
+    ///
+    /// May sleep.
+    pub(super) fn new(
+        config: &DevConfig,
+        space: KVVec<u8>,
+        api_version: u64,
+        shared: &Shared,
+    ) -> Result<Arc<Self>> {
+        let (ngroups, nas) = if api_version < API_VERSION_1 {
+            (1, 1)
+        } else {
+            (config.ngroups, config.nas)
+        };
+        let callbacks = Callbacks::new(config.vq_num as usize)?;
+        let mut vqs = KVVec::with_capacity(callbacks.vqs().len(), GFP_KERNEL)?;
+        for callback in callbacks.vqs() {
+            vqs.push(Vq::new(callback.clone(), shared.queue.clone())?, GFP_KERNEL)?;
+        }
+
+        Arc::pin_init(
+            try_pin_init!(Self {
+                api_version,
+                features: config.features,
+                device_id: config.device_id,
+                vendor_id: config.vendor_id,
+                vq_align: config.vq_align,
+                ngroups,
+                vqs,
+                callbacks,
+                messages <- MessageQueue::new(),
+                spaces <- Spaces::new(
+                    nas as usize,
+                    shared.iova_cache.clone(),
+                    shared.max_iotlb_entries,
+                ),
+                using <- new_mutex!(Using::default()),
+                config <- new_mutex!(space),
+                generation: Atomic::new(0),
+                status: Atomic::new(0),
+                driver_features: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Whether it speaks version 1 of the API.
+    pub(super) fn is_v1(&self) -> bool {
+        self.api_version >= API_VERSION_1
+    }
+
+    /// A daemon opens it. Errors: [`EBUSY`] if another one has it open, [`ENODEV`] if it is gone.
+    pub(super) fn open(&self) -> Result {
+        let mut using = self.using.lock();
+        if using.destroyed {
+            return Err(ENODEV);
+        }
+        if using.open {
+            return Err(EBUSY);
+        }
+
+        using.open = true;
+        self.messages.opened();
+
+        Ok(())
+    }
+
+    /// The daemon is gone. What it has left is made ready for the next one.
+    pub(super) fn close(&self) {
+        self.spaces.dereg_all_umem();
+        for vq in &self.vqs {
+            vq.abandon_kickfd();
+        }
+        self.messages.closed();
+        self.using.lock().open = false;
+    }
+
+    /// Puts it on the bus, until the answer is dropped.
+    ///
+    /// Errors: [`EEXIST`] if it is there already, [`EINVAL`] if not all virtqueues are set up or if
+    /// it is gone.
+    pub(super) fn attach(self: &Arc<Self>) -> Result<Attached> {
+        let mut using = self.using.lock();
+        if using.attached {
+            return Err(EEXIST);
+        }
+        if using.destroyed || self.vqs.iter().any(|vq| vq.max_size() == 0) {
+            return Err(EINVAL);
+        }
+
+        using.attached = true;
+
+        Ok(Attached(self.clone()))
+    }
+
+    /// Marks it as gone. Errors: [`EBUSY`] if it is open or on the bus.
+    pub(super) fn destroy(&self) -> Result {
+        let mut using = self.using.lock();
+        if using.open || using.attached {
+            return Err(EBUSY);
+        }
+
+        using.destroyed = true;
+
+        Ok(())
+    }
+
+    /// The virtqueue of an index that userspace has sent. Errors: [`EINVAL`].
+    pub(super) fn vq(&self, index: u32) -> Result<&Arc<Vq>> {
+        get_nospec(&self.vqs, index as usize).ok_or(EINVAL)
+    }
+
+    /// All virtqueues.
+    pub(super) fn vqs(&self) -> &[Arc<Vq>] {
+        &self.vqs
+    }
+
+    /// Sets a virtqueue up.
+    ///
+    /// Errors: [`EINVAL`] if there is no such virtqueue or group, a reserved field is not 0, or the
+    /// device is on the bus and something else is there already.
+    pub(super) fn set_up_vq(&self, config: &VqConfig) -> Result {
+        let vq = self.vq(config.index)?;
+
+        if config.group >= self.ngroups
+            || config.reserved1 != 0
+            || config.reserved2.iter().any(|&word| word != 0)
+        {
+            return Err(EINVAL);
+        }
+
+        // Holding this keeps the device from getting on the bus meanwhile.
+        let using = self.using.lock();
+        vq.set_up(config, using.attached)
+    }
+
+    /// The size of the configuration space in bytes.
+    pub(super) fn config_size(&self) -> usize {
+        self.config.lock().len()
+    }
+
+    /// Reads from the configuration space. What lies behind its end is left as it is.
+    pub(super) fn read_config(&self, offset: usize, buf: &mut [u8]) {
+        let config = self.config.lock();
+
+        if let Some(from) = config.get(offset..) {
+            for (to, from) in buf.iter_mut().zip(from) {
+                *to = *from;
+            }
+        }
+    }
+
+    /// Writes to the configuration space, on behalf of the daemon. Errors: [`EINVAL`] if not all of
+    /// it is within the space.
+    pub(super) fn write_config(&self, offset: usize, buf: &[u8]) -> Result {
+        let mut config = self.config.lock();
+        let to = offset
+            .checked_add(buf.len())
+            .and_then(|end| config.get_mut(offset..end))
+            .ok_or(EINVAL)?;
+
+        to.copy_from_slice(buf);
+        let _ = self.generation.fetch_add(1, Relaxed);
+
+        Ok(())
+    }
+
+    /// A number that moves whenever the configuration space may have changed.
+    pub(super) fn generation(&self) -> u32 {
+        self.generation.load(Relaxed)
+    }
+
+    /// The device status.
+    pub(super) fn status(&self) -> u8 {
+        // It is set from 8 bits.
+        self.status.load(Relaxed) as u8
+    }
+
+    /// Sets the device status: the daemon has agreed to it.
+    pub(super) fn set_status(&self, status: u8) {
+        self.status.store(status.into(), Relaxed);
+    }
+
+    /// Whether there is a driver that can be interrupted.
+    pub(super) fn is_driven(&self) -> bool {
+        self.status() & status::DRIVER_OK != 0
+    }
+
+    /// The features that the driver has accepted.
+    pub(super) fn driver_features(&self) -> u64 {
+        self.driver_features.load(Relaxed)
+    }
+
+    /// The driver accepts features. Errors: [`EINVAL`] if some were not offered.
+    pub(super) fn set_driver_features(&self, features: u64) -> Result {
+        if features & !self.features != 0 {
+            return Err(EINVAL);
+        }
+
+        self.driver_features.store(features, Relaxed);
+
+        Ok(())
+    }
+
+    /// Whether the virtqueues have the packed layout.
+    pub(super) fn is_packed(&self) -> bool {
+        self.driver_features() & config::feature::RING_PACKED != 0
+    }
+
+    /// Forgets what the driver has made of the device.
+    ///
+    /// The driver's callbacks are forgotten before this is called.
+    pub(super) fn reset(&self) {
+        self.spaces.reset();
+        self.set_status(0);
+        self.driver_features.store(0, Relaxed);
+        let _ = self.generation.fetch_add(1, Relaxed);
+        for vq in &self.vqs {
+            vq.reset();
+        }
+    }
+}
+
+/// A device that is on the vDPA bus.
+pub(super) struct Attached(Arc<Dev>);
+
+impl core::ops::Deref for Attached {
+    type Target = Arc<Dev>;
+
+    fn deref(&self) -> &Arc<Dev> {
+        &self.0
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.using.lock().attached = false;
+    }
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver: every rule of the VDUSE protocol, and nothing of C.
+//!
+//! A *device* ([`dev`]) is created on the control node ([`control`]), served by a daemon through its
+//! own node ([`ioctl`], [`msg`]) and, once it is added to the vDPA bus, driven from there ([`vdpa`]).
+//! Its virtqueues are in [`vq`], the memory that they are in is in [`space`].
+//!
+//! # Lock order
+//!
+//! 1. The vDPA core's device lock, the [registry](control), the [use of a device](dev::Dev).
+//! 2. The vDPA core's locks, then waiting for a [message](msg) to be answered.
+//! 3. The making of [address spaces](space), the lending of a bounce area's pages, `mmap_lock`.
+//! 4. A callback slot (a virtio driver runs under it), then a [virtqueue](vq) or an
+//!    [IOTLB](space).
+//!
+//! The registry is not held while a device is added to the bus: a driver is probed there, which
+//! sends messages and waits for the daemon.
+
+#![forbid(unsafe_code)]
+
+pub(crate) mod control;
+
+mod config;
+mod dev;
+mod ioctl;
+mod iotlb;
+mod msg;
+mod space;
+mod sysfs;
+mod vdpa;
+mod vq;

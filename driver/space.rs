@@ -1,0 +1,550 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Address spaces: what a device can reach of the driver side's memory, and how.
+//!
+//! An address space has a [`Domain`], made when it is first needed and kept as long as the device.
+//! What is mapped there comes from one of two kinds of owner at a time:
+//!
+//! - a virtio driver of this kernel, whose buffers go through the bounce area at the beginning of the
+//!   address space, and whose rings are mapped behind that, as they are;
+//! - a process, by way of vhost, whose mappings are parts of files.
+//!
+//! The daemon gets at either through file descriptors: the domain's own file, or the process's.
+//!
+//! # Lock order
+//!
+//! [`Spaces::making`], then nothing. The IOTLB's lock is taken in any context and has nothing below
+//! it.
+
+use super::iotlb::{
+    Backing,
+    Iotlb,
+    Mapping, //
+};
+use crate::{
+    bindings::{
+        anon_inode, bounce,
+        file_ops::FileOperations,
+        iova,
+        lock::{
+            new_spinlock_irqsave,
+            SpinLockIrqSave, //
+        },
+        nospec::get_nospec,
+        page::{
+            Page,
+            Pages,
+            PAGE_SHIFT,
+            PAGE_SIZE, //
+        },
+        pin::PinnedPages,
+        vhost_iotlb,
+        virtio_map::{
+            Owner,
+            Space, //
+        },
+    },
+    uapi::{
+        ACCESS_RW,
+        IOVA_CAP_UMEM, //
+    },
+};
+use kernel::{
+    alloc::flags::{
+        GFP_ATOMIC,
+        GFP_KERNEL_ACCOUNT, //
+    },
+    fs::{
+        file::flags::O_RDWR,
+        File, //
+    },
+    new_mutex,
+    prelude::*,
+    rbtree::RBTreeNodeReservation,
+    sync::{
+        aref::ARef,
+        atomic::{
+            AtomicFlag,
+            Relaxed, //
+        },
+        Arc,
+        ArcBorrow,
+        Mutex,
+        SetOnce, //
+    },
+};
+
+const MIB: u32 = 1024 * 1024;
+
+/// The least size of a device's bounce areas together, in bytes.
+const MIN_BOUNCE_SIZE: u32 = MIB;
+/// The largest size of a device's bounce areas together, in bytes.
+const MAX_BOUNCE_SIZE: u32 = 1024 * MIB;
+const DEFAULT_BOUNCE_SIZE: u32 = 64 * MIB;
+
+/// The last address of an address space of a virtio driver of this kernel: 128 MiB behind the
+/// largest bounce area are for rings.
+const LAST_IOVA: usize = (MAX_BOUNCE_SIZE + 128 * MIB - 1) as usize;
+
+/// The mappings of an address space.
+#[pin_data]
+pub(crate) struct Mappings {
+    #[pin]
+    iotlb: SpinLockIrqSave<Iotlb>,
+    /// Whether the bounce area is mapped. Changes under the lock of `iotlb`.
+    bounce_mapped: AtomicFlag,
+    bounce_size: usize,
+    /// The addresses behind the bounce area.
+    #[pin]
+    coherent: iova::Domain,
+    max_entries: usize,
+}
+
+/// An address space's mappings, with its bounce area.
+pub(super) type Domain = Space<Mappings>;
+
+/// What is found at an address.
+pub(super) struct Found {
+    /// Its first address.
+    pub(super) start: u64,
+    /// Its last address.
+    pub(super) last: u64,
+    /// `ACCESS_RO`, `ACCESS_WO` or `ACCESS_RW`.
+    pub(super) perm: u8,
+    /// [`IOVA_CAP_UMEM`] or 0.
+    pub(super) capability: u64,
+    /// The file, if it is not the domain's own.
+    pub(super) file: Option<ARef<File>>,
+    /// Where in the file it begins, in bytes.
+    pub(super) offset: u64,
+}
+
+impl Mappings {
+    fn new(
+        cache: &Arc<iova::Cache>,
+        bounce_size: usize,
+        max_entries: usize,
+    ) -> impl PinInit<Self, Error> + use<'_> {
+        try_pin_init!(Self {
+            iotlb <- new_spinlock_irqsave!(Iotlb::new()),
+            bounce_mapped: AtomicFlag::new(false),
+            bounce_size: bounce_size,
+            coherent <- iova::Domain::new(cache, *bounce_size, LAST_IOVA),
+            max_entries: max_entries,
+        })
+    }
+
+    /// Whether there may be one more mapping.
+    fn has_room(&self, iotlb: &Iotlb) -> bool {
+        iotlb.len() + usize::from(self.bounce_mapped.load(Relaxed)) < self.max_entries
+    }
+
+    /// Drops what a process mapped: a virtio driver of this kernel owns the address space now.
+    ///
+    /// Whoever gets it back drops it without the lock.
+    fn evict_files(iotlb: &mut Iotlb) -> Option<Iotlb> {
+        // The owners do not mix, so that the first mapping tells.
+        let (_, first) = iotlb.find(0, u64::MAX)?;
+
+        matches!(first.backing, Backing::File { .. })
+            .then(|| core::mem::replace(iotlb, Iotlb::new()))
+    }
+
+    /// Unmaps the bounce area, until the next buffer is mapped.
+    ///
+    /// The kernel's driver is reset; what it has mapped, it unmaps itself.
+    pub(super) fn reset(&self) {
+        let _iotlb = self.iotlb.lock();
+
+        self.bounce_mapped.store(false, Relaxed);
+    }
+
+    /// Whether a buffer has been mapped since the last reset.
+    fn is_bounce_mapped(&self) -> bool {
+        self.bounce_mapped.load(Relaxed)
+    }
+
+    /// Finds the first mapping that has an address of `start` to `last`.
+    pub(super) fn find(&self, start: u64, last: u64) -> Option<Found> {
+        let iotlb = self.iotlb.lock();
+
+        if self.is_bounce_mapped() && start < self.bounce_size as u64 {
+            return Some(Found {
+                start: 0,
+                last: self.bounce_size as u64 - 1,
+                perm: ACCESS_RW,
+                capability: IOVA_CAP_UMEM,
+                file: None,
+                offset: 0,
+            });
+        }
+
+        let (start, mapping) = iotlb.find(start, last)?;
+        let (file, offset) = match &mapping.backing {
+            Backing::Coherent(_) => (None, start),
+            Backing::File { file, offset } => (Some(file.clone()), *offset),
+        };
+
+        Some(Found {
+            start,
+            last: mapping.last,
+            perm: mapping.perm,
+            capability: 0,
+            file,
+            offset,
+        })
+    }
+
+    /// Replaces all mappings by those of a process. Returns those that were there.
+    ///
+    /// May sleep. Errors: [`ENOMEM`] if there are more than the limit, [`EINVAL`] if one has a
+    /// permission that is none, has no file, or overlaps another. Nothing is changed then.
+    fn replace(&self, iotlb: &vhost_iotlb::Iotlb) -> Result<Replaced> {
+        let mut new = Iotlb::new();
+
+        for map in iotlb.iter() {
+            let map = map?;
+            if new.len() >= self.max_entries {
+                return Err(ENOMEM);
+            }
+
+            let mapping = Mapping {
+                last: map.last,
+                perm: u8::try_from(map.perm)
+                    .ok()
+                    .filter(|perm| (1..=ACCESS_RW).contains(perm))
+                    .ok_or(EINVAL)?,
+                backing: Backing::File {
+                    file: map.file,
+                    offset: map.offset,
+                },
+            };
+            new.insert(map.start, mapping, RBTreeNodeReservation::new(GFP_KERNEL)?)
+                .map_err(|_| EINVAL)?;
+        }
+
+        Ok(self.swap(Replaced {
+            iotlb: new,
+            bounce_mapped: false,
+        }))
+    }
+
+    /// Exchanges all mappings.
+    fn swap(&self, new: Replaced) -> Replaced {
+        let mut iotlb = self.iotlb.lock();
+
+        Replaced {
+            iotlb: core::mem::replace(&mut *iotlb, new.iotlb),
+            bounce_mapped: self
+                .bounce_mapped
+                .xchg(new.bounce_mapped, kernel::sync::atomic::Full),
+        }
+    }
+
+    /// Drops all mappings of a process.
+    fn drop_files(&self) {
+        let evicted = Self::evict_files(&mut self.iotlb.lock());
+
+        drop(evicted);
+    }
+
+    /// The page of a ring at an address. Pages of processes are never given out: their addresses
+    /// mean something to those only.
+    fn coherent_page(&self, iova: u64) -> Option<ARef<Page>> {
+        let iotlb = self.iotlb.lock();
+        let (start, mapping) = iotlb.find(iova, iova)?;
+
+        match &mapping.backing {
+            Backing::Coherent(pages) => {
+                pages.page(usize::try_from(iova - start).ok()? >> PAGE_SHIFT)
+            }
+            Backing::File { .. } => None,
+        }
+    }
+}
+
+/// The mappings that [`Mappings::replace`] replaced.
+struct Replaced {
+    iotlb: Iotlb,
+    bounce_mapped: bool,
+}
+
+impl Owner for Mappings {
+    fn before_map(&self) -> Result {
+        if self.is_bounce_mapped() {
+            return Ok(());
+        }
+
+        let mut iotlb = self.iotlb.lock();
+        let evicted = Self::evict_files(&mut iotlb);
+        let has_room = self.is_bounce_mapped() || self.has_room(&iotlb);
+        if has_room {
+            self.bounce_mapped.store(true, Relaxed);
+        }
+        drop(iotlb);
+        drop(evicted);
+
+        has_room.then_some(()).ok_or(ENOMEM)
+    }
+
+    fn map_coherent(&self, pages: Pages, size: usize) -> Result<u64> {
+        let node = RBTreeNodeReservation::new(GFP_ATOMIC)?;
+        let start = self.coherent.alloc(size).ok_or(ENOMEM)?;
+        let mapping = Mapping {
+            last: start + (size - 1) as u64,
+            perm: ACCESS_RW,
+            backing: Backing::Coherent(pages),
+        };
+
+        let mut iotlb = self.iotlb.lock();
+        let evicted = Self::evict_files(&mut iotlb);
+        let inserted = if self.has_room(&iotlb) {
+            iotlb.insert(start, mapping, node)
+        } else {
+            Err(ENOMEM)
+        };
+        drop(iotlb);
+        drop(evicted);
+
+        inserted
+            .map(|()| start)
+            .inspect_err(|_| self.coherent.free(start, size))
+    }
+
+    fn unmap_coherent(&self, iova: u64, size: usize) {
+        let removed = {
+            let mut iotlb = self.iotlb.lock();
+            let is_ours = matches!(
+                iotlb.find(iova, iova),
+                Some((start, Mapping { backing: Backing::Coherent(_), .. })) if start == iova
+            );
+
+            is_ours.then(|| iotlb.remove(iova)).flatten()
+        };
+
+        drop(removed);
+        self.coherent.free(iova, size);
+    }
+}
+
+/// A domain's own file: the bounce area from offset 0 on, then the rings.
+struct DomainFile;
+
+#[vtable]
+impl FileOperations for DomainFile {
+    type Data = Arc<Domain>;
+
+    /// The page at an address. Anything that is not mapped is a bus error.
+    fn fault(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
+        if domain.bounce().contains(offset) {
+            domain.bounce().page(offset)
+        } else {
+            domain.owner().coherent_page(offset)
+        }
+    }
+}
+
+/// A domain and its file. The file owns a reference to the domain too, and stays as long as
+/// somebody has it mapped.
+pub(super) struct Open {
+    pub(super) domain: Arc<Domain>,
+    pub(super) file: ARef<File>,
+}
+
+/// An address space.
+struct AddressSpace(SetOnce<Open>);
+
+/// How the address spaces are made.
+struct Making {
+    /// The size in bytes of all bounce areas together.
+    bounce_size: u32,
+    /// Whether the device has been on the bus, so that the size is in use.
+    frozen: bool,
+}
+
+/// The address spaces of a device, by their ids.
+#[pin_data]
+pub(super) struct Spaces {
+    all: KVVec<AddressSpace>,
+    #[pin]
+    making: Mutex<Making>,
+    cache: Arc<iova::Cache>,
+    max_entries: usize,
+}
+
+impl Spaces {
+    /// Returns an initialiser for `count` address spaces, of at most `max_entries` mappings each.
+    pub(super) fn new(
+        count: usize,
+        cache: Arc<iova::Cache>,
+        max_entries: usize,
+    ) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            all: {
+                let mut all = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+                for _ in 0..count {
+                    all.push_within_capacity(AddressSpace(SetOnce::new())).map_err(|_| ENOMEM)?;
+                }
+                all
+            },
+            making <- new_mutex!(Making {
+                bounce_size: DEFAULT_BOUNCE_SIZE,
+                frozen: false,
+            }),
+            cache: cache,
+            max_entries: max_entries,
+        })
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// The size of all bounce areas together, in bytes.
+    pub(super) fn bounce_size(&self) -> u32 {
+        self.making.lock().bounce_size
+    }
+
+    /// Sets the size of all bounce areas together, in bytes; what is more than whole pages is
+    /// dropped.
+    ///
+    /// Errors: [`EPERM`] if the device has been on the bus, [`EINVAL`] if the size is below 1 MiB
+    /// or above 1 GiB, and those of `parse`, which gets at the number.
+    pub(super) fn set_bounce_size(&self, parse: impl FnOnce() -> Result<u32>) -> Result {
+        let mut making = self.making.lock();
+        if making.frozen {
+            return Err(EPERM);
+        }
+
+        let size = parse()?;
+        if !(MIN_BOUNCE_SIZE..=MAX_BOUNCE_SIZE).contains(&size) {
+            return Err(EINVAL);
+        }
+
+        making.bounce_size = size - size % PAGE_SIZE as u32;
+
+        Ok(())
+    }
+
+    /// Returns an address space's domain, if it has been made.
+    ///
+    /// Errors: [`EINVAL`] if there is no such address space, or no domain.
+    pub(super) fn get(&self, asid: u32) -> Result<&Open> {
+        get_nospec(&self.all, asid as usize)
+            .and_then(|space| space.0.as_ref())
+            .ok_or(EINVAL)
+    }
+
+    /// Returns an address space's domain, after making it if need be. May sleep.
+    ///
+    /// Errors: [`EINVAL`] if there is no such address space, or if so many share the bounce area
+    /// that nothing could be mapped; [`ENOMEM`] if there is no memory.
+    pub(super) fn get_or_make(&self, asid: u32) -> Result<&Open> {
+        let space = get_nospec(&self.all, asid as usize).ok_or(EINVAL)?;
+        let mut making = self.making.lock();
+        if let Some(open) = space.0.as_ref() {
+            return Ok(open);
+        }
+
+        let size = (making.bounce_size as usize / self.all.len()).next_multiple_of(PAGE_SIZE);
+        let domain = Arc::pin_init(
+            Domain::new(
+                bounce::Area::new(&self.cache, size),
+                Mappings::new(&self.cache, size, self.max_entries),
+            ),
+            GFP_KERNEL,
+        )?;
+        let file = anon_inode::open::<DomainFile>(c"[vduse-domain]", domain.clone(), O_RDWR)?;
+
+        making.frozen = true;
+        space.0.populate(Open { domain, file });
+        space.0.as_ref().ok_or(ENOMEM)
+    }
+
+    /// Those that have been made.
+    fn made(&self) -> impl Iterator<Item = &Open> {
+        self.all.iter().filter_map(|space| space.0.as_ref())
+    }
+
+    /// Unmaps the bounce areas: the driver was reset.
+    pub(super) fn reset(&self) {
+        for open in self.made() {
+            open.domain.owner().reset();
+        }
+    }
+
+    /// Replaces all mappings of an address space by those of a process; `announce` tells the daemon.
+    ///
+    /// If the daemon does not agree, all is as it was. May sleep. Errors: those of making the
+    /// address space, [`ENOMEM`] if there are more mappings than the limit, [`EINVAL`] if one
+    /// cannot be, and those of `announce`.
+    pub(super) fn set_map(
+        &self,
+        asid: u32,
+        iotlb: &vhost_iotlb::Iotlb,
+        announce: impl FnOnce() -> Result,
+    ) -> Result {
+        let mappings = self.get_or_make(asid)?.domain.owner();
+        let replaced = mappings.replace(iotlb)?;
+
+        announce().inspect_err(|_| drop(mappings.swap(replaced)))
+    }
+
+    /// Drops all mappings of a process from an address space.
+    pub(super) fn reset_map(&self, asid: u32) {
+        if let Ok(open) = self.get(asid) {
+            open.domain.owner().drop_files();
+        }
+    }
+
+    /// Puts memory of the current process in place of an address space's bounce pages.
+    ///
+    /// May sleep. Errors: [`EINVAL`] if the bounce area is not mapped, if it is not just that area,
+    /// or if the memory is not aligned to pages; [`EEXIST`] if there is memory in place already;
+    /// those of pinning it.
+    pub(super) fn reg_umem(&self, asid: u32, iova: u64, uaddr: u64, size: u64) -> Result {
+        let domain = &self.get(asid)?.domain;
+        let area = domain.bounce();
+
+        if !domain.owner().is_bounce_mapped() || iova != 0 || size != area.size() as u64 {
+            return Err(EINVAL);
+        }
+        let uaddr = usize::try_from(uaddr)?;
+        if uaddr % PAGE_SIZE != 0 {
+            return Err(EINVAL);
+        }
+        if area.is_lent() {
+            return Err(EEXIST);
+        }
+
+        area.lend(PinnedPages::pin_current(uaddr, area.size() >> PAGE_SHIFT)?)
+    }
+
+    /// Takes the memory of a process away from an address space's bounce area.
+    ///
+    /// May sleep. Errors: [`ENOENT`] if there is none, [`EINVAL`] if the area is another one.
+    pub(super) fn dereg_umem(&self, asid: u32, iova: u64, size: u64) -> Result {
+        if asid as usize >= self.all.len() {
+            return Err(EINVAL);
+        }
+        let area = self.get(asid).map_err(|_| ENOENT)?.domain.bounce();
+
+        if !area.is_lent() {
+            return Err(ENOENT);
+        }
+        if iova != 0 || size != area.size() as u64 {
+            return Err(EINVAL);
+        }
+
+        area.take_back().map(drop)
+    }
+
+    /// Takes away all memory of processes: the daemon is gone. May sleep.
+    pub(super) fn dereg_all_umem(&self) {
+        for open in self.made() {
+            // Most have none, which is fine.
+            let _ = open.domain.bounce().take_back();
+        }
+    }
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device on the vDPA bus: what its driver asks of it.
+//!
+//! What concerns the daemon is sent to it as a [message](super::msg); the rest is answered from what
+//! the daemon has set up, or kept for it to ask for.
+
+use super::{
+    dev::Attached,
+    space::Mappings, //
+};
+use crate::{
+    bindings::{
+        atomic_cpumask::AtomicCpumask,
+        vdpa::{
+            Callbacks,
+            Operations,
+            PackedState,
+            VqAddress,
+            VqState, //
+        },
+        vhost_iotlb::Iotlb,
+        virtio_map::Token,
+    },
+    uapi::{
+        self,
+        RequestBody, //
+    },
+};
+use kernel::{
+    cpumask::Cpumask,
+    prelude::*,
+    sync::Arc, //
+};
+
+/// The driver side of a device.
+pub(crate) struct DriverSide {
+    /// By virtqueue group.
+    tokens: KVVec<Token<Mappings>>,
+    /// Dropped last: the device may be destroyed then.
+    dev: Attached,
+}
+
+impl DriverSide {
+    /// Prepares a device for the bus: all that can fail. May sleep.
+    pub(super) fn new(dev: Attached) -> Result<Self> {
+        let space = &dev.spaces.get_or_make(0)?.domain;
+        let mut tokens = KVVec::with_capacity(dev.ngroups as usize, GFP_KERNEL)?;
+        for _ in 0..dev.ngroups {
+            tokens.push(Token::new(space.clone()), GFP_KERNEL)?;
+        }
+
+        Ok(Self { tokens, dev })
+    }
+
+    /// How many virtqueue groups and address spaces there are.
+    pub(super) fn counts(&self) -> (u32, u32) {
+        // Both were 32-bit numbers when the device was made.
+        (self.dev.ngroups, self.dev.spaces.len() as u32)
+    }
+
+    /// Where the driver leaves word whom to call.
+    pub(super) fn callbacks(&self) -> Arc<Callbacks> {
+        self.dev.callbacks.clone()
+    }
+
+    fn send(&self, kind: u32, body: RequestBody) -> Result<uapi::DevResponse> {
+        self.dev.messages.send(kind, body)
+    }
+
+    /// Does something with a virtqueue. The core's indexes are those of the device.
+    fn vq<R>(&self, index: u16, f: impl FnOnce(&Arc<super::vq::Vq>) -> R) -> Result<R> {
+        self.dev.vq(index.into()).map(f)
+    }
+}
+
+impl Operations for DriverSide {
+    type SpaceOwner = Mappings;
+
+    fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result {
+        self.vq(vq, |vq| vq.set_address(address))
+    }
+
+    fn set_vq_num(&self, vq: u16, num: u32) {
+        let _ = self.vq(vq, |vq| vq.set_num(num));
+    }
+
+    fn kick_vq(&self, vq: u16) {
+        let _ = self.vq(vq, |vq| vq.kick());
+    }
+
+    fn set_vq_ready(&self, vq: u16, ready: bool) {
+        let _ = self.vq(vq, |vq| vq.set_ready(ready));
+    }
+
+    fn vq_ready(&self, vq: u16) -> bool {
+        self.vq(vq, |vq| vq.is_ready()).unwrap_or(false)
+    }
+
+    fn set_vq_state(&self, vq: u16, state: VqState) -> Result {
+        self.vq(vq, |vq| vq.set_state(state))
+    }
+
+    fn vq_state(&self, vq: u16) -> Result<VqState> {
+        let answer = self.send(uapi::GET_VQ_STATE, RequestBody::from_vq_index(vq.into()))?;
+        let (_, state) = answer.body.vq_state();
+
+        Ok(if self.dev.is_packed() {
+            let packed = state.packed();
+
+            VqState::from_packed(PackedState {
+                last_avail_counter: packed.last_avail_counter,
+                last_avail_idx: packed.last_avail_idx,
+                last_used_counter: packed.last_used_counter,
+                last_used_idx: packed.last_used_idx,
+            })
+        } else {
+            VqState::from_split(state.split())
+        })
+    }
+
+    fn vq_size(&self, vq: u16) -> u16 {
+        self.vq(vq, |vq| vq.size()).unwrap_or(0)
+    }
+
+    fn vq_group(&self, vq: u16) -> u32 {
+        self.vq(vq, |vq| vq.group()).unwrap_or(0)
+    }
+
+    fn vq_token(&self, vq: u16) -> Option<&Token<Mappings>> {
+        self.tokens.get(self.vq_group(vq) as usize)
+    }
+
+    fn vq_affinity(&self, vq: u16) -> Option<&AtomicCpumask> {
+        self.dev.vqs().get(usize::from(vq))?.affinity()
+    }
+
+    fn set_vq_affinity(&self, vq: u16, mask: Option<&Cpumask>) -> Result {
+        self.vq(vq, |vq| vq.set_affinity(mask))?
+    }
+
+    fn vq_align(&self) -> u32 {
+        self.dev.vq_align
+    }
+
+    fn vq_num_max(&self) -> u16 {
+        let sizes = self.dev.vqs().iter().map(|vq| vq.max_size());
+
+        sizes.max().unwrap_or(0)
+    }
+
+    fn device_id(&self) -> u32 {
+        self.dev.device_id
+    }
+
+    fn vendor_id(&self) -> u32 {
+        self.dev.vendor_id
+    }
+
+    fn device_features(&self) -> u64 {
+        self.dev.features
+    }
+
+    fn driver_features(&self) -> u64 {
+        self.dev.driver_features()
+    }
+
+    fn set_driver_features(&self, features: u64) -> Result {
+        self.dev.set_driver_features(features)
+    }
+
+    fn status(&self) -> u8 {
+        self.dev.status()
+    }
+
+    fn set_status(&self, status: u8) {
+        // The status changes when the daemon agrees, which is before this returns; the driver finds
+        // out by reading it back.
+        let _ = self.send(uapi::SET_STATUS, RequestBody::from_status(status));
+    }
+
+    fn reset(&self) -> Result {
+        let told = self.send(uapi::SET_STATUS, RequestBody::from_status(0));
+
+        // Whatever the daemon says: the driver is going to free its memory.
+        self.dev.reset();
+        told.map(drop)
+    }
+
+    fn config_size(&self) -> usize {
+        self.dev.config_size()
+    }
+
+    fn get_config(&self, offset: usize, buf: &mut [u8]) {
+        self.dev.read_config(offset, buf);
+    }
+
+    fn set_config(&self, _offset: usize, _buf: &[u8]) {
+        // The configuration space is the daemon's; no message could tell it of a change.
+    }
+
+    fn generation(&self) -> u32 {
+        self.dev.generation()
+    }
+
+    fn set_map(&self, asid: u32, iotlb: &Iotlb) -> Result {
+        let body = if self.dev.is_v1() {
+            RequestBody::from_iova_range_v2(0, u64::MAX, asid)
+        } else {
+            RequestBody::from_iova_range(0, u64::MAX)
+        };
+
+        self.dev.spaces.set_map(asid, iotlb, || {
+            self.send(uapi::UPDATE_IOTLB, body).map(drop)
+        })
+    }
+
+    fn reset_map(&self, asid: u32) -> Result {
+        // Who made the mappings is gone; a reset has told the daemon.
+        self.dev.spaces.reset_map(asid);
+
+        Ok(())
+    }
+
+    fn set_group_asid(&self, _group: u32, _asid: u32) -> Result {
+        // There is one group, in the one address space.
+        Err(EINVAL)
+    }
+}

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Virtqueues.
+//!
+//! # Contexts
+//!
+//! A virtqueue's lock is taken by kicks, which come from softirqs and from code that runs with
+//! interrupts off: so it is never held but with interrupts off, and nothing is done under it but to
+//! read and write a few words and to signal an eventfd. Interrupts are injected in process context.
+//!
+//! # Lock order
+//!
+//! The driver's callback slot, then the virtqueue's lock.
+
+use crate::{
+    bindings::{
+        atomic_cpumask::AtomicCpumask,
+        cpumask::Mask,
+        eventfd::{
+            self,
+            EventFd, //
+        },
+        lock::{
+            new_spinlock_irqsave,
+            SpinLockIrqSave, //
+        },
+        once::OnceBox,
+        vdpa::{
+            CallbackSlot,
+            VqAddress,
+            VqState, //
+        },
+        workqueue::OwnedQueue,
+    },
+    uapi::VqConfig,
+};
+use kernel::{
+    cpu::CpuId,
+    cpumask::Cpumask,
+    impl_has_work, new_work,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+    },
+    workqueue::{
+        Work,
+        WorkItem, //
+    },
+};
+
+/// What the daemon and the driver side make of a virtqueue.
+#[derive(Default)]
+struct State {
+    /// The largest size, in descriptors; 0 before the virtqueue is set up.
+    max_size: u16,
+    group: u32,
+    /// The size that the driver has chosen, in descriptors; 0 before that.
+    num: u32,
+    address: VqAddress,
+    state: VqState,
+    ready: bool,
+    kickfd: Option<EventFd>,
+    /// Whether there was a kick that nobody was told of.
+    kicked: bool,
+}
+
+/// What the driver side has made of a virtqueue, at one moment.
+pub(super) struct Snapshot {
+    pub(super) num: u32,
+    pub(super) address: VqAddress,
+    pub(super) state: VqState,
+    pub(super) ready: bool,
+}
+
+/// A virtqueue.
+#[pin_data]
+pub(super) struct Vq {
+    #[pin]
+    state: SpinLockIrqSave<State>,
+    callback: Arc<CallbackSlot>,
+    /// The CPUs that interrupts go to; any, if there is none.
+    affinity: OnceBox<AtomicCpumask>,
+    /// The CPU that the last interrupt went to, if it had to be sent there; otherwise `u32::MAX`.
+    last_cpu: Atomic<u32>,
+    queue: Arc<OwnedQueue>,
+    #[pin]
+    kick_work: Work<Vq, KICK>,
+    #[pin]
+    inject_work: Work<Vq, INJECT>,
+}
+
+const KICK: u64 = 0;
+const INJECT: u64 = 1;
+
+impl_has_work! {
+    impl HasWork<Self, KICK> for Vq { self.kick_work }
+    impl HasWork<Self, INJECT> for Vq { self.inject_work }
+}
+
+impl WorkItem<KICK> for Vq {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.kick_now();
+    }
+}
+
+impl WorkItem<INJECT> for Vq {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.callback.call();
+    }
+}
+
+impl Vq {
+    /// Makes a virtqueue that calls its driver through `callback`, on `queue` if it cannot do so in
+    /// the caller's own context. May sleep.
+    pub(super) fn new(callback: Arc<CallbackSlot>, queue: Arc<OwnedQueue>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                state <- new_spinlock_irqsave!(State::default()),
+                callback,
+                affinity: OnceBox::new(),
+                last_cpu: Atomic::new(u32::MAX),
+                queue,
+                kick_work <- new_work!("Vq::kick_work"),
+                inject_work <- new_work!("Vq::inject_work"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The daemon sets the virtqueue up. Once the device is attached to the bus, that may only
+    /// repeat what is there.
+    ///
+    /// Errors: [`EINVAL`].
+    pub(super) fn set_up(&self, config: &VqConfig, attached: bool) -> Result {
+        let mut state = self.state.lock();
+        let is_same = state.max_size == config.max_size && state.group == config.group;
+
+        if attached && !is_same {
+            return Err(EINVAL);
+        }
+
+        state.max_size = config.max_size;
+        state.group = config.group;
+
+        Ok(())
+    }
+
+    /// The largest size, in descriptors; 0 if it is not set up.
+    pub(super) fn max_size(&self) -> u16 {
+        self.state.lock().max_size
+    }
+
+    /// The size that the driver has chosen, or the largest.
+    pub(super) fn size(&self) -> u16 {
+        let state = self.state.lock();
+
+        match u16::try_from(state.num) {
+            Ok(num) if num != 0 => num,
+            _ => state.max_size,
+        }
+    }
+
+    /// The group that it is in.
+    pub(super) fn group(&self) -> u32 {
+        self.state.lock().group
+    }
+
+    pub(super) fn set_num(&self, num: u32) {
+        self.state.lock().num = num;
+    }
+
+    pub(super) fn set_address(&self, address: VqAddress) {
+        self.state.lock().address = address;
+    }
+
+    pub(super) fn set_state(&self, new: VqState) {
+        self.state.lock().state = new;
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.state.lock().ready = ready;
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.state.lock().ready
+    }
+
+    /// All that the daemon wants to know, of one moment.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let state = self.state.lock();
+
+        Snapshot {
+            num: state.num,
+            address: state.address,
+            state: state.state,
+            ready: state.ready,
+        }
+    }
+
+    /// The driver has made buffers available. Any context.
+    pub(super) fn kick(self: &Arc<Self>) {
+        if eventfd::signal_allowed() {
+            self.kick_now();
+        } else {
+            // If it is queued already, it will see this kick.
+            let _ = self.queue.enqueue::<Arc<Self>, KICK>(self.clone());
+        }
+    }
+
+    fn kick_now(&self) {
+        let mut state = self.state.lock();
+
+        if state.ready {
+            match &state.kickfd {
+                Some(kickfd) => kickfd.signal(),
+                None => state.kicked = true,
+            }
+        }
+    }
+
+    /// The daemon wants to be told of kicks by this eventfd, or by none. If there was a kick that
+    /// nobody was told of, it is told of that.
+    pub(super) fn set_kickfd(&self, kickfd: Option<EventFd>) {
+        let mut state = self.state.lock();
+        let old = core::mem::replace(&mut state.kickfd, kickfd);
+
+        if state.ready && state.kicked {
+            if let Some(kickfd) = &state.kickfd {
+                kickfd.signal();
+                state.kicked = false;
+            }
+        }
+
+        drop(state);
+        drop(old);
+    }
+
+    /// The daemon is gone. What its eventfd was told of and it has not seen, its successor is told
+    /// of again.
+    pub(super) fn abandon_kickfd(&self) {
+        let mut state = self.state.lock();
+        let old = state.kickfd.take();
+
+        if old.is_some() && state.ready {
+            state.kicked = true;
+        }
+
+        drop(state);
+        drop(old);
+    }
+
+    /// Forgets what the driver has made of it. What the daemon has set up stays.
+    pub(super) fn reset(&self) {
+        let mut state = self.state.lock();
+        let new = State {
+            max_size: state.max_size,
+            group: state.group,
+            ..State::default()
+        };
+        let old = core::mem::replace(&mut *state, new);
+
+        drop(state);
+        drop(old);
+    }
+
+    /// The CPUs that interrupts go to; [`None`] for any.
+    pub(super) fn affinity(&self) -> Option<&AtomicCpumask> {
+        self.affinity.get()
+    }
+
+    /// The CPUs that interrupts go to, as they are now. May sleep.
+    pub(super) fn affinity_mask(&self) -> Result<Mask> {
+        self.affinity().map_or_else(Mask::all, AtomicCpumask::load)
+    }
+
+    /// Sets the CPUs that interrupts go to; [`None`] for any. May sleep.
+    pub(super) fn set_affinity(&self, mask: Option<&Cpumask>) -> Result {
+        let affinity = match (self.affinity(), mask) {
+            (None, None) => return Ok(()),
+            (Some(affinity), _) => affinity,
+            (None, Some(_)) => self
+                .affinity
+                .get_or_init(AtomicCpumask::new_all()?, GFP_KERNEL)?,
+        };
+
+        match mask {
+            Some(mask) => affinity.store(mask),
+            None => affinity.fill(),
+        }
+
+        Ok(())
+    }
+
+    /// Interrupts the driver.
+    ///
+    /// It is called back in this very context if this CPU is one of those it wants to be called on,
+    /// or if none of them is online. Process context.
+    pub(super) fn inject(self: &Arc<Self>) {
+        match self.affinity().and_then(|mask| self.elsewhere(mask)) {
+            Some(cpu) => {
+                // If it is queued already, the driver will be called after this.
+                let _ = self
+                    .queue
+                    .enqueue_on::<Arc<Self>, INJECT>(cpu, self.clone());
+            }
+            None => {
+                self.callback.call();
+            }
+        }
+    }
+
+    /// The CPU to send an interrupt to, in turn; [`None`] if it can be taken here.
+    fn elsewhere(&self, mask: &AtomicCpumask) -> Option<CpuId> {
+        // If the task moves to another CPU right now, the interrupt is taken there: no harm.
+        if mask.test(CpuId::current()) {
+            return None;
+        }
+
+        let cpu = mask.next_online(CpuId::from_u32(self.last_cpu.load(Relaxed)))?;
+        self.last_cpu.store(cpu.as_u32(), Relaxed);
+
+        Some(cpu)
+    }
+}
