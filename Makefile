@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# `make help` says what there is. How the module itself is put together is in Kbuild.
+
+export KVER VDUSE_RS_CACHE DEBIAN_MIRROR
+
+DRIVER ?= rust
+TESTS ?=
+
+# Options of the kernel's build system that are handed on.
+KBUILD_OPTIONS := $(foreach v,V W C CLIPPY KCFLAGS KRUSTFLAGS,$(if $($(v)),$(v)=$($(v))))
+
+ifdef KDIR
+# Against a kernel tree that has the Rust metadata, with the host's programs.
+TOOLS := $(foreach v,LLVM CC RUSTC BINDGEN,$(if $(filter command% environment%,$(origin $(v))),$(v)=$($(v))))
+KBUILD = $(TOOLS) ./scripts/check-kdir $(KDIR) && $(MAKE) -C $(KDIR) M=$(CURDIR) $(TOOLS) $(KBUILD_OPTIONS)
+else
+KBUILD = ./scripts/kbuild $(KBUILD_OPTIONS)
+endif
+
+all: modules
+
+modules:
+	@+$(KBUILD) modules
+
+install modules_install: modules
+	@./scripts/install $(KDIR)
+
+uninstall:
+	@./scripts/install --remove $(KDIR)
+
+clean:
+	@./scripts/clean
+
+update:
+	@./scripts/kernel --update
+
+rust-analyzer:
+	@+$(KBUILD) rust-analyzer
+	@./scripts/rust-project $(KDIR)
+
+fmt:
+	@./scripts/lint --fix
+
+lint:
+	@./scripts/lint
+
+check-unsafe:
+	@./scripts/check-unsafe
+
+demo: $(if $(filter rust,$(DRIVER)),modules)
+	@./qemu-test/demo --driver $(DRIVER)
+
+test: $(if $(filter rust,$(DRIVER)),modules)
+	@./qemu-test/test --driver $(DRIVER) $(TESTS)
+
+shell: $(if $(filter rust,$(DRIVER)),modules)
+	@./qemu-test/run --driver $(DRIVER) --timeout 86400 --tty -- bash -i
+
+help:
+	@sed -n 's/^#: \?//p' $(firstword $(MAKEFILE_LIST))
+
+#: make                   builds vduse_rs.ko for Debian's stock kernel of trixie-backports (as root)
+#: make KDIR=DIR          builds it for the kernel tree in DIR, with this host's programs
+#: make install           installs it, so that `modprobe vduse` loads it
+#: make uninstall         takes that back
+#: make clean             removes what was built in the checkout
+#: make update            looks for a newer stock kernel (otherwise the choice, once made, is kept)
+#:
+#: make demo              shows the driver at work, in a virtual machine
+#: make test              runs all tests; TESTS='PATTERN...' those whose name contains one
+#: make shell             a shell in the virtual machine, with the driver loaded
+#:
+#: make lint              checks format, warnings, clippy, and that driver/ has no unsafe
+#: make fmt               formats the Rust files
+#: make rust-analyzer     writes rust-project.json for editors
+#:
+#: KVER=7.2.12            asks for a certain stock kernel (or a whole release, 7.2.12+deb13-amd64)
+#: DRIVER=c               demo, test and shell use the in-tree driver (none: neither)
+#: VDUSE_RS_CACHE=DIR     where what is expensive is kept (default ~/.cache/vduse_rs; may be deleted)
+#: DEBIAN_MIRROR=URL      where Debian's packages come from (default: what this host's apt uses)
+#: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
+
+.PHONY: all modules install modules_install uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
+	shell help

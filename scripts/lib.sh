@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash disable=SC2034
+#
+# What the scripts share: messages, host programs, and the cache of things that are expensive to make.
+# Sourced, not run; the caller has `set -eu` (and bash).
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+scripts=$top/scripts
+cache=${VDUSE_RS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vduse_rs}
+mkdir -p "$cache"
+cache=$(cd "$cache" && pwd -P)
+
+# The Debian release whose tools and guest are used, and where its newer kernels are.
+suite=trixie
+backports=trixie-backports
+
+say() { printf '[vduse_rs] %s\n' "$*" >&2; }
+die() { printf '[vduse_rs] error: %s\n' "$*" >&2; exit 1; }
+
+# need PROGRAM=PACKAGE...: installs what the host lacks, or says what to install.
+need() {
+	local pair missing=()
+	for pair in "$@"; do
+		command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+	done
+	[ ${#missing[@]} -eq 0 ] && return
+	if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+		die "this host lacks ${missing[*]}: install it with the package manager (apt-get install ${missing[*]})"
+	fi
+	say "this host lacks ${missing[*]}: installing it with apt-get"
+	{
+		apt-get -q update
+		DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${missing[@]}"
+	} >"$cache/apt.log" 2>&1 || { tail -n 20 "$cache/apt.log" >&2; die "apt-get failed (see above)"; }
+}
+
+# Mounts and chroot are how everything below runs; both want root.
+need_root() {
+	[ "$(id -u)" = 0 ] || die "this needs root, for mounts and chroot (\`make KDIR=...\` does not)"
+	[ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported, this is $(uname -m)"
+}
+
+# artefact NAME INPUT...: sets $out to the folder of the artefact NAME as made from these inputs by the function
+# build_NAME as it is now, in an empty folder; it is made when it is not there yet.
+#
+# Nothing is believed without its stamp, which is written last, before the folder gets its name. Only one
+# process at a time makes an artefact, so a leftover seen under the lock is of one that was interrupted.
+artefact() {
+	local name=$1 key tmp lock old status
+	key=$({ printf '%s\n' "$@" "$suite"; declare -f "build_${name//-/_}"; } | sha256sum | cut -c1-12)
+	out=$cache/$name/$key
+	if [ -e "$out/stamp" ]; then
+		touch -c "$out/stamp"
+		return
+	fi
+	mkdir -p "$cache/$name"
+	exec {lock}>"$cache/$name/lock"
+	flock -n "$lock" || { say "$name: another build is making it, waiting"; flock "$lock"; }
+	if [ ! -e "$out/stamp" ]; then
+		rm -rf --one-file-system "$cache/$name"/tmp.* "$out"
+		tmp=$(mktemp -d "$cache/$name/tmp.XXXXXX")
+		chmod 755 "$tmp"
+		SECONDS=0
+		# Not in a condition: there, `set -e` would have no effect inside.
+		set +e
+		(set -e; cd "$tmp"; "build_${name//-/_}") 3>&2 >"$cache/$name/log" 2>&1
+		status=$?
+		set -e
+		if [ $status != 0 ]; then
+			tail -n 20 "$cache/$name/log" >&2
+			rm -rf --one-file-system "$tmp"
+			die "$name failed (the whole log: $cache/$name/log)"
+		fi
+		sync -f "$tmp"
+		date >"$tmp/stamp"
+		mv -T "$tmp" "$out"
+		say "$name: done in $SECONDS s"
+		# Made from other inputs, and not used for a week.
+		for old in "$cache/$name"/*/stamp; do
+			[ "$old" = "$out/stamp" ] || [ -z "$(find "$old" -mtime +7)" ] || rm -rf --one-file-system "${old%/stamp}"
+		done
+	fi
+	exec {lock}>&-
+}
+
+# step TEXT: says what a long build is doing; inside build_*, where file 3 is the terminal.
+step() { printf '[vduse_rs] %s\n' "$*" >&3; printf '## %s\n' "$*"; }
