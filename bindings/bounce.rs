@@ -536,6 +536,13 @@ impl Area {
         Ok(pages)
     }
 
+    /// Whether a buffer is mapped. Any context.
+    pub(super) fn is_in_use(&self) -> bool {
+        (0..self.slots)
+            .filter_map(|index| self.slot(index))
+            .any(|slot| slot.orig.load(Relaxed) != NO_BUFFER)
+    }
+
     /// Whether pages are lent. May sleep.
     pub(crate) fn is_lent(&self) -> bool {
         self.lending.lock().is_some()

@@ -6,6 +6,8 @@
 
 use super::raw as bindings;
 
+pub(crate) use kernel::sync::rcu::Guard;
+
 /// Waits until every RCU read-side critical section that is under way has ended.
 ///
 /// May sleep.

@@ -4,8 +4,8 @@
 //!
 //! A virtio driver whose device has map operations hands its buffers and rings to those, with the
 //! *token* that belongs to the virtqueue. Here, a token leads to a [`Space`]: buffers are mapped into
-//! its [bounce area](bounce::Area), rings (coherent memory) are allocated here and given addresses by
-//! the space's owner.
+//! its [bounce area](Area), rings (coherent memory) are allocated here and given addresses by the
+//! space's owner. Who follows a token to its space holds the RCU read lock, and no other.
 //!
 //! C header: [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
@@ -19,7 +19,8 @@ use super::{
         Pages,
         PAGE_SIZE, //
     },
-    raw as bindings, //
+    raw as bindings,
+    rcu, //
 };
 use core::{
     marker::PhantomData,
@@ -30,7 +31,18 @@ use core::{
 };
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            AtomicFlag,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        rcu::read_lock,
+        Arc, //
+    },
 };
 
 /// What the owner of a [`Space`] does.
@@ -49,6 +61,9 @@ pub(crate) trait Owner: Send + Sync + 'static {
 
     /// Takes the address away from coherent memory.
     fn unmap_coherent(&self, iova: u64, size: usize);
+
+    /// Whether coherent memory has addresses.
+    fn has_coherent(&self) -> bool;
 }
 
 /// An address space that drivers' memory is mapped into.
@@ -85,16 +100,69 @@ impl<T: Owner> Space<T> {
 
 /// What a virtqueue's memory is mapped by.
 ///
-/// The space is the same as long as the token lives, so that what was mapped into a space is
-/// unmapped from it.
+/// It leads to one space at a time. That can only change while nothing is mapped, so that what was
+/// mapped into a space is unmapped from it.
+///
+/// # Invariants
+///
+/// - `space` came from [`Arc::into_raw`], and a reference is ours.
+/// - It changes only while `closed` is set, by whoever has set it; the reference to the former one
+///   is given back after an RCU grace period.
 pub(crate) struct Token<T: Owner> {
-    space: Arc<Space<T>>,
+    space: Atomic<*mut Space<T>>,
+    closed: AtomicFlag,
 }
+
+// SAFETY: It owns a reference to a space, which goes along.
+unsafe impl<T: Owner> Send for Token<T> {}
+// SAFETY: Both fields are atomic, and spaces are `Sync`.
+unsafe impl<T: Owner> Sync for Token<T> {}
 
 impl<T: Owner> Token<T> {
     /// A token that leads to `space`.
     pub(crate) fn new(space: Arc<Space<T>>) -> Self {
-        Self { space }
+        // INVARIANT: The reference is ours from now on.
+        Self {
+            space: Atomic::new(Arc::into_raw(space).cast_mut()),
+            closed: AtomicFlag::new(false),
+        }
+    }
+
+    /// Whether it leads to `space` now.
+    pub(crate) fn leads_to(&self, space: &Arc<Space<T>>) -> bool {
+        ptr::eq(self.space.load(Relaxed), Arc::as_ptr(space))
+    }
+
+    /// Closes the token: nothing is mapped by it until the answer is dropped.
+    ///
+    /// May sleep. Errors: [`EBUSY`] if something is mapped into its space, or if it is closed.
+    pub(crate) fn close(&self) -> Result<Closed<'_, T>> {
+        if self.closed.xchg(true, Full) {
+            return Err(EBUSY);
+        }
+        let closed = Closed(self);
+
+        // Whoever saw the token open is done mapping after this.
+        rcu::synchronize();
+        let guard = read_lock();
+        let space = self.enter(&guard);
+        if space.bounce.is_in_use() || space.owner.has_coherent() {
+            return Err(EBUSY);
+        }
+
+        Ok(closed)
+    }
+
+    /// The space that it leads to, for as long as the RCU read lock is held.
+    fn enter<'a>(&self, _rcu: &'a rcu::Guard) -> &'a Space<T> {
+        // SAFETY: By the type invariants, our reference is not given back before the read-side
+        // section ends, even if it leads elsewhere by then.
+        unsafe { &*self.space.load(Acquire) }
+    }
+
+    /// The same, for mapping; [`None`] if the token is closed.
+    fn enter_open<'a>(&self, rcu: &'a rcu::Guard) -> Option<&'a Space<T>> {
+        (!self.closed.load(Acquire)).then(|| self.enter(rcu))
     }
 
     /// The form in which C passes it around.
@@ -109,11 +177,41 @@ impl<T: Owner> Token<T> {
     /// # Safety
     ///
     /// `map` must be null or come from [`as_raw`](Self::as_raw) of a token that lives for `'a`.
-    unsafe fn space<'a>(map: bindings::virtio_map) -> Option<&'a Space<T>> {
+    unsafe fn from_raw<'a>(map: bindings::virtio_map) -> Option<&'a Self> {
         // SAFETY: By the safety requirements.
-        let token = unsafe { map.group.cast::<Self>().as_ref() }?;
+        unsafe { map.group.cast::<Self>().as_ref() }
+    }
+}
 
-        Some(&token.space)
+impl<T: Owner> Drop for Token<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants, the reference is ours; nobody uses the token any more.
+        drop(unsafe { Arc::from_raw(*self.space.get_mut()) });
+    }
+}
+
+/// A [`Token`] by which nothing is mapped, nor can be. It is opened again when this is dropped.
+///
+/// # Invariants
+///
+/// We have set the token's `closed`.
+pub(crate) struct Closed<'a, T: Owner>(&'a Token<T>);
+
+impl<T: Owner> Closed<'_, T> {
+    /// Makes the token lead to another space. May sleep.
+    pub(crate) fn lead_to(&self, space: Arc<Space<T>>) {
+        let old = self.0.space.xchg(Arc::into_raw(space).cast_mut(), Full);
+
+        rcu::synchronize();
+        // SAFETY: By the invariants of `Token`, the reference was the token's, and whoever got the
+        // pointer from it is done with it.
+        drop(unsafe { Arc::from_raw(old) });
+    }
+}
+
+impl<T: Owner> Drop for Closed<'_, T> {
+    fn drop(&mut self) {
+        self.0.closed.store(false, Release);
     }
 }
 
@@ -143,7 +241,11 @@ impl<T: Owner> VTable<T> {
         attrs: c_ulong,
     ) -> bindings::dma_addr_t {
         // SAFETY: The virtio core passes a device's token.
-        let Some(space) = (unsafe { Token::<T>::space(map) }) else {
+        let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
+            return MAPPING_ERROR;
+        };
+        let rcu = read_lock();
+        let Some(space) = token.enter_open(&rcu) else {
             return MAPPING_ERROR;
         };
         if space.owner.before_map().is_err() {
@@ -151,7 +253,8 @@ impl<T: Owner> VTable<T> {
         }
 
         // SAFETY: The virtio core maps this memory for a driver, which must not free it before it
-        // has unmapped it by the same token; that leads to the same space.
+        // has unmapped it by the same token. That leads to the same space as long as anything is
+        // mapped.
         let buffer = unsafe { Buffer::new(page, offset, size) };
 
         space
@@ -171,7 +274,10 @@ impl<T: Owner> VTable<T> {
         attrs: c_ulong,
     ) {
         // SAFETY: The virtio core passes a device's token.
-        if let Some(space) = unsafe { Token::<T>::space(map) } {
+        if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
+            let rcu = read_lock();
+            let space = token.enter(&rcu);
+
             // SAFETY: The virtio core ends a mapping that `map_page` made by the same token.
             unsafe {
                 space
@@ -191,7 +297,10 @@ impl<T: Owner> VTable<T> {
         dir: bindings::dma_data_direction,
     ) {
         // SAFETY: The virtio core passes a device's token.
-        if let Some(space) = unsafe { Token::<T>::space(map) } {
+        if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
+            let rcu = read_lock();
+            let space = token.enter(&rcu);
+
             // SAFETY: The virtio core syncs within a mapping that `map_page` made by this token.
             unsafe {
                 space
@@ -211,7 +320,10 @@ impl<T: Owner> VTable<T> {
         dir: bindings::dma_data_direction,
     ) {
         // SAFETY: The virtio core passes a device's token.
-        if let Some(space) = unsafe { Token::<T>::space(map) } {
+        if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
+            let rcu = read_lock();
+            let space = token.enter(&rcu);
+
             // SAFETY: The virtio core syncs within a mapping that `map_page` made by this token.
             unsafe {
                 space
@@ -233,7 +345,7 @@ impl<T: Owner> VTable<T> {
         // SAFETY: The virtio core passes a place for the address.
         unsafe { iova.write(MAPPING_ERROR) };
         // SAFETY: The virtio core passes a device's token.
-        let Some(space) = (unsafe { Token::<T>::space(map) }) else {
+        let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
             return ptr::null_mut();
         };
 
@@ -249,7 +361,13 @@ impl<T: Owner> VTable<T> {
         let mapped = NonNull::new(first).ok_or(ENOMEM).and_then(|first| {
             // SAFETY: `alloc_pages_exact` gives contiguous pages, each with a count of its own.
             let pages = unsafe { Pages::get(first, size.div_ceil(PAGE_SIZE)) };
-            space.owner.map_coherent(pages, size)
+            let rcu = read_lock();
+
+            token
+                .enter_open(&rcu)
+                .ok_or(EBUSY)?
+                .owner
+                .map_coherent(pages, size)
         });
 
         match mapped {
@@ -277,7 +395,10 @@ impl<T: Owner> VTable<T> {
         _attrs: c_ulong,
     ) {
         // SAFETY: The virtio core passes a device's token.
-        if let Some(space) = unsafe { Token::<T>::space(map) } {
+        if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
+            let rcu = read_lock();
+            let space = token.enter(&rcu);
+
             space.owner.unmap_coherent(iova, size);
             // SAFETY: The virtio core gives back what `alloc` returned for the same size.
             unsafe { bindings::free_pages_exact(memory, size) }
@@ -289,7 +410,8 @@ impl<T: Owner> VTable<T> {
     /// `map` must be a live token, as described above.
     unsafe extern "C" fn need_sync(map: bindings::virtio_map, iova: bindings::dma_addr_t) -> bool {
         // SAFETY: The virtio core passes a device's token.
-        unsafe { Token::<T>::space(map) }.is_some_and(|space| space.bounce.contains(iova))
+        unsafe { Token::<T>::from_raw(map) }
+            .is_some_and(|token| token.enter(&read_lock()).bounce.contains(iova))
     }
 
     /// # Safety
@@ -311,7 +433,8 @@ impl<T: Owner> VTable<T> {
     /// `map` must be a live token, as described above.
     unsafe extern "C" fn max_mapping_size(map: bindings::virtio_map) -> usize {
         // SAFETY: The virtio core passes a device's token.
-        unsafe { Token::<T>::space(map) }.map_or(0, |space| space.bounce.max_mapping())
+        unsafe { Token::<T>::from_raw(map) }
+            .map_or(0, |token| token.enter(&read_lock()).bounce.max_mapping())
     }
 
     /// The operations, as C wants them.

@@ -56,6 +56,7 @@ use crate::{
         ioctl as cmd,
         DevConfig,
         API_VERSION_0,
+        API_VERSION_1,
         NAME_MAX, //
     },
 };
@@ -80,7 +81,7 @@ use kernel::{
 };
 
 /// The newest version of the API.
-const NEWEST_API_VERSION: u64 = API_VERSION_0;
+const NEWEST_API_VERSION: u64 = API_VERSION_1;
 
 /// The minor number of the control node. Devices have those behind it.
 const CONTROL_INDEX: u32 = 0;

@@ -311,6 +311,15 @@ impl Owner for Mappings {
             .inspect_err(|_| self.coherent.free(start, size))
     }
 
+    fn has_coherent(&self) -> bool {
+        let iotlb = self.iotlb.lock();
+
+        // The owners do not mix, so that the first mapping tells.
+        iotlb
+            .find(0, u64::MAX)
+            .is_some_and(|(_, first)| matches!(first.backing, Backing::Coherent(_)))
+    }
+
     fn unmap_coherent(&self, iova: u64, size: usize) {
         let removed = {
             let mut iotlb = self.iotlb.lock();

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     bindings::{
         atomic_cpumask::AtomicCpumask,
+        nospec::get_nospec,
         vdpa::{
             Callbacks,
             Operations,
@@ -62,6 +63,23 @@ impl DriverSide {
     /// Where the driver leaves word whom to call.
     pub(super) fn callbacks(&self) -> Arc<Callbacks> {
         self.dev.callbacks.clone()
+    }
+
+    /// Puts all groups back to address space 0, where drivers expect them after a reset.
+    fn reset_groups(&self) {
+        // It was made before the device was put on the bus.
+        let Ok(open) = self.dev.spaces.get(0) else {
+            return;
+        };
+
+        for token in &self.tokens {
+            if !token.leads_to(&open.domain) {
+                // Groups are moved on behalf of a process, so the kernel has nothing mapped there.
+                if let Ok(closed) = token.close() {
+                    closed.lead_to(open.domain.clone());
+                }
+            }
+        }
     }
 
     fn send(&self, kind: u32, body: RequestBody) -> Result<uapi::DevResponse> {
@@ -184,6 +202,7 @@ impl Operations for DriverSide {
 
         // Whatever the daemon says: the driver is going to free its memory.
         self.dev.reset();
+        self.reset_groups();
         told.map(drop)
     }
 
@@ -222,8 +241,23 @@ impl Operations for DriverSide {
         Ok(())
     }
 
-    fn set_group_asid(&self, _group: u32, _asid: u32) -> Result {
-        // There is one group, in the one address space.
-        Err(EINVAL)
+    fn set_group_asid(&self, group: u32, asid: u32) -> Result {
+        if !self.dev.is_v1() {
+            return Err(EINVAL);
+        }
+
+        let token = get_nospec(&self.tokens, group as usize).ok_or(EINVAL)?;
+        let space = &self.dev.spaces.get_or_make(asid)?.domain;
+        let closed = token.close()?;
+
+        self.send(
+            uapi::SET_VQ_GROUP_ASID,
+            RequestBody::from_group_asid(group, asid),
+        )?;
+        if !token.leads_to(space) {
+            closed.lead_to(space.clone());
+        }
+
+        Ok(())
     }
 }
