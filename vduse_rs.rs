@@ -22,9 +22,13 @@ use bindings::{
 };
 use driver::control::{
     Management,
-    Nodes, //
+    Nodes,
+    Registry, //
 };
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
 
 module! {
     type: Vduse,
@@ -46,25 +50,28 @@ struct Vduse {
     /// Nobody puts a device on the bus any more.
     #[pin]
     _management: mgmt::Registration<Management>,
-    /// Nobody makes a device any more.
+    /// Nobody makes or opens a device any more.
     _nodes: Nodes,
+    /// Whatever was queued is done.
+    _registry: Arc<Registry>,
 }
 
 impl kernel::InPlaceModule for Vduse {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            _nodes: {
+            _registry: {
                 // It has the same names in /dev, /sys and on the vDPA bus.
                 if is_present(module, c"vduse") {
                     pr_err!("the in-tree driver is loaded: unload it first (rmmod vduse)\n");
                     return Err(EBUSY);
                 }
-                Nodes::new(module, MAX_IOTLB_ENTRIES.get())?
+                Registry::new(module, MAX_IOTLB_ENTRIES.get())?
             },
             _management <- mgmt::Registration::new(
                 RootDevice::new(c"vduse")?,
-                _nodes.management(),
+                _registry.management(),
             ),
+            _nodes: Nodes::new(_registry)?,
         })
     }
 }

@@ -40,10 +40,19 @@ impl AtomicCpumask {
         Ok(Self(Mask::all()?))
     }
 
-    fn word(mask: *const bindings::cpumask, index: usize) -> &'static Atomic<usize> {
-        // SAFETY: Callers pass a mask that is valid for the time that they use this, and an index
-        // below the number of its words. Only this file gets to see the reference.
+    /// # Safety
+    ///
+    /// `mask` must be valid for `'a`, and `index` below [`words`](Self::words).
+    unsafe fn word<'a>(mask: *const bindings::cpumask, index: usize) -> &'a Atomic<usize> {
+        // SAFETY: By the safety requirements. Whoever may write to a mask that is read here does so
+        // word by word.
         unsafe { Atomic::from_ptr(mask.cast_mut().cast::<usize>().add(index)) }
+    }
+
+    /// The words of this mask.
+    fn iter(&self) -> impl Iterator<Item = &Atomic<usize>> {
+        // SAFETY: The mask is valid as long as `self` is.
+        (0..Self::words()).map(|i| unsafe { Self::word(self.as_raw(), i) })
     }
 
     fn words() -> usize {
@@ -52,16 +61,21 @@ impl AtomicCpumask {
 
     /// Makes this the same set as `other`. Any context.
     pub(crate) fn store(&self, other: &Cpumask) {
-        for i in 0..Self::words() {
-            let value = Self::word(other.as_raw(), i).load(Relaxed);
-            Self::word(self.as_raw(), i).store(value, Relaxed);
+        for (i, word) in self.iter().enumerate() {
+            // SAFETY: The mask is valid during the call.
+            let value = unsafe { Self::word(other.as_raw(), i) }.load(Relaxed);
+            word.store(value, Relaxed);
         }
     }
 
     /// Makes this the set of all CPUs. Any context.
     pub(crate) fn fill(&self) {
-        for i in 0..Self::words() {
-            Self::word(self.as_raw(), i).store(usize::MAX, Relaxed);
+        let cpus = nr_cpu_ids() as usize;
+
+        for (i, word) in self.iter().enumerate() {
+            // Bits of CPUs that there cannot be stay clear: C walks over all it finds.
+            let bits = (cpus - i * WORD).min(WORD);
+            word.store(usize::MAX >> (WORD - bits), Relaxed);
         }
     }
 
@@ -69,7 +83,9 @@ impl AtomicCpumask {
     pub(crate) fn test(&self, cpu: CpuId) -> bool {
         let cpu = cpu.as_u32() as usize;
 
-        Self::word(self.as_raw(), cpu / WORD).load(Relaxed) >> (cpu % WORD) & 1 != 0
+        self.iter()
+            .nth(cpu / WORD)
+            .is_some_and(|word| word.load(Relaxed) >> (cpu % WORD) & 1 != 0)
     }
 
     /// The online CPU of this set that comes after `after`, with wrap-around, as
@@ -80,8 +96,13 @@ impl AtomicCpumask {
 
     /// The set as it is now. May sleep.
     pub(crate) fn load(&self) -> Result<Mask> {
-        // SAFETY: The mask is valid. If it changes during the copy, the copy has some of both.
-        unsafe { Mask::from_raw(self.as_raw()) }
+        // INVARIANT: Nobody else has the copy.
+        let copy = Self::new_all()?;
+        for (to, from) in copy.iter().zip(self.iter()) {
+            to.store(from.load(Relaxed), Relaxed);
+        }
+
+        Ok(copy.0)
     }
 
     /// The C structure, valid for as long as `self` is.
@@ -89,8 +110,8 @@ impl AtomicCpumask {
         self.0.as_raw()
     }
 
-    /// The C structure of the set of all CPUs.
+    /// The C structure of the set of all CPUs that there can be.
     pub(super) fn all_raw() -> *const bindings::cpumask {
-        (&raw const bindings::cpu_all_bits).cast()
+        &raw const bindings::__cpu_possible_mask
     }
 }

@@ -36,10 +36,12 @@ use super::{
     },
     pin::PinnedPages,
     raw as bindings,
-    rcu, //
+    rcu,
+    sched::cond_resched, //
 };
 use core::{
     marker::PhantomData,
+    ops::Range,
     ptr::{
         self,
         NonNull, //
@@ -58,7 +60,6 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        lock::Guard,
         rcu::read_lock,
         Arc,
         Mutex, //
@@ -221,21 +222,7 @@ pub(crate) struct Area {
 enum View<'a> {
     Kernel,
     Lent(&'a PinnedPages),
-    Switching(
-        &'a PinnedPages,
-        Guard<'a, Progress, super::lock::SpinLockIrqSaveBackend>,
-    ),
-}
-
-impl View<'_> {
-    /// Returns the page in use of a slot.
-    fn page(&self, index: usize, slot: &Slot) -> Option<NonNull<bindings::page>> {
-        match self {
-            Self::Lent(lent) => lent.page(index),
-            Self::Switching(lent, progress) if index < progress.lent_below => lent.page(index),
-            _ => NonNull::new(slot.page.load(Acquire)),
-        }
-    }
+    Switching(&'a PinnedPages),
 }
 
 impl Area {
@@ -281,10 +268,13 @@ impl Area {
 
     /// The most bytes that one mapping can have.
     ///
-    /// Ranges are aligned to their size, rounded up to a power of two, and slot 0 is taken: half of
-    /// the largest power of two within the area always fits into an unused one, more never does.
+    /// Ranges are aligned to their size, rounded up to a power of two, and slot 0 is taken. So half
+    /// of the largest power of two within the area fits into an unused one, but not beside anything
+    /// else, such as the other parts of the same request; a quarter does.
     pub(crate) fn max_mapping(&self) -> usize {
-        (1 << (self.slots.ilog2() - 1)) << PAGE_SHIFT
+        let largest = 1 << self.slots.ilog2();
+
+        (largest / 4).max(1) << PAGE_SHIFT
     }
 
     /// Returns a slot, if its chunk has ever been used.
@@ -318,16 +308,20 @@ impl Area {
         if mode == mode::LENT {
             View::Lent(lent)
         } else {
-            View::Switching(lent, self.progress.lock())
+            View::Switching(lent)
         }
     }
 
     /// Copies between the slots of a mapping and its buffer.
     ///
-    /// Slots that stand in for nothing are passed over.
+    /// Slots that stand in for nothing, and addresses that are not in the area, are passed over.
     fn copy(&self, view: &View<'_>, iova: u64, len: usize, to_device: bool) {
+        if !self.contains(iova) {
+            return;
+        }
+
         let mut at = iova as usize;
-        let mut left = len;
+        let mut left = len.min(self.size() - at);
 
         while left > 0 {
             let offset = at % PAGE_SIZE;
@@ -335,26 +329,60 @@ impl Area {
             let index = at >> PAGE_SHIFT;
 
             if let Some(slot) = self.slot(index) {
-                let orig = slot.orig.load(Relaxed);
-
-                if let (true, Some(page)) = (orig != NO_BUFFER, view.page(index, slot)) {
-                    // SAFETY: The page is the slot's and the part is within it. By the type
-                    // invariants of `Slot`, `orig` is where the slot's part of a mapped buffer
-                    // begins; the caller copies within a mapping, so as many bytes belong to it.
-                    unsafe {
-                        bindings::bounce_copy(
-                            page.as_ptr(),
-                            offset,
-                            orig + offset as u64,
-                            part,
-                            to_device,
-                        )
-                    }
-                }
+                self.copy_slot(view, index, slot, offset..offset + part, to_device);
             }
 
             at += part;
             left -= part;
+        }
+    }
+
+    /// Copies a range of bytes of one slot.
+    fn copy_slot(
+        &self,
+        view: &View<'_>,
+        index: usize,
+        slot: &Slot,
+        range: Range<usize>,
+        to_device: bool,
+    ) {
+        let orig = slot.orig.load(Relaxed);
+        if orig == NO_BUFFER {
+            return;
+        }
+
+        let kernel = || NonNull::new(slot.page.load(Acquire));
+        // Held during the copy: the page must not change hands meanwhile.
+        let mut _progress = None;
+        let page = match view {
+            View::Kernel => kernel(),
+            View::Lent(lent) => lent.page(index),
+            View::Switching(lent) => {
+                let progress = self.progress.lock();
+                let is_lent = index < progress.lent_below;
+
+                _progress = Some(progress);
+                if is_lent {
+                    lent.page(index)
+                } else {
+                    kernel()
+                }
+            }
+        };
+
+        if let Some(page) = page {
+            // SAFETY: The page is the slot's and the range is within it. By the type invariants of
+            // `Slot`, `orig` is where the slot's part of a mapped buffer begins; callers copy within
+            // a mapping, so as many bytes belong to it.
+            unsafe {
+                bindings::bounce_copy(
+                    page.as_ptr(),
+                    range.start,
+                    orig + range.start as u64,
+                    range.len(),
+                    to_device,
+                )
+            }
         }
     }
 
@@ -408,6 +436,9 @@ impl Area {
     ///
     /// `iova` and `len` must be those of a mapping of this area that has not ended.
     pub(super) unsafe fn unmap(&self, iova: u64, len: usize, dir: Direction, sync: bool) {
+        if !self.contains(iova) {
+            return;
+        }
         let rcu = read_lock();
 
         if sync && dir.device_writes() {
@@ -490,6 +521,11 @@ impl Area {
             }
 
             progress.lent_below = if lend { index + 1 } else { index };
+            drop(progress);
+
+            if i % CHUNK_SLOTS == 0 {
+                cond_resched();
+            }
         }
     }
 

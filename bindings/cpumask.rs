@@ -42,23 +42,6 @@ impl Mask {
         Ok(Self(mask))
     }
 
-    /// A copy of a set. Fails with `ENOMEM`. May sleep.
-    pub(crate) fn copy_of(other: &Cpumask) -> Result<Self> {
-        let mut mask = CpumaskVar::new_zero(GFP_KERNEL)?;
-        other.copy(&mut mask);
-        Ok(Self(mask))
-    }
-
-    /// A copy of a set of the C side. Fails with `ENOMEM`. May sleep.
-    ///
-    /// # Safety
-    ///
-    /// `mask` must point to a valid `struct cpumask` that is not written to during this call.
-    pub(crate) unsafe fn from_raw(mask: *const raw::cpumask) -> Result<Self> {
-        // SAFETY: By the safety requirements of this function.
-        Self::copy_of(unsafe { Cpumask::from_raw(mask) })
-    }
-
     /// Reads a set from hexadecimal text, in groups of at most 32 bits with commas between them, up
     /// to a newline or the end.
     ///

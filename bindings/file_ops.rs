@@ -41,6 +41,30 @@ pub(crate) const fn this_module() -> *mut raw::module {
     crate::THIS_MODULE.as_ptr()
 }
 
+/// What can be done with a file without waiting.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Events(raw::__poll_t);
+
+impl Events {
+    /// Nothing.
+    pub(crate) const NONE: Self = Self(0);
+    /// It can be read.
+    pub(crate) const READABLE: Self = Self(raw::POLLIN | raw::POLLRDNORM);
+    /// It can be written.
+    pub(crate) const WRITABLE: Self = Self(raw::POLLOUT | raw::POLLWRNORM);
+    /// Something is wrong with it.
+    pub(crate) const ERROR: Self = Self(raw::POLLERR);
+
+    /// These, and others under a condition.
+    pub(crate) const fn with(self, others: Self, condition: bool) -> Self {
+        if condition {
+            Self(self.0 | others.0)
+        } else {
+            self
+        }
+    }
+}
+
 /// What can be done with an open file.
 ///
 /// Every method runs in process context and may sleep. A file holds a reference to the module from
@@ -73,13 +97,13 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Returns what can be done without waiting, a mask of `POLLIN` and the like, after having
-    /// registered with `table` whatever will wake a waiter up.
+    /// Returns what can be done without waiting, after having registered with `table` whatever
+    /// will wake a waiter up.
     fn poll(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _file: &File,
         _table: PollTable<'_>,
-    ) -> u32 {
+    ) -> Events {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -256,7 +280,7 @@ impl<T: FileOperations> VTable<T> {
         // SAFETY: By the safety requirements.
         let table = unsafe { PollTable::from_raw(table) };
 
-        T::poll(data, file, table)
+        T::poll(data, file, table).0
     }
 
     /// # Safety

@@ -110,11 +110,12 @@ impl Domain {
 
     /// Frees what [`alloc`](Self::alloc) returned for the same size.
     ///
-    /// An address that is not allocated is ignored. May be called in any context.
+    /// If it did not, addresses may be given out twice: whoever owns the domain must not rely on
+    /// them being unique for memory safety unless nobody else can call this. Any context.
     pub(crate) fn free(&self, iova: u64, size: usize) {
         let pages = size.div_ceil(PAGE_SIZE);
 
-        // SAFETY: The domain is initialised by the type invariants. A wrong address only spoils
+        // SAFETY: The domain is initialised by the type invariants. A wrong address spoils only
         // which addresses are given out.
         unsafe { bindings::free_iova_fast(self.inner.get(), iova as usize >> PAGE_SHIFT, pages) }
     }

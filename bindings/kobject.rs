@@ -17,6 +17,7 @@ use core::ptr::{
     NonNull, //
 };
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     device::Device,
     error::to_result,
     prelude::*,
@@ -61,7 +62,7 @@ impl<D: Send + Sync + 'static> KObject<D> {
             return Err(EINVAL);
         }
 
-        let mut entries = KVec::with_capacity(A::KOBJECT.len(), GFP_KERNEL)?;
+        let mut entries = KVec::with_capacity(A::KOBJECT.len(), GFP_KERNEL_ACCOUNT)?;
         for attribute in A::KOBJECT {
             #[cfg_attr(not(CONFIG_DEBUG_LOCK_ALLOC), expect(unused_mut))]
             let mut entry = Entry {
@@ -73,7 +74,7 @@ impl<D: Send + Sync + 'static> KObject<D> {
             {
                 entry.attribute.attr.key = (&raw const attribute.attr.skey).cast_mut();
             }
-            entries.push(entry, GFP_KERNEL)?;
+            entries.push(entry, GFP_KERNEL_ACCOUNT)?;
         }
 
         let device = ptr::from_ref::<Device>(parent.device()).cast::<raw::device>();

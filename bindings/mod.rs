@@ -29,6 +29,7 @@ pub(crate) mod param;
 pub(crate) mod pin;
 pub(crate) mod pod;
 pub(crate) mod rcu;
+pub(crate) mod sched;
 pub(crate) mod sysfs;
 pub(crate) mod vdpa;
 pub(crate) mod vhost_iotlb;

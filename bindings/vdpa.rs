@@ -27,6 +27,7 @@ use core::{
     ptr, //
 };
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     cpumask::Cpumask,
     error::{
         from_err_ptr,
@@ -118,13 +119,18 @@ impl VqState {
 
     /// # Safety
     ///
-    /// `ptr` must be valid for reads.
-    unsafe fn from_raw(ptr: *const bindings::vdpa_vq_state) -> Self {
+    /// `ptr` must be valid for reads of the member of the union that `packed` says, and that be
+    /// initialised. Callers leave the rest uninitialised.
+    unsafe fn from_raw(ptr: *const bindings::vdpa_vq_state, packed: bool) -> Self {
         const { assert!(size_of::<Self>() <= size_of::<bindings::vdpa_vq_state>()) };
 
-        // SAFETY: By the safety requirements; both members of the union start with these words, and
-        // callers initialise the whole of it.
-        unsafe { ptr.cast::<Self>().read() }
+        if packed {
+            // SAFETY: By the safety requirements; the bit fields are these words.
+            unsafe { ptr.cast::<Self>().read() }
+        } else {
+            // SAFETY: By the safety requirements; the available index is the first word.
+            Self::from_split(unsafe { ptr.cast::<u16>().read() })
+        }
     }
 
     /// # Safety
@@ -160,8 +166,10 @@ struct SlotState {
 /// - for the configuration space, as long as the driver has not failed: a driver that failed to
 ///   probe may be gone without a reset.
 ///
-/// The callback's eventfd, which some drivers offer as a short cut, is not used: the driver may
-/// release it before it says so, and calling back does the same.
+/// The callback's eventfd, which vhost offers as a short cut, is not used: vhost releases it before it
+/// passes another callback, so that it may be gone here. Calling back does the same, and looks the
+/// eventfd up anew; a moment is left in which vhost may release it meanwhile, which is vhost's to
+/// mend.
 ///
 /// # Lock order
 ///
@@ -244,17 +252,20 @@ pub(crate) struct Callbacks {
 impl Callbacks {
     /// Makes the empty slots of a device with `vqs` virtqueues. May sleep.
     pub(crate) fn new(vqs: usize) -> Result<Arc<Self>> {
-        let mut slots = KVVec::with_capacity(vqs, GFP_KERNEL)?;
+        let mut slots = KVVec::with_capacity(vqs, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..vqs {
-            slots.push(Arc::pin_init(CallbackSlot::new(), GFP_KERNEL)?, GFP_KERNEL)?;
+            slots.push(
+                Arc::pin_init(CallbackSlot::new(), GFP_KERNEL_ACCOUNT)?,
+                GFP_KERNEL_ACCOUNT,
+            )?;
         }
 
         Ok(Arc::new(
             Self {
                 vqs: slots,
-                config: Arc::pin_init(CallbackSlot::new(), GFP_KERNEL)?,
+                config: Arc::pin_init(CallbackSlot::new(), GFP_KERNEL_ACCOUNT)?,
             },
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?)
     }
 
@@ -516,8 +527,9 @@ impl<T: Operations> VTable<T> {
     ) -> c_int {
         // SAFETY: A live device.
         let data = unsafe { Device::<T>::data(vdev) };
-        // SAFETY: The core passes a state.
-        let state = unsafe { VqState::from_raw(state) };
+        let packed = data.driver_features() & 1 << bindings::VIRTIO_F_RING_PACKED != 0;
+        // SAFETY: The core passes a state of the layout that was negotiated.
+        let state = unsafe { VqState::from_raw(state, packed) };
 
         from_result(|| data.set_vq_state(vq, state).map(|()| 0))
     }

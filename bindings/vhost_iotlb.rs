@@ -23,6 +23,7 @@ use kernel::{
 pub(crate) struct Iotlb(Opaque<bindings::vhost_iotlb>);
 
 /// One mapping of an [`Iotlb`].
+#[derive(Clone)]
 pub(crate) struct Map {
     /// First I/O virtual address.
     pub(crate) start: u64,

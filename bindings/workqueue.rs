@@ -12,6 +12,7 @@ use core::{
 use kernel::{
     cpu::CpuId,
     prelude::*,
+    sync::Arc,
     workqueue::{
         Queue,
         RawWorkItem, //
@@ -70,6 +71,32 @@ impl OwnedQueue {
     }
 }
 
+/// The owner of a workqueue that work items may hold references to as well.
+///
+/// When it is dropped, it waits for the work that is queued. So if nobody else holds a reference by
+/// then, the workqueue is destroyed here, and not by its own work; and no work is left that would
+/// run code of a module that is being unloaded.
+pub(crate) struct Drained(Arc<OwnedQueue>);
+
+impl Drained {
+    /// Takes the ownership of a workqueue. May sleep.
+    pub(crate) fn new(queue: OwnedQueue) -> Result<Self> {
+        Ok(Self(Arc::new(queue, GFP_KERNEL)?))
+    }
+
+    /// A reference for those who queue work.
+    pub(crate) fn queue(&self) -> &Arc<OwnedQueue> {
+        &self.0
+    }
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        // SAFETY: By the invariants of `OwnedQueue`, it is a workqueue.
+        unsafe { bindings::__flush_workqueue(self.0 .0.as_ptr()) }
+    }
+}
+
 impl Deref for OwnedQueue {
     type Target = Queue;
 
@@ -82,7 +109,8 @@ impl Deref for OwnedQueue {
 impl Drop for OwnedQueue {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, the workqueue is ours. Nothing can be queued any more, as
-        // that takes a reference to `self`; what is queued is done first.
+        // that takes a reference to `self`; what is queued is done first. Dropped by its own work it
+        // would wait for itself: `Drained` sees to it that it is not.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) }
     }
 }

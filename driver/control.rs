@@ -50,7 +50,10 @@ use crate::{
             Adding,
             ManagementOperations, //
         },
-        workqueue::OwnedQueue,
+        workqueue::{
+            Drained,
+            OwnedQueue, //
+        },
     },
     uapi::{
         ioctl as cmd,
@@ -62,6 +65,7 @@ use crate::{
 };
 use core::cmp::Ordering;
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     device::Device,
     fs::File,
     new_mutex,
@@ -118,26 +122,29 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    fn new(module: &'static ThisModule, max_iotlb_entries: i32) -> Result<Arc<Self>> {
+    /// Makes an empty registry. Errors: [`EEXIST`] if there is a class of that name.
+    pub(crate) fn new(module: &'static ThisModule, max_iotlb_entries: i32) -> Result<Arc<Self>> {
         let shared = Shared {
             iova_cache: iova::Cache::get()?,
-            queue: Arc::new(
-                OwnedQueue::new_highpri_percpu(c"vduse-irq-bound")?,
-                GFP_KERNEL,
-            )?,
+            queue: Drained::new(OwnedQueue::new_highpri_percpu(c"vduse")?)?,
             max_iotlb_entries: usize::try_from(max_iotlb_entries).unwrap_or(0),
         };
 
         Arc::pin_init(
             try_pin_init!(Self {
                 entries <- new_mutex!(RBTree::new()),
-                class: Arc::new(Class::register::<VduseClass>()?, GFP_KERNEL)?,
-                region: Arc::new(Region::new(Region::MAX, c"vduse")?, GFP_KERNEL)?,
+                class: Arc::new(Class::register::<VduseClass>()?, GFP_KERNEL_ACCOUNT)?,
+                region: Arc::new(Region::new(Region::MAX, c"vduse")?, GFP_KERNEL_ACCOUNT)?,
                 shared: shared,
                 module: module,
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
+    }
+
+    /// What puts the devices on the bus.
+    pub(crate) fn management(self: &Arc<Self>) -> Management {
+        Management(self.clone())
     }
 
     /// The device of a minor number.
@@ -199,12 +206,12 @@ impl Registry {
             name,
             dev.clone(),
         )?;
-        let mut vqs = KVVec::with_capacity(dev.vqs().len(), GFP_KERNEL)?;
+        let mut vqs = KVVec::with_capacity(dev.vqs().len(), GFP_KERNEL_ACCOUNT)?;
         for (i, vq) in dev.vqs().iter().enumerate() {
             let directory = CString::try_from_fmt(fmt!("vq{i}"))?;
             vqs.push(
                 KObject::new::<VqAttributes>(&node, &directory, vq.clone())?,
-                GFP_KERNEL,
+                GFP_KERNEL_ACCOUNT,
             )?;
         }
 
@@ -215,7 +222,7 @@ impl Registry {
             dev,
             _module: module,
         };
-        entries.try_create_and_insert(index, entry, GFP_KERNEL)?;
+        entries.try_create_and_insert(index, entry, GFP_KERNEL_ACCOUNT)?;
 
         Ok(())
     }
@@ -226,7 +233,11 @@ impl Registry {
         let (index, entry) = Self::find(&entries, name).ok_or(EINVAL)?;
 
         entry.dev.destroy()?;
+        let dev = entry.dev.clone();
         drop(entries.remove(&index));
+        drop(entries);
+        // The last reference takes its time, which nobody else has to wait for.
+        drop(dev);
 
         Ok(())
     }
@@ -296,7 +307,7 @@ impl CharDevice for ControlFile {
                 registry: registry.clone(),
                 api_version <- new_mutex!(None),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 }
@@ -347,17 +358,26 @@ impl ManagementOperations for Management {
 
 /// The nodes of this driver. Dropped in this order.
 pub(crate) struct Nodes {
-    _devices: Registration<DevFile>,
-    _control: Registration<ControlFile>,
     _node: Node<()>,
-    registry: Arc<Registry>,
+    _control: Registration<ControlFile>,
+    _devices: Registration<DevFile>,
 }
 
 impl Nodes {
-    /// Registers the nodes. Errors: [`EEXIST`] if another driver has the class.
-    pub(crate) fn new(module: &'static ThisModule, max_iotlb_entries: i32) -> Result<Self> {
-        let registry = Registry::new(module, max_iotlb_entries)?;
-        let region = registry.region.clone();
+    /// Registers the nodes. To be done last: a file may be open as soon as they are there, and a
+    /// module that fails to load does not wait for it to be closed.
+    pub(crate) fn new(registry: &Arc<Registry>) -> Result<Self> {
+        let region = &registry.region;
+        let devices = Registration::new(
+            region.clone(),
+            CONTROL_INDEX + 1..Region::MAX,
+            registry.clone(),
+        )?;
+        let control = Registration::new(
+            region.clone(),
+            CONTROL_INDEX..CONTROL_INDEX + 1,
+            registry.clone(),
+        )?;
         let node = Node::new::<()>(
             registry.class.clone(),
             region.clone(),
@@ -365,23 +385,11 @@ impl Nodes {
             c"control",
             Arc::new((), GFP_KERNEL)?,
         )?;
-        let control = Registration::new(
-            region.clone(),
-            CONTROL_INDEX..CONTROL_INDEX + 1,
-            registry.clone(),
-        )?;
-        let devices = Registration::new(region, CONTROL_INDEX + 1..Region::MAX, registry.clone())?;
 
         Ok(Self {
-            _devices: devices,
-            _control: control,
             _node: node,
-            registry,
+            _control: control,
+            _devices: devices,
         })
-    }
-
-    /// What puts the devices on the bus.
-    pub(crate) fn management(&self) -> Management {
-        Management(self.registry.clone())
     }
 }

@@ -4,8 +4,8 @@
 //!
 //! # Lock order
 //!
-//! [`Dev::using`], then a virtqueue's lock. The mutex of the configuration space has nothing below
-//! it.
+//! [`Dev::using`], then a virtqueue's lock or the mutex of the messages. The mutex of the
+//! configuration space has nothing below it.
 
 use super::{
     config,
@@ -21,7 +21,7 @@ use crate::{
             status,
             Callbacks, //
         },
-        workqueue::OwnedQueue,
+        workqueue,
     },
     uapi::{
         DevConfig,
@@ -30,6 +30,7 @@ use crate::{
     },
 };
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     new_mutex,
     prelude::*,
     sync::{
@@ -47,7 +48,7 @@ pub(crate) struct Shared {
     /// Where address spaces get addresses from.
     pub(super) iova_cache: Arc<iova::Cache>,
     /// Where interrupts are sent to other CPUs.
-    pub(super) queue: Arc<OwnedQueue>,
+    pub(super) queue: workqueue::Drained,
     /// The most mappings that an address space can have.
     pub(super) max_iotlb_entries: usize,
 }
@@ -115,9 +116,12 @@ impl Dev {
             (config.ngroups, config.nas)
         };
         let callbacks = Callbacks::new(config.vq_num as usize)?;
-        let mut vqs = KVVec::with_capacity(callbacks.vqs().len(), GFP_KERNEL)?;
+        let mut vqs = KVVec::with_capacity(callbacks.vqs().len(), GFP_KERNEL_ACCOUNT)?;
         for callback in callbacks.vqs() {
-            vqs.push(Vq::new(callback.clone(), shared.queue.clone())?, GFP_KERNEL)?;
+            vqs.push(
+                Vq::new(callback.clone(), shared.queue.queue().clone())?,
+                GFP_KERNEL_ACCOUNT,
+            )?;
         }
 
         Arc::pin_init(
@@ -142,7 +146,7 @@ impl Dev {
                 status: Atomic::new(0),
                 driver_features: Atomic::new(0),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
@@ -219,8 +223,8 @@ impl Dev {
 
     /// Sets a virtqueue up.
     ///
-    /// Errors: [`EINVAL`] if there is no such virtqueue or group, a reserved field is not 0, or the
-    /// device is on the bus and something else is there already.
+    /// Errors: [`EINVAL`] if there is no such virtqueue or group, a reserved field is not 0, or, for
+    /// version 1, the device is on the bus and something else is there already.
     pub(super) fn set_up_vq(&self, config: &VqConfig) -> Result {
         let vq = self.vq(config.index)?;
 
@@ -233,12 +237,21 @@ impl Dev {
 
         // Holding this keeps the device from getting on the bus meanwhile.
         let using = self.using.lock();
-        vq.set_up(config, using.attached)
+        // Clients of version 0 may set up a virtqueue once more that is in use, with another size,
+        // which then counts for the next driver.
+        vq.set_up(config, using.attached && self.is_v1())
     }
 
     /// The size of the configuration space in bytes.
     pub(super) fn config_size(&self) -> usize {
         self.config.lock().len()
+    }
+
+    /// Whether a range is within the configuration space, whose size never changes.
+    pub(super) fn has_config(&self, offset: usize, len: usize) -> bool {
+        offset
+            .checked_add(len)
+            .is_some_and(|end| end <= self.config_size())
     }
 
     /// Reads from the configuration space. What lies behind its end is left as it is.
@@ -256,9 +269,9 @@ impl Dev {
     /// it is within the space.
     pub(super) fn write_config(&self, offset: usize, buf: &[u8]) -> Result {
         let mut config = self.config.lock();
-        let to = offset
-            .checked_add(buf.len())
-            .and_then(|end| config.get_mut(offset..end))
+        let to = config
+            .get_mut(offset..)
+            .and_then(|space| space.get_mut(..buf.len()))
             .ok_or(EINVAL)?;
 
         to.copy_from_slice(buf);

@@ -9,6 +9,12 @@ use super::{
     control::Registry,
     dev::Dev, //
 };
+#[cfg(CONFIG_COMPAT)]
+use crate::uapi::{
+    CompatIotlbEntry,
+    CompatU64,
+    CompatVqInfo, //
+};
 use crate::{
     bindings::{
         chrdev::CharDevice,
@@ -16,14 +22,12 @@ use crate::{
         fd,
         file_ops::{
             must_not_block,
+            Events,
             FileOperations, //
         },
     },
     uapi::{
         ioctl as cmd,
-        CompatIotlbEntry,
-        CompatU64,
-        CompatVqInfo,
         ConfigData,
         DevResponse,
         IotlbEntry,
@@ -76,6 +80,7 @@ impl Argument {
     }
 
     /// The argument of a 32-bit program.
+    #[cfg(CONFIG_COMPAT)]
     fn new_compat(arg: usize) -> Self {
         // Such a pointer has 32 bits, whatever is in the others.
         Self::new(arg & u32::MAX as usize)
@@ -178,7 +183,7 @@ impl FileOperations for DevFile {
         Ok(bytes.len())
     }
 
-    fn poll(session: ArcBorrow<'_, Session>, file: &File, table: PollTable<'_>) -> u32 {
+    fn poll(session: ArcBorrow<'_, Session>, file: &File, table: PollTable<'_>) -> Events {
         session.0.messages.poll(file, table)
     }
 
@@ -191,6 +196,7 @@ impl FileOperations for DevFile {
         dispatch(dev, cmd, Argument::new(arg))
     }
 
+    #[cfg(CONFIG_COMPAT)]
     fn compat_ioctl(
         session: ArcBorrow<'_, Session>,
         _file: &File,
@@ -297,6 +303,7 @@ fn iotlb_get_fd2(dev: &Dev, arg: Argument) -> Result<isize> {
     mapped.install()
 }
 
+#[cfg(CONFIG_COMPAT)]
 fn compat_iotlb_get_fd(dev: &Dev, arg: Argument) -> Result<isize> {
     let entry: CompatIotlbEntry = arg.read()?;
     let mapped = MappedFile::find(dev, 0, entry.start.get(), entry.last.get())?;
@@ -343,8 +350,9 @@ fn umem(arg: Argument) -> Result<IovaUmem> {
 fn set_config(dev: &Dev, arg: Argument) -> Result {
     let header: ConfigData = arg.read()?;
     let (offset, length) = (header.offset as usize, header.length as usize);
-    let size = dev.config_size();
-    if length == 0 || offset > size || length > size - offset {
+    // Not more than there can be is copied in; whether it fits, its writing finds out. A range that
+    // is wrong is told before an address that is.
+    if length == 0 || !dev.has_config(offset, length) {
         return Err(EINVAL);
     }
 
@@ -412,6 +420,7 @@ fn vq_info(dev: &Dev, info: VqInfo) -> Result<VqInfo> {
     })
 }
 
+#[cfg(CONFIG_COMPAT)]
 fn compat_vq_get_info(dev: &Dev, arg: Argument) -> Result<isize> {
     let info: CompatVqInfo = arg.read()?;
     let info = vq_info(

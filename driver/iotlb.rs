@@ -102,6 +102,15 @@ impl Iotlb {
         Ok(())
     }
 
+    /// Moves the mapping that begins at `start`, if there is one, to where none overlaps it.
+    pub(super) fn move_to(&mut self, start: u64, other: &mut Self) {
+        if let Some(node) = self.tree.remove_node(&start) {
+            self.len -= 1;
+            other.tree.insert(node);
+            other.len += 1;
+        }
+    }
+
     /// Removes the mapping that begins at `start`. Any context.
     pub(super) fn remove(&mut self, start: u64) -> Option<Mapping> {
         let mapping = self.tree.remove(&start)?;

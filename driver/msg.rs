@@ -11,9 +11,12 @@
 //! userspace memory is touched.
 
 use crate::{
-    bindings::completion::{
-        Completion,
-        Waited, //
+    bindings::{
+        completion::{
+            Completion,
+            Waited, //
+        },
+        file_ops::Events, //
     },
     uapi::{
         DevRequest,
@@ -23,20 +26,26 @@ use crate::{
     },
 };
 use kernel::{
-    bindings,
     fs::File,
+    list::{
+        impl_list_arc_safe,
+        impl_list_item,
+        List,
+        ListArc,
+        ListLinks, //
+    },
     new_mutex, new_poll_condvar,
     prelude::*,
     sync::{
         atomic::{
             Atomic,
+            AtomicFlag,
             Relaxed, //
         },
         poll::{
             PollCondVar,
             PollTable, //
         },
-        Arc,
         Mutex,
         SetOnce, //
     },
@@ -52,41 +61,74 @@ const DEFAULT_TIMEOUT: u32 = 30;
 /// A request on its way.
 #[pin_data]
 struct Message {
-    request: DevRequest,
+    kind: u32,
+    body: RequestBody,
+    /// Given when it is put into a list.
+    id: Atomic<u32>,
     answer: SetOnce<DevResponse>,
     /// Happens when there is an answer, or never will be.
     #[pin]
     done: Completion,
+    #[pin]
+    links: ListLinks,
+}
+
+impl_list_arc_safe! {
+    impl ListArcSafe<0> for Message { untracked; }
+}
+
+impl_list_item! {
+    impl ListItem<0> for Message { using ListLinks { self.links }; }
+}
+
+impl Message {
+    fn new(kind: u32, body: RequestBody) -> Result<ListArc<Self>> {
+        ListArc::pin_init(
+            try_pin_init!(Self {
+                kind,
+                body,
+                id: Atomic::new(0),
+                answer: SetOnce::new(),
+                done <- Completion::new(),
+                links <- ListLinks::new(),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// As the daemon reads it.
+    fn request(&self) -> DevRequest {
+        DevRequest {
+            kind: self.kind,
+            request_id: self.id.load(Relaxed),
+            reserved: [0; 4],
+            body: self.body,
+        }
+    }
 }
 
 /// The messages of a device, each in one of the two lists.
 struct Queues {
     /// To be read, in this order.
-    unread: KVec<Arc<Message>>,
-    /// Read, and to be answered.
-    unanswered: KVec<Arc<Message>>,
+    unread: List<Message>,
+    /// Read, and to be answered, in the order in which they were read.
+    unanswered: List<Message>,
     next_id: u32,
-    broken: bool,
 }
 
 impl Queues {
     /// Removes a message from a list.
-    fn take(list: &mut KVec<Arc<Message>>, id: u32) -> Option<Arc<Message>> {
-        let at = list
-            .iter()
-            .position(|message| message.request.request_id == id)?;
+    fn take(list: &mut List<Message>, id: u32) -> Option<ListArc<Message>> {
+        let mut cursor = list.cursor_front();
 
-        list.remove(at).ok()
-    }
-
-    /// Fails every message, those to come included.
-    fn break_down(&mut self) {
-        self.broken = true;
-        for message in [&self.unread, &self.unanswered].into_iter().flatten() {
-            message.done.complete_all();
+        while let Some(next) = cursor.peek_next() {
+            if next.id.load(Relaxed) == id {
+                return Some(next.remove());
+            }
+            cursor.move_next();
         }
-        self.unread.clear();
-        self.unanswered.clear();
+
+        None
     }
 }
 
@@ -95,6 +137,8 @@ impl Queues {
 pub(super) struct MessageQueue {
     #[pin]
     queues: Mutex<Queues>,
+    /// Whether a request was not answered in time. Changes under the mutex of `queues`.
+    broken: AtomicFlag,
     /// Readers and pollers wait here.
     #[pin]
     readers: PollCondVar,
@@ -107,11 +151,11 @@ impl MessageQueue {
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             queues <- new_mutex!(Queues {
-                unread: KVec::new(),
-                unanswered: KVec::new(),
+                unread: List::new(),
+                unanswered: List::new(),
                 next_id: 0,
-                broken: false,
             }),
+            broken: AtomicFlag::new(false),
             readers <- new_poll_condvar!(),
             timeout: Atomic::new(DEFAULT_TIMEOUT),
         })
@@ -129,39 +173,44 @@ impl MessageQueue {
 
     /// Whether a request was not answered in time.
     pub(super) fn is_broken(&self) -> bool {
-        self.queues.lock().broken
+        self.broken.load(Relaxed)
+    }
+
+    /// Fails every message, those to come included.
+    fn break_down(&self, queues: &mut Queues) {
+        self.broken.store(true, Relaxed);
+        while let Some(message) = queues
+            .unread
+            .pop_front()
+            .or_else(|| queues.unanswered.pop_front())
+        {
+            message.done.complete_all();
+        }
+        self.readers.notify_all();
     }
 
     /// Sends a request and waits for its answer. May sleep, for as long as the timeout.
     ///
     /// Errors: [`EIO`] if the daemon says that it failed, does not answer in time, or has not in
-    /// the past, and if the caller is killed.
+    /// the past, and if the caller is killed. Without memory for the request the device breaks too:
+    /// the daemon would go on without having been told.
     pub(super) fn send(&self, kind: u32, body: RequestBody) -> Result<DevResponse> {
-        let message = {
+        let Ok(new) = Message::new(kind, body) else {
+            self.break_down(&mut self.queues.lock());
+            return Err(EIO);
+        };
+        let message = new.clone_arc();
+
+        {
             let mut queues = self.queues.lock();
-            if queues.broken {
+            if self.is_broken() {
                 return Err(EIO);
             }
 
-            let request_id = queues.next_id;
-            queues.next_id = request_id.wrapping_add(1);
-            let message = Arc::pin_init(
-                pin_init!(Message {
-                    request: DevRequest {
-                        kind,
-                        request_id,
-                        reserved: [0; 4],
-                        body,
-                    },
-                    answer: SetOnce::new(),
-                    done <- Completion::new(),
-                }),
-                GFP_KERNEL,
-            )?;
-
-            queues.unread.push(message.clone(), GFP_KERNEL)?;
-            message
-        };
+            message.id.store(queues.next_id, Relaxed);
+            queues.next_id = queues.next_id.wrapping_add(1);
+            queues.unread.push_back(new);
+        }
         self.readers.notify_all();
 
         let waited = match self.timeout() {
@@ -169,18 +218,17 @@ impl MessageQueue {
             seconds => message.done.wait_killable_timeout(jiffies(seconds)),
         };
 
-        let mut queues = self.queues.lock();
-        if message.answer.as_ref().is_none() && waited != Waited::Completed {
-            let id = message.request.request_id;
-            let _ = Queues::take(&mut queues.unread, id)
+        if waited != Waited::Completed {
+            let id = message.id.load(Relaxed);
+            let mut queues = self.queues.lock();
+            // It may have been answered, or failed with the others, by now.
+            let given_up = Queues::take(&mut queues.unread, id)
                 .or_else(|| Queues::take(&mut queues.unanswered, id));
 
-            if waited == Waited::TimedOut {
-                queues.break_down();
-                self.readers.notify_all();
+            if given_up.is_some() && waited == Waited::TimedOut {
+                self.break_down(&mut queues);
             }
         }
-        drop(queues);
 
         match message.answer.as_ref() {
             Some(answer) if answer.result == REQ_RESULT_OK => Ok(*answer),
@@ -200,8 +248,11 @@ impl MessageQueue {
     ) -> Result {
         let request = {
             let mut queues = self.queues.lock();
-            while queues.unread.is_empty() {
-                if queues.broken {
+            let message = loop {
+                if let Some(message) = queues.unread.pop_front() {
+                    break message;
+                }
+                if self.is_broken() {
                     return Err(EPERM);
                 }
                 if nonblocking {
@@ -210,13 +261,10 @@ impl MessageQueue {
                 if self.readers.wait_interruptible(&mut queues) {
                     return Err(ERESTARTSYS);
                 }
-            }
+            };
 
-            queues.unanswered.reserve(1, GFP_KERNEL)?;
-            let message = queues.unread.remove(0).map_err(|_| EAGAIN)?;
-            let request = message.request;
-            // There is room: it was reserved above.
-            let _ = queues.unanswered.push_within_capacity(message);
+            let request = message.request();
+            queues.unanswered.push_back(message);
             request
         };
 
@@ -224,20 +272,10 @@ impl MessageQueue {
             let mut queues = self.queues.lock();
             // It may be gone, or even answered, by now.
             if let Some(message) = Queues::take(&mut queues.unanswered, request.request_id) {
-                Self::unread_first(&mut queues, message);
+                queues.unread.push_front(message);
                 self.readers.notify_all();
             }
         })
-    }
-
-    /// Makes a message the next one to be read.
-    fn unread_first(queues: &mut Queues, message: Arc<Message>) {
-        if queues.unread.reserve(1, GFP_KERNEL).is_ok() {
-            let _ = queues.unread.insert_within_capacity(0, message);
-        } else {
-            // Nobody will ever answer it, so nobody should wait.
-            message.done.complete_all();
-        }
     }
 
     /// Takes a response. `apply` is called with the request, before its sender goes on.
@@ -248,7 +286,7 @@ impl MessageQueue {
         let message = Queues::take(&mut queues.unanswered, response.request_id).ok_or(ENOENT)?;
 
         if response.result == REQ_RESULT_OK {
-            apply(&message.request);
+            apply(&message.request());
         }
         message.answer.populate(response);
         message.done.complete_all();
@@ -257,35 +295,29 @@ impl MessageQueue {
     }
 
     /// What can be done without waiting, after registering to be told of changes.
-    pub(super) fn poll(&self, file: &File, table: PollTable<'_>) -> u32 {
+    pub(super) fn poll(&self, file: &File, table: PollTable<'_>) -> Events {
         table.register_wait(file, &self.readers);
         let queues = self.queues.lock();
-        let mut mask = 0;
 
-        if queues.broken {
-            mask |= bindings::POLLERR;
-        }
-        if !queues.unread.is_empty() {
-            mask |= bindings::POLLIN | bindings::POLLRDNORM;
-        }
-        if !queues.unanswered.is_empty() {
-            mask |= bindings::POLLOUT | bindings::POLLWRNORM;
-        }
-
-        mask
+        Events::NONE
+            .with(Events::ERROR, self.is_broken())
+            .with(Events::READABLE, !queues.unread.is_empty())
+            .with(Events::WRITABLE, !queues.unanswered.is_empty())
     }
 
     /// A daemon has opened the device: give it a chance, whatever its predecessor did.
     pub(super) fn opened(&self) {
-        self.queues.lock().broken = false;
+        let _queues = self.queues.lock();
+
+        self.broken.store(false, Relaxed);
     }
 
     /// The daemon is gone: what it has read and not answered is for the next one to read first.
     pub(super) fn closed(&self) {
         let mut queues = self.queues.lock();
 
-        while let Some(message) = queues.unanswered.pop() {
-            Self::unread_first(&mut queues, message);
+        while let Some(message) = queues.unanswered.pop_back() {
+            queues.unread.push_front(message);
         }
     }
 }

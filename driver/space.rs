@@ -13,8 +13,8 @@
 //!
 //! # Lock order
 //!
-//! [`Spaces::making`], then nothing. The IOTLB's lock is taken in any context and has nothing below
-//! it.
+//! `mmap_lock` of a client of vhost, [`Spaces::making`]: so userspace memory is not touched under
+//! the latter. The IOTLB's lock is taken in any context and has nothing below it.
 
 use super::iotlb::{
     Backing,
@@ -45,6 +45,7 @@ use crate::{
         },
     },
     uapi::{
+        ACCESS_RO,
         ACCESS_RW,
         IOVA_CAP_UMEM, //
     },
@@ -195,11 +196,11 @@ impl Mappings {
         })
     }
 
-    /// Replaces all mappings by those of a process. Returns those that were there.
+    /// Makes mappings of those of a process.
     ///
     /// May sleep. Errors: [`ENOMEM`] if there are more than the limit, [`EINVAL`] if one has a
-    /// permission that is none, has no file, or overlaps another. Nothing is changed then.
-    fn replace(&self, iotlb: &vhost_iotlb::Iotlb) -> Result<Replaced> {
+    /// permission that is none, has no file, or overlaps another.
+    fn import(&self, iotlb: &vhost_iotlb::Iotlb) -> Result<Iotlb> {
         let mut new = Iotlb::new();
 
         for map in iotlb.iter() {
@@ -212,7 +213,7 @@ impl Mappings {
                 last: map.last,
                 perm: u8::try_from(map.perm)
                     .ok()
-                    .filter(|perm| (1..=ACCESS_RW).contains(perm))
+                    .filter(|perm| (ACCESS_RO..=ACCESS_RW).contains(perm))
                     .ok_or(EINVAL)?,
                 backing: Backing::File {
                     file: map.file,
@@ -223,22 +224,64 @@ impl Mappings {
                 .map_err(|_| EINVAL)?;
         }
 
-        Ok(self.swap(Replaced {
-            iotlb: new,
-            bounce_mapped: false,
-        }))
+        Ok(new)
     }
 
-    /// Exchanges all mappings.
-    fn swap(&self, new: Replaced) -> Replaced {
+    /// Replaces all mappings by those of a process. Returns those that were there.
+    fn replace(&self, new: Iotlb) -> Iotlb {
         let mut iotlb = self.iotlb.lock();
 
-        Replaced {
-            iotlb: core::mem::replace(&mut *iotlb, new.iotlb),
-            bounce_mapped: self
-                .bounce_mapped
-                .xchg(new.bounce_mapped, kernel::sync::atomic::Full),
+        self.bounce_mapped.store(false, Relaxed);
+        core::mem::replace(&mut *iotlb, new)
+    }
+
+    /// Sets the mappings of a process; `announce` tells the daemon.
+    ///
+    /// If that fails, those mappings stay that were there before and that the process still has: so
+    /// a mapping that could not be made leaves all as it was, and one that the process takes away is
+    /// gone whatever the daemon says. May sleep.
+    fn set(&self, iotlb: &vhost_iotlb::Iotlb, announce: impl FnOnce() -> Result) -> Result {
+        let (old, failure) = match self.import(iotlb) {
+            Ok(new) => {
+                let old = self.replace(new);
+                match announce() {
+                    Ok(()) => return Ok(()),
+                    Err(error) => (old, error),
+                }
+            }
+            Err(error) => (self.replace(Iotlb::new()), error),
+        };
+
+        drop(self.replace(Self::common(old, iotlb)));
+
+        Err(failure)
+    }
+
+    /// Those mappings that a process still has, just as they were.
+    fn common(mut old: Iotlb, iotlb: &vhost_iotlb::Iotlb) -> Iotlb {
+        let mut common = Iotlb::new();
+
+        for map in iotlb.iter().flatten() {
+            let is_same = old
+                .find(map.start, map.start)
+                .is_some_and(|(start, mapping)| {
+                    let is_same_memory = matches!(
+                        &mapping.backing,
+                        Backing::File { file, offset }
+                            if core::ptr::eq(&**file, &*map.file) && *offset == map.offset
+                    );
+
+                    start == map.start
+                        && mapping.last == map.last
+                        && u32::from(mapping.perm) == map.perm
+                        && is_same_memory
+                });
+            if is_same {
+                old.move_to(map.start, &mut common);
+            }
         }
+
+        common
     }
 
     /// Drops all mappings of a process.
@@ -261,12 +304,6 @@ impl Mappings {
             Backing::File { .. } => None,
         }
     }
-}
-
-/// The mappings that [`Mappings::replace`] replaced.
-struct Replaced {
-    iotlb: Iotlb,
-    bounce_mapped: bool,
 }
 
 impl Owner for Mappings {
@@ -485,19 +522,17 @@ impl Spaces {
 
     /// Replaces all mappings of an address space by those of a process; `announce` tells the daemon.
     ///
-    /// If the daemon does not agree, all is as it was. May sleep. Errors: those of making the
-    /// address space, [`ENOMEM`] if there are more mappings than the limit, [`EINVAL`] if one
-    /// cannot be, and those of `announce`.
+    /// If the daemon does not agree, or if the mappings cannot be made, those stay that were there
+    /// before and are still wanted. May sleep. Errors: those of making the address space, [`ENOMEM`]
+    /// if there are more mappings than the limit, [`EINVAL`] if one cannot be, and those of
+    /// `announce`.
     pub(super) fn set_map(
         &self,
         asid: u32,
         iotlb: &vhost_iotlb::Iotlb,
         announce: impl FnOnce() -> Result,
     ) -> Result {
-        let mappings = self.get_or_make(asid)?.domain.owner();
-        let replaced = mappings.replace(iotlb)?;
-
-        announce().inspect_err(|_| drop(mappings.swap(replaced)))
+        self.get_or_make(asid)?.domain.owner().set(iotlb, announce)
     }
 
     /// Drops all mappings of a process from an address space.

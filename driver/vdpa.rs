@@ -29,6 +29,7 @@ use crate::{
     },
 };
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     cpumask::Cpumask,
     prelude::*,
     sync::Arc, //
@@ -46,9 +47,9 @@ impl DriverSide {
     /// Prepares a device for the bus: all that can fail. May sleep.
     pub(super) fn new(dev: Attached) -> Result<Self> {
         let space = &dev.spaces.get_or_make(0)?.domain;
-        let mut tokens = KVVec::with_capacity(dev.ngroups as usize, GFP_KERNEL)?;
+        let mut tokens = KVVec::with_capacity(dev.ngroups as usize, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..dev.ngroups {
-            tokens.push(Token::new(space.clone()), GFP_KERNEL)?;
+            tokens.push(Token::new(space.clone()), GFP_KERNEL_ACCOUNT)?;
         }
 
         Ok(Self { tokens, dev })

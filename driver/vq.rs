@@ -35,6 +35,7 @@ use crate::{
     uapi::VqConfig,
 };
 use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
     cpu::CpuId,
     cpumask::Cpumask,
     impl_has_work, new_work,
@@ -131,19 +132,18 @@ impl Vq {
                 kick_work <- new_work!("Vq::kick_work"),
                 inject_work <- new_work!("Vq::inject_work"),
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )
     }
 
-    /// The daemon sets the virtqueue up. Once the device is attached to the bus, that may only
-    /// repeat what is there.
+    /// The daemon sets the virtqueue up. If it is `fixed`, that may only repeat what is there.
     ///
     /// Errors: [`EINVAL`].
-    pub(super) fn set_up(&self, config: &VqConfig, attached: bool) -> Result {
+    pub(super) fn set_up(&self, config: &VqConfig, fixed: bool) -> Result {
         let mut state = self.state.lock();
         let is_same = state.max_size == config.max_size && state.group == config.group;
 
-        if attached && !is_same {
+        if fixed && !is_same {
             return Err(EINVAL);
         }
 
@@ -288,7 +288,7 @@ impl Vq {
             (Some(affinity), _) => affinity,
             (None, Some(_)) => self
                 .affinity
-                .get_or_init(AtomicCpumask::new_all()?, GFP_KERNEL)?,
+                .get_or_init(AtomicCpumask::new_all()?, GFP_KERNEL_ACCOUNT)?,
         };
 
         match mask {

@@ -10,10 +10,9 @@
 #include <linux/eventfd.h>
 #include <linux/highmem.h>
 #include <linux/io.h>
-#include <linux/iova.h>
 #include <linux/mm.h>
 #include <linux/nospec.h>
-#include <linux/sched/mm.h>
+#include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/spinlock.h>
 
@@ -115,4 +114,9 @@ void vduse_rs_helper_bounce_copy(struct page *bounce, size_t offset, phys_addr_t
 	}
 
 	kunmap_local(addr);
+}
+
+void vduse_rs_helper_cond_resched(void)
+{
+	cond_resched();
 }
