@@ -272,7 +272,7 @@ impl Area {
     /// of the largest power of two within the area fits into an unused one, but not beside anything
     /// else, such as the other parts of the same request; a quarter does.
     pub(crate) fn max_mapping(&self) -> usize {
-        let largest = 1 << self.slots.ilog2();
+        let largest = 1 << self.slots.checked_ilog2().unwrap_or(0);
 
         (largest / 4).max(1) << PAGE_SHIFT
     }

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Takes away the devices that a failed test left over.
+//!
+//! This is a process of its own: what a test left may be in a state in which taking it away waits
+//! for ever.
+
+use std::fs;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use vdpa_netlink::Vdpa;
+use vduse::Control;
+
+use crate::lab::{rescue, sysfs};
+
+/// The devices that there are.
+pub fn devices() -> Vec<String> {
+    let Ok(entries) = fs::read_dir(sysfs::CLASS) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name != "control")
+        .collect()
+}
+
+/// Takes all devices away.
+pub fn run() -> ExitCode {
+    let mut failed = false;
+    for name in devices() {
+        if let Err(why) = remove(&name) {
+            println!("cannot remove the device {name}: {why}");
+            failed = true;
+        }
+    }
+    ExitCode::from(u8::from(failed))
+}
+
+fn remove(name: &str) -> Result<(), String> {
+    // A device's requests are answered now, or time out soon.
+    let _ = fs::write(sysfs::attribute(name, "msg_timeout"), "1");
+    let rescuer = rescue::Rescuer::start(name);
+    let vdpa = Vdpa::open().map_err(|error| error.to_string())?;
+    if vdpa.device(name).is_ok() {
+        vdpa.delete(name).map_err(|error| error.to_string())?;
+    }
+    drop(rescuer);
+    let control = Control::open().map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + Duration::from_secs(3);
+    loop {
+        match control.destroy(name) {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error.to_string()),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The known differences between the two drivers: the table in `DIFFERENCES.md`.
+//!
+//! With the in-tree driver, a test in the table is expected to do there what the table says. One
+//! that does not is a failure, so that the table stays true.
+
+/// A driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// Ours.
+    Rust,
+    /// The in-tree one.
+    C,
+}
+
+/// What the in-tree driver makes of a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// The test fails.
+    Fails,
+    /// The test must not be run: it would wedge or corrupt the kernel.
+    NotRun,
+    /// The test passes, but the module's reference count is higher for ever.
+    Leaks,
+}
+
+/// A row of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The test's name.
+    pub test: String,
+    /// What the in-tree driver makes of it.
+    pub known: Known,
+    /// What happens there.
+    pub reason: String,
+}
+
+/// The table, as it was when this was built.
+const TABLE: &str = include_str!("../../DIFFERENCES.md");
+
+/// All known differences.
+pub fn all() -> Vec<Difference> {
+    parse(TABLE).unwrap_or_else(|row| panic!("DIFFERENCES.md: cannot read the row {row}"))
+}
+
+/// Reads the rows of the tables in a text; an `Err` is a row that makes no sense.
+fn parse(text: &str) -> Result<Vec<Difference>, String> {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix('|')?.strip_suffix('|'))
+        // A row of a table of tests names the test as code; headings and rulers do not.
+        .filter(|row| row.trim_start().starts_with('`'))
+        .map(|row| row_of(row).ok_or_else(|| row.to_owned()))
+        .collect()
+}
+
+fn row_of(row: &str) -> Option<Difference> {
+    let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+    let [test, theirs, _ours, _why] = cells[..] else {
+        return None;
+    };
+    let (marker, reason) = theirs.split_once(':')?;
+    let known = match marker {
+        "fails" => Known::Fails,
+        "not run" => Known::NotRun,
+        "leaks" => Known::Leaks,
+        _ => return None,
+    };
+    Some(Difference {
+        test: test.strip_prefix('`')?.strip_suffix('`')?.to_owned(),
+        known,
+        reason: reason.trim().to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_read_and_headings_are_not() {
+        let text = "
+# Words
+| test | in-tree driver | vduse_rs | why |
+|---|---|---|---|
+| `a::b` | fails: EPERM | EINVAL | better |
+| `a::c` | not run: hangs | ends | it ends |
+";
+        assert_eq!(
+            parse(text).unwrap(),
+            [
+                Difference {
+                    test: "a::b".to_owned(),
+                    known: Known::Fails,
+                    reason: "EPERM".to_owned()
+                },
+                Difference {
+                    test: "a::c".to_owned(),
+                    known: Known::NotRun,
+                    reason: "hangs".to_owned()
+                }
+            ]
+        );
+    }
+
+    #[test]
+    fn a_row_without_a_marker_is_an_error() {
+        assert!(parse("| `a::b` | EPERM | EINVAL | better |").is_err());
+        assert!(parse("| `a::b` | fails: x | y |").is_err());
+    }
+
+    #[test]
+    fn the_table_names_tests_that_exist_each_once() {
+        let names: Vec<String> = crate::tests::all().map(|test| test.name).collect();
+        let mut seen = Vec::new();
+        for difference in all() {
+            assert!(names.contains(&difference.test), "{}", difference.test);
+            assert!(!seen.contains(&difference.test), "{}", difference.test);
+            seen.push(difference.test);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The kernel's log: what it said while a test ran.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+
+use rustix::fs::OFlags;
+
+/// How many lines to show from the first that is a complaint.
+const SHOWN: usize = 30;
+
+/// The kernel's log, read as it grows.
+#[derive(Debug)]
+pub struct Log {
+    file: File,
+}
+
+impl Log {
+    /// Opens the log at its end.
+    pub fn open() -> io::Result<Self> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlags::NONBLOCK.bits() as i32)
+            .open("/dev/kmsg")?;
+        file.seek(SeekFrom::End(0))?;
+        Ok(Self { file })
+    }
+
+    /// The lines since the last call.
+    pub fn lines(&mut self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut buffer = [0; 8192];
+        loop {
+            match self.file.read(&mut buffer) {
+                Ok(0) => return lines,
+                Ok(n) => lines.push(message(&String::from_utf8_lossy(&buffer[..n]))),
+                // The log was faster than we: what was overwritten is lost, the rest is not.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return lines,
+            }
+        }
+    }
+}
+
+/// The text of a record, whose fields come before a semicolon and properties on lines after.
+fn message(record: &str) -> String {
+    let text = record.split_once(';').map_or(record, |(_, text)| text);
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// What the kernel says when something is wrong with it.
+const COMPLAINTS: &[&str] = &[
+    "WARNING:",
+    "BUG:",
+    "kernel BUG at",
+    "Oops",
+    "Kernel panic",
+    "Call Trace:",
+    "general protection fault",
+    "Unable to handle kernel",
+    "rust_kernel:",
+    "panicked at",
+    "soft lockup",
+    "hard LOCKUP",
+    "detected stall",
+    "self-detected stall",
+    "blocked for more than",
+    "KASAN",
+    "UBSAN",
+    "KFENCE",
+    "refcount_t:",
+    "possible circular locking",
+    "possible recursive locking",
+    "inconsistent lock state",
+    "suspicious RCU usage",
+    "invalid wait context",
+    "scheduling while atomic",
+    "sleeping function called",
+    "list_add corruption",
+    "list_del corruption",
+    "Bad page state",
+    "cannot create duplicate filename",
+    "kmemleak:",
+];
+
+/// The lines from the first complaint on, if there is one.
+pub fn complaints(lines: &[String]) -> Option<&[String]> {
+    let first = lines
+        .iter()
+        .position(|line| COMPLAINTS.iter().any(|complaint| line.contains(complaint)))?;
+    Some(&lines[first..lines.len().min(first + SHOWN)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &[&str]) -> Vec<String> {
+        text.iter().map(|&line| line.to_owned()).collect()
+    }
+
+    #[test]
+    fn a_record_is_its_text_without_fields_and_properties() {
+        assert_eq!(
+            message("6,339,5140900,-;NET: Registered\n SUBSYSTEM=acpi\n"),
+            "NET: Registered"
+        );
+    }
+
+    #[test]
+    fn a_complaint_is_shown_with_what_follows() {
+        let log = lines(&[
+            "fine",
+            "WARNING: CPU: 0 PID: 1 at x.c:1",
+            "Modules linked in:",
+        ]);
+        assert_eq!(complaints(&log).unwrap(), &log[1..]);
+    }
+
+    #[test]
+    fn talk_is_no_complaint() {
+        let log = lines(&[
+            "virtio_blk virtio3: [vda] 131072 512-byte logical blocks",
+            "vda: p1",
+        ]);
+        assert_eq!(complaints(&log), None);
+    }
+}

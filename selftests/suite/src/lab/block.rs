@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A block device, read and written past the page cache.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use crate::lab::pattern::{assert_same, Random};
+use crate::lab::sysfs;
+
+/// Direct access needs buffers that start at a multiple of this.
+const ALIGN: usize = 4096;
+
+/// Size in bytes of a sector.
+pub const SECTOR: u64 = 512;
+
+/// A buffer for direct access.
+#[derive(Debug)]
+pub struct Aligned {
+    store: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    /// So many zeroes.
+    pub fn new(len: usize) -> Self {
+        let store = vec![0; len + ALIGN];
+        let start = store.as_ptr().align_offset(ALIGN);
+        Self { store, start, len }
+    }
+}
+
+impl std::ops::Deref for Aligned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.store[self.start..self.start + self.len]
+    }
+}
+
+impl std::ops::DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.store[self.start..self.start + self.len]
+    }
+}
+
+/// A block device.
+#[derive(Debug)]
+pub struct Block {
+    file: File,
+    name: String,
+}
+
+impl Block {
+    /// Opens a disk of this name for direct access.
+    pub fn open(name: &str) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(OFlags::DIRECT.bits() as i32)
+            .open(Path::new("/dev").join(name))?;
+        Ok(Self {
+            file,
+            name: name.to_owned(),
+        })
+    }
+
+    /// The disk's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads so many bytes.
+    pub fn read(&self, offset: u64, len: usize) -> io::Result<Aligned> {
+        let mut buffer = Aligned::new(len);
+        self.file.read_exact_at(&mut buffer, offset)?;
+        Ok(buffer)
+    }
+
+    /// Writes bytes.
+    pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut buffer = Aligned::new(data.len());
+        buffer.copy_from_slice(data);
+        self.file.write_all_at(&buffer, offset)
+    }
+
+    /// Writes bytes from where they are, which must be at a multiple of a page.
+    pub fn write_from(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    /// Has what was written made safe.
+    pub fn flush(&self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+}
+
+/// The size of a disk in sectors, as sysfs has it.
+pub fn sectors(disk: &str) -> Option<u64> {
+    let path = Path::new("/sys/block").join(disk).join("size");
+    sysfs::read(&path).ok()?.parse().ok()
+}
+
+/// Reads and writes a part of a disk at random places in random sizes, and compares what is read
+/// with what was written.
+#[derive(Debug)]
+pub struct Exerciser<'a> {
+    block: &'a Block,
+    start: u64,
+    model: Vec<u8>,
+    random: Random,
+    largest: u64,
+}
+
+impl<'a> Exerciser<'a> {
+    /// Takes `len` bytes from `start` on, which must be zero, with requests of up to `largest`
+    /// bytes. All are multiples of sectors.
+    pub fn new(block: &'a Block, start: u64, len: u64, largest: u64, seed: u64) -> Self {
+        Self {
+            block,
+            start,
+            model: vec![0; len as usize],
+            random: Random::new(seed),
+            largest,
+        }
+    }
+
+    /// Does one request.
+    #[track_caller]
+    pub fn step(&mut self) {
+        let sectors = self.model.len() as u64 / SECTOR;
+        let most = (self.largest / SECTOR).min(sectors);
+        let len = (1 + self.random.below(most)) * SECTOR;
+        let at = self.random.below(sectors - len / SECTOR + 1) * SECTOR;
+        let range = at as usize..(at + len) as usize;
+        if self.random.below(2) == 0 {
+            let mut data = vec![0; len as usize];
+            self.random.fill(&mut data);
+            self.block
+                .write(self.start + at, &data)
+                .expect("writing to the disk");
+            self.model[range].copy_from_slice(&data);
+        } else {
+            let found = self
+                .block
+                .read(self.start + at, len as usize)
+                .expect("reading from the disk");
+            assert_same(&found, &self.model[range], &format!("{len} bytes at {at}"));
+        }
+    }
+
+    /// Compares all of it with the file behind the disk.
+    #[track_caller]
+    pub fn check_file(&self, file: &File) {
+        let mut found = vec![0; self.model.len()];
+        file.read_exact_at(&mut found, self.start)
+            .expect("reading the file behind the disk");
+        assert_same(&found, &self.model, "the file behind the disk");
+    }
+
+    /// Compares all of it with the disk.
+    #[track_caller]
+    pub fn check_disk(&self) {
+        let step = 64 << 10;
+        for at in (0..self.model.len()).step_by(step) {
+            let end = (at + step).min(self.model.len());
+            let found = self
+                .block
+                .read(self.start + at as u64, end - at)
+                .expect("reading from the disk");
+            assert_same(&found, &self.model[at..end], &format!("from {at} on"));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A disk served by a process of its own, which can be killed.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::Arc;
+
+use vduse::blk::Disk;
+use vduse::server::{Backend, Chain, Memory, Server};
+use vduse::{Control, Device};
+
+use crate::lab::expect::soon;
+
+/// A process that serves a disk.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+}
+
+/// What becomes of the disk's requests.
+#[derive(Clone, Copy, Debug)]
+pub enum Manner {
+    /// They are served.
+    Serve,
+    /// After so many the process stands still, with the next one begun.
+    StallAfter(u64),
+}
+
+impl Daemon {
+    /// Starts a process that serves a device as a disk in a file, and waits until it does.
+    #[track_caller]
+    pub fn start(name: &str, file: &Path, queues: u16, manner: Manner) -> Self {
+        let ready = file.with_extension("ready");
+        let _ = std::fs::remove_file(&ready);
+        let stall = match manner {
+            Manner::Serve => u64::MAX,
+            Manner::StallAfter(requests) => requests,
+        };
+        let mut daemon = Self {
+            child: Command::new("/proc/self/exe")
+                .args(["--helper", "daemon", name])
+                .arg(file)
+                .args([queues.to_string(), stall.to_string()])
+                .arg(&ready)
+                .spawn()
+                .expect("starting a daemon"),
+        };
+        soon("the daemon serves", || {
+            if let Ok(Some(status)) = daemon.child.try_wait() {
+                panic!("the daemon ended: {status}");
+            }
+            ready.exists()
+        });
+        daemon
+    }
+
+    /// Kills the process, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    /// Whether the process stands still (see [`Manner::StallAfter`]).
+    pub fn has_stalled(&self, file: &Path) -> bool {
+        file.with_extension("stalled").exists()
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A disk that stands still after so many requests.
+struct Stalling {
+    disk: Disk,
+    left: u64,
+    mark: std::path::PathBuf,
+}
+
+impl Backend for Stalling {
+    fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32 {
+        if self.left == 0 {
+            let _ = std::fs::write(&self.mark, "");
+            loop {
+                std::thread::park();
+            }
+        }
+        self.left -= 1;
+        self.disk.serve(queue, chain, memory)
+    }
+}
+
+/// The process: `daemon NAME FILE QUEUES STALL READY`.
+pub fn run(arguments: &[String]) -> io::Result<()> {
+    let [name, path, queues, stall, ready] = arguments else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let path = Path::new(path);
+    let mark = path.with_extension("stalled");
+    let _ = std::fs::remove_file(&mark);
+    let queues: u16 = queues.parse().map_err(io::Error::other)?;
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let bytes = file.metadata()?.len();
+    match Control::open()?.create(&vduse::blk::device_config(name, bytes, queues)) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => result?,
+    }
+    let backend = Stalling {
+        disk: Disk::new(Arc::new(file)),
+        left: stall.parse().map_err(io::Error::other)?,
+        mark,
+    };
+    let device = Device::open_nonblocking(name)?;
+    let mut server = Server::new(device, &vec![256; queues.into()], backend)?;
+    std::fs::write(ready, "")?;
+    server.run()
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices made for a test.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use vduse::{blk, Control, Device, DeviceConfig};
+
+/// Virtio device ids.
+pub mod id {
+    /// A network card.
+    pub const NET: u32 = 1;
+    /// A disk.
+    pub const BLOCK: u32 = 2;
+    /// A console, which VDUSE does not have.
+    pub const CONSOLE: u32 = 3;
+    /// A file system.
+    pub const FS: u32 = 26;
+}
+
+/// Virtio feature bits.
+pub mod feature {
+    /// A network card has an address.
+    pub const NET_MAC: u64 = 1 << 5;
+    /// A network card has a control queue.
+    pub const NET_CTRL_VQ: u64 = 1 << 17;
+    /// A disk's cache mode can be written.
+    pub const BLK_CONFIG_WCE: u64 = 1 << 11;
+    /// The device is of virtio 1.
+    pub const VERSION_1: u64 = 1 << 32;
+    /// The device sees IOVAs.
+    pub const ACCESS_PLATFORM: u64 = 1 << 33;
+    /// The virtqueues are packed.
+    pub const RING_PACKED: u64 = 1 << 34;
+}
+
+/// A device that is destroyed on drop.
+///
+/// Declare it before what uses it, so that it goes last.
+#[derive(Debug)]
+pub struct TestDevice {
+    name: String,
+}
+
+/// A name that no other device of this process has.
+pub fn unique_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("t{}-{number}", std::process::id())
+}
+
+/// A small disk's configuration, of one queue.
+pub fn disk_config() -> DeviceConfig {
+    blk::device_config(&unique_name(), 1 << 20, 1)
+}
+
+/// A network card's configuration, of one pair of queues.
+pub fn net_config() -> DeviceConfig {
+    let mut config = DeviceConfig::new(&unique_name(), id::NET);
+    config.features = feature::ACCESS_PLATFORM | feature::VERSION_1 | feature::NET_MAC;
+    config.queues = 2;
+    config.space = vec![0; 16];
+    config.space[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    config
+}
+
+impl TestDevice {
+    /// Creates a device of version 0.
+    pub fn try_new(config: &DeviceConfig) -> io::Result<Self> {
+        Control::open()?.create(config)?;
+        Ok(Self::adopt(&config.name))
+    }
+
+    /// Creates a device of version 0.
+    #[track_caller]
+    pub fn new(config: &DeviceConfig) -> Self {
+        Self::try_new(config).expect("creating a device")
+    }
+
+    /// Creates a small disk of one queue, which is not set up.
+    #[track_caller]
+    pub fn disk() -> Self {
+        Self::new(&disk_config())
+    }
+
+    /// Has a device destroyed that was created otherwise.
+    pub fn adopt(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+        }
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Opens the device.
+    #[track_caller]
+    pub fn open(&self) -> Device {
+        Device::open(&self.name).expect("opening a device")
+    }
+
+    /// Opens the device; reads do not wait.
+    #[track_caller]
+    pub fn open_nonblocking(&self) -> Device {
+        Device::open_nonblocking(&self.name).expect("opening a device")
+    }
+
+    /// Opens the device and sets its first queues up.
+    #[track_caller]
+    pub fn open_ready(&self, queues: u16) -> Device {
+        let device = self.open_nonblocking();
+        for index in 0..queues {
+            device.vq_setup(index, 256).expect("setting a queue up");
+        }
+        device
+    }
+
+    /// Destroys the device now.
+    pub fn destroy(self) -> io::Result<()> {
+        let result = Control::open()?.destroy(&self.name);
+        if result.is_ok() {
+            std::mem::forget(self);
+        }
+        result
+    }
+}
+
+impl Drop for TestDevice {
+    fn drop(&mut self) {
+        let Ok(control) = Control::open() else {
+            return;
+        };
+        // A file that was closed by another process is released a moment later.
+        let deadline = Instant::now() + Duration::from_secs(2);
+        while let Err(error) = control.destroy(&self.name) {
+            if Errno::from_io_error(&error) != Some(Errno::BUSY) || Instant::now() >= deadline {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Data that can be told apart from other data.
+
+/// A small generator of numbers that look random (xorshift64*), the same in each run.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// Starts at a seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// The next number.
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
+    }
+
+    /// Fills a buffer.
+    pub fn fill(&mut self, buffer: &mut [u8]) {
+        for chunk in buffer.chunks_mut(8) {
+            let bytes = self.next().to_le_bytes();
+            chunk.copy_from_slice(&bytes[..chunk.len()]);
+        }
+    }
+}
+
+/// Asserts that two buffers are the same, and says where they are not.
+#[track_caller]
+pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}: lengths");
+    if let Some(at) = found.iter().zip(expected).position(|(a, b)| a != b) {
+        let end = (at + 16).min(found.len());
+        panic!(
+            "{what}: differs from byte {at} on: {:02x?} rather than {:02x?}",
+            &found[at..end],
+            &expected[at..end]
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_stay_below_their_end_and_reach_all_of_it() {
+        let mut random = Random::new(7);
+        let mut seen = [false; 10];
+        for _ in 0..1000 {
+            seen[random.below(10) as usize] = true;
+        }
+        assert_eq!(seen, [true; 10]);
+    }
+
+    #[test]
+    fn seeds_differ() {
+        assert_ne!(Random::new(0).next(), Random::new(2).next());
+    }
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! qemu-storage-daemon, as it is packaged, serving a disk.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use rustix::process::{kill_process, Pid, Signal};
+
+use crate::lab::bus::{self, OnBus};
+use crate::lab::expect::within;
+use crate::lab::skip;
+use crate::modules;
+
+const PROGRAM: &str = "qemu-storage-daemon";
+
+/// A running qemu-storage-daemon.
+#[derive(Debug)]
+pub struct Qsd {
+    child: Child,
+    command: Command,
+    socket: PathBuf,
+}
+
+impl Qsd {
+    /// Starts one that serves a file as a device with two queues, or ends the test where there is
+    /// none.
+    #[track_caller]
+    pub fn start(name: &str, file: &Path) -> Self {
+        let image = format!("driver=file,node-name=d,filename={}", file.display());
+        Self::start_with(name, file, &["--blockdev", &image])
+    }
+
+    /// As [`start`](Self::start), with so few requests in a second that some are always under way.
+    #[track_caller]
+    pub fn start_slow(name: &str, file: &Path) -> Self {
+        let image = format!("driver=file,node-name=f,filename={}", file.display());
+        let arguments = [
+            "--object",
+            "throttle-group,id=slow,x-iops-total=50",
+            "--blockdev",
+            &image,
+            "--blockdev",
+            "driver=throttle,node-name=d,throttle-group=slow,file=f",
+        ];
+        Self::start_with(name, file, &arguments)
+    }
+
+    #[track_caller]
+    fn start_with(name: &str, file: &Path, image: &[&str]) -> Self {
+        if Command::new(PROGRAM).arg("--version").output().is_err() {
+            skip(format!("no {PROGRAM} here"));
+        }
+        let socket = file.with_extension("socket");
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(image)
+            .arg("--export")
+            .arg(format!(
+                "type=vduse-blk,id=e,node-name=d,name={name},num-queues=2,queue-size=256,writable=on"
+            ))
+            .arg("--chardev")
+            .arg(format!(
+                "socket,id=c,path={},server=on,wait=off",
+                socket.display()
+            ))
+            .args(["--monitor", "chardev=c"]);
+        Self {
+            child: command.spawn().expect("starting qemu-storage-daemon"),
+            command,
+            socket,
+        }
+    }
+
+    /// Starts the program again.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        let _ = std::fs::remove_file(&self.socket);
+        self.child = self.command.spawn().expect("starting qemu-storage-daemon");
+    }
+
+    /// Puts the device on the bus, as soon as the program has set it up.
+    #[track_caller]
+    pub fn add(&mut self, name: &str) -> OnBus {
+        let mut on_bus = None;
+        within(Duration::from_secs(10), "the device is added", || {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("{PROGRAM} ended: {status}");
+            }
+            // A device on the bus already is one that the daemon took over.
+            if bus::vdpa().device(name).is_err() {
+                on_bus = OnBus::add(name).ok();
+            }
+            on_bus.is_some()
+        });
+        on_bus.expect("added just now")
+    }
+
+    /// Gives the disk another size.
+    #[track_caller]
+    pub fn resize(&self, bytes: u64) {
+        let mut stream = UnixStream::connect(&self.socket).expect("the monitor");
+        let mut answers = BufReader::new(stream.try_clone().expect("the monitor"));
+        let mut answer = String::new();
+        answers.read_line(&mut answer).expect("a greeting");
+        for command in [
+            r#"{"execute":"qmp_capabilities"}"#.to_owned(),
+            format!(
+                r#"{{"execute":"block_resize","arguments":{{"node-name":"d","size":{bytes}}}}}"#
+            ),
+        ] {
+            writeln!(stream, "{command}").expect("the monitor");
+            answer.clear();
+            answers.read_line(&mut answer).expect("an answer");
+            assert!(answer.contains("return"), "{command}: {answer}");
+        }
+    }
+
+    /// Has the program end itself, which destroys the device.
+    #[track_caller]
+    pub fn stop(mut self) {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
+        kill_process(pid, Signal::TERM).expect("ending the daemon");
+        within(Duration::from_secs(10), "the daemon ends", || {
+            matches!(self.child.try_wait(), Ok(Some(_)))
+        });
+    }
+
+    /// Kills the program.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Qsd {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Runs a program, which must succeed.
+#[track_caller]
+pub fn tool(program: &str, arguments: &[&str]) {
+    if let Err(why) = modules::tool(program, arguments) {
+        panic!("{why}");
+    }
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver side of a split virtqueue (virtio 1.3, section 2.7), one request at a time.
+
+use std::ops::{Deref, DerefMut};
+use std::os::fd::AsFd;
+
+use vduse::eventfd::EventFd;
+use vduse::Mapping;
+use vm_memory::{Bytes, VolatileSlice};
+
+use crate::lab::expect::soon;
+use crate::lab::memory;
+use crate::lab::vhost::{access, status, RingAddress, Vhost};
+
+/// How many descriptors the queue has.
+pub const SIZE: u16 = 8;
+
+/// Where the parts of the queue are in its memory.
+const DESC: usize = 0;
+const AVAIL: usize = 0x1000;
+const USED: usize = 0x2000;
+const HEADER: usize = 0x3000;
+const DATA: usize = 0x4000;
+const STATUS: usize = 0x5000;
+
+/// The queue's memory, in bytes.
+pub const LEN: u64 = 0x6000;
+
+/// A descriptor is followed by another.
+const NEXT: u16 = 1;
+/// A descriptor's buffer is for the device to write to.
+const WRITE: u16 = 2;
+
+/// A queue of a disk that is driven by hand, in memory of its own.
+#[derive(Debug)]
+pub struct HandQueue {
+    index: u32,
+    asid: u32,
+    memory: Mapping,
+    /// Kicks the device.
+    pub kick: EventFd,
+    /// Is written to by the device's interrupts.
+    pub call: EventFd,
+    iova: u64,
+    next: u16,
+}
+
+impl HandQueue {
+    /// Makes queue `index`, and maps its memory at `iova` of an address space.
+    #[track_caller]
+    pub fn prepare(vhost: &Vhost, index: u32, asid: u32, iova: u64) -> Self {
+        let memory = new_memory();
+        vhost
+            .map_in(asid, iova, &memory, access::RW)
+            .expect("mapping");
+        Self {
+            index,
+            asid,
+            memory,
+            kick: EventFd::new().expect("an eventfd"),
+            call: EventFd::new().expect("an eventfd"),
+            iova,
+            next: 0,
+        }
+    }
+
+    /// Has other memory at the same addresses, with the same contents.
+    #[track_caller]
+    pub fn move_memory(&mut self, vhost: &Vhost) {
+        let other = new_memory();
+        vhost
+            .unmap_in(self.asid, self.iova, LEN)
+            .expect("unmapping");
+        self.memory.bytes().copy_to_volatile_slice(other.bytes());
+        vhost
+            .map_in(self.asid, self.iova, &other, access::RW)
+            .expect("mapping");
+        self.memory = other;
+    }
+
+    /// The queue's memory.
+    pub fn memory(&self) -> &Mapping {
+        &self.memory
+    }
+
+    /// Where the queue is.
+    pub fn address(&self) -> RingAddress {
+        RingAddress {
+            desc: self.iova + DESC as u64,
+            avail: self.iova + AVAIL as u64,
+            used: self.iova + USED as u64,
+        }
+    }
+
+    /// Sets the virtqueue up and enables it.
+    #[track_caller]
+    pub fn set_up(&self, vhost: &Vhost) {
+        let index = self.index;
+        vhost
+            .set_queue_size(index, SIZE.into())
+            .expect("queue size");
+        vhost
+            .set_queue_address(index, self.address())
+            .expect("queue address");
+        vhost.set_queue_base(index, 0).expect("queue base");
+        vhost.set_kick(index, self.kick.as_fd()).expect("kick");
+        vhost
+            .set_call(index, Some(self.call.as_fd()))
+            .expect("call");
+        vhost.enable_queue(index).expect("enabling the queue");
+    }
+
+    fn part(&self, offset: usize) -> VolatileSlice<'_> {
+        self.memory
+            .slice(offset, self.memory.len() - offset)
+            .expect("inside the memory")
+    }
+
+    fn descriptor(&self, index: usize, at: usize, len: u32, flags: u16) {
+        let part = self.part(DESC + index * 16);
+        part.store_le(0, (self.iova + at as u64).to_le_bytes());
+        part.store_le(8, len.to_le_bytes());
+        part.store_le(12, flags.to_le_bytes());
+        part.store_le(14, (index as u16 + 1).to_le_bytes());
+    }
+
+    /// Reads a sector of the disk: makes the request available and kicks.
+    #[track_caller]
+    pub fn submit_read(&mut self, sector: u64) {
+        let header = self.part(HEADER);
+        header.store_le(0, [0; 8]);
+        header.store_le(8, sector.to_le_bytes());
+        self.part(STATUS).store_le(0, [0xff]);
+        self.descriptor(0, HEADER, 16, NEXT);
+        self.descriptor(1, DATA, 512, NEXT | WRITE);
+        self.descriptor(2, STATUS, 1, WRITE);
+        let avail = self.part(AVAIL);
+        let slot = 4 + usize::from(self.next % SIZE) * 2;
+        avail.store_le(slot, 0u16.to_le_bytes());
+        let next = self.next.wrapping_add(1);
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        avail.store_le(2, next.to_le_bytes());
+        self.next = next;
+        self.kick.signal().expect("kicking");
+    }
+
+    /// The device's place in the queue.
+    pub fn used_index(&self) -> u16 {
+        let mut bytes = [0; 2];
+        self.part(USED)
+            .read_slice(&mut bytes, 2)
+            .expect("inside the memory");
+        u16::from_le_bytes(bytes)
+    }
+
+    /// Waits for the request, and returns its data and its status.
+    #[track_caller]
+    pub fn finish_read(&self) -> (Vec<u8>, u8) {
+        soon("the device uses the request", || {
+            self.used_index() == self.next
+        });
+        let mut data = vec![0; 512];
+        self.part(DATA)
+            .read_slice(&mut data, 0)
+            .expect("inside the memory");
+        let mut status = [0];
+        self.part(STATUS)
+            .read_slice(&mut status, 0)
+            .expect("inside the memory");
+        (data, status[0])
+    }
+
+    /// Reads a sector.
+    #[track_caller]
+    pub fn read(&mut self, sector: u64) -> Vec<u8> {
+        self.submit_read(sector);
+        let (data, status) = self.finish_read();
+        assert_eq!(status, 0, "the status of a read of sector {sector}");
+        data
+    }
+}
+
+/// A vhost-vdpa disk of which queue 0 is driven by hand.
+#[derive(Debug)]
+pub struct HandDriver {
+    /// The device.
+    pub vhost: Vhost,
+    queue: HandQueue,
+}
+
+impl HandDriver {
+    /// Takes a device as far as features are agreed on and memory is mapped at `iova`.
+    #[track_caller]
+    pub fn prepare(vhost: Vhost, iova: u64) -> Self {
+        vhost.set_owner().expect("owning the device");
+        vhost.set_backend_features().expect("backend features");
+        agree(&vhost);
+        let queue = HandQueue::prepare(&vhost, 0, 0, iova);
+        Self { vhost, queue }
+    }
+
+    /// Has other memory at the same addresses, with the same contents.
+    #[track_caller]
+    pub fn move_memory(&mut self) {
+        self.queue.move_memory(&self.vhost);
+    }
+
+    /// Sets virtqueue 0 up and enables it.
+    #[track_caller]
+    pub fn set_queue_up(&self) {
+        self.queue.set_up(&self.vhost);
+    }
+
+    /// Says that the driver is ready.
+    #[track_caller]
+    pub fn start(&self) {
+        start(&self.vhost);
+    }
+}
+
+impl Deref for HandDriver {
+    type Target = HandQueue;
+
+    fn deref(&self) -> &HandQueue {
+        &self.queue
+    }
+}
+
+impl DerefMut for HandDriver {
+    fn deref_mut(&mut self) -> &mut HandQueue {
+        &mut self.queue
+    }
+}
+
+/// Memory for a queue.
+#[track_caller]
+fn new_memory() -> Mapping {
+    let file = memory::file(LEN);
+    Mapping::of_file(file.as_fd(), 0, LEN, 3).expect("mapping memory")
+}
+
+/// Takes a device as far as features are agreed on.
+#[track_caller]
+pub fn agree(vhost: &Vhost) {
+    let begun = status::ACKNOWLEDGE | status::DRIVER;
+    vhost.set_status(begun).expect("driver");
+    let features = vhost.features().expect("reading features");
+    // One request at a time needs no event index.
+    vhost
+        .set_features(features & !(1 << 29))
+        .expect("accepting features");
+    vhost
+        .set_status(begun | status::FEATURES_OK)
+        .expect("features agreed on");
+}
+
+/// Says that the driver is ready.
+#[track_caller]
+pub fn start(vhost: &Vhost) {
+    vhost
+        .set_status(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK)
+        .expect("driver ready");
+}
+
+trait Store {
+    fn store_le<const N: usize>(&self, offset: usize, bytes: [u8; N]);
+}
+
+impl Store for VolatileSlice<'_> {
+    fn store_le<const N: usize>(&self, offset: usize, bytes: [u8; N]) {
+        self.write_slice(&bytes, offset).expect("inside the memory");
+    }
+}

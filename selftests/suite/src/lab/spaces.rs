@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices of version 1: virtqueue groups and address spaces.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use vduse::blk::{self, Disk};
+use vduse::request::{Answer, Kind, Request};
+use vduse::server::Server;
+use vduse::{Control, Device, DeviceConfig, Mapping};
+use vduse_uapi::VqConfig;
+
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::disk::{memory_file, Served};
+use crate::lab::memory::{self, PAGE};
+use crate::lab::responder::Responder;
+use crate::lab::vhost::Vhost;
+
+/// The configuration of a disk with so many queues, groups and address spaces.
+pub fn config(queues: u16, groups: u32, spaces: u32) -> DeviceConfig {
+    let mut config = blk::device_config(&unique_name(), 1 << 20, queues);
+    config.groups = groups;
+    config.address_spaces = spaces;
+    config
+}
+
+/// Creates a device of version 1.
+pub fn create(config: &DeviceConfig) -> io::Result<TestDevice> {
+    Control::open_v1()?.create(config)?;
+    Ok(TestDevice::adopt(&config.name))
+}
+
+/// Sets a queue of 256 descriptors up.
+pub fn set_up(device: &Device, index: u32, group: u32) -> io::Result<()> {
+    device.vq_setup_raw(&VqConfig {
+        index,
+        max_size: 256,
+        group,
+        ..Default::default()
+    })
+}
+
+/// A device on the bus whose requests are answered and nothing more. The fields are dropped in
+/// this order.
+pub struct Answered {
+    /// On the bus.
+    pub on_bus: OnBus,
+    /// Answers requests.
+    pub responder: Responder,
+    /// The daemon's side.
+    pub file: Arc<Device>,
+    /// Created.
+    pub device: TestDevice,
+}
+
+/// Says "ok" to everything.
+pub fn agree(request: &Request) -> Option<Answer> {
+    Some(match request.kind {
+        Kind::GetVqState { index } => Answer::SplitState {
+            index,
+            next_avail: 0,
+        },
+        _ => Answer::Ok,
+    })
+}
+
+impl Answered {
+    /// Puts a device on the bus whose queues are in these groups, and binds it to vhost-vdpa.
+    #[track_caller]
+    pub fn new(queues: &[u32], groups: u32, spaces: u32) -> Self {
+        Self::with(queues, groups, spaces, agree)
+    }
+
+    /// The same, with other answers.
+    #[track_caller]
+    pub fn with(
+        queues: &[u32],
+        groups: u32,
+        spaces: u32,
+        answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static,
+    ) -> Self {
+        let device = create(&config(queues.len() as u16, groups, spaces)).expect("creating");
+        Self::start(device, queues, answer)
+    }
+
+    /// The same, with a device of version 0.
+    #[track_caller]
+    pub fn version_0(queues: u16) -> Self {
+        let device = TestDevice::new(&blk::device_config(&unique_name(), 1 << 20, queues));
+        Self::start(device, &vec![0; queues.into()], agree)
+    }
+
+    #[track_caller]
+    fn start(
+        device: TestDevice,
+        queues: &[u32],
+        answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static,
+    ) -> Self {
+        let file = Arc::new(device.open_nonblocking());
+        for (index, &group) in (0..).zip(queues) {
+            set_up(&file, index, group).expect("setting a queue up");
+        }
+        let responder = Responder::new(&file, answer);
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        on_bus.bind(Driver::Vhost).expect("binding");
+        Self {
+            on_bus,
+            responder,
+            file,
+            device,
+        }
+    }
+
+    /// Opens the device as a driver that is about to map memory.
+    #[track_caller]
+    pub fn vhost(&self) -> Vhost {
+        open(&self.device)
+    }
+}
+
+/// Opens a device as a driver that is about to map memory.
+#[track_caller]
+pub fn open(device: &TestDevice) -> Vhost {
+    let vhost = Vhost::open(&bus::vhost_path(device.name()).expect("a node")).expect("opening");
+    vhost.set_owner().expect("owning");
+    vhost.set_backend_features_asid().expect("backend features");
+    vhost
+}
+
+/// A disk with a queue for each group, served. The fields are dropped in this order.
+pub struct ServedGroups {
+    /// On the bus, bound to nothing yet.
+    pub on_bus: OnBus,
+    /// Served.
+    pub served: Served,
+    /// The disk's data: sector n is full of n + 1.
+    pub file: Arc<File>,
+    /// Created.
+    pub device: TestDevice,
+}
+
+impl ServedGroups {
+    /// Starts one with so many groups, of one queue each, and address spaces.
+    #[track_caller]
+    pub fn new(groups: u16, spaces: u32) -> Self {
+        let device = create(&config(groups, groups.into(), spaces)).expect("creating");
+        let file = memory_file(1 << 20);
+        for sector in 0..16u8 {
+            file.write_all_at(&[sector + 1; 512], u64::from(sector) * 512)
+                .expect("filling the disk");
+        }
+        let queues: Vec<_> = (0..groups).map(|group| (256, group.into())).collect();
+        let server = Server::with_groups(
+            device.open_nonblocking(),
+            &queues,
+            spaces,
+            Disk::new(file.clone()),
+        );
+        let served = Served::run(server.expect("serving the disk"));
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        Self {
+            on_bus,
+            served,
+            file,
+            device,
+        }
+    }
+}
+
+/// A page of a new file, full of a byte.
+#[track_caller]
+pub fn page_of(byte: u8) -> Mapping {
+    let file = memory::file(PAGE);
+    file.write_all_at(&[byte; PAGE as usize], 0)
+        .expect("filling a page");
+    Mapping::of_file(file.as_fd(), 0, PAGE, 3).expect("mapping a page")
+}
+
+/// The first byte that a daemon sees at an address of an address space.
+#[track_caller]
+pub fn first_byte(device: &Device, asid: u32, iova: u64) -> io::Result<u8> {
+    let region = device.iotlb_fd2(asid, iova, iova)?;
+    let at = region.offset + (iova - region.first);
+    let mapping = Mapping::of_file(region.file.as_fd(), at, 1, region.access)?;
+    let mut byte = [0];
+    vm_memory::Bytes::read_slice(&mapping.bytes(), &mut byte, 0).expect("inside the mapping");
+    Ok(byte[0])
+}

@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver side of a vhost-vdpa device, call by call.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use crate::lab::raw::{self, number, Bytes, NONE, READ, WRITE};
+
+/// The type byte of vhost's ioctls.
+const VHOST: u8 = 0xaf;
+
+const GET_FEATURES: u32 = number(READ, VHOST, 0x00, 8);
+const SET_FEATURES: u32 = number(WRITE, VHOST, 0x00, 8);
+const SET_OWNER: u32 = number(NONE, VHOST, 0x01, 0);
+const SET_VRING_NUM: u32 = number(WRITE, VHOST, 0x10, 8);
+const SET_VRING_ADDR: u32 = number(WRITE, VHOST, 0x11, 40);
+const SET_VRING_BASE: u32 = number(WRITE, VHOST, 0x12, 8);
+const GET_VRING_BASE: u32 = number(READ | WRITE, VHOST, 0x12, 8);
+const SET_VRING_KICK: u32 = number(WRITE, VHOST, 0x20, 8);
+const SET_VRING_CALL: u32 = number(WRITE, VHOST, 0x21, 8);
+const SET_BACKEND_FEATURES: u32 = number(WRITE, VHOST, 0x25, 8);
+const GET_BACKEND_FEATURES: u32 = number(READ, VHOST, 0x26, 8);
+const GET_DEVICE_ID: u32 = number(READ, VHOST, 0x70, 4);
+const GET_STATUS: u32 = number(READ, VHOST, 0x71, 1);
+const SET_STATUS: u32 = number(WRITE, VHOST, 0x72, 1);
+const GET_CONFIG: u32 = number(READ, VHOST, 0x73, 8);
+const SET_CONFIG: u32 = number(WRITE, VHOST, 0x74, 8);
+const SET_VRING_ENABLE: u32 = number(WRITE, VHOST, 0x75, 8);
+const GET_VRING_NUM: u32 = number(READ, VHOST, 0x76, 2);
+const SET_CONFIG_CALL: u32 = number(WRITE, VHOST, 0x77, 4);
+const GET_IOVA_RANGE: u32 = number(READ, VHOST, 0x78, 16);
+const GET_CONFIG_SIZE: u32 = number(READ, VHOST, 0x79, 4);
+const GET_AS_NUM: u32 = number(READ, VHOST, 0x7a, 4);
+const GET_VQS_COUNT: u32 = number(READ, VHOST, 0x80, 4);
+const GET_GROUP_NUM: u32 = number(READ, VHOST, 0x81, 4);
+const GET_VRING_GROUP: u32 = number(READ | WRITE, VHOST, 0x7b, 8);
+const SET_GROUP_ASID: u32 = number(WRITE, VHOST, 0x7c, 8);
+
+/// Bits of the device status (virtio 1.3, section 2.1).
+pub mod status {
+    /// The driver has seen the device.
+    pub const ACKNOWLEDGE: u8 = 1;
+    /// The driver knows how to drive it.
+    pub const DRIVER: u8 = 2;
+    /// The driver is ready.
+    pub const DRIVER_OK: u8 = 4;
+    /// The features are agreed on.
+    pub const FEATURES_OK: u8 = 8;
+}
+
+/// The kinds of access that a mapping gives the device.
+pub mod access {
+    /// Reading and writing.
+    pub const RW: u8 = 3;
+}
+
+/// Features of vhost-vdpa itself.
+pub mod backend {
+    /// Messages about mappings have the form that [`map`](super::Vhost::map) uses.
+    pub const IOTLB_MSG_V2: u64 = 1 << 1;
+    /// Messages about mappings can be batched.
+    pub const IOTLB_BATCH: u64 = 1 << 2;
+    /// Messages about mappings name an address space.
+    pub const IOTLB_ASID: u64 = 1 << 3;
+}
+
+const IOTLB_MSG_V2: u32 = 2;
+const IOTLB_UPDATE: u8 = 2;
+const IOTLB_INVALIDATE: u8 = 3;
+const IOTLB_BATCH_BEGIN: u8 = 5;
+const IOTLB_BATCH_END: u8 = 6;
+
+/// A device's registers, in the memory of a driver.
+#[derive(Clone, Copy, Debug)]
+pub struct RingAddress {
+    /// IOVA of the descriptors.
+    pub desc: u64,
+    /// IOVA of the driver's ring.
+    pub avail: u64,
+    /// IOVA of the device's ring.
+    pub used: u64,
+}
+
+/// An open vhost-vdpa device.
+#[derive(Debug)]
+pub struct Vhost {
+    file: File,
+}
+
+impl Vhost {
+    /// Opens a device, which resets it.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Self { file })
+    }
+
+    fn get<const N: usize>(&self, number: u32) -> io::Result<[u8; N]> {
+        let mut bytes = [0; N];
+        raw::call(&self.file, number, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn set(&self, number: u32, mut bytes: Bytes) -> io::Result<()> {
+        raw::call(&self.file, number, &mut bytes.0).map(drop)
+    }
+
+    fn set_pair(&self, number: u32, queue: u32, value: u32) -> io::Result<()> {
+        self.set(number, Bytes::new().u32(queue).u32(value))
+    }
+
+    /// Makes the device this process's.
+    pub fn set_owner(&self) -> io::Result<()> {
+        self.set(SET_OWNER, Bytes::new())
+    }
+
+    /// The features that the device offers.
+    pub fn features(&self) -> io::Result<u64> {
+        self.get(GET_FEATURES).map(u64::from_ne_bytes)
+    }
+
+    /// Accepts features.
+    pub fn set_features(&self, features: u64) -> io::Result<()> {
+        self.set(SET_FEATURES, Bytes::new().u64(features))
+    }
+
+    /// The features of vhost-vdpa itself.
+    pub fn backend_features(&self) -> io::Result<u64> {
+        self.get(GET_BACKEND_FEATURES).map(u64::from_ne_bytes)
+    }
+
+    /// Accepts those that [`map`](Self::map) needs.
+    pub fn set_backend_features(&self) -> io::Result<()> {
+        self.set(
+            SET_BACKEND_FEATURES,
+            Bytes::new().u64(backend::IOTLB_MSG_V2),
+        )
+    }
+
+    /// Accepts those that [`map_in`](Self::map_in) needs.
+    pub fn set_backend_features_asid(&self) -> io::Result<()> {
+        let features = backend::IOTLB_MSG_V2 | backend::IOTLB_BATCH | backend::IOTLB_ASID;
+        self.set(SET_BACKEND_FEATURES, Bytes::new().u64(features))
+    }
+
+    /// The virtio device id.
+    pub fn device_id(&self) -> io::Result<u32> {
+        self.get(GET_DEVICE_ID).map(u32::from_ne_bytes)
+    }
+
+    /// The device status.
+    pub fn status(&self) -> io::Result<u8> {
+        self.get(GET_STATUS).map(u8::from_ne_bytes)
+    }
+
+    /// Writes the device status.
+    pub fn set_status(&self, status: u8) -> io::Result<()> {
+        let mut bytes = [status];
+        raw::call(&self.file, SET_STATUS, &mut bytes).map(drop)
+    }
+
+    /// Reads from the configuration space.
+    pub fn config(&self, offset: u32, len: usize) -> io::Result<Vec<u8>> {
+        // What is read lands behind the header that the ioctl's number has the size of.
+        let mut bytes = Bytes::new().u32(offset).u32(len as u32).zeroes(len).0;
+        raw::call(&self.file, GET_CONFIG, &mut bytes)?;
+        Ok(bytes.split_off(8))
+    }
+
+    /// Writes to the configuration space.
+    pub fn set_config(&self, offset: u32, data: &[u8]) -> io::Result<()> {
+        let mut bytes = Bytes::new().u32(offset).u32(data.len() as u32);
+        bytes.0.extend(data);
+        self.set(SET_CONFIG, bytes)
+    }
+
+    /// The size of the configuration space.
+    pub fn config_size(&self) -> io::Result<u32> {
+        self.get(GET_CONFIG_SIZE).map(u32::from_ne_bytes)
+    }
+
+    /// The size of the largest virtqueue.
+    pub fn max_queue_size(&self) -> io::Result<u16> {
+        self.get(GET_VRING_NUM).map(u16::from_ne_bytes)
+    }
+
+    /// How many virtqueues there are.
+    pub fn queues(&self) -> io::Result<u32> {
+        self.get(GET_VQS_COUNT).map(u32::from_ne_bytes)
+    }
+
+    /// How many virtqueue groups there are.
+    pub fn groups(&self) -> io::Result<u32> {
+        self.get(GET_GROUP_NUM).map(u32::from_ne_bytes)
+    }
+
+    /// How many address spaces there are.
+    pub fn address_spaces(&self) -> io::Result<u32> {
+        self.get(GET_AS_NUM).map(u32::from_ne_bytes)
+    }
+
+    /// The group of a virtqueue.
+    pub fn group_of(&self, queue: u32) -> io::Result<u32> {
+        let mut bytes = Bytes::new().u32(queue).u32(0).0;
+        raw::call(&self.file, GET_VRING_GROUP, &mut bytes)?;
+        Ok(u32::from_ne_bytes(
+            bytes[4..8].try_into().unwrap_or_default(),
+        ))
+    }
+
+    /// Moves a virtqueue group to an address space. (vhost takes the group for a virtqueue's index
+    /// first: `ENOBUFS` when there are not so many.)
+    pub fn set_group_asid(&self, group: u32, asid: u32) -> io::Result<()> {
+        self.set_pair(SET_GROUP_ASID, group, asid)
+    }
+
+    /// The first and the last IOVA that can be mapped.
+    pub fn iova_range(&self) -> io::Result<(u64, u64)> {
+        let bytes: [u8; 16] = self.get(GET_IOVA_RANGE)?;
+        let (first, last) = bytes.split_at(8);
+        let word = |b: &[u8]| u64::from_ne_bytes(b.try_into().unwrap_or_default());
+        Ok((word(first), word(last)))
+    }
+
+    /// Sets the size of a virtqueue.
+    pub fn set_queue_size(&self, queue: u32, size: u32) -> io::Result<()> {
+        self.set_pair(SET_VRING_NUM, queue, size)
+    }
+
+    /// Sets where a virtqueue is.
+    pub fn set_queue_address(&self, queue: u32, address: RingAddress) -> io::Result<()> {
+        self.set(
+            SET_VRING_ADDR,
+            Bytes::new()
+                .u32(queue)
+                .u32(0)
+                .u64(address.desc)
+                .u64(address.used)
+                .u64(address.avail)
+                .u64(0),
+        )
+    }
+
+    /// Sets where the device starts in a virtqueue.
+    pub fn set_queue_base(&self, queue: u32, base: u32) -> io::Result<()> {
+        self.set_pair(SET_VRING_BASE, queue, base)
+    }
+
+    /// Asks where the device is in a virtqueue.
+    pub fn queue_base(&self, queue: u32) -> io::Result<u32> {
+        let mut bytes = Bytes::new().u32(queue).u32(0).0;
+        raw::call(&self.file, GET_VRING_BASE, &mut bytes)?;
+        Ok(u32::from_ne_bytes(
+            bytes[4..8].try_into().unwrap_or_default(),
+        ))
+    }
+
+    /// Sets the eventfd that kicks a virtqueue.
+    pub fn set_kick(&self, queue: u32, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.set_pair(SET_VRING_KICK, queue, fd.as_raw_fd() as u32)
+    }
+
+    /// Sets the eventfd that a virtqueue's interrupts are written to.
+    pub fn set_call(&self, queue: u32, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+        let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
+        self.set_pair(SET_VRING_CALL, queue, fd as u32)
+    }
+
+    /// Sets the eventfd that interrupts for the configuration are written to.
+    pub fn set_config_call(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.set(SET_CONFIG_CALL, Bytes::new().u32(fd.as_raw_fd() as u32))
+    }
+
+    /// Enables a virtqueue.
+    pub fn enable_queue(&self, queue: u32) -> io::Result<()> {
+        self.set_pair(SET_VRING_ENABLE, queue, 1)
+    }
+
+    /// Maps memory of this process, which must be of a shared file.
+    pub fn map(&self, iova: u64, memory: &vduse::Mapping, access: u8) -> io::Result<()> {
+        let (size, uaddr) = (memory.len() as u64, memory.address() as u64);
+        self.message(0, iova, size, uaddr, access, IOTLB_UPDATE)
+    }
+
+    /// Maps memory of this process, which must be of a shared file, in an address space.
+    pub fn map_in(
+        &self,
+        asid: u32,
+        iova: u64,
+        memory: &vduse::Mapping,
+        access: u8,
+    ) -> io::Result<()> {
+        let (size, uaddr) = (memory.len() as u64, memory.address() as u64);
+        self.message(asid, iova, size, uaddr, access, IOTLB_UPDATE)
+    }
+
+    /// Takes a mapping of an address space away.
+    pub fn unmap_in(&self, asid: u32, iova: u64, size: u64) -> io::Result<()> {
+        self.message(asid, iova, size, 0, 0, IOTLB_INVALIDATE)
+    }
+
+    /// Begins a batch: the device is told of changes to the address space at its end.
+    pub fn batch_begin(&self, asid: u32) -> io::Result<()> {
+        self.message(asid, 0, 0, 0, 0, IOTLB_BATCH_BEGIN)
+    }
+
+    /// Ends a batch.
+    pub fn batch_end(&self, asid: u32) -> io::Result<()> {
+        self.message(asid, 0, 0, 0, 0, IOTLB_BATCH_END)
+    }
+
+    /// Takes a mapping away.
+    pub fn unmap(&self, iova: u64, size: u64) -> io::Result<()> {
+        self.message(0, iova, size, 0, 0, IOTLB_INVALIDATE)
+    }
+
+    fn message(
+        &self,
+        asid: u32,
+        iova: u64,
+        size: u64,
+        uaddr: u64,
+        access: u8,
+        kind: u8,
+    ) -> io::Result<()> {
+        let mut bytes = Bytes::new()
+            .u32(IOTLB_MSG_V2)
+            .u32(asid)
+            .u64(iova)
+            .u64(size)
+            .u64(uaddr);
+        bytes.0.extend([access, kind]);
+        bytes.0.resize(72, 0);
+        rustix::io::write(&self.file, &bytes.0)?;
+        Ok(())
+    }
+}
+
+impl AsFd for Vhost {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}

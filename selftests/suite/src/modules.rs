@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Kernel modules: the driver's and those that the tests need beside it.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::differences::Driver;
+
+/// The name of a driver's module.
+pub fn name(driver: Driver) -> &'static str {
+    match driver {
+        Driver::Rust => "vduse_rs",
+        Driver::C => "vduse",
+    }
+}
+
+/// Whether a module is loaded.
+pub fn is_loaded(module: &str) -> bool {
+    Path::new("/sys/module").join(module).exists()
+}
+
+/// How many references there are to a module; `None` when it is not loaded.
+pub fn references(module: &str) -> Option<i64> {
+    let path = Path::new("/sys/module").join(module).join("refcnt");
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Waits until a module has at most so many references; a file's last put is deferred. Returns how
+/// many there are.
+pub fn references_settled(module: &str, most: i64) -> Option<i64> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        let count = references(module)?;
+        if count <= most || Instant::now() >= deadline {
+            return Some(count);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Runs a program that loads or unloads modules; an `Err` is what it said.
+pub fn tool(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(format!("{program} {}: {said}", arguments.join(" ")))
+    }
+}
+
+/// What sits on the vDPA bus beside the driver, in the order in which a new device is offered to
+/// them.
+pub const BUS: &[&str] = &["virtio_vdpa", "vhost_vdpa", "virtio_blk"];
+
+/// Loads what the tests need.
+pub fn load_bus() -> Result<(), String> {
+    BUS.iter()
+        .try_for_each(|module| tool("modprobe", &[module]))
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The command line.
+
+use std::path::PathBuf;
+
+use crate::differences::Driver;
+
+/// What `--help` prints.
+pub const USAGE: &str = "\
+usage: vduse-selftests [OPTION]... [PATTERN]...
+
+Runs the tests whose names have a PATTERN in them (or match it, when it has * or ?);
+without one, all of them. As root, with the driver loaded.
+
+  --driver rust|c    which driver is loaded: ours (default) or the in-tree one
+  --module FILE      the module to load again after it was unloaded (or VDUSE_MODULE;
+                     default: modprobe vduse)
+  --skip PATTERN     leave tests out
+  --patience N       make the time limits of tests N times as long, for a slow machine
+  --list             print the names of the tests and end
+  --help             print this and end";
+
+/// What the program is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Print the usage.
+    Help,
+    /// Print the names of tests.
+    List(Options),
+    /// Run tests.
+    Run(Options),
+    /// Be the process of one test.
+    Test(String),
+    /// Be the process that takes left-over devices away.
+    Cleanup,
+    /// Be a process that a test needs.
+    Helper(Vec<String>),
+}
+
+/// How to run tests.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The driver that is loaded.
+    pub driver: Driver,
+    /// The module's file.
+    pub module: Option<PathBuf>,
+    /// Which tests to run: all, when empty.
+    pub patterns: Vec<String>,
+    /// Which tests not to run.
+    pub skip: Vec<String>,
+    /// What to multiply time limits with.
+    pub patience: u32,
+}
+
+/// Reads the command line.
+pub fn parse(arguments: &[String]) -> Result<Mode, String> {
+    let mut options = Options {
+        driver: Driver::Rust,
+        module: std::env::var_os("VDUSE_MODULE").map(PathBuf::from),
+        patterns: Vec::new(),
+        skip: Vec::new(),
+        patience: 1,
+    };
+    let mut list = false;
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let mut value = || {
+            rest.next()
+                .cloned()
+                .ok_or_else(|| format!("{argument} wants a value"))
+        };
+        match argument.as_str() {
+            "--help" | "-h" => return Ok(Mode::Help),
+            "--list" => list = true,
+            "--driver" => {
+                options.driver = match value()?.as_str() {
+                    "rust" => Driver::Rust,
+                    "c" => Driver::C,
+                    other => return Err(format!("{other}: no such driver")),
+                }
+            }
+            "--patience" => {
+                options.patience = match value()?.parse() {
+                    Ok(factor @ 1..=100) => factor,
+                    _ => return Err("--patience is a number from 1 to 100".to_owned()),
+                }
+            }
+            "--skip" => options.skip.push(value()?),
+            "--module" => options.module = Some(value()?.into()),
+            "--run-test" => return Ok(Mode::Test(value()?)),
+            "--cleanup" => return Ok(Mode::Cleanup),
+            "--helper" => return Ok(Mode::Helper(rest.cloned().collect())),
+            option if option.starts_with('-') => return Err(format!("{option}: no such option")),
+            pattern => options.patterns.push(pattern.to_owned()),
+        }
+    }
+    Ok(if list {
+        Mode::List(options)
+    } else {
+        Mode::Run(options)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Mode, String> {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        super::parse(&words)
+    }
+
+    #[test]
+    fn options_and_patterns_can_be_mixed() {
+        let Mode::Run(options) = parse("control:: --driver c umem --skip twice").unwrap() else {
+            panic!();
+        };
+        assert_eq!(options.driver, Driver::C);
+        assert_eq!(options.patterns, ["control::", "umem"]);
+        assert_eq!(options.skip, ["twice"]);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_said() {
+        assert!(parse("--driver").unwrap_err().contains("wants a value"));
+        assert!(parse("--driver java").unwrap_err().contains("java"));
+        assert!(parse("--patience 0").unwrap_err().contains("--patience"));
+        assert!(parse("--frobnicate").unwrap_err().contains("--frobnicate"));
+    }
+
+    #[test]
+    fn helpers_get_all_that_follows() {
+        assert_eq!(
+            parse("--helper a --list").unwrap(),
+            Mode::Helper(vec!["a".to_owned(), "--list".to_owned()])
+        );
+    }
+}

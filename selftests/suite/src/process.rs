@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Processes with a time limit, and what becomes of their children.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::pipe::{pipe_with, PipeFlags};
+use rustix::process::{kill_process, kill_process_group, waitpid, Pid, Signal, WaitOptions};
+
+/// How a process ended.
+#[derive(Debug)]
+pub enum End {
+    /// By itself, or of a signal.
+    Ended(ExitStatus),
+    /// It was killed at its time limit.
+    TimedOut,
+    /// It was killed at its time limit and is still there, in the kernel: these functions.
+    Stuck(String),
+}
+
+/// A process that has ended, one way or another, and what it wrote.
+#[derive(Debug)]
+pub struct Finished {
+    /// How it ended.
+    pub end: End,
+    /// What it wrote to standard output and standard error.
+    pub output: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Finished {
+    /// What to say of the end, when it was not exit status 0.
+    pub fn complaint(&self) -> Option<String> {
+        match &self.end {
+            End::Ended(status) if status.success() => None,
+            End::Ended(status) => Some(match (status.code(), status.signal()) {
+                (Some(code), _) => format!("ended with exit status {code}"),
+                (None, signal) => format!("ended by signal {}", signal.unwrap_or(0)),
+            }),
+            End::TimedOut => Some(format!("timed out after {:.1}s", self.took.as_secs_f64())),
+            End::Stuck(stack) => Some(format!(
+                "timed out after {:.1}s and cannot be killed:\n{stack}",
+                self.took.as_secs_f64()
+            )),
+        }
+    }
+}
+
+/// How long a killed process may take to go.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// How much output of a process is kept, in bytes.
+const KEPT: usize = 64 << 10;
+
+/// Runs a command with a time limit, collecting its output.
+pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
+    let begin = Instant::now();
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    let mut reader = File::from(reader);
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .process_group(0);
+    let mut child = command.spawn()?;
+    // The command holds the pipe's other end, too: without it, the pipe ends with the processes.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+
+    let output = Arc::new(Mutex::new(Vec::new()));
+    let collected = output.clone();
+    // Not joined: a process that cannot be killed holds the pipe for ever.
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = reader.read(&mut buffer) {
+            let mut output = collected.lock().unwrap_or_else(PoisonError::into_inner);
+            let room = KEPT.saturating_sub(output.len());
+            output.extend_from_slice(&buffer[..n.min(room)]);
+        }
+    });
+
+    let end = wait(&mut child, limit)?;
+    let took = begin.elapsed();
+    reap_children(GRACE);
+    // What was written last is on its way through the thread.
+    std::thread::sleep(Duration::from_millis(5));
+    let output = output.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Finished {
+        end,
+        output: String::from_utf8_lossy(&output).into_owned(),
+        took,
+    })
+}
+
+fn wait(child: &mut Child, limit: Duration) -> io::Result<End> {
+    if let Some(status) = wait_for(child, limit)? {
+        return Ok(End::Ended(status));
+    }
+    if let Some(pid) = Pid::from_raw(child.id() as i32) {
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+    Ok(match wait_for(child, GRACE)? {
+        Some(_) => End::TimedOut,
+        None => End::Stuck(stacks(child.id())),
+    })
+}
+
+fn wait_for(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(2);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// Where in the kernel the threads of a process are.
+fn stacks(pid: u32) -> String {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return String::new();
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("stack")).ok())
+        .collect::<Vec<_>>()
+        .join("--\n")
+}
+
+/// Makes this process the parent of what its descendants leave behind.
+pub fn adopt_orphans() {
+    // Without it orphans go to init, which is only untidy.
+    let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
+}
+
+/// Kills all children of this process, and waits until they are gone, so long. Returns what is
+/// left.
+pub fn reap_children(limit: Duration) -> Vec<u32> {
+    let deadline = Instant::now() + limit;
+    loop {
+        while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+        let children = children();
+        if children.is_empty() || Instant::now() >= deadline {
+            return children;
+        }
+        for child in children {
+            if let Some(pid) = Pid::from_raw(child as i32) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn children() -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+        return Vec::new();
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|list| {
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<u32>>()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // One test, as `reap_children` takes the children of the others away.
+    #[test]
+    fn processes_end_in_each_way() {
+        let shell = |line: &str, seconds| {
+            let mut command = Command::new("sh");
+            command.args(["-c", line]);
+            run(&mut command, Duration::from_secs(seconds)).unwrap()
+        };
+        let fine = shell("echo out; echo err >&2", 10);
+        assert_eq!(fine.complaint(), None);
+        assert_eq!(fine.output, "out\nerr\n");
+        let failed = shell("exit 3", 10);
+        assert_eq!(failed.complaint().unwrap(), "ended with exit status 3");
+        let killed = shell("kill -SEGV $$", 10);
+        assert_eq!(killed.complaint().unwrap(), "ended by signal 11");
+        let slow = shell("echo begun; sleep 100", 1);
+        assert!(matches!(slow.end, End::TimedOut));
+        assert_eq!(slow.output, "begun\n");
+        assert!(slow.took < Duration::from_secs(5));
+    }
+}

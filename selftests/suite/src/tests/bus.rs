@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The vDPA bus: the management device, and devices that come and go.
+
+use rustix::io::Errno;
+use vduse::Control;
+
+use crate::lab::bus::{vdpa, OnBus};
+use crate::lab::device::{disk_config, feature, id, net_config, TestDevice};
+use crate::lab::disk::{LiveDisk, Shape};
+use crate::lab::expect::{fails, soon};
+
+tests![
+    the_management_device_is_called_vduse_and_makes_blocks_and_nets,
+    the_management_device_makes_file_systems,
+    adding_what_was_not_created_is_einval,
+    adding_a_device_whose_queues_are_not_set_up_is_einval,
+    adding_twice_is_eexist,
+    adding_to_no_management_device_is_enodev,
+    deleting_what_is_not_on_the_bus_is_enodev,
+    destroying_a_device_on_the_bus_is_ebusy,
+    a_device_says_what_it_is,
+    a_device_is_added_without_a_daemon,
+    the_config_of_a_disk_is_what_was_created,
+    the_config_of_a_net_is_what_was_created,
+    a_short_config_space_reads_as_0,
+    set_config_is_seen_at_once,
+    negotiated_features_are_those_of_the_driver,
+    a_device_without_a_driver_comes_and_goes,
+    adding_again_leaks_nothing,
+];
+
+fn the_management_device_is_called_vduse_and_makes_blocks_and_nets() {
+    let management = vdpa().management_device("vduse").unwrap();
+    assert_eq!(management.bus, None);
+    let wanted = 1 << id::BLOCK | 1 << id::NET;
+    assert_eq!(management.classes & wanted, wanted);
+    let all = vdpa().management_devices().unwrap();
+    assert!(all.contains(&management));
+}
+
+fn the_management_device_makes_file_systems() {
+    let management = vdpa().management_device("vduse").unwrap();
+    let wanted = 1 << id::BLOCK | 1 << id::NET | 1 << id::FS;
+    assert_eq!(management.classes, wanted);
+}
+
+fn adding_what_was_not_created_is_einval() {
+    fails(vdpa().add("nothing-of-the-kind", "vduse"), Errno::INVAL);
+}
+
+fn adding_a_device_whose_queues_are_not_set_up_is_einval() {
+    let mut config = disk_config();
+    config.queues = 2;
+    let device = TestDevice::new(&config);
+    let file = device.open();
+    fails(vdpa().add(device.name(), "vduse"), Errno::INVAL);
+    file.vq_setup(0, 64).unwrap();
+    fails(vdpa().add(device.name(), "vduse"), Errno::INVAL);
+    file.vq_setup(1, 64).unwrap();
+    drop(OnBus::add(device.name()).unwrap());
+}
+
+fn adding_twice_is_eexist() {
+    let device = TestDevice::disk();
+    let _file = device.open_ready(1);
+    let on_bus = OnBus::add(device.name()).unwrap();
+    fails(vdpa().add(device.name(), "vduse"), Errno::EXIST);
+    assert_eq!(vdpa().device(on_bus.name()).unwrap().name, device.name());
+}
+
+fn adding_to_no_management_device_is_enodev() {
+    let device = TestDevice::disk();
+    let _file = device.open_ready(1);
+    fails(vdpa().add(device.name(), "vduse-not"), Errno::NODEV);
+}
+
+fn deleting_what_is_not_on_the_bus_is_enodev() {
+    let device = TestDevice::disk();
+    let _file = device.open_ready(1);
+    fails(vdpa().delete(device.name()), Errno::NODEV);
+}
+
+fn destroying_a_device_on_the_bus_is_ebusy() {
+    let device = TestDevice::disk();
+    drop(device.open_ready(1));
+    let on_bus = OnBus::add(device.name()).unwrap();
+    fails(Control::open().unwrap().destroy(device.name()), Errno::BUSY);
+    on_bus.delete().unwrap();
+    device.destroy().unwrap();
+}
+
+fn a_device_says_what_it_is() {
+    let mut config = disk_config();
+    config.vendor_id = 0x1234_5678;
+    config.queues = 3;
+    let device = TestDevice::new(&config);
+    let file = device.open();
+    for (index, size) in [(0, 64), (1, 512), (2, 128)] {
+        file.vq_setup(index, size).unwrap();
+    }
+    let _on_bus = OnBus::add(device.name()).unwrap();
+    let info = vdpa().device(device.name()).unwrap();
+    assert_eq!(info.name, device.name());
+    assert_eq!(info.management_device, "vduse");
+    assert_eq!((info.device_id, info.vendor_id), (id::BLOCK, 0x1234_5678));
+    assert_eq!((info.queues, info.max_queue_size), (3, 512));
+    let all = vdpa().devices().unwrap();
+    assert!(all.contains(&info));
+}
+
+fn a_device_is_added_without_a_daemon() {
+    let device = TestDevice::disk();
+    drop(device.open_ready(1));
+    let on_bus = OnBus::add(device.name()).unwrap();
+    device.open();
+    on_bus.delete().unwrap();
+}
+
+fn the_config_of_a_disk_is_what_was_created() {
+    let mut config = disk_config();
+    config.queues = 2;
+    config.space = vduse::blk::config_space(0x1_2345_6789, 2);
+    let device = TestDevice::new(&config);
+    let _file = device.open_ready(2);
+    let _on_bus = OnBus::add(device.name()).unwrap();
+    let found = vdpa().config(device.name()).unwrap();
+    assert_eq!(found.device_id, id::BLOCK);
+    assert_eq!(found.features, config.features);
+    assert_eq!(found.negotiated_features, None);
+    assert_eq!(found.blk_capacity, Some(0x1_2345_6789));
+    assert_eq!(found.blk_block_size, Some(512));
+    assert_eq!(found.blk_queues, Some(2));
+    assert_eq!(found.blk_read_only, Some(false));
+}
+
+fn the_config_of_a_net_is_what_was_created() {
+    let config = net_config();
+    let device = TestDevice::new(&config);
+    let _file = device.open_ready(2);
+    let _on_bus = OnBus::add(device.name()).unwrap();
+    let found = vdpa().config(device.name()).unwrap();
+    assert_eq!(found.device_id, id::NET);
+    assert_eq!(found.net_mac, Some([2, 0, 0, 0, 0, 1]));
+    assert_eq!(found.net_mtu, None);
+}
+
+fn a_short_config_space_reads_as_0() {
+    let mut config = disk_config();
+    // The capacity ends in the middle.
+    config.space = vec![0xff; 4];
+    let device = TestDevice::new(&config);
+    let _file = device.open_ready(1);
+    let _on_bus = OnBus::add(device.name()).unwrap();
+    let found = vdpa().config(device.name()).unwrap();
+    assert_eq!(found.blk_capacity, Some(0xffff_ffff));
+    assert_eq!(found.blk_block_size, Some(0));
+    assert_eq!(found.blk_segments, Some(0));
+}
+
+fn set_config_is_seen_at_once() {
+    let device = TestDevice::disk();
+    let file = device.open_ready(1);
+    let _on_bus = OnBus::add(device.name()).unwrap();
+    file.set_config(0, &7u64.to_le_bytes()).unwrap();
+    assert_eq!(vdpa().config(device.name()).unwrap().blk_capacity, Some(7));
+    // A part of it.
+    file.set_config(1, &[1]).unwrap();
+    assert_eq!(
+        vdpa().config(device.name()).unwrap().blk_capacity,
+        Some(0x107)
+    );
+}
+
+fn negotiated_features_are_those_of_the_driver() {
+    let disk = LiveDisk::new(Shape::default());
+    soon("features are agreed on", || {
+        vdpa()
+            .config(disk.name())
+            .unwrap()
+            .negotiated_features
+            .is_some()
+    });
+    let config = vdpa().config(disk.name()).unwrap();
+    let negotiated = config.negotiated_features.unwrap();
+    assert_eq!(negotiated, disk.vduse().features().unwrap());
+    assert_eq!(negotiated & !config.features, 0);
+    let needed = feature::VERSION_1 | feature::ACCESS_PLATFORM;
+    assert_eq!(negotiated & needed, needed);
+}
+
+fn a_device_without_a_driver_comes_and_goes() {
+    for _ in 0..5 {
+        let device = TestDevice::disk();
+        drop(device.open_ready(1));
+        drop(OnBus::add(device.name()).unwrap());
+    }
+}
+
+fn adding_again_leaks_nothing() {
+    let device = TestDevice::disk();
+    drop(device.open_ready(1));
+    for _ in 0..10 {
+        OnBus::add(device.name()).unwrap().delete().unwrap();
+    }
+}
+

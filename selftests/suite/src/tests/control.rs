@@ -1,0 +1,473 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The control device: API versions, creating and destroying devices.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+
+use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
+use vduse::control::CONTROL_PATH;
+use vduse::{Control, Device, DeviceConfig};
+use vduse_uapi::{ioctl, DevConfig, NAME_MAX};
+
+use crate::lab::device::{disk_config, feature, id, net_config, unique_name, TestDevice};
+use crate::lab::expect::{fails, fails_at};
+use crate::lab::memory::PAGE;
+use crate::lab::raw::{self, Edge};
+
+tests![
+    asking_for_the_version_of_a_fresh_file_moves_it_to_1,
+    setting_the_version_takes_0_and_1,
+    setting_version_2_is_einval_and_changes_nothing,
+    the_version_belongs_to_the_file,
+    a_file_without_a_version_creates_version_0_devices,
+    a_file_opened_to_read_creates_devices,
+    unknown_commands_are_einval,
+    bad_pointers_are_efault,
+    a_config_space_at_nothing_is_efault_and_creates_nothing,
+    the_node_is_there_when_create_returns,
+    create_existing_name_is_eexist,
+    an_empty_name_is_einval,
+    names_of_folders_are_einval,
+    the_name_control_is_einval,
+    a_name_with_a_slash_is_einval,
+    an_exclamation_mark_is_a_part_of_a_name,
+    a_name_with_control_characters_is_einval,
+    a_name_of_255_bytes_works,
+    a_name_without_end_is_einval,
+    vq_align_is_a_power_of_two_from_4_to_a_page,
+    config_size_is_at_most_a_page,
+    an_empty_config_space_works,
+    vq_num_is_at_most_65535,
+    a_device_without_queues_is_einval,
+    only_blocks_nets_and_file_systems_are_allowed,
+    access_platform_is_needed,
+    a_disk_with_a_writable_cache_mode_is_einval,
+    a_net_without_version_1_is_einval,
+    a_net_with_a_control_queue_is_einval,
+    a_net_needs_cap_net_admin,
+    a_disk_needs_no_cap_net_admin,
+    each_reserved_field_must_be_0,
+    groups_and_spaces_must_be_0_in_version_0,
+    groups_and_spaces_must_not_be_0_in_version_1,
+    destroying_what_is_not_there_is_einval,
+    destroying_an_open_device_is_ebusy,
+    destroying_twice_is_einval,
+    a_name_can_be_used_again,
+    devices_come_and_go_in_a_loop,
+];
+
+fn control() -> Control {
+    Control::open().expect("opening the control device")
+}
+
+/// Creates a device that is destroyed at once.
+fn create(config: &DeviceConfig) -> io::Result<()> {
+    TestDevice::try_new(config).map(drop)
+}
+
+/// A disk's configuration with something about it changed.
+fn changed(change: impl FnOnce(&mut DeviceConfig)) -> DeviceConfig {
+    let mut config = disk_config();
+    change(&mut config);
+    config
+}
+
+/// Creates a device, and destroys it, from the ABI's structure.
+fn create_raw(control: &Control, change: impl FnOnce(&mut DevConfig)) -> io::Result<()> {
+    let config = disk_config();
+    let (mut abi, space) = config.to_abi()?;
+    change(&mut abi);
+    let result = control.create_raw(&abi, space);
+    if result.is_ok() {
+        drop(TestDevice::adopt(
+            &vduse::control::name_of(&abi).to_string_lossy(),
+        ));
+    }
+    result
+}
+
+fn asking_for_the_version_of_a_fresh_file_moves_it_to_1() {
+    let control = control();
+    assert_eq!(control.api_version().unwrap(), 1);
+    // It is of version 1 now: groups must not be 0.
+    fails(create_raw(&control, |_| {}), Errno::INVAL);
+    create_raw(&control, |config| (config.ngroups, config.nas) = (1, 1)).unwrap();
+}
+
+fn setting_the_version_takes_0_and_1() {
+    let control = control();
+    for version in [0, 1, 0] {
+        control.set_api_version(version).unwrap();
+        assert_eq!(control.api_version().unwrap(), version);
+    }
+}
+
+fn setting_version_2_is_einval_and_changes_nothing() {
+    let control = control();
+    control.set_api_version(0).unwrap();
+    for version in [2, 1 << 32, u64::MAX] {
+        fails_at(control.set_api_version(version), Errno::INVAL, version);
+        assert_eq!(control.api_version().unwrap(), 0);
+    }
+}
+
+fn the_version_belongs_to_the_file() {
+    let (first, second) = (control(), control());
+    first.set_api_version(0).unwrap();
+    assert_eq!(second.api_version().unwrap(), 1);
+    assert_eq!(first.api_version().unwrap(), 0);
+}
+
+fn a_file_without_a_version_creates_version_0_devices() {
+    let device = TestDevice::disk();
+    let file = device.open();
+    // A call of version 1 is not known to the device.
+    fails(file.iotlb_fd2(0, 0, 0), Errno::NOTTY);
+}
+
+fn a_file_opened_to_read_creates_devices() {
+    let file = OpenOptions::new().read(true).open(CONTROL_PATH).unwrap();
+    let config = disk_config();
+    let (abi, space) = config.to_abi().unwrap();
+    let mut bytes = abi_bytes(&abi);
+    bytes.extend(space);
+    raw::call(&file, ioctl::CREATE_DEV, &mut bytes).unwrap();
+    drop(TestDevice::adopt(&config.name));
+}
+
+/// The bytes of the structure, in the order of its fields.
+fn abi_bytes(config: &DevConfig) -> Vec<u8> {
+    let mut bytes = raw::Bytes(config.name.to_vec())
+        .u32(config.vendor_id)
+        .u32(config.device_id)
+        .u64(config.features)
+        .u32(config.vq_num)
+        .u32(config.vq_align)
+        .u32(config.ngroups)
+        .u32(config.nas);
+    for word in config.reserved {
+        bytes = bytes.u32(word);
+    }
+    bytes.u32(config.config_size).0
+}
+
+fn unknown_commands_are_einval() {
+    let control = control();
+    let kind = 0x81;
+    let numbers = [
+        raw::number(raw::NONE, kind, 4, 0),
+        raw::number(raw::READ, kind, 0, 4),
+        raw::number(raw::WRITE, kind, 0, 8),
+        raw::number(raw::WRITE, b'x', 2, 8),
+        ioctl::VQ_SETUP,
+        ioctl::IOTLB_GET_FD,
+    ];
+    for number in numbers {
+        let result = raw::call(&control, number, &mut [0; 512]);
+        fails_at(result, Errno::INVAL, format_args!("{number:#x}"));
+    }
+}
+
+fn bad_pointers_are_efault() {
+    let control = control();
+    for number in [
+        ioctl::GET_API_VERSION,
+        ioctl::SET_API_VERSION,
+        ioctl::CREATE_DEV,
+        ioctl::DESTROY_DEV,
+    ] {
+        let at = format!("{number:#x}");
+        fails_at(raw::call_at_nothing(&control, number), Errno::FAULT, &at);
+        // Half of the argument is there.
+        let size = (number >> 16) as usize & 0x3fff;
+        let half = vec![1; size / 2];
+        fails_at(Edge::new().call(&control, number, &half), Errno::FAULT, &at);
+    }
+}
+
+fn a_config_space_at_nothing_is_efault_and_creates_nothing() {
+    let control = control();
+    let config = disk_config();
+    let (abi, space) = config.to_abi().unwrap();
+    let mut bytes = abi_bytes(&abi);
+    bytes.extend(&space[..space.len() / 2]);
+    fails(
+        Edge::new().call(&control, ioctl::CREATE_DEV, &bytes),
+        Errno::FAULT,
+    );
+    assert!(!Device::path(&config.name).exists());
+    create(&config).unwrap();
+}
+
+fn the_node_is_there_when_create_returns() {
+    let device = TestDevice::disk();
+    let path = Device::path(device.name());
+    let kind = std::fs::metadata(&path).unwrap().file_type();
+    assert!(kind.is_char_device());
+    device.destroy().unwrap();
+    assert!(!path.exists());
+}
+
+fn create_existing_name_is_eexist() {
+    let config = disk_config();
+    let device = TestDevice::new(&config);
+    fails(create_again(&config), Errno::EXIST);
+    let mut other = net_config();
+    other.name = config.name.clone();
+    fails(create_again(&other), Errno::EXIST);
+    // The device is as it was.
+    device.open();
+}
+
+/// Creates a device without destroying it after a failure.
+fn create_again(config: &DeviceConfig) -> io::Result<()> {
+    control().create(config)
+}
+
+fn an_empty_name_is_einval() {
+    fails(create(&changed(|c| c.name.clear())), Errno::INVAL);
+}
+
+fn names_of_folders_are_einval() {
+    for name in [".", ".."] {
+        fails_at(
+            create(&changed(|c| c.name = name.to_owned())),
+            Errno::INVAL,
+            name,
+        );
+    }
+}
+
+fn the_name_control_is_einval() {
+    fails(
+        create(&changed(|c| c.name = "control".to_owned())),
+        Errno::INVAL,
+    );
+    // The control device is still itself.
+    assert_eq!(control().api_version().unwrap(), 1);
+}
+
+fn a_name_with_a_slash_is_einval() {
+    for name in ["a/b", "/", "../t"] {
+        fails_at(
+            create(&changed(|c| c.name = name.to_owned())),
+            Errno::INVAL,
+            name,
+        );
+    }
+}
+
+fn an_exclamation_mark_is_a_part_of_a_name() {
+    let device = TestDevice::new(&changed(|c| c.name = "a!b".to_owned()));
+    assert!(crate::lab::sysfs::folder("a!b").exists());
+    device.open();
+}
+
+fn a_name_with_control_characters_is_einval() {
+    for name in ["a\nb", "\x7f", "\x01"] {
+        fails_at(
+            create(&changed(|c| c.name = name.to_owned())),
+            Errno::INVAL,
+            name,
+        );
+    }
+}
+
+fn a_name_of_255_bytes_works() {
+    let name = "n".repeat(NAME_MAX - 1);
+    let device = TestDevice::new(&changed(|c| c.name.clone_from(&name)));
+    device.open();
+    assert!(crate::lab::sysfs::folder(&name).exists());
+}
+
+fn a_name_without_end_is_einval() {
+    let control = control();
+    fails(
+        create_raw(&control, |config| config.name = [b'n'; NAME_MAX]),
+        Errno::INVAL,
+    );
+}
+
+fn vq_align_is_a_power_of_two_from_4_to_a_page() {
+    for align in [4, 8, 64, 4096] {
+        create(&changed(|c| c.queue_align = align)).unwrap();
+    }
+    for align in [0, 1, 2, 3, 5, 12, 4095, 8192, 1 << 31, u32::MAX] {
+        let result = create(&changed(|c| c.queue_align = align));
+        fails_at(result, Errno::INVAL, align);
+    }
+}
+
+fn config_size_is_at_most_a_page() {
+    create(&changed(|c| c.space = vec![0; PAGE as usize])).unwrap();
+    fails(
+        create(&changed(|c| c.space = vec![0; PAGE as usize + 1])),
+        Errno::INVAL,
+    );
+    let control = control();
+    for size in [1 << 31, u32::MAX] {
+        // Nothing behind the structure is looked at.
+        let config = disk_config();
+        let (mut abi, _) = config.to_abi().unwrap();
+        abi.config_size = size;
+        let result = Edge::new().call(&control, ioctl::CREATE_DEV, &abi_bytes(&abi));
+        fails_at(result, Errno::INVAL, size);
+    }
+}
+
+fn an_empty_config_space_works() {
+    let device = TestDevice::new(&changed(|c| c.space.clear()));
+    fails(device.open().set_config(0, &[0]), Errno::INVAL);
+}
+
+fn vq_num_is_at_most_65535() {
+    let control = control();
+    for count in [0x1_0000, u32::MAX] {
+        let result = create_raw(&control, |config| config.vq_num = count);
+        fails_at(result, Errno::INVAL, count);
+    }
+}
+
+fn a_device_without_queues_is_einval() {
+    fails(create(&changed(|c| c.queues = 0)), Errno::INVAL);
+}
+
+fn only_blocks_nets_and_file_systems_are_allowed() {
+    create(&disk_config()).unwrap();
+    create(&net_config()).unwrap();
+    create(&changed(|c| c.device_id = id::FS)).unwrap();
+    for device_id in [0, id::CONSOLE, 4, 25, 27, u32::MAX] {
+        let result = create(&changed(|c| c.device_id = device_id));
+        fails_at(result, Errno::INVAL, device_id);
+    }
+}
+
+fn access_platform_is_needed() {
+    fails(
+        create(&changed(|c| c.features &= !feature::ACCESS_PLATFORM)),
+        Errno::INVAL,
+    );
+}
+
+fn a_disk_with_a_writable_cache_mode_is_einval() {
+    fails(
+        create(&changed(|c| c.features |= feature::BLK_CONFIG_WCE)),
+        Errno::INVAL,
+    );
+}
+
+fn a_net_without_version_1_is_einval() {
+    let mut config = net_config();
+    config.features &= !feature::VERSION_1;
+    fails(create(&config), Errno::INVAL);
+    // A disk may be a legacy one.
+    create(&changed(|c| c.features &= !feature::VERSION_1)).unwrap();
+}
+
+fn a_net_with_a_control_queue_is_einval() {
+    let mut config = net_config();
+    config.features |= feature::NET_CTRL_VQ;
+    config.queues = 3;
+    fails(create(&config), Errno::INVAL);
+}
+
+/// Takes a capability from this thread.
+fn drop_capability(capability: CapabilitySet) {
+    let mut sets = rustix::thread::capabilities(None).unwrap();
+    sets.effective &= !capability;
+    rustix::thread::set_capabilities(None, sets).unwrap();
+}
+
+fn a_net_needs_cap_net_admin() {
+    drop_capability(CapabilitySet::NET_ADMIN);
+    fails(create(&net_config()), Errno::PERM);
+}
+
+fn a_disk_needs_no_cap_net_admin() {
+    drop_capability(CapabilitySet::NET_ADMIN);
+    create(&disk_config()).unwrap();
+}
+
+fn each_reserved_field_must_be_0() {
+    let control = control();
+    for index in 0..11 {
+        for value in [1, 1 << 31] {
+            let result = create_raw(&control, |config| config.reserved[index] = value);
+            fails_at(result, Errno::INVAL, index);
+        }
+    }
+}
+
+fn groups_and_spaces_must_be_0_in_version_0() {
+    let control = control();
+    for (groups, spaces) in [(1, 0), (0, 1), (1, 1), (u32::MAX, 0)] {
+        let result = create_raw(&control, |config| {
+            (config.ngroups, config.nas) = (groups, spaces);
+        });
+        fails_at(result, Errno::INVAL, (groups, spaces));
+    }
+}
+
+fn groups_and_spaces_must_not_be_0_in_version_1() {
+    let control = control();
+    control.set_api_version(1).unwrap();
+    for (groups, spaces) in [(0, 0), (1, 0), (0, 1), (0x1_0000, 1), (1, 0x1_0000)] {
+        let result = create_raw(&control, |config| {
+            (config.ngroups, config.nas) = (groups, spaces);
+        });
+        fails_at(result, Errno::INVAL, (groups, spaces));
+    }
+    create_raw(&control, |config| (config.ngroups, config.nas) = (1, 1)).unwrap();
+}
+
+fn destroying_what_is_not_there_is_einval() {
+    let control = control();
+    for name in ["", "control", "nothing-of-the-kind"] {
+        fails_at(control.destroy(name), Errno::INVAL, name);
+    }
+    // A name without end is no name of a device either.
+    fails(
+        raw::call(&control, ioctl::DESTROY_DEV, &mut [b'n'; NAME_MAX]),
+        Errno::INVAL,
+    );
+}
+
+fn destroying_an_open_device_is_ebusy() {
+    let device = TestDevice::disk();
+    let file = device.open();
+    fails(control().destroy(device.name()), Errno::BUSY);
+    // It is still usable.
+    file.vq_info(0).unwrap();
+    drop(file);
+    device.destroy().unwrap();
+}
+
+fn destroying_twice_is_einval() {
+    let name = unique_name();
+    TestDevice::new(&changed(|c| c.name.clone_from(&name)))
+        .destroy()
+        .unwrap();
+    fails(control().destroy(&name), Errno::INVAL);
+}
+
+fn a_name_can_be_used_again() {
+    let config = disk_config();
+    for _ in 0..3 {
+        let device = TestDevice::new(&config);
+        device.open().vq_setup(0, 64).unwrap();
+    }
+}
+
+fn devices_come_and_go_in_a_loop() {
+    let devices: Vec<TestDevice> = (0..20).map(|_| TestDevice::disk()).collect();
+    for device in &devices {
+        device.open();
+    }
+    drop(devices);
+    for _ in 0..20 {
+        create(&changed(|c| c.queues = 8)).unwrap();
+    }
+}

@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Data through the kernel's virtio_blk, and daemons that come and go.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vduse::blk;
+
+use crate::lab::block::{sectors, Block, Exerciser};
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::daemon::{Daemon, Manner};
+use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::disk::{LiveDisk, Served, Shape};
+use crate::lab::expect::{soon, within};
+use crate::lab::memory::HugePage;
+use crate::lab::pattern::assert_same;
+use crate::lab::scratch::Scratch;
+use crate::lab::sysfs;
+
+tests![
+    what_is_written_is_in_the_file_and_read_back,
+    random_requests_are_intact,
+    random_requests_are_intact_without_event_index,
+    random_requests_of_several_threads_on_several_queues_are_intact => 40,
+    large_requests_are_intact,
+    more_data_than_the_bounce_area_is_intact,
+    a_request_of_half_the_bounce_area_ends,
+    flushes_arrive,
+    errors_of_the_device_are_errors_of_the_driver,
+    a_live_disk_grows_and_shrinks,
+    a_disk_grows_between_two_drivers,
+    a_daemon_that_ends_and_comes_again_goes_on,
+    a_daemon_killed_under_io_is_taken_over => 40,
+    a_daemon_killed_with_requests_begun_is_taken_over,
+    several_kills_lose_nothing => 60,
+    nothing_hangs_longer_than_msg_timeout_without_a_daemon,
+    attaching_and_detaching_40_times_leaves_nothing => 60,
+    rebinding_40_times_leaves_nothing => 60,
+    a_reset_leaves_no_stale_mappings,
+];
+
+fn what_is_written_is_in_the_file_and_read_back() {
+    let disk = LiveDisk::new(Shape::default());
+    let block = disk.block();
+    block.write(8192, &[0xab; 4096]).unwrap();
+    let mut found = [0; 4096];
+    disk.file.read_exact_at(&mut found, 8192).unwrap();
+    assert_same(&found, &[0xab; 4096], "the file");
+    disk.file.write_all_at(&[0xcd; 512], 512).unwrap();
+    assert_same(&block.read(512, 512).unwrap(), &[0xcd; 512], "the disk");
+    assert_eq!(sectors(block.name()), Some((4 << 20) / 512));
+}
+
+#[track_caller]
+fn random(shape: Shape, steps: usize, seed: u64) {
+    let disk = LiveDisk::new(shape);
+    let block = disk.block();
+    let mut exerciser = Exerciser::new(&block, 0, shape.bytes, 256 << 10, seed);
+    for _ in 0..steps {
+        exerciser.step();
+    }
+    exerciser.check_file(&disk.file);
+    exerciser.check_disk();
+}
+
+fn random_requests_are_intact() {
+    random(Shape::default(), 150, 1);
+}
+
+fn random_requests_are_intact_without_event_index() {
+    let shape = Shape {
+        // Neither event index nor indirect descriptors.
+        without: 1 << 29 | 1 << 28,
+        ..Default::default()
+    };
+    random(shape, 100, 2);
+}
+
+/// Runs exercisers in threads of their own for a while.
+fn exercise(exercisers: &mut [Exerciser<'_>], during: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        for exerciser in exercisers {
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    exerciser.step();
+                }
+            });
+        }
+        // The threads end whatever happens here.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+/// Exercisers of parts of a disk of a MiB each.
+fn parts(block: &Block, count: u64) -> Vec<Exerciser<'_>> {
+    (0..count)
+        .map(|n| Exerciser::new(block, n << 20, 1 << 20, 64 << 10, n + 1))
+        .collect()
+}
+
+fn random_requests_of_several_threads_on_several_queues_are_intact() {
+    let disk = LiveDisk::new(Shape {
+        queues: 2,
+        ..Default::default()
+    });
+    let block = disk.block();
+    let mut exercisers = parts(&block, 4);
+    exercise(&mut exercisers, || {
+        std::thread::sleep(Duration::from_secs(3));
+    });
+    for exerciser in &exercisers {
+        exerciser.check_file(&disk.file);
+        exerciser.check_disk();
+    }
+    let queues = Path::new("/sys/block").join(block.name()).join("mq");
+    assert_eq!(bus::children(&queues, "").len(), 2);
+    drop(exercisers);
+    drop(block);
+    let LiveDisk { on_bus, served, .. } = &disk;
+    assert!(served.device().vq_info(1).unwrap().ready == 1);
+    assert_eq!(on_bus.name(), disk.name());
+}
+
+fn large_requests_are_intact() {
+    let disk = LiveDisk::new(Shape::default());
+    let block = disk.block();
+    let mut data = vec![0; 1 << 20];
+    crate::lab::pattern::Random::new(9).fill(&mut data);
+    block.write(0, &data).unwrap();
+    assert_same(&block.read(0, 1 << 20).unwrap(), &data, "a MiB");
+}
+
+fn more_data_than_the_bounce_area_is_intact() {
+    let disk = LiveDisk::new(Shape {
+        bytes: 8 << 20,
+        bounce: 1 << 20,
+        queues: 2,
+        ..Default::default()
+    });
+    let block = disk.block();
+    // Together, the threads ask for more than there is.
+    let mut exercisers: Vec<Exerciser> = (0..6)
+        .map(|n| Exerciser::new(&block, n << 20, 1 << 20, 256 << 10, n + 1))
+        .collect();
+    exercise(&mut exercisers, || {
+        std::thread::sleep(Duration::from_secs(2));
+    });
+    for exerciser in &exercisers {
+        exerciser.check_file(&disk.file);
+    }
+}
+
+fn a_request_of_half_the_bounce_area_ends() {
+    // Two MiB in one piece of memory. With a request's header and status somewhere in the area,
+    // there is no free range of that size that is aligned to it and does not have slot 0.
+    const LEN: usize = HugePage::LEN;
+    let disk = LiveDisk::new(Shape {
+        bounce: 4 << 20,
+        ..Default::default()
+    });
+    let mut memory = HugePage::new();
+    let block = disk.block();
+    let limit = format!("/sys/block/{}/queue/max_sectors_kb", block.name());
+    sysfs::write(limit.as_ref(), "4096").unwrap();
+    crate::lab::pattern::Random::new(11).fill(memory.bytes());
+    block.write_from(0, memory.bytes()).unwrap();
+    let mut found = vec![0; LEN];
+    disk.file.read_exact_at(&mut found, 0).unwrap();
+    assert_same(&found, memory.bytes(), "2 MiB");
+}
+
+fn flushes_arrive() {
+    let disk = LiveDisk::new(Shape::default());
+    let block = disk.block();
+    block.write(0, &[1; 4096]).unwrap();
+    block.flush().unwrap();
+    drop(block);
+    let LiveDisk {
+        on_bus,
+        served,
+        device,
+        ..
+    } = disk;
+    drop(on_bus);
+    let stats = served.stop();
+    drop(device);
+    assert!(stats.flushes >= 1, "{stats:?}");
+    assert!(stats.writes >= 1, "{stats:?}");
+    assert_eq!(stats.errors, 0, "{stats:?}");
+}
+
+fn errors_of_the_device_are_errors_of_the_driver() {
+    let disk = LiveDisk::new(Shape::default());
+    let block = disk.block();
+    // The driver does not know yet that there is less.
+    disk.file.set_len(1 << 20).unwrap();
+    block.read(0, 4096).unwrap();
+    let error = block.read(2 << 20, 4096).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(5));
+    disk.file.set_len(4 << 20).unwrap();
+    block.read(2 << 20, 4096).unwrap();
+}
+
+fn a_live_disk_grows_and_shrinks() {
+    let disk = LiveDisk::new(Shape::default());
+    let name = disk.disk();
+    let block = disk.block();
+    for mebibytes in [8u64, 6, 16, 4] {
+        disk.file.set_len(mebibytes << 20).unwrap();
+        blk::resize(disk.vduse(), mebibytes << 20).unwrap();
+        soon("the new size is seen", || {
+            sectors(&name) == Some((mebibytes << 20) / 512)
+        });
+        let last = (mebibytes << 20) - 4096;
+        block.write(last, &[mebibytes as u8; 4096]).unwrap();
+        assert_eq!(block.read(last, 4096).unwrap()[..], [mebibytes as u8; 4096]);
+    }
+}
+
+fn a_disk_grows_between_two_drivers() {
+    let disk = LiveDisk::new(Shape::default());
+    disk.on_bus.unbind(Driver::Virtio).unwrap();
+    disk.file.set_len(8 << 20).unwrap();
+    blk::resize(disk.vduse(), 8 << 20).unwrap();
+    disk.on_bus.bind(Driver::Virtio).unwrap();
+    assert_eq!(sectors(&disk.disk()), Some((8 << 20) / 512));
+}
+
+fn a_daemon_that_ends_and_comes_again_goes_on() {
+    let mut disk = LiveDisk::new(Shape::default());
+    for round in 1..=5u8 {
+        let block = disk.block();
+        block.write(0, &[round; 4096]).unwrap();
+        disk = disk.restart(|| {});
+        assert_eq!(block.read(0, 4096).unwrap()[..], [round; 4096]);
+    }
+}
+
+/// A disk whose daemon is another process. The fields are dropped in this order.
+struct Remote {
+    on_bus: OnBus,
+    daemon: Option<Daemon>,
+    device: TestDevice,
+    path: std::path::PathBuf,
+    _scratch: Scratch,
+}
+
+impl Remote {
+    const QUEUES: u16 = 2;
+
+    #[track_caller]
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let path = scratch.file("disk", 4 << 20);
+        let name = unique_name();
+        let daemon = Daemon::start(&name, &path, Self::QUEUES, Manner::Serve);
+        let device = TestDevice::adopt(&name);
+        let on_bus = OnBus::add(&name).expect("adding");
+        on_bus.bind(Driver::Virtio).expect("binding");
+        Self {
+            on_bus,
+            daemon: Some(daemon),
+            device,
+            path,
+            _scratch: scratch,
+        }
+    }
+
+    #[track_caller]
+    fn block(&self) -> Block {
+        Block::open(&bus::disk_name(self.device.name()).expect("a disk")).expect("opening it")
+    }
+
+    #[track_caller]
+    fn start(&mut self, manner: Manner) {
+        self.daemon = Some(Daemon::start(
+            self.device.name(),
+            &self.path,
+            Self::QUEUES,
+            manner,
+        ));
+    }
+
+    fn kill(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.kill();
+        }
+    }
+
+    #[track_caller]
+    fn check(&self, exercisers: &[Exerciser<'_>]) {
+        let file = std::fs::File::open(&self.path).expect("the file");
+        for exerciser in exercisers {
+            exerciser.check_disk();
+            exerciser.check_file(&file);
+        }
+    }
+}
+
+fn a_daemon_killed_under_io_is_taken_over() {
+    let mut remote = Remote::new();
+    let block = remote.block();
+    let mut exercisers = parts(&block, 3);
+    exercise(&mut exercisers, || {
+        std::thread::sleep(Duration::from_millis(500));
+        remote.kill();
+        std::thread::sleep(Duration::from_millis(300));
+        remote.start(Manner::Serve);
+        std::thread::sleep(Duration::from_millis(500));
+    });
+    remote.check(&exercisers);
+}
+
+fn a_daemon_killed_with_requests_begun_is_taken_over() {
+    let mut remote = Remote::new();
+    let block = remote.block();
+    let mut exercisers = parts(&block, 3);
+    remote.kill();
+    remote.start(Manner::StallAfter(20));
+    exercise(&mut exercisers, || {
+        let stalled = || {
+            let daemon = remote.daemon.as_ref();
+            daemon.is_some_and(|daemon| daemon.has_stalled(&remote.path))
+        };
+        within(Duration::from_secs(10), "the daemon stands still", stalled);
+        // The other threads' requests come to wait behind it.
+        std::thread::sleep(Duration::from_millis(100));
+        remote.kill();
+        remote.start(Manner::Serve);
+        std::thread::sleep(Duration::from_millis(300));
+    });
+    remote.check(&exercisers);
+}
+
+fn several_kills_lose_nothing() {
+    let mut remote = Remote::new();
+    let block = remote.block();
+    let mut exercisers = parts(&block, 2);
+    exercise(&mut exercisers, || {
+        for round in 0..8 {
+            std::thread::sleep(Duration::from_millis(50 + 37 * round));
+            remote.kill();
+            remote.start(Manner::Serve);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    });
+    remote.check(&exercisers);
+}
+
+fn nothing_hangs_longer_than_msg_timeout_without_a_daemon() {
+    let mut remote = Remote::new();
+    remote.block().read(0, 4096).unwrap();
+    let timeout = sysfs::attribute(remote.device.name(), "msg_timeout");
+    sysfs::write(&timeout, "2").unwrap();
+    remote.kill();
+    let begin = Instant::now();
+    remote.on_bus.unbind(Driver::Virtio).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(10));
+}
+
+/// Objects that the kernel has of a kind, where it counts them.
+fn slab(name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/slabinfo").ok()?;
+    let line = text
+        .lines()
+        .find(|line| line.split_whitespace().next() == Some(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Memory that the kernel could give, in KiB.
+fn available() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+    text.lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap()
+}
+
+/// Does something a few times, and then 40 times, after which there is as much memory as before.
+#[track_caller]
+fn leaves_nothing(mut cycle: impl FnMut()) {
+    for _ in 0..3 {
+        cycle();
+    }
+    let (objects, before) = (slab("iommu_iova_magazine"), available());
+    for _ in 0..40 {
+        cycle();
+    }
+    let lost = before.saturating_sub(available());
+    assert!(lost < 16 << 10, "{lost} KiB are gone");
+    if let (Some(before), Some(after)) = (objects, slab("iommu_iova_magazine")) {
+        assert!(after < before + 200, "{before} IOVA magazines became {after}");
+    }
+}
+
+fn attaching_and_detaching_40_times_leaves_nothing() {
+    let device = TestDevice::new(&blk::device_config(&unique_name(), 1 << 20, 1));
+    let file = crate::lab::disk::memory_file(1 << 20);
+    let served = Served::start(device.open_nonblocking(), 1, file).unwrap();
+    leaves_nothing(|| {
+        let on_bus = OnBus::add(device.name()).unwrap();
+        on_bus.bind(Driver::Virtio).unwrap();
+        let disk = bus::disk_name(device.name()).expect("a disk");
+        let block = Block::open(&disk).unwrap();
+        block.write(4096, &[1; 8192]).unwrap();
+        assert_eq!(block.read(4096, 8192).unwrap()[..], [1; 8192]);
+        drop(block);
+        on_bus.delete().unwrap();
+    });
+    drop(served);
+}
+
+fn rebinding_40_times_leaves_nothing() {
+    let disk = LiveDisk::new(Shape::default());
+    leaves_nothing(|| {
+        disk.on_bus.unbind(Driver::Virtio).unwrap();
+        disk.on_bus.bind(Driver::Virtio).unwrap();
+        let block = disk.block();
+        block.write(4096, &[1; 8192]).unwrap();
+        assert_eq!(block.read(4096, 8192).unwrap()[..], [1; 8192]);
+    });
+}
+
+fn a_reset_leaves_no_stale_mappings() {
+    let disk = LiveDisk::new(Shape::default());
+    let iova = disk.vduse().vq_info(0).unwrap().desc_addr;
+    let device: Arc<vduse::Device> = disk.vduse().clone();
+    let region = device.iotlb_fd(iova, iova).unwrap();
+    disk.on_bus.unbind(Driver::Virtio).unwrap();
+    for (first, last) in [(0, 0), (iova, iova), (0, u64::MAX)] {
+        crate::lab::expect::fails(device.iotlb_fd(first, last), rustix::io::Errno::INVAL);
+    }
+    drop(region);
+}

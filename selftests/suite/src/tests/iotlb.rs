@@ -1,0 +1,490 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver's memory: finding it, mapping it, and what is left of mappings.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::io::FdFlags;
+use vduse::device::Region;
+use vduse::{Device, Mapping};
+use vduse_uapi::{ioctl, IovaInfo, ACCESS_RO, ACCESS_RW, ACCESS_WO, IOVA_CAP_UMEM};
+
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::device::TestDevice;
+use crate::lab::disk::{LiveDisk, Shape};
+use crate::lab::expect::{fails, fails_at};
+use crate::lab::memory::{self, Prober, PAGE};
+use crate::lab::raw::{self, Edge};
+use crate::lab::responder::Responder;
+use crate::lab::vhost::Vhost;
+
+tests![
+    get_fd_finds_what_vhost_mapped,
+    get_fd_gives_the_first_of_several,
+    get_fd_with_start_behind_last_is_einval,
+    get_fd_where_nothing_is_mapped_is_einval,
+    get_fd_of_what_was_unmapped_is_einval,
+    get_fd_that_cannot_answer_is_efault_and_makes_no_descriptor,
+    get_fd_is_close_on_exec,
+    get_fd_tells_the_permission,
+    get_fd_from_several_threads,
+    a_map_without_a_valid_permission_does_no_harm,
+    a_map_of_the_whole_address_space_does_no_harm,
+    get_info_finds_regions,
+    get_info_reserved_fields_must_be_0,
+    get_info_asid_must_be_0_in_version_0,
+    more_maps_than_max_iotlb_entries_fail,
+    the_bounce_area_is_one_region_that_can_be_backed,
+    the_domain_can_be_mapped_from_0_and_at_its_offset,
+    the_domain_cannot_be_read_or_written,
+    what_nobody_uses_raises_sigbus,
+    bounce_pages_have_nothing_of_the_kernel_in_them,
+    a_mapping_outlives_the_device,
+    a_descriptor_outlives_the_device,
+    a_descriptor_kept_over_a_rebind_shows_no_other_memory,
+    what_a_vhost_client_left_does_not_disturb_virtio,
+];
+
+/// A device with a vhost-vdpa client. The fields are dropped in this order.
+struct Client {
+    vhost: Vhost,
+    _on_bus: OnBus,
+    _responder: Responder,
+    file: Arc<Device>,
+    _device: TestDevice,
+}
+
+impl Client {
+    #[track_caller]
+    fn new() -> Self {
+        let device = TestDevice::disk();
+        let file = Arc::new(device.open_ready(1));
+        let responder = Responder::ok(&file);
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        on_bus.bind(Driver::Vhost).expect("binding");
+        let vhost = Vhost::open(&bus::vhost_path(device.name()).expect("a node")).expect("opening");
+        vhost.set_owner().expect("owning");
+        vhost.set_backend_features().expect("backend features");
+        Self {
+            vhost,
+            _on_bus: on_bus,
+            _responder: responder,
+            file,
+            _device: device,
+        }
+    }
+
+    /// Maps pages of a new file at an IOVA.
+    #[track_caller]
+    fn map(&self, iova: u64, pages: u64, access: u8) -> Mapping {
+        let file = memory::file(pages * PAGE);
+        let mapping = Mapping::of_file(file.as_fd(), 0, pages * PAGE, ACCESS_RW).expect("mapping");
+        self.vhost.map(iova, &mapping, access).expect("mapping");
+        mapping
+    }
+}
+
+fn get_fd_finds_what_vhost_mapped() {
+    let client = Client::new();
+    let theirs = client.map(0x10_0000, 4, 3);
+    let prober = Prober::new();
+    prober.write(theirs.address(), 0x5a).unwrap();
+    for (first, last) in [
+        (0x10_0000, 0x10_0000),
+        (0, u64::MAX),
+        (0x10_3fff, 0x10_3fff),
+        (0xf_ffff, 0x10_0000),
+    ] {
+        let region = client.file.iotlb_fd(first, last).unwrap();
+        assert_eq!((region.first, region.last), (0x10_0000, 0x10_3fff));
+        assert_eq!((region.offset, region.access), (0, ACCESS_RW));
+        let ours = map(&region);
+        assert_eq!(prober.read(ours.address(), 1).unwrap(), [0x5a]);
+    }
+}
+
+#[track_caller]
+fn map(region: &Region) -> Mapping {
+    let size = region.last - region.first + 1;
+    Mapping::of_file(region.file.as_fd(), region.offset, size, region.access).expect("mapping")
+}
+
+fn get_fd_gives_the_first_of_several() {
+    let client = Client::new();
+    let _kept = [0x30_0000, 0x10_0000, 0x20_0000].map(|iova| client.map(iova, 1, 3));
+    for (first, last, found) in [
+        (0, u64::MAX, 0x10_0000),
+        (0x10_1000, u64::MAX, 0x20_0000),
+        (0x20_0fff, 0x30_0000, 0x20_0000),
+        (0x20_1000, 0x30_0000, 0x30_0000),
+    ] {
+        assert_eq!(client.file.iotlb_fd(first, last).unwrap().first, found);
+    }
+    fails(client.file.iotlb_fd(0x10_1000, 0x1f_ffff), Errno::INVAL);
+}
+
+fn get_fd_with_start_behind_last_is_einval() {
+    let client = Client::new();
+    let _kept = client.map(0x10_0000, 4, 3);
+    for (first, last) in [(1, 0), (u64::MAX, 0), (0x10_1000, 0x10_0000)] {
+        fails_at(client.file.iotlb_fd(first, last), Errno::INVAL, first);
+        let info = IovaInfo {
+            start: first,
+            last,
+            ..Default::default()
+        };
+        fails_at(client.file.iotlb_info(info), Errno::INVAL, first);
+    }
+}
+
+fn get_fd_where_nothing_is_mapped_is_einval() {
+    let client = Client::new();
+    fails(client.file.iotlb_fd(0, u64::MAX), Errno::INVAL);
+    let _kept = client.map(0x10_0000, 1, 3);
+    for (first, last) in [(0, 0xf_ffff), (0x10_1000, u64::MAX), (u64::MAX, u64::MAX)] {
+        fails_at(client.file.iotlb_fd(first, last), Errno::INVAL, first);
+    }
+}
+
+fn get_fd_of_what_was_unmapped_is_einval() {
+    let client = Client::new();
+    let _kept = client.map(0x10_0000, 2, 3);
+    let _other = client.map(0x20_0000, 2, 3);
+    client.vhost.unmap(0x10_0000, 2 * PAGE).unwrap();
+    fails(client.file.iotlb_fd(0x10_0000, 0x10_1fff), Errno::INVAL);
+    client.file.iotlb_fd(0x20_0000, 0x20_0000).unwrap();
+}
+
+/// How many descriptors this process has open.
+fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn get_fd_that_cannot_answer_is_efault_and_makes_no_descriptor() {
+    let client = Client::new();
+    let _kept = client.map(0x10_0000, 1, 3);
+    let before = descriptors();
+    // The argument can be read but not written.
+    let file = memory::file(PAGE);
+    let request = raw::Bytes::new().u64(0).u64(0x10_0000).u64(0x10_0000).u64(0);
+    rustix::io::pwrite(&file, &request.0, 0).unwrap();
+    let readable = Mapping::of_file(file.as_fd(), 0, PAGE, ACCESS_RO).unwrap();
+    let result = raw::call_read_only(&client.file, ioctl::IOTLB_GET_FD, &readable);
+    fails(result, Errno::FAULT);
+    let result = Edge::new().call(&client.file, ioctl::IOTLB_GET_FD, &request.0[..24]);
+    fails(result, Errno::FAULT);
+    assert_eq!(descriptors(), before + 1);
+}
+
+fn get_fd_is_close_on_exec() {
+    let client = Client::new();
+    let _kept = client.map(0x10_0000, 1, 3);
+    let region = client.file.iotlb_fd(0, u64::MAX).unwrap();
+    let flags = rustix::io::fcntl_getfd(&region.file).unwrap();
+    assert!(flags.contains(FdFlags::CLOEXEC));
+}
+
+fn get_fd_tells_the_permission() {
+    let client = Client::new();
+    let mut kept = Vec::new();
+    for access in [ACCESS_RO, ACCESS_WO, ACCESS_RW] {
+        let iova = u64::from(access) << 20;
+        kept.push(client.map(iova, 1, access));
+        assert_eq!(client.file.iotlb_fd(iova, iova).unwrap().access, access);
+    }
+}
+
+fn get_fd_from_several_threads() {
+    let client = Client::new();
+    let _kept = client.map(0x10_0000, 1, 3);
+    let before = descriptors();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    let region = client.file.iotlb_fd(0, u64::MAX).unwrap();
+                    assert_eq!(region.first, 0x10_0000);
+                }
+            });
+        }
+    });
+    assert_eq!(descriptors(), before);
+}
+
+fn a_map_without_a_valid_permission_does_no_harm() {
+    let client = Client::new();
+    for access in [0, 4, 5, 0xff] {
+        let file = memory::file(PAGE);
+        let mapping = Mapping::of_file(file.as_fd(), 0, PAGE, ACCESS_RW).unwrap();
+        if client.vhost.map(0x10_0000, &mapping, access).is_ok() {
+            // Whatever comes of it: the kernel's log stays clean.
+            if let Ok(region) = client.file.iotlb_fd(0x10_0000, 0x10_0000) {
+                assert!((ACCESS_RO..=ACCESS_RW).contains(&region.access));
+            }
+            client.vhost.unmap(0x10_0000, PAGE).unwrap();
+        }
+    }
+    // And the device still works.
+    let _kept = client.map(0x20_0000, 1, 3);
+    client.file.iotlb_fd(0x20_0000, 0x20_0000).unwrap();
+}
+
+fn a_map_of_the_whole_address_space_does_no_harm() {
+    let client = Client::new();
+    // The highest page, and unmapping everything at once.
+    let _kept = client.map(u64::MAX - PAGE + 1, 1, 3);
+    let region = client.file.iotlb_fd(u64::MAX, u64::MAX).unwrap();
+    assert_eq!(
+        (region.first, region.last),
+        (u64::MAX - PAGE + 1, u64::MAX)
+    );
+    client.vhost.unmap(0, u64::MAX).unwrap();
+}
+
+fn get_info_finds_regions() {
+    let client = Client::new();
+    let _kept = client.map(0x10_0000, 4, 3);
+    let info = client
+        .file
+        .iotlb_info(IovaInfo {
+            start: 0,
+            last: u64::MAX,
+            ..Default::default()
+        })
+        .unwrap();
+    assert_eq!((info.start, info.last), (0x10_0000, 0x10_3fff));
+    // What a virtual machine mapped is backed by it already.
+    assert_eq!(info.capability, 0);
+    fails(client.file.iotlb_info(IovaInfo::default()), Errno::INVAL);
+}
+
+fn get_info_reserved_fields_must_be_0() {
+    let client = Client::new();
+    let _kept = client.map(0, 1, 3);
+    for index in 0..5 {
+        let mut info = IovaInfo::default();
+        info.reserved[index] = 1;
+        fails_at(client.file.iotlb_info(info), Errno::INVAL, index);
+    }
+}
+
+fn get_info_asid_must_be_0_in_version_0() {
+    let client = Client::new();
+    let _kept = client.map(0, 1, 3);
+    for asid in [1, u32::MAX] {
+        let info = IovaInfo {
+            asid,
+            ..Default::default()
+        };
+        fails_at(client.file.iotlb_info(info), Errno::INVAL, asid);
+    }
+}
+
+fn more_maps_than_max_iotlb_entries_fail() {
+    let client = Client::new();
+    let file = memory::file(PAGE);
+    let mapping = Mapping::of_file(file.as_fd(), 0, PAGE, ACCESS_RW).unwrap();
+    // vhost-vdpa has the same limit and no way to do better; the two agree.
+    let mut mapped = 0u64;
+    while client.vhost.map(mapped * 2 * PAGE, &mapping, 3).is_ok() {
+        mapped += 1;
+        assert!(mapped <= 2048);
+        if mapped == 100 {
+            // Each of them is told to the device in full: that is slow, and enough.
+            break;
+        }
+    }
+    let last = (mapped - 1) * 2 * PAGE;
+    assert_eq!(client.file.iotlb_fd(last, last).unwrap().first, last);
+    client.vhost.unmap(0, u64::MAX).unwrap();
+    fails(client.file.iotlb_fd(0, u64::MAX), Errno::INVAL);
+}
+
+fn the_bounce_area_is_one_region_that_can_be_backed() {
+    let disk = LiveDisk::new(Shape {
+        bounce: 2 << 20,
+        ..Default::default()
+    });
+    let region = disk.vduse().iotlb_fd(0, 0).unwrap();
+    assert_eq!((region.first, region.last), (0, (2 << 20) - 1));
+    assert_eq!((region.offset, region.access), (0, ACCESS_RW));
+    let info = disk.vduse().iotlb_info(IovaInfo::default()).unwrap();
+    assert_eq!((info.start, info.last), (0, (2 << 20) - 1));
+    assert_eq!(info.capability, IOVA_CAP_UMEM);
+    let stat = rustix::fs::fstat(&region.file).unwrap();
+    assert_eq!(stat.st_blksize, PAGE as i64);
+    // The rings are elsewhere, and cannot.
+    let ring = ring_iova(&disk);
+    let info = IovaInfo {
+        start: ring,
+        last: ring,
+        ..Default::default()
+    };
+    assert_eq!(disk.vduse().iotlb_info(info).unwrap().capability, 0);
+}
+
+fn ring_iova(disk: &LiveDisk) -> u64 {
+    disk.vduse().vq_info(0).unwrap().desc_addr
+}
+
+fn the_domain_can_be_mapped_from_0_and_at_its_offset() {
+    let disk = LiveDisk::new(Shape::default());
+    let iova = ring_iova(&disk);
+    let region = disk.vduse().iotlb_fd(iova, iova).unwrap();
+    assert_eq!(region.first, iova);
+    let at_offset = map(&region);
+    let size = region.last - region.first + 1;
+    let from_0 = Mapping::of_file(region.file.as_fd(), 0, region.offset + size, ACCESS_RW).unwrap();
+    let prober = Prober::new();
+    let page = PAGE as usize;
+    let one = prober.read(at_offset.address(), page).unwrap();
+    let other = from_0.address().wrapping_add(region.offset as usize);
+    assert_eq!(one, prober.read(other, page).unwrap());
+    // Descriptors that the driver has used.
+    assert!(one.iter().any(|&byte| byte != 0));
+}
+
+fn the_domain_cannot_be_read_or_written() {
+    let disk = LiveDisk::new(Shape::default());
+    let region = disk.vduse().iotlb_fd(0, 0).unwrap();
+    let result = rustix::io::read(&region.file, &mut [0; 8]);
+    fails(result.map_err(Into::into), Errno::INVAL);
+    let result = rustix::io::write(&region.file, &[0; 8]);
+    fails(result.map_err(Into::into), Errno::INVAL);
+}
+
+fn what_nobody_uses_raises_sigbus() {
+    let disk = LiveDisk::new(Shape::default());
+    let iova = ring_iova(&disk);
+    let region = disk.vduse().iotlb_fd(iova, iova).unwrap();
+    let prober = Prober::new();
+    // A part of the file where the driver has nothing: behind all rings.
+    for offset in [region.offset + (64 << 20), 1 << 40] {
+        let nothing = Mapping::of_file(region.file.as_fd(), offset, PAGE, ACCESS_RW).unwrap();
+        fails_at(
+            prober.read(nothing.address(), 1),
+            Errno::FAULT,
+            format_args!("{offset:#x}"),
+        );
+        fails(prober.write(nothing.address(), 1), Errno::FAULT);
+    }
+}
+
+fn bounce_pages_have_nothing_of_the_kernel_in_them() {
+    // Leave something to find in pages that the kernel hands out next.
+    const MARK: u8 = 0xa5;
+    drop(std::hint::black_box(vec![MARK; 64 << 20]));
+    let disk = LiveDisk::new(Shape {
+        bounce: 2 << 20,
+        ..Default::default()
+    });
+    let block = disk.block();
+    // Requests of less than a page, spread over the area.
+    for sector in 0..64 {
+        block.read(sector * 512, 512).unwrap();
+        block.write(sector * 512, &[0; 512]).unwrap();
+    }
+    let region = disk.vduse().iotlb_fd(0, 0).unwrap();
+    let area = map(&region);
+    let prober = Prober::new();
+    let mut pages = 0;
+    for offset in (0..area.len()).step_by(PAGE as usize) {
+        let address = area.address().wrapping_add(offset);
+        let Ok(page) = prober.read(address, PAGE as usize) else {
+            continue;
+        };
+        pages += 1;
+        // The disk is all zeroes: what is not zero is of requests' headers.
+        assert!(!page.contains(&MARK), "what was there before, at {offset:#x}");
+        let other = page.iter().filter(|&&byte| byte != 0).count();
+        assert!(other < 512, "{other} bytes at {offset:#x}");
+    }
+    assert!(pages > 0);
+}
+
+fn a_mapping_outlives_the_device() {
+    let disk = LiveDisk::new(Shape::default());
+    let bounce = map(&disk.vduse().iotlb_fd(0, 0).unwrap());
+    let iova = ring_iova(&disk);
+    let ring = map(&disk.vduse().iotlb_fd(iova, iova).unwrap());
+    let prober = Prober::new();
+    prober.read(ring.address(), 1).unwrap();
+    drop(disk);
+    // There is memory or there is none; there is no crash, and nothing of others' to see.
+    for address in [bounce.address(), ring.address()] {
+        for offset in [0, PAGE as usize] {
+            let _ = prober.read(address.wrapping_add(offset), PAGE as usize);
+            let _ = prober.write(address.wrapping_add(offset), 1);
+        }
+    }
+    // What nobody used is not there: addresses are handed out from the top.
+    let unused = bounce.address().wrapping_add(bounce.len() / 2);
+    fails(prober.read(unused, 1), Errno::FAULT);
+}
+
+fn a_descriptor_outlives_the_device() {
+    let disk = LiveDisk::new(Shape::default());
+    let iova = ring_iova(&disk);
+    let region = disk.vduse().iotlb_fd(iova, iova).unwrap();
+    drop(disk);
+    let ring = map(&region);
+    fails(Prober::new().read(ring.address(), 1), Errno::FAULT);
+}
+
+fn a_descriptor_kept_over_a_rebind_shows_no_other_memory() {
+    let LiveDisk {
+        on_bus,
+        served,
+        device,
+        file: _file,
+        ..
+    } = LiveDisk::new(Shape::default());
+    let iova = served.device().vq_info(0).unwrap().desc_addr;
+    let region = served.device().iotlb_fd(iova, iova).unwrap();
+    on_bus.unbind(Driver::Virtio).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let vhost = Vhost::open(&bus::vhost_path(device.name()).unwrap()).unwrap();
+    vhost.set_owner().unwrap();
+    vhost.set_backend_features().unwrap();
+    let theirs = memory::file(PAGE);
+    let theirs = Mapping::of_file(theirs.as_fd(), 0, PAGE, ACCESS_RW).unwrap();
+    vhost.map(iova, &theirs, 3).unwrap();
+    // The descriptor is of what was there before.
+    let ring = map(&region);
+    fails(Prober::new().read(ring.address(), 1), Errno::FAULT);
+    drop(vhost);
+    drop(on_bus);
+    drop(served);
+    drop(device);
+}
+
+fn what_a_vhost_client_left_does_not_disturb_virtio() {
+    let device = TestDevice::new(&vduse::blk::device_config(
+        &crate::lab::device::unique_name(),
+        1 << 20,
+        1,
+    ));
+    let file = crate::lab::disk::memory_file(1 << 20);
+    let served =
+        crate::lab::disk::Served::start(device.open_nonblocking(), 1, file.clone()).unwrap();
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let vhost = Vhost::open(&bus::vhost_path(device.name()).unwrap()).unwrap();
+    vhost.set_owner().unwrap();
+    vhost.set_backend_features().unwrap();
+    let theirs = memory::file(64 * PAGE);
+    let theirs = Mapping::of_file(theirs.as_fd(), 0, 64 * PAGE, ACCESS_RW).unwrap();
+    vhost.map(0, &theirs, 3).unwrap();
+    drop(vhost);
+    on_bus.unbind(Driver::Vhost).unwrap();
+    on_bus.bind(Driver::Virtio).unwrap();
+    let disk = bus::disk_name(device.name()).unwrap();
+    let block = crate::lab::block::Block::open(&disk).unwrap();
+    block.write(4096, &[7; 4096]).unwrap();
+    assert_eq!(block.read(4096, 4096).unwrap()[..], [7; 4096]);
+    drop(block);
+    drop(on_bus);
+    drop(served);
+}

@@ -1,0 +1,674 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The requests of the driver side, and their answers.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::process::{Child, Command};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use vduse::request::{Answer, Kind};
+use vduse::Device;
+use vduse_uapi::{DevResponse, ACCESS_RW};
+
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::device::TestDevice;
+use crate::lab::expect::{fails, soon, stays, within};
+use crate::lab::memory;
+use crate::lab::raw::Edge;
+use crate::lab::responder::Responder;
+use crate::lab::sysfs;
+use crate::lab::vhost::Vhost;
+
+tests![
+    opening_vhost_resets_the_device_and_waits,
+    requests_come_in_order_with_ids_of_their_own,
+    virtio_sends_the_steps_of_the_status,
+    mapping_sends_update_iotlb_of_everything,
+    the_state_of_a_queue_is_asked_for,
+    a_failed_answer_fails_the_reset,
+    a_failed_answer_keeps_the_status,
+    a_failed_answer_fails_the_map,
+    any_result_but_ok_is_a_failure,
+    an_answer_to_nothing_is_enoent,
+    an_answer_with_a_reserved_field_is_einval,
+    an_answer_can_be_given_once,
+    a_request_must_be_read_to_be_answered,
+    a_short_read_is_einval_and_loses_nothing,
+    a_short_write_is_einval,
+    a_long_buffer_gets_one_request,
+    a_fault_in_the_buffer_is_efault_and_loses_nothing,
+    a_fault_in_the_answer_is_not_an_answer,
+    nonblocking_read_is_eagain_until_there_is_a_request,
+    blocking_read_waits_for_a_request,
+    poll_says_what_there_is_to_do,
+    a_request_that_nobody_read_goes_to_the_next_daemon,
+    a_request_read_and_not_answered_is_read_again,
+    an_answer_from_before_the_takeover_is_enoent,
+    msg_timeout_ends_the_wait_and_breaks_the_device,
+    a_late_answer_is_enoent,
+    a_broken_device_is_eperm_and_polls_an_error,
+    a_blocked_reader_wakes_when_the_device_breaks,
+    a_nonblocking_read_of_a_broken_device_is_eperm,
+    a_broken_device_fails_at_once,
+    a_broken_device_can_be_taken_away,
+    a_new_daemon_mends_a_broken_device,
+    msg_timeout_0_is_without_end,
+    msg_timeout_of_all_ones_is_long,
+    who_waits_for_an_answer_can_be_killed,
+];
+
+/// A device bound to vhost-vdpa, with no one to answer.
+///
+/// The fields are dropped in this order.
+struct Bound {
+    on_bus: OnBus,
+    file: Option<Arc<Device>>,
+    device: TestDevice,
+}
+
+impl Bound {
+    #[track_caller]
+    fn new() -> Self {
+        let device = TestDevice::disk();
+        let file = Arc::new(device.open_ready(1));
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        on_bus.bind(Driver::Vhost).expect("binding to vhost-vdpa");
+        Self {
+            on_bus,
+            file: Some(file),
+            device,
+        }
+    }
+
+    fn file(&self) -> &Arc<Device> {
+        self.file.as_ref().expect("an open device")
+    }
+
+    /// Closes the device and opens it again.
+    #[track_caller]
+    fn reopen(&mut self) {
+        self.file = None;
+        self.file = Some(Arc::new(self.device.open_nonblocking()));
+    }
+
+    fn path(&self) -> std::path::PathBuf {
+        bus::vhost_path(self.device.name()).expect("a vhost-vdpa device")
+    }
+
+    /// Opens the driver side in a thread, as that waits for an answer.
+    fn open_vhost(&self) -> Waiting<Vhost> {
+        let path = self.path();
+        Waiting::new(move || Vhost::open(&path))
+    }
+
+    /// Opens the driver side, and answers what there is to answer.
+    #[track_caller]
+    fn answered_vhost(&self) -> Vhost {
+        let _responder = Responder::ok(self.file());
+        Vhost::open(&self.path()).expect("opening vhost-vdpa")
+    }
+
+    fn set_timeout(&self, seconds: &str) {
+        let path = sysfs::attribute(self.on_bus.name(), "msg_timeout");
+        sysfs::write(&path, seconds).expect("setting msg_timeout");
+    }
+
+    /// Waits for a request that can be read, and reads it.
+    #[track_caller]
+    fn request(&self) -> vduse::request::Request {
+        soon("a request", || self.readable().contains(PollFlags::IN));
+        self.file().read_request().expect("reading a request")
+    }
+
+    fn readable(&self) -> PollFlags {
+        events(self.file())
+    }
+
+    #[track_caller]
+    fn answer(&self, answer: Answer) -> Kind {
+        let request = self.request();
+        self.file().answer(&request, answer).expect("answering");
+        request.kind
+    }
+}
+
+/// What a device polls now.
+fn events(file: &Device) -> PollFlags {
+    let all = PollFlags::IN | PollFlags::OUT | PollFlags::ERR;
+    let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), all)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).expect("polling");
+    fds[0].revents()
+}
+
+/// A call in a thread.
+struct Waiting<T>(Receiver<io::Result<T>>);
+
+impl<T: Send + 'static> Waiting<T> {
+    fn new(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> Self {
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = sender.send(call());
+        });
+        Self(receiver)
+    }
+
+    /// Whether it has not returned for a while.
+    fn assert_waits(&self) {
+        let result = self.0.recv_timeout(Duration::from_millis(100));
+        assert!(result.is_err(), "did not wait for an answer");
+    }
+
+    #[track_caller]
+    fn result(&self) -> io::Result<T> {
+        self.0
+            .recv_timeout(Duration::from_secs(12))
+            .expect("it returns")
+    }
+}
+
+/// Writes the status in a thread.
+fn set_status(vhost: &Arc<Vhost>, status: u8) -> Waiting<()> {
+    let vhost = vhost.clone();
+    Waiting::new(move || vhost.set_status(status))
+}
+
+fn opening_vhost_resets_the_device_and_waits() {
+    let bound = Bound::new();
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    assert_eq!(request.kind, Kind::SetStatus(0));
+    opening.assert_waits();
+    bound.file().answer(&request, Answer::Ok).unwrap();
+    let vhost = opening.result().unwrap();
+    assert_eq!(vhost.status().unwrap(), 0);
+    let _responder = Responder::ok(bound.file());
+    drop(vhost);
+}
+
+fn requests_come_in_order_with_ids_of_their_own() {
+    let bound = Bound::new();
+    let responder = Responder::ok(bound.file());
+    let vhost = Vhost::open(&bound.path()).unwrap();
+    for status in [1, 3, 3, 11, 15] {
+        vhost.set_status(status).unwrap();
+        assert_eq!(vhost.status().unwrap(), status);
+    }
+    vhost.set_status(0).unwrap();
+    let seen = responder.seen();
+    let kinds: Vec<Kind> = seen.iter().map(|request| request.kind).collect();
+    assert_eq!(kinds, [0, 1, 3, 3, 11, 15, 0].map(Kind::SetStatus));
+    let mut ids: Vec<u32> = seen.iter().map(|request| request.id).collect();
+    ids.dedup();
+    assert_eq!(ids.len(), seen.len());
+    assert!(ids.is_sorted());
+}
+
+fn virtio_sends_the_steps_of_the_status() {
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    let responder = Responder::ok(&file);
+    let on_bus = OnBus::add(device.name()).unwrap();
+    // The disk asks for its first sector and never gets it: have no disk.
+    let autoprobe = VirtioAutoprobe::off();
+    on_bus.bind(Driver::Virtio).unwrap();
+    assert_eq!(
+        responder.take_kinds(),
+        [Kind::SetStatus(0), Kind::SetStatus(1)]
+    );
+    on_bus.delete().unwrap();
+    drop(autoprobe);
+}
+
+/// Keeps virtio devices without drivers.
+struct VirtioAutoprobe;
+
+impl VirtioAutoprobe {
+    const PATH: &str = "/sys/bus/virtio/drivers_autoprobe";
+
+    fn off() -> Self {
+        sysfs::write(Self::PATH.as_ref(), "0").expect("switching automatic binding off");
+        Self
+    }
+}
+
+impl Drop for VirtioAutoprobe {
+    fn drop(&mut self) {
+        let _ = sysfs::write(Self::PATH.as_ref(), "1");
+    }
+}
+
+fn mapping_sends_update_iotlb_of_everything() {
+    let bound = Bound::new();
+    let responder = Responder::ok(bound.file());
+    let vhost = Vhost::open(&bound.path()).unwrap();
+    vhost.set_owner().unwrap();
+    vhost.set_backend_features().unwrap();
+    let file = memory::file(8192);
+    let memory = vduse::Mapping::of_file(file.as_fd(), 0, 8192, ACCESS_RW).unwrap();
+    responder.take_kinds();
+    vhost.map(0x10000, &memory, 3).unwrap();
+    let update = Kind::UpdateIotlb {
+        first: 0,
+        last: u64::MAX,
+        asid: 0,
+    };
+    assert_eq!(responder.take_kinds(), [update]);
+    vhost.unmap(0x10000, 8192).unwrap();
+    assert_eq!(responder.take_kinds(), [update]);
+}
+
+fn the_state_of_a_queue_is_asked_for() {
+    let bound = Bound::new();
+    let _responder = Responder::new(bound.file(), |request| {
+        Some(match request.kind {
+            Kind::GetVqState { index } => Answer::SplitState {
+                index,
+                next_avail: 0xabcd,
+            },
+            _ => Answer::Ok,
+        })
+    });
+    let vhost = Vhost::open(&bound.path()).unwrap();
+    vhost.set_owner().unwrap();
+    assert_eq!(vhost.queue_base(0).unwrap(), 0xabcd);
+}
+
+fn a_failed_answer_fails_the_reset() {
+    let bound = Bound::new();
+    let opening = bound.open_vhost();
+    bound.answer(Answer::Failed);
+    fails(opening.result(), Errno::IO);
+    // Nothing is broken by that.
+    drop(bound.answered_vhost_kept());
+}
+
+impl Bound {
+    /// As [`answered_vhost`](Self::answered_vhost), with the answers going on.
+    #[track_caller]
+    fn answered_vhost_kept(&self) -> (Vhost, Responder) {
+        let responder = Responder::ok(self.file());
+        let vhost = Vhost::open(&self.path()).expect("opening vhost-vdpa");
+        (vhost, responder)
+    }
+}
+
+fn a_failed_answer_keeps_the_status() {
+    let bound = Bound::new();
+    let vhost = Arc::new(bound.answered_vhost());
+    let setting = set_status(&vhost, 1);
+    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(1));
+    setting.result().unwrap();
+    assert_eq!(vhost.status().unwrap(), 0);
+    let _responder = Responder::ok(bound.file());
+    vhost.set_status(1).unwrap();
+    assert_eq!(vhost.status().unwrap(), 1);
+    drop(vhost);
+}
+
+fn a_failed_answer_fails_the_map() {
+    let bound = Bound::new();
+    let _responder = Responder::new(bound.file(), |request| {
+        Some(match request.kind {
+            Kind::UpdateIotlb { .. } => Answer::Failed,
+            _ => Answer::Ok,
+        })
+    });
+    let vhost = Vhost::open(&bound.path()).unwrap();
+    vhost.set_owner().unwrap();
+    vhost.set_backend_features().unwrap();
+    let file = memory::file(4096);
+    let memory = vduse::Mapping::of_file(file.as_fd(), 0, 4096, ACCESS_RW).unwrap();
+    // vhost says EFAULT of all that goes wrong with a message.
+    fails(vhost.map(0x10000, &memory, 3), Errno::FAULT);
+    fails(bound.file().iotlb_fd(0, u64::MAX), Errno::INVAL);
+}
+
+fn any_result_but_ok_is_a_failure() {
+    let bound = Bound::new();
+    for result in [1, 2, 0xff, u32::MAX] {
+        let opening = bound.open_vhost();
+        let request = bound.request();
+        let mut response = Answer::Failed.to_abi(request.id);
+        response.result = result;
+        bound.file().write_raw(&response).unwrap();
+        fails(opening.result(), Errno::IO);
+    }
+}
+
+fn an_answer_to_nothing_is_enoent() {
+    let bound = Bound::new();
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    for id in [request.id.wrapping_add(1), request.id.wrapping_sub(1)] {
+        fails(
+            bound.file().write_raw(&Answer::Ok.to_abi(id)),
+            Errno::NOENT,
+        );
+    }
+    opening.assert_waits();
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+}
+
+fn an_answer_with_a_reserved_field_is_einval() {
+    let bound = Bound::new();
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    for index in 0..4 {
+        let mut response = Answer::Ok.to_abi(request.id);
+        response.reserved[index] = 1 << 31;
+        fails(bound.file().write_raw(&response), Errno::INVAL);
+    }
+    opening.assert_waits();
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+}
+
+fn an_answer_can_be_given_once() {
+    let bound = Bound::new();
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(bound.file().answer(&request, Answer::Ok), Errno::NOENT);
+    fails(opening.result(), Errno::IO);
+}
+
+fn a_request_must_be_read_to_be_answered() {
+    let bound = Bound::new();
+    // What the next request's id will be, from the one before it.
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+    let opening = bound.open_vhost();
+    soon("a request", || bound.readable().contains(PollFlags::IN));
+    for id in request.id..request.id + 4 {
+        fails(
+            bound.file().write_raw(&Answer::Ok.to_abi(id)),
+            Errno::NOENT,
+        );
+    }
+    bound.answer(Answer::Failed);
+    fails(opening.result(), Errno::IO);
+}
+
+fn a_short_read_is_einval_and_loses_nothing() {
+    let bound = Bound::new();
+    let opening = bound.open_vhost();
+    soon("a request", || bound.readable().contains(PollFlags::IN));
+    for len in [0, 1, 151] {
+        let mut buffer = vec![0; len];
+        let result = rustix::io::read(bound.file(), &mut buffer[..]);
+        fails(result.map_err(io::Error::from), Errno::INVAL);
+    }
+    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(0));
+    fails(opening.result(), Errno::IO);
+}
+
+fn a_short_write_is_einval() {
+    let bound = Bound::new();
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    for len in [0, 4, 151] {
+        let mut bytes = [0; 152];
+        bytes[..4].copy_from_slice(&request.id.to_ne_bytes());
+        let result = rustix::io::write(bound.file(), &bytes[..len]);
+        fails(result.map_err(io::Error::from), Errno::INVAL);
+    }
+    opening.assert_waits();
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+}
+
+fn a_long_buffer_gets_one_request() {
+    let bound = Bound::new();
+    let opening = bound.open_vhost();
+    soon("a request", || bound.readable().contains(PollFlags::IN));
+    let mut buffer = [0xff; 1000];
+    assert_eq!(rustix::io::read(bound.file(), &mut buffer).unwrap(), 152);
+    assert!(buffer[152..].iter().all(|&byte| byte == 0xff));
+    let id = u32::from_ne_bytes(buffer[4..8].try_into().unwrap());
+    bound
+        .file()
+        .write_raw(&Answer::Failed.to_abi(id))
+        .unwrap();
+    fails(opening.result(), Errno::IO);
+}
+
+fn a_fault_in_the_buffer_is_efault_and_loses_nothing() {
+    let bound = Bound::new();
+    let opening = bound.open_vhost();
+    soon("a request", || bound.readable().contains(PollFlags::IN));
+    let edge = Edge::new();
+    for len in [1, 8, 151] {
+        fails(edge.read(bound.file(), len, 152), Errno::FAULT);
+        assert_eq!(bound.readable(), PollFlags::IN);
+    }
+    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(0));
+    fails(opening.result(), Errno::IO);
+}
+
+fn a_fault_in_the_answer_is_not_an_answer() {
+    let bound = Bound::new();
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    let result = Edge::new().write(bound.file(), 100, 152);
+    // What could not be read is short.
+    let errno = result.err().and_then(|e| Errno::from_io_error(&e));
+    assert!(
+        matches!(errno, Some(Errno::FAULT | Errno::INVAL)),
+        "{errno:?}"
+    );
+    opening.assert_waits();
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+}
+
+fn nonblocking_read_is_eagain_until_there_is_a_request() {
+    let bound = Bound::new();
+    fails(bound.file().read_raw(), Errno::AGAIN);
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    fails(bound.file().read_raw(), Errno::AGAIN);
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+}
+
+fn blocking_read_waits_for_a_request() {
+    let mut bound = Bound::new();
+    bound.file = None;
+    let file = Arc::new(bound.device.open());
+    let reader = file.clone();
+    let reading = Waiting::new(move || reader.read_request());
+    reading.assert_waits();
+    let opening = bound.open_vhost();
+    let request = reading.result().unwrap();
+    assert_eq!(request.kind, Kind::SetStatus(0));
+    file.answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+}
+
+fn poll_says_what_there_is_to_do() {
+    let bound = Bound::new();
+    assert_eq!(bound.readable(), PollFlags::empty());
+    let opening = bound.open_vhost();
+    soon("a request", || bound.readable() == PollFlags::IN);
+    let request = bound.request();
+    assert_eq!(bound.readable(), PollFlags::OUT);
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+    assert_eq!(bound.readable(), PollFlags::empty());
+}
+
+fn a_request_that_nobody_read_goes_to_the_next_daemon() {
+    let mut bound = Bound::new();
+    bound.file = None;
+    let opening = bound.open_vhost();
+    opening.assert_waits();
+    bound.reopen();
+    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(0));
+    fails(opening.result(), Errno::IO);
+}
+
+fn a_request_read_and_not_answered_is_read_again() {
+    let mut bound = Bound::new();
+    let opening = bound.open_vhost();
+    let before = bound.request();
+    bound.reopen();
+    let after = bound.request();
+    assert_eq!(before, after);
+    bound.file().answer(&after, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+}
+
+fn an_answer_from_before_the_takeover_is_enoent() {
+    let mut bound = Bound::new();
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    bound.reopen();
+    // The new daemon has not read it.
+    fails(bound.file().answer(&request, Answer::Ok), Errno::NOENT);
+    assert_eq!(bound.request(), request);
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+}
+
+fn msg_timeout_ends_the_wait_and_breaks_the_device() {
+    let bound = Bound::new();
+    bound.set_timeout("1");
+    let begin = Instant::now();
+    let opening = bound.open_vhost();
+    fails(opening.result(), Errno::IO);
+    let took = begin.elapsed();
+    assert!(took >= Duration::from_millis(900), "{took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(bound.readable().contains(PollFlags::ERR));
+}
+
+fn a_late_answer_is_enoent() {
+    let bound = broken();
+    let response = DevResponse::default();
+    fails(bound.file().write_raw(&response), Errno::NOENT);
+}
+
+/// A device that was given up.
+#[track_caller]
+fn broken() -> Bound {
+    let bound = Bound::new();
+    bound.set_timeout("1");
+    fails(bound.open_vhost().result(), Errno::IO);
+    bound
+}
+
+fn a_broken_device_is_eperm_and_polls_an_error() {
+    let bound = broken();
+    fails(bound.file().features(), Errno::PERM);
+    fails(bound.file().vq_info(0), Errno::PERM);
+    fails(bound.file().vq_setup(0, 64), Errno::PERM);
+    fails(bound.file().iotlb_fd(0, u64::MAX), Errno::PERM);
+    assert_eq!(bound.readable(), PollFlags::ERR);
+}
+
+fn a_blocked_reader_wakes_when_the_device_breaks() {
+    let mut bound = Bound::new();
+    bound.set_timeout("1");
+    bound.file = None;
+    let file = Arc::new(bound.device.open());
+    let opening = bound.open_vhost();
+    file.read_request().unwrap();
+    let reader = file.clone();
+    let reading = Waiting::new(move || reader.read_request());
+    fails(opening.result(), Errno::IO);
+    let result = reading.0.recv_timeout(Duration::from_secs(8));
+    fails(result.expect("the reader wakes"), Errno::PERM);
+}
+
+fn a_nonblocking_read_of_a_broken_device_is_eperm() {
+    let bound = broken();
+    fails(bound.file().read_raw(), Errno::PERM);
+}
+
+fn a_broken_device_fails_at_once() {
+    let bound = broken();
+    bound.set_timeout("30");
+    let begin = Instant::now();
+    fails(Vhost::open(&bound.path()), Errno::IO);
+    assert!(begin.elapsed() < Duration::from_secs(10));
+}
+
+fn a_broken_device_can_be_taken_away() {
+    let bound = broken();
+    bound.set_timeout("30");
+    let Bound {
+        on_bus,
+        file,
+        device,
+    } = bound;
+    let begin = Instant::now();
+    on_bus.delete().unwrap();
+    drop(file);
+    device.destroy().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(10));
+}
+
+fn a_new_daemon_mends_a_broken_device() {
+    let mut bound = broken();
+    bound.reopen();
+    bound.set_timeout("30");
+    let (vhost, _responder) = bound.answered_vhost_kept();
+    vhost.set_status(1).unwrap();
+    assert_eq!(vhost.status().unwrap(), 1);
+    drop(vhost);
+}
+
+fn msg_timeout_0_is_without_end() {
+    let bound = Bound::new();
+    bound.set_timeout("0");
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    std::thread::sleep(Duration::from_millis(1500));
+    opening.assert_waits();
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+    assert_eq!(bound.readable(), PollFlags::empty());
+}
+
+fn msg_timeout_of_all_ones_is_long() {
+    let bound = Bound::new();
+    bound.set_timeout("4294967295");
+    let opening = bound.open_vhost();
+    let request = bound.request();
+    stays("the request waits", || {
+        opening.0.recv_timeout(Duration::ZERO).is_err()
+    });
+    bound.file().answer(&request, Answer::Failed).unwrap();
+    fails(opening.result(), Errno::IO);
+    assert_eq!(bound.readable(), PollFlags::empty());
+}
+
+fn who_waits_for_an_answer_can_be_killed() {
+    let bound = Bound::new();
+    let mut child: Child = Command::new("/proc/self/exe")
+        .args(["--helper", "open"])
+        .arg(bound.path())
+        .spawn()
+        .unwrap();
+    let request = bound.request();
+    child.kill().unwrap();
+    within(Duration::from_secs(5), "the process is gone", || {
+        child.try_wait().unwrap().is_some()
+    });
+    // Nobody waits, and nothing is broken by that.
+    fails(bound.file().answer(&request, Answer::Ok), Errno::NOENT);
+    assert_eq!(bound.readable(), PollFlags::empty());
+    drop(bound.answered_vhost_kept());
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The tests, a module for each group. A test's name says what it proves.
+
+use std::time::Duration;
+
+use crate::options::Options;
+use crate::pattern;
+
+/// A test.
+#[derive(Clone, Debug)]
+pub struct Test {
+    /// Its name, `group::what_it_proves`.
+    pub name: String,
+    /// How long it may take.
+    pub limit: Duration,
+    /// Does it: returns, or panics.
+    pub run: fn(),
+}
+
+/// How long a test may take that does not say.
+const LIMIT: u64 = 20;
+
+type Entry = (&'static str, fn(), u64);
+type Group = (&'static str, &'static [Entry]);
+
+/// Lists the tests of a group: `name`, or `name => seconds` for one that may take long.
+macro_rules! tests {
+    ($($name:ident $(=> $limit:literal)?),* $(,)?) => {
+        /// The tests of this group.
+        pub const TESTS: &[(&str, fn(), u64)] =
+            &[$((stringify!($name), $name, $crate::tests::limit(&[$($limit)?]))),*];
+    };
+}
+
+/// The limit that is given, or else the usual one.
+const fn limit(given: &[u64]) -> u64 {
+    match given {
+        [limit] => *limit,
+        _ => LIMIT,
+    }
+}
+
+macro_rules! groups {
+    ($($group:ident),* $(,)?) => {
+        $(mod $group;)*
+
+        /// The groups, in the order in which they are run.
+        const GROUPS: &[Group] = &[$((stringify!($group), $group::TESTS)),*];
+    };
+}
+
+groups!(
+    control, device, sysfs, bus, messages, iotlb, umem, vq, vhost, compat, disk, teardown, qsd,
+    unload,
+);
+
+/// All tests, in the order in which they are run.
+pub fn all() -> impl Iterator<Item = Test> {
+    GROUPS.iter().flat_map(|&(group, tests)| {
+        tests.iter().map(move |&(name, run, limit)| Test {
+            name: format!("{group}::{name}"),
+            limit: Duration::from_secs(limit),
+            run,
+        })
+    })
+}
+
+/// The tests that the patterns name, or all when there are none, but for those to be left out.
+pub fn selected(options: &Options) -> impl Iterator<Item = Test> + '_ {
+    let any = |patterns: &[String], name: &str| patterns.iter().any(|p| pattern::matches(p, name));
+    all().filter(move |test| {
+        let wanted = options.patterns.is_empty() || any(&options.patterns, &test.name);
+        wanted && !any(&options.skip, &test.name)
+    })
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    #[test]
+    fn names_are_all_different() {
+        let mut names: Vec<String> = all().map(|test| test.name).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}

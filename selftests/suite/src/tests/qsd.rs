@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! qemu-storage-daemon, unmodified, with the kernel's virtio_blk on it.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::lab::block::{sectors, Block, Exerciser};
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::expect::within;
+use crate::lab::pattern::{assert_same, Random};
+use crate::lab::qsd::{tool, Qsd};
+use crate::lab::scratch::Scratch;
+use crate::lab::skip;
+
+tests![
+    files_survive_three_detach_attach_and_daemon_restart_cycles => 120,
+    fio_verifies_mixed_sizes_at_depth_16 => 90,
+    a_live_resize_is_seen => 30,
+    a_killed_daemon_is_taken_over => 60,
+];
+
+/// Starts the daemon and attaches its disk to virtio_blk.
+#[track_caller]
+fn attach(name: &str, image: &Path) -> (OnBus, Qsd, String) {
+    attach_to(Qsd::start(name, image), name)
+}
+
+#[track_caller]
+fn attach_to(mut qsd: Qsd, name: &str) -> (OnBus, Qsd, String) {
+    let on_bus = qsd.add(name);
+    on_bus.bind(Driver::Virtio).expect("binding");
+    let disk = bus::disk_name(name).expect("a disk");
+    (on_bus, qsd, disk)
+}
+
+/// Detaches the disk and ends the daemon.
+#[track_caller]
+fn detach(on_bus: OnBus, qsd: Qsd) {
+    on_bus.delete().expect("deleting");
+    qsd.stop();
+}
+
+/// What is in a file.
+fn contents(number: u64) -> Vec<u8> {
+    let mut data = vec![0; 1 << 20];
+    Random::new(number + 1).fill(&mut data);
+    data
+}
+
+fn files_survive_three_detach_attach_and_daemon_restart_cycles() {
+    const FILES: u64 = 60;
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 128 << 20);
+    let folder = scratch.path("mounted");
+    std::fs::create_dir(&folder).unwrap();
+    let mount_point = folder.to_str().unwrap().to_owned();
+    let name = unique_name();
+
+    let (on_bus, qsd, disk) = attach(&name, &image);
+    let node = format!("/dev/{disk}");
+    tool("mkfs.ext4", &["-q", "-F", "-E", "nodiscard", &node]);
+    tool("mount", &[&node, &mount_point]);
+    let mounted = Mounted(mount_point.clone());
+    for number in 0..FILES {
+        std::fs::write(folder.join(number.to_string()), contents(number)).unwrap();
+    }
+    drop(mounted);
+    detach(on_bus, qsd);
+
+    for _ in 0..3 {
+        let (on_bus, qsd, disk) = attach(&name, &image);
+        tool("mount", &[&format!("/dev/{disk}"), &mount_point]);
+        let mounted = Mounted(mount_point.clone());
+        for number in 0..FILES {
+            let found = std::fs::read(folder.join(number.to_string())).unwrap();
+            assert_same(&found, &contents(number), &format!("file {number}"));
+        }
+        drop(mounted);
+        detach(on_bus, qsd);
+    }
+}
+
+/// A file system that is unmounted on drop.
+struct Mounted(String);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = crate::modules::tool("umount", &[&self.0]);
+    }
+}
+
+fn fio_verifies_mixed_sizes_at_depth_16() {
+    if Command::new("fio").arg("--version").output().is_err() {
+        skip("no fio here");
+    }
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 32 << 20);
+    let name = unique_name();
+    let (on_bus, qsd, disk) = attach(&name, &image);
+    tool(
+        "fio",
+        &[
+            "--name=verify",
+            &format!("--filename=/dev/{disk}"),
+            "--rw=randwrite",
+            "--bsrange=512-256k",
+            "--blockalign=512",
+            "--iodepth=16",
+            "--ioengine=libaio",
+            "--direct=1",
+            "--size=24m",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--do_verify=1",
+            "--randseed=1",
+        ],
+    );
+    detach(on_bus, qsd);
+}
+
+fn a_live_resize_is_seen() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 16 << 20);
+    let name = unique_name();
+    let (on_bus, qsd, disk) = attach(&name, &image);
+    for mebibytes in [32u64, 24] {
+        qsd.resize(mebibytes << 20);
+        within(Duration::from_secs(5), "the new size is seen", || {
+            sectors(&disk) == Some((mebibytes << 20) / 512)
+        });
+        let block = Block::open(&disk).unwrap();
+        block.write((mebibytes << 20) - 4096, &[9; 4096]).unwrap();
+    }
+    detach(on_bus, qsd);
+}
+
+fn a_killed_daemon_is_taken_over() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 4 << 20);
+    let name = unique_name();
+    let device = TestDevice::adopt(&name);
+    // A daemon killed between using a request and its interrupt leaves a driver that waits for
+    // ever, as its successor does not know. Requests that are slow make that unlikely.
+    let (on_bus, mut qsd, disk) = attach_to(Qsd::start_slow(&name, &image), &name);
+    let block = Block::open(&disk).unwrap();
+    let mut exercisers: Vec<Exerciser> = (0..2)
+        .map(|n| Exerciser::new(&block, n << 20, 1 << 20, 64 << 10, n + 1))
+        .collect();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        for exerciser in &mut exercisers {
+            scope.spawn(move || {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    exerciser.step();
+                }
+            });
+        }
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(400));
+            qsd.kill();
+            qsd.start_again();
+        }
+        std::thread::sleep(Duration::from_millis(1000));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    for exerciser in &exercisers {
+        exerciser.check_disk();
+    }
+    drop(exercisers);
+    drop(block);
+    detach(on_bus, qsd);
+    drop(device);
+}

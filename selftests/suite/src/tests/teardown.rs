@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Taking things away in every order, with somebody at work.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use vduse::{Control, Device};
+
+use crate::lab::block::Block;
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::daemon::{Daemon, Manner};
+use crate::lab::device::{disk_config, unique_name, TestDevice};
+use crate::lab::disk::{LiveDisk, Shape};
+use crate::lab::expect::fails;
+use crate::lab::memory::PAGE;
+use crate::lab::scratch::Scratch;
+use crate::modules;
+
+tests![
+    deleting_a_device_under_io_ends_the_io,
+    deleting_a_device_without_daemon_under_io_waits_for_the_next_one,
+    unbinding_under_io_ends_the_io,
+    destroying_while_others_open_does_no_harm,
+    creating_and_adding_at_once_does_no_harm,
+    calls_during_bind_and_unbind_do_no_harm => 40,
+    the_module_stays_while_a_device_exists,
+    the_module_stays_while_the_control_device_is_open,
+    the_module_stays_while_a_mapping_exists,
+    a_daemon_that_closes_first_is_let_go,
+];
+
+/// Reads from a disk until that fails, in threads.
+fn read_until_error(disk: &str) -> Vec<std::thread::JoinHandle<u64>> {
+    (0..3)
+        .map(|n| {
+            let block = Block::open(disk).expect("opening the disk");
+            std::thread::spawn(move || {
+                let mut done = 0;
+                while block.read(n * 4096, 16384).is_ok() {
+                    done += 1;
+                }
+                done
+            })
+        })
+        .collect()
+}
+
+fn deleting_a_device_under_io_ends_the_io() {
+    let LiveDisk {
+        on_bus,
+        served,
+        device,
+        ..
+    } = LiveDisk::new(Shape::default());
+    let disk = bus::disk_name(device.name()).unwrap();
+    let readers = read_until_error(&disk);
+    std::thread::sleep(Duration::from_millis(300));
+    on_bus.delete().unwrap();
+    for reader in readers {
+        assert!(reader.join().unwrap() > 0);
+    }
+    drop(served);
+    device.destroy().unwrap();
+}
+
+fn deleting_a_device_without_daemon_under_io_waits_for_the_next_one() {
+    let scratch = Scratch::new();
+    let path = scratch.file("disk", 4 << 20);
+    let name = unique_name();
+    let daemon = Daemon::start(&name, &path, 1, Manner::Serve);
+    let device = TestDevice::adopt(&name);
+    let on_bus = OnBus::add(&name).unwrap();
+    on_bus.bind(Driver::Virtio).unwrap();
+    let disk = bus::disk_name(&name).unwrap();
+    let readers = read_until_error(&disk);
+    std::thread::sleep(Duration::from_millis(200));
+    daemon.kill();
+    let deleting = std::thread::spawn(move || on_bus.delete());
+    std::thread::sleep(Duration::from_millis(300));
+    let daemon = Daemon::start(&name, &path, 1, Manner::Serve);
+    deleting.join().unwrap().unwrap();
+    for reader in readers {
+        reader.join().unwrap();
+    }
+    daemon.kill();
+    drop(device);
+}
+
+fn unbinding_under_io_ends_the_io() {
+    let disk = LiveDisk::new(Shape::default());
+    for _ in 0..3 {
+        let readers = read_until_error(&disk.disk());
+        std::thread::sleep(Duration::from_millis(100));
+        disk.on_bus.unbind(Driver::Virtio).unwrap();
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        disk.on_bus.bind(Driver::Virtio).unwrap();
+    }
+}
+
+/// Runs some functions again and again, all at the same time, for a while.
+fn meanwhile(functions: &[&(dyn Fn() + Sync)], time: Duration) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for function in functions {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    function();
+                }
+            });
+        }
+        std::thread::sleep(time);
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+fn destroying_while_others_open_does_no_harm() {
+    let config = disk_config();
+    let open = || {
+        if let Ok(device) = Device::open_nonblocking(&config.name) {
+            device.vq_setup(0, 64).unwrap();
+            device.vq_info(0).unwrap();
+        }
+    };
+    let create = || {
+        let control = Control::open().unwrap();
+        let _ = control.create(&config);
+        let _ = control.destroy(&config.name);
+    };
+    meanwhile(&[&open, &open, &create, &create], Duration::from_secs(1));
+    let _ = Control::open().unwrap().create(&config);
+    TestDevice::adopt(&config.name).destroy().unwrap();
+}
+
+fn creating_and_adding_at_once_does_no_harm() {
+    let config = disk_config();
+    let create = || {
+        let control = Control::open().unwrap();
+        if control.create(&config).is_ok() {
+            if let Ok(device) = Device::open(&config.name) {
+                device.vq_setup(0, 64).unwrap();
+            }
+        }
+        let _ = control.destroy(&config.name);
+    };
+    let add = || {
+        let vdpa = bus::vdpa();
+        let _ = vdpa.add(&config.name, "vduse");
+        let _ = vdpa.config(&config.name);
+        let _ = vdpa.delete(&config.name);
+    };
+    meanwhile(&[&create, &add, &add], Duration::from_secs(1));
+    let _ = bus::vdpa().delete(&config.name);
+    let _ = Control::open().unwrap().create(&config);
+    let device = TestDevice::adopt(&config.name);
+    drop(device.open_ready(1));
+    for _ in 0..2 {
+        OnBus::add(device.name()).unwrap().delete().unwrap();
+    }
+    device.destroy().unwrap();
+}
+
+fn calls_during_bind_and_unbind_do_no_harm() {
+    let disk = LiveDisk::new(Shape::default());
+    let device: &Arc<Device> = disk.vduse();
+    let mapper = || {
+        if let Ok(region) = device.iotlb_fd(0, u64::MAX) {
+            let size = (region.last - region.first + 1).min(16 * PAGE);
+            use std::os::fd::AsFd;
+            let mapping = vduse::Mapping::of_file(region.file.as_fd(), region.offset, size, 3);
+            let mapping = mapping.expect("mapping a region");
+            let _ = crate::lab::memory::Prober::new().read(mapping.address(), 64);
+        }
+    };
+    let caller = || {
+        let _ = device.inject_vq_irq(0);
+        let _ = device.inject_config_irq();
+        device.vq_info(0).unwrap();
+        device.features().unwrap();
+        let _ = device.iotlb_info(Default::default());
+        let _ = bus::vdpa().config(disk.name());
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let functions: [&(dyn Fn() + Sync); 2] = [&mapper, &caller];
+        for function in functions {
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    function();
+                }
+            });
+        }
+        for _ in 0..25 {
+            disk.on_bus.unbind(Driver::Virtio).unwrap();
+            disk.on_bus.bind(Driver::Virtio).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    disk.block().read(0, 4096).unwrap();
+}
+
+/// Asserts that the module cannot be unloaded now.
+#[track_caller]
+fn assert_stays() {
+    let module = modules::name(crate::lab::driver());
+    modules::tool("rmmod", &[module]).expect_err("the module was unloaded");
+    assert!(modules::is_loaded(module));
+    Control::open().expect("the control device");
+}
+
+fn the_module_stays_while_a_device_exists() {
+    let device = TestDevice::disk();
+    assert_stays();
+    device.open();
+}
+
+fn the_module_stays_while_the_control_device_is_open() {
+    let control = Control::open().unwrap();
+    assert_stays();
+    assert_eq!(control.api_version().unwrap(), 1);
+}
+
+fn the_module_stays_while_a_mapping_exists() {
+    use std::os::fd::AsFd;
+    let disk = LiveDisk::new(Shape::default());
+    let region = disk.vduse().iotlb_fd(0, 0).unwrap();
+    let mapping = vduse::Mapping::of_file(region.file.as_fd(), 0, 1 << 20, 3).unwrap();
+    drop(region);
+    drop(disk);
+    assert_stays();
+    let _ = crate::lab::memory::Prober::new().read(mapping.address(), 64);
+}
+
+fn a_daemon_that_closes_first_is_let_go() {
+    let LiveDisk {
+        on_bus,
+        served,
+        device,
+        ..
+    } = LiveDisk::new(Shape::default());
+    served.stop();
+    let timeout = crate::lab::sysfs::attribute(device.name(), "msg_timeout");
+    crate::lab::sysfs::write(&timeout, "1").unwrap();
+    fails(Control::open().unwrap().destroy(device.name()), Errno::BUSY);
+    let begin = Instant::now();
+    on_bus.delete().unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    device.destroy().unwrap();
+}

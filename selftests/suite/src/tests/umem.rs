@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory of the daemon's own in place of the bounce area.
+
+use rustix::io::Errno;
+use vduse::umem::Umem;
+use vduse::Mapping;
+use vduse_uapi::{ioctl, IovaUmem};
+
+use crate::lab::block::Exerciser;
+use crate::lab::disk::{LiveDisk, Shape};
+use crate::lab::expect::{fails, fails_at, soon};
+use crate::lab::memory::{pinned_kib, set_memlock, unlimited_memlock, Prober, PAGE};
+use crate::lab::raw::{self, Bytes};
+
+tests![
+    registering_and_deregistering_works_again_and_again,
+    data_goes_through_the_memory,
+    registering_twice_is_eexist,
+    deregistering_what_is_not_there_is_enoent,
+    deregistering_another_region_is_einval,
+    a_misaligned_address_is_einval,
+    a_wrong_size_is_einval,
+    a_wrong_iova_is_einval,
+    reserved_fields_must_be_0,
+    asid_must_be_0_in_version_0,
+    memory_that_is_not_there_is_refused,
+    memory_that_is_read_only_is_efault,
+    the_memlock_limit_is_enomem,
+    the_memlock_limit_holds_for_two_devices_at_once,
+    pinned_memory_is_accounted,
+    closing_the_device_takes_the_memory_back,
+    the_area_cannot_be_mapped_meanwhile,
+    data_is_intact_when_it_comes_and_goes_under_io => 40,
+];
+
+/// The size of the bounce area, in bytes.
+const SIZE: u64 = 2 << 20;
+
+/// A disk with a small bounce area, and some requests behind it.
+#[track_caller]
+fn disk() -> LiveDisk {
+    unlimited_memlock();
+    let disk = LiveDisk::new(Shape {
+        bounce: SIZE,
+        ..Default::default()
+    });
+    disk.block().read(0, 4096).expect("reading");
+    disk
+}
+
+fn registering_and_deregistering_works_again_and_again() {
+    let disk = disk();
+    let block = disk.block();
+    for round in 1..=5 {
+        disk.served.handle().register_umem().unwrap();
+        block.write(4096, &[round; 4096]).unwrap();
+        assert_eq!(block.read(4096, 4096).unwrap()[..], [round; 4096]);
+        disk.served.handle().deregister_umem().unwrap();
+        assert_eq!(block.read(4096, 4096).unwrap()[..], [round; 4096]);
+    }
+}
+
+fn data_goes_through_the_memory() {
+    let disk = disk();
+    let umem = Umem::register(disk.vduse().clone()).unwrap();
+    assert_eq!(umem.memory().len() as u64, SIZE);
+    // The server does not know: the request stays, its header in the memory.
+    let name = disk.disk();
+    std::thread::spawn(move || {
+        let _ = crate::lab::block::Block::open(&name).map(|block| block.write(0, &[0x77; 4096]));
+    });
+    let prober = Prober::new();
+    let found = || {
+        (0..umem.memory().len()).step_by(PAGE as usize).any(|at| {
+            let address = umem.memory().address().wrapping_add(at);
+            prober.read(address, 4096).unwrap() == [0x77; 4096]
+        })
+    };
+    soon("the data is in the memory", found);
+    drop(umem);
+}
+
+/// A call that is refused leaves nothing pinned and changes nothing.
+#[track_caller]
+fn refused(disk: &LiveDisk, umem: &IovaUmem, errno: Errno) {
+    // SAFETY: The memory of the tests' mappings has volatile access only, and stays until the end
+    // of the process when it was registered after all.
+    fails_at(unsafe { disk.vduse().register_umem(umem) }, errno, umem);
+    assert_eq!(pinned_kib(), 0);
+}
+
+fn memory() -> (Mapping, IovaUmem) {
+    let mapping = Mapping::anonymous(SIZE as usize + PAGE as usize).expect("memory");
+    let umem = IovaUmem {
+        uaddr: mapping.address() as u64,
+        size: SIZE,
+        ..Default::default()
+    };
+    (mapping, umem)
+}
+
+fn registering_twice_is_eexist() {
+    let disk = disk();
+    let _umem = Umem::register(disk.vduse().clone()).unwrap();
+    fails(Umem::register(disk.vduse().clone()).map(drop), Errno::EXIST);
+}
+
+fn deregistering_what_is_not_there_is_enoent() {
+    let disk = disk();
+    let (_memory, umem) = memory();
+    fails(disk.vduse().deregister_umem(&umem), Errno::NOENT);
+}
+
+fn deregistering_another_region_is_einval() {
+    let disk = disk();
+    let umem = Umem::register(disk.vduse().clone()).unwrap();
+    let region = *umem.region();
+    for (iova, size) in [(PAGE, SIZE), (0, SIZE - PAGE), (0, SIZE + PAGE), (0, 0)] {
+        let other = IovaUmem {
+            iova,
+            size,
+            ..region
+        };
+        fails_at(
+            disk.vduse().deregister_umem(&other),
+            Errno::INVAL,
+            (iova, size),
+        );
+    }
+    umem.deregister().unwrap();
+}
+
+fn a_misaligned_address_is_einval() {
+    let disk = disk();
+    let (_memory, umem) = memory();
+    for off in [1, 8, PAGE - 1] {
+        let uaddr = umem.uaddr + off;
+        refused(&disk, &IovaUmem { uaddr, ..umem }, Errno::INVAL);
+    }
+}
+
+fn a_wrong_size_is_einval() {
+    let disk = disk();
+    let (_memory, umem) = memory();
+    for size in [0, 1, PAGE, SIZE - PAGE, SIZE + PAGE, SIZE + 1, u64::MAX] {
+        refused(&disk, &IovaUmem { size, ..umem }, Errno::INVAL);
+    }
+}
+
+fn a_wrong_iova_is_einval() {
+    let disk = disk();
+    let (_memory, umem) = memory();
+    let ring = disk.vduse().vq_info(0).unwrap().desc_addr;
+    for iova in [1, PAGE, SIZE, ring, u64::MAX] {
+        refused(&disk, &IovaUmem { iova, ..umem }, Errno::INVAL);
+    }
+}
+
+fn reserved_fields_must_be_0() {
+    let disk = disk();
+    let (_memory, umem) = memory();
+    for index in 0..5 {
+        let mut umem = umem;
+        umem.reserved[index] = 1;
+        refused(&disk, &umem, Errno::INVAL);
+        fails(disk.vduse().deregister_umem(&umem), Errno::INVAL);
+    }
+}
+
+fn asid_must_be_0_in_version_0() {
+    let disk = disk();
+    let (_memory, umem) = memory();
+    for asid in [1, u32::MAX] {
+        refused(&disk, &IovaUmem { asid, ..umem }, Errno::INVAL);
+        let other = IovaUmem { asid, ..umem };
+        fails(disk.vduse().deregister_umem(&other), Errno::INVAL);
+    }
+}
+
+fn memory_that_is_not_there_is_refused() {
+    let disk = disk();
+    let (memory, umem) = memory();
+    drop(memory);
+    refused(&disk, &umem, Errno::FAULT);
+    // The last page is not there.
+    let file = crate::lab::memory::file(SIZE - PAGE);
+    use std::os::fd::AsFd;
+    let short = Mapping::of_file(file.as_fd(), 0, SIZE, 3).unwrap();
+    let uaddr = short.address() as u64;
+    let mut bytes = Bytes::new().u64(uaddr).u64(0).u64(SIZE).zeroes(24).0;
+    let result = raw::call(disk.vduse(), ioctl::IOTLB_REG_UMEM, &mut bytes);
+    let errno = result.err().and_then(|e| Errno::from_io_error(&e));
+    assert!(
+        matches!(errno, Some(Errno::FAULT | Errno::NOMEM)),
+        "{errno:?}"
+    );
+    assert_eq!(pinned_kib(), 0);
+}
+
+fn memory_that_is_read_only_is_efault() {
+    use std::os::fd::AsFd;
+    let disk = disk();
+    let file = crate::lab::memory::file(SIZE);
+    let mapping = Mapping::of_file(file.as_fd(), 0, SIZE, 1).unwrap();
+    let umem = IovaUmem {
+        uaddr: mapping.address() as u64,
+        size: SIZE,
+        ..Default::default()
+    };
+    refused(&disk, &umem, Errno::FAULT);
+}
+
+fn the_memlock_limit_is_enomem() {
+    let disk = disk();
+    let (_memory, umem) = memory();
+    for limit in [0, PAGE, SIZE - 1] {
+        set_memlock(Some(limit));
+        refused(&disk, &umem, Errno::NOMEM);
+    }
+    set_memlock(Some(SIZE));
+    Umem::register(disk.vduse().clone())
+        .unwrap()
+        .deregister()
+        .unwrap();
+}
+
+fn the_memlock_limit_holds_for_two_devices_at_once() {
+    let disks = [disk(), disk()];
+    // One fits, two do not.
+    set_memlock(Some(SIZE + SIZE / 2));
+    let barrier = std::sync::Barrier::new(2);
+    let register = |disk: &LiveDisk| {
+        barrier.wait();
+        let umem = Umem::register(disk.vduse().clone());
+        // Neither gives its memory back before the other has tried.
+        barrier.wait();
+        umem.is_ok()
+    };
+    for _ in 0..50 {
+        let both = std::thread::scope(|scope| {
+            let other = scope.spawn(|| register(&disks[1]));
+            (register(&disks[0]), other.join().unwrap())
+        });
+        assert_ne!(both, (true, true));
+    }
+    assert_eq!(pinned_kib(), 0);
+}
+
+fn pinned_memory_is_accounted() {
+    let disk = disk();
+    assert_eq!(pinned_kib(), 0);
+    let umem = Umem::register(disk.vduse().clone()).unwrap();
+    assert_eq!(pinned_kib(), SIZE >> 10);
+    umem.deregister().unwrap();
+    assert_eq!(pinned_kib(), 0);
+}
+
+fn closing_the_device_takes_the_memory_back() {
+    let disk = disk();
+    let (_memory, umem) = memory();
+    // SAFETY: The memory has volatile access only.
+    unsafe { disk.vduse().register_umem(&umem) }.unwrap();
+    assert_eq!(pinned_kib(), SIZE >> 10);
+    let disk = disk.restart(|| assert_eq!(pinned_kib(), 0));
+    assert_eq!(disk.block().read(0, 4096).unwrap()[..], [0; 4096]);
+}
+
+fn the_area_cannot_be_mapped_meanwhile() {
+    use std::os::fd::AsFd;
+    let disk = disk();
+    let region = disk.vduse().iotlb_fd(0, 0).unwrap();
+    let umem = Umem::register(disk.vduse().clone()).unwrap();
+    let area = Mapping::of_file(region.file.as_fd(), 0, SIZE, 3).unwrap();
+    let prober = Prober::new();
+    for at in (0..area.len()).step_by(64 * PAGE as usize) {
+        fails(
+            prober.read(area.address().wrapping_add(at), 1),
+            Errno::FAULT,
+        );
+    }
+    umem.deregister().unwrap();
+}
+
+fn data_is_intact_when_it_comes_and_goes_under_io() {
+    let disk = disk();
+    let block = disk.block();
+    let handle = disk.served.handle();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let mut exercisers: Vec<Exerciser> = (0..2)
+        .map(|n| Exerciser::new(&block, n << 20, 1 << 20, 64 << 10, n + 1))
+        .collect();
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        let workers: Vec<_> = exercisers
+            .iter_mut()
+            .map(|exerciser| {
+                scope.spawn(move || {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        exerciser.step();
+                    }
+                })
+            })
+            .collect();
+        for _ in 0..25 {
+            handle.register_umem().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            handle.deregister_umem().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            if workers.iter().any(|worker| worker.is_finished()) {
+                break;
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    for exerciser in &exercisers {
+        exerciser.check_disk();
+        exerciser.check_file(&disk.file);
+    }
+}

@@ -1,0 +1,525 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Virtqueues in use: what the driver made of them, kicks, interrupts.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use vduse::eventfd::EventFd;
+use vduse::request::{Answer, Kind};
+use vduse::Device;
+use vduse_uapi::PackedState;
+
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::cpu::OfflineCpu;
+use crate::lab::device::{disk_config, feature, TestDevice};
+use crate::lab::disk::{LiveDisk, Shape};
+use crate::lab::expect::{fails, soon, stays};
+use crate::lab::responder::Responder;
+use crate::lab::ring::{HandDriver, SIZE};
+use crate::lab::sysfs;
+use crate::lab::vhost::{status, Vhost};
+
+tests![
+    features_are_those_that_the_driver_accepted,
+    features_that_were_not_offered_are_refused,
+    get_info_tells_what_the_driver_set,
+    get_info_tells_packed_state,
+    packed_state_is_asked_for_and_masked,
+    a_reset_clears_queues_and_features,
+    vq_setup_can_be_repeated_on_a_queue_in_use,
+    a_kick_reaches_the_eventfd,
+    a_kick_before_the_eventfd_is_delivered_when_it_comes,
+    a_kick_is_delivered_once,
+    a_kick_of_a_queue_that_is_not_ready_is_dropped,
+    a_reset_takes_the_eventfd_away,
+    a_kick_between_two_daemons_reaches_the_second,
+    an_interrupt_reaches_the_driver,
+    an_interrupt_before_driver_ok_is_einval,
+    a_config_interrupt_reaches_the_driver,
+    a_config_interrupt_before_driver_ok_is_einval,
+    interrupts_from_several_threads_all_arrive,
+    interrupts_of_a_driver_without_eventfd_do_no_harm,
+    interrupts_kicks_and_resets_do_each_other_no_harm,
+    affinity_is_kept,
+    affinity_of_an_offline_cpu_delivers_all_the_same,
+    queues_enabled_after_driver_ok_are_served,
+];
+
+/// A disk with a vhost-vdpa driver, served by nobody: the test is the daemon. The fields are
+/// dropped in this order.
+struct Bare {
+    driver: HandDriver,
+    on_bus: OnBus,
+    responder: Responder,
+    file: Arc<Device>,
+    device: TestDevice,
+}
+
+const IOVA: u64 = 0x10_0000;
+
+impl Bare {
+    /// Takes it as far as the features.
+    #[track_caller]
+    fn new() -> Self {
+        let device = TestDevice::disk();
+        let file = Arc::new(device.open_ready(1));
+        let responder = Responder::ok(&file);
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        on_bus.bind(Driver::Vhost).expect("binding");
+        let driver = HandDriver::prepare(open_vhost(device.name()), IOVA);
+        Self {
+            driver,
+            on_bus,
+            responder,
+            file,
+            device,
+        }
+    }
+
+    /// Takes it as far as `DRIVER_OK`.
+    #[track_caller]
+    fn started() -> Self {
+        let bare = Self::new();
+        bare.driver.set_queue_up();
+        bare.driver.start();
+        bare
+    }
+
+    #[track_caller]
+    fn kick_fd(&self) -> EventFd {
+        let event = EventFd::new().expect("an eventfd");
+        self.file.set_kick(0, event.as_fd()).expect("setting it");
+        event
+    }
+}
+
+#[track_caller]
+fn open_vhost(name: &str) -> Vhost {
+    Vhost::open(&bus::vhost_path(name).expect("a node")).expect("opening vhost-vdpa")
+}
+
+fn features_are_those_that_the_driver_accepted() {
+    let bare = Bare::new();
+    let accepted = bare.file.features().unwrap();
+    let offered = bare.driver.vhost.features().unwrap();
+    assert_eq!(accepted, offered & !(1 << 29));
+    assert_eq!(
+        bus::vdpa()
+            .config(bare.device.name())
+            .unwrap()
+            .negotiated_features,
+        Some(accepted)
+    );
+}
+
+fn features_that_were_not_offered_are_refused() {
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    let _responder = Responder::ok(&file);
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let vhost = open_vhost(device.name());
+    vhost.set_status(3).unwrap();
+    let offered = vhost.features().unwrap();
+    for bit in [1u64 << 20, feature::RING_PACKED, 1 << 63] {
+        fails(vhost.set_features(offered | bit), Errno::INVAL);
+    }
+    assert_eq!(file.features().unwrap() & !offered, 0);
+    vhost.set_features(offered).unwrap();
+    drop(vhost);
+    drop(on_bus);
+}
+
+fn get_info_tells_what_the_driver_set() {
+    let bare = Bare::new();
+    bare.driver.set_queue_up();
+    bare.driver.vhost.set_queue_base(0, 0x1234).unwrap();
+    let info = bare.file.vq_info(0).unwrap();
+    let address = bare.driver.address();
+    assert_eq!(info.num, u32::from(SIZE));
+    assert_eq!(info.desc_addr, address.desc);
+    assert_eq!(info.driver_addr, address.avail);
+    assert_eq!(info.device_addr, address.used);
+    assert_eq!(info.state.split(), 0x1234);
+    assert_eq!(info.ready, 1);
+}
+
+/// A device that offers packed virtqueues, as far as the features.
+#[track_caller]
+fn packed(answer: PackedState) -> Bare {
+    let mut config = disk_config();
+    config.features |= feature::RING_PACKED;
+    let device = TestDevice::new(&config);
+    let file = Arc::new(device.open_ready(1));
+    let responder = Responder::new(&file, move |request| {
+        Some(match request.kind {
+            Kind::GetVqState { index } => Answer::PackedState {
+                index,
+                state: answer,
+            },
+            _ => Answer::Ok,
+        })
+    });
+    let on_bus = OnBus::add(device.name()).expect("adding");
+    on_bus.bind(Driver::Vhost).expect("binding");
+    let driver = HandDriver::prepare(open_vhost(device.name()), IOVA);
+    Bare {
+        driver,
+        on_bus,
+        responder,
+        file,
+        device,
+    }
+}
+
+fn get_info_tells_packed_state() {
+    let bare = packed(PackedState::default());
+    assert_ne!(bare.file.features().unwrap() & feature::RING_PACKED, 0);
+    bare.driver
+        .vhost
+        .set_queue_base(0, 0x8005 | 0x0003 << 16)
+        .unwrap();
+    assert_eq!(
+        bare.file.vq_info(0).unwrap().state.packed(),
+        PackedState {
+            last_avail_counter: 1,
+            last_avail_idx: 5,
+            last_used_counter: 0,
+            last_used_idx: 3,
+        }
+    );
+}
+
+fn packed_state_is_asked_for_and_masked() {
+    let bare = packed(PackedState {
+        last_avail_counter: 0xfffe,
+        last_avail_idx: 0xffff,
+        last_used_counter: 0xffff,
+        last_used_idx: 0x8007,
+    });
+    // A counter is one bit, an index fifteen.
+    assert_eq!(
+        bare.driver.vhost.queue_base(0).unwrap(),
+        0x7fff | (0x8000 | 7) << 16
+    );
+}
+
+fn a_reset_clears_queues_and_features() {
+    let bare = Bare::started();
+    bare.driver.vhost.set_status(0).unwrap();
+    let info = bare.file.vq_info(0).unwrap();
+    assert_eq!((info.num, info.ready), (0, 0));
+    assert_eq!((info.desc_addr, info.driver_addr), (0, 0));
+    assert_eq!((info.device_addr, info.state.split()), (0, 0));
+    assert_eq!(bare.file.features().unwrap(), 0);
+}
+
+fn vq_setup_can_be_repeated_on_a_queue_in_use() {
+    let bare = Bare::started();
+    bare.file.vq_setup(0, 256).unwrap();
+    let info = bare.file.vq_info(0).unwrap();
+    assert_eq!((info.num, info.ready), (u32::from(SIZE), 1));
+}
+
+fn a_kick_reaches_the_eventfd() {
+    let bare = Bare::started();
+    let kicked = bare.kick_fd();
+    for _ in 0..5 {
+        bare.driver.kick.signal().unwrap();
+        soon("the kick arrives", || kicked.take().unwrap() == 1);
+    }
+}
+
+fn a_kick_before_the_eventfd_is_delivered_when_it_comes() {
+    let bare = Bare::started();
+    bare.driver.kick.signal().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let kicked = bare.kick_fd();
+    soon("the kick arrives", || kicked.take().unwrap() == 1);
+}
+
+fn a_kick_is_delivered_once() {
+    let bare = Bare::started();
+    bare.driver.kick.signal().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let first = bare.kick_fd();
+    soon("the kick arrives", || first.take().unwrap() == 1);
+    let second = bare.kick_fd();
+    stays("nothing more comes", || second.take().unwrap() == 0);
+}
+
+fn a_kick_of_a_queue_that_is_not_ready_is_dropped() {
+    let bare = Bare::new();
+    bare.driver
+        .vhost
+        .set_kick(0, bare.driver.kick.as_fd())
+        .unwrap();
+    let kicked = bare.kick_fd();
+    bare.driver.kick.signal().unwrap();
+    stays("no kick comes", || kicked.take().unwrap() == 0);
+}
+
+fn a_reset_takes_the_eventfd_away() {
+    let bare = Bare::started();
+    let before = bare.kick_fd();
+    bare.driver.vhost.set_status(0).unwrap();
+    // The next driver's kicks are not for whoever listened before.
+    let driver = &bare.driver;
+    driver.vhost.set_status(3).unwrap();
+    let features = driver.vhost.features().unwrap() & !(1 << 29);
+    driver.vhost.set_features(features).unwrap();
+    driver.vhost.set_status(11).unwrap();
+    driver.set_queue_up();
+    driver.start();
+    driver.kick.signal().unwrap();
+    stays("no kick comes", || before.take().unwrap() == 0);
+    let after = bare.kick_fd();
+    soon("the kick arrives", || after.take().unwrap() == 1);
+}
+
+fn a_kick_between_two_daemons_reaches_the_second() {
+    let Bare {
+        driver,
+        on_bus,
+        responder,
+        file,
+        device,
+    } = Bare::started();
+    let first = EventFd::new().unwrap();
+    file.set_kick(0, first.as_fd()).unwrap();
+    drop(responder);
+    drop(file);
+    driver.kick.signal().unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    let file = Arc::new(device.open_nonblocking());
+    let responder = Responder::ok(&file);
+    let second = EventFd::new().unwrap();
+    file.set_kick(0, second.as_fd()).unwrap();
+    let came = (0..100).any(|_| {
+        std::thread::sleep(Duration::from_millis(5));
+        second.take().unwrap() == 1
+    });
+    drop(driver);
+    drop(on_bus);
+    drop(responder);
+    assert!(came, "the kick went to the first daemon's eventfd");
+}
+
+fn an_interrupt_reaches_the_driver() {
+    let bare = Bare::started();
+    for _ in 0..5 {
+        bare.file.inject_vq_irq(0).unwrap();
+        soon("the interrupt arrives", || {
+            bare.driver.call.take().unwrap() == 1
+        });
+    }
+}
+
+fn an_interrupt_before_driver_ok_is_einval() {
+    let bare = Bare::new();
+    bare.driver.set_queue_up();
+    fails(bare.file.inject_vq_irq(0), Errno::INVAL);
+    stays("no interrupt comes", || {
+        bare.driver.call.take().unwrap() == 0
+    });
+}
+
+fn a_config_interrupt_reaches_the_driver() {
+    let bare = Bare::new();
+    let changed = EventFd::new().unwrap();
+    bare.driver.vhost.set_config_call(changed.as_fd()).unwrap();
+    bare.driver.set_queue_up();
+    bare.driver.start();
+    bare.file.set_config(0, &9u64.to_le_bytes()).unwrap();
+    bare.file.inject_config_irq().unwrap();
+    soon("the interrupt arrives", || changed.take().unwrap() == 1);
+    assert_eq!(bare.driver.vhost.config(0, 8).unwrap(), 9u64.to_le_bytes());
+}
+
+fn a_config_interrupt_before_driver_ok_is_einval() {
+    let bare = Bare::new();
+    let changed = EventFd::new().unwrap();
+    bare.driver.vhost.set_config_call(changed.as_fd()).unwrap();
+    fails(bare.file.inject_config_irq(), Errno::INVAL);
+    stays("no interrupt comes", || changed.take().unwrap() == 0);
+}
+
+fn interrupts_from_several_threads_all_arrive() {
+    let bare = Bare::started();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..250 {
+                    bare.file.inject_vq_irq(0).unwrap();
+                }
+            });
+        }
+    });
+    // Each was signalled on its own, before its call returned.
+    assert_eq!(bare.driver.call.take().unwrap(), 1000);
+}
+
+fn interrupts_of_a_driver_without_eventfd_do_no_harm() {
+    let bare = Bare::started();
+    bare.driver.vhost.set_call(0, None).unwrap();
+    for _ in 0..10 {
+        bare.file.inject_vq_irq(0).unwrap();
+        bare.file.inject_config_irq().unwrap();
+    }
+    stays("nothing comes", || bare.driver.call.take().unwrap() == 0);
+}
+
+fn interrupts_kicks_and_resets_do_each_other_no_harm() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let bare = Bare::started();
+    let stop = AtomicBool::new(false);
+    let running = || !stop.load(Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while running() {
+                // Refused during a reset.
+                let _ = bare.file.inject_vq_irq(0);
+                let _ = bare.file.inject_config_irq();
+            }
+        });
+        scope.spawn(|| {
+            while running() {
+                bare.driver.kick.signal().unwrap();
+                let event = EventFd::new().unwrap();
+                bare.file.set_kick(0, event.as_fd()).unwrap();
+                bare.file.clear_kick(0).unwrap();
+            }
+        });
+        scope.spawn(|| {
+            while running() {
+                bare.file.vq_info(0).unwrap();
+                bare.file.features().unwrap();
+                bare.file.set_config(0, &[1; 60]).unwrap();
+                let _ = bare.file.iotlb_fd(0, u64::MAX);
+            }
+        });
+        for _ in 0..60 {
+            let driver = &bare.driver;
+            driver.vhost.set_status(0).unwrap();
+            driver.vhost.set_status(3).unwrap();
+            let features = driver.vhost.features().unwrap();
+            driver.vhost.set_features(features).unwrap();
+            driver.vhost.set_status(11).unwrap();
+            driver.set_queue_up();
+            driver.start();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(bare.driver.vhost.status().unwrap(), 15);
+}
+
+fn affinity_is_kept() {
+    let disk = LiveDisk::new(Shape {
+        queues: 2,
+        ..Default::default()
+    });
+    let block = disk.block();
+    let rq_affinity = format!("/sys/block/{}/queue/rq_affinity", block.name());
+    sysfs::write(rq_affinity.as_ref(), "0").unwrap();
+    let Some(trace) = Trace::start("block/block_rq_complete") else {
+        crate::lab::skip("no tracefs here");
+    };
+    for cpu in [0usize, 1] {
+        for queue in 0..2 {
+            let mask = format!("{:x}", 1 << cpu);
+            sysfs::write(&sysfs::affinity(disk.name(), queue), &mask).unwrap();
+        }
+        trace.clear();
+        for sector in 0..20 {
+            block.read(sector * 512, 512).unwrap();
+        }
+        let cpus = trace.cpus();
+        assert!(cpus.len() >= 20, "{} completions", cpus.len());
+        assert!(
+            cpus.iter().all(|&found| found == cpu),
+            "completions on CPUs {cpus:?} rather than {cpu}"
+        );
+    }
+}
+
+/// The kernel's record of an event, switched off on drop.
+struct Trace(String);
+
+impl Trace {
+    const ROOT: &str = "/sys/kernel/tracing";
+
+    fn start(event: &str) -> Option<Self> {
+        let enable = format!("{}/events/{event}/enable", Self::ROOT);
+        std::fs::write(&enable, "1").ok()?;
+        std::fs::write(format!("{}/tracing_on", Self::ROOT), "1").ok()?;
+        Some(Self(enable))
+    }
+
+    fn clear(&self) {
+        let _ = std::fs::write(format!("{}/trace", Self::ROOT), "");
+    }
+
+    /// The CPUs of the events so far: the lines have them in brackets.
+    fn cpus(&self) -> Vec<usize> {
+        let text = std::fs::read_to_string(format!("{}/trace", Self::ROOT)).unwrap_or_default();
+        text.lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split_once(" [")?.1.split_once(']')?.0.parse().ok())
+            .collect()
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        let _ = std::fs::write(&self.0, "0");
+        self.clear();
+    }
+}
+
+fn affinity_of_an_offline_cpu_delivers_all_the_same() {
+    let disk = LiveDisk::new(Shape::default());
+    let block = disk.block();
+    sysfs::write(&sysfs::affinity(disk.name(), 0), "2").unwrap();
+    block.read(0, 512).unwrap();
+    let offline = OfflineCpu::new();
+    for sector in 0..10 {
+        block.read(sector * 512, 512).unwrap();
+    }
+    drop(offline);
+    block.read(0, 512).unwrap();
+}
+
+fn queues_enabled_after_driver_ok_are_served() {
+    let device = TestDevice::disk();
+    let file = crate::lab::disk::memory_file(1 << 20);
+    let served =
+        crate::lab::disk::Served::start(device.open_nonblocking(), 1, file.clone()).unwrap();
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let mut driver = HandDriver::prepare(open_vhost(device.name()), IOVA);
+    driver.start();
+    let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+    assert_eq!(driver.vhost.status().unwrap(), ready);
+    // vhost-vdpa takes no address any more; that the queue is enabled late is enough.
+    let vhost = &driver.vhost;
+    vhost.set_status(0).unwrap();
+    vhost.set_status(3).unwrap();
+    let features = vhost.features().unwrap() & !(1 << 29);
+    vhost.set_features(features).unwrap();
+    vhost.set_status(11).unwrap();
+    vhost.set_queue_size(0, SIZE.into()).unwrap();
+    vhost.set_queue_address(0, driver.address()).unwrap();
+    vhost.set_queue_base(0, 0).unwrap();
+    driver.start();
+    driver.vhost.set_kick(0, driver.kick.as_fd()).unwrap();
+    driver.vhost.set_call(0, Some(driver.call.as_fd())).unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    driver.vhost.enable_queue(0).unwrap();
+    assert_eq!(driver.read(0), [0; 512]);
+    drop(driver);
+    drop(on_bus);
+    drop(served);
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A disk whose two virtqueues are two groups, each of which can have an address space of its own:
+//! `isolated NAME BYTES`, then `vdpa dev add name NAME mgmtdev vduse`.
+//!
+//! A driver that says so (`VHOST_VDPA_SET_GROUP_ASID`) has what one virtqueue sees of its memory
+//! apart from what the other one sees.
+
+use std::io;
+
+use vduse::blk::{self, Disk};
+use vduse::server::Server;
+use vduse::{Control, Device};
+
+/// Creates the device and serves it.
+pub fn serve(name: &str, bytes: u64) -> io::Result<()> {
+    let mut config = blk::device_config(name, bytes, 2);
+    config.groups = 2;
+    config.address_spaces = 2;
+    Control::open_v1()?.create(&config)?;
+    let device = Device::open(name)?;
+    // The size and the group of each virtqueue, and how many address spaces there are.
+    let queues = [(256, 0), (256, 1)];
+    Server::with_groups(device, &queues, 2, Disk::in_memory(bytes)?)?.run()
+}
+
+fn main() -> io::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [name, bytes] = &arguments[..] else {
+        eprintln!("usage: isolated NAME BYTES");
+        std::process::exit(2);
+    };
+    serve(name, bytes.parse().map_err(io::Error::other)?)
+}

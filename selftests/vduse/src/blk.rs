@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A disk (virtio 1.3, section 5.2).
+//!
+//! Its data is in a file, or in memory (which is a file without a name). It can be used from
+//! outside at the same time, for tests that look at what was really written.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use rustix::fs::MemfdFlags;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+};
+use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use crate::server::{Backend, Chain, Memory};
+use crate::{Device, DeviceConfig};
+
+/// Size in bytes of a sector, the unit of a disk's addresses.
+pub const SECTOR: u64 = 512;
+
+/// The longest chain of data descriptors of one request.
+const SEG_MAX: u32 = 126;
+
+/// The features that a [`Disk`] can do.
+pub const FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
+    | (1 << VIRTIO_F_ACCESS_PLATFORM)
+    | (1 << VIRTIO_RING_F_EVENT_IDX)
+    | (1 << VIRTIO_RING_F_INDIRECT_DESC)
+    | (1 << VIRTIO_BLK_F_SEG_MAX)
+    | (1 << VIRTIO_BLK_F_BLK_SIZE)
+    | (1 << VIRTIO_BLK_F_FLUSH)
+    | (1 << VIRTIO_BLK_F_MQ);
+
+/// The feature of a disk that cannot be written to.
+pub const READ_ONLY: u64 = 1 << VIRTIO_BLK_F_RO;
+
+/// Offset of the capacity, in sectors, in the configuration space.
+const CAPACITY_OFFSET: u32 = 0;
+
+/// The configuration space of a disk, `struct virtio_blk_config` up to the number of queues.
+pub fn config_space(sectors: u64, queues: u16) -> Vec<u8> {
+    let mut space = vec![0; 60];
+    space[0..8].copy_from_slice(&sectors.to_le_bytes());
+    space[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
+    space[20..24].copy_from_slice(&(SECTOR as u32).to_le_bytes());
+    space[34..36].copy_from_slice(&queues.to_le_bytes());
+    space
+}
+
+/// What a disk of so many bytes and queues is to be.
+pub fn device_config(name: &str, bytes: u64, queues: u16) -> DeviceConfig {
+    let mut config = DeviceConfig::new(name, VIRTIO_ID_BLOCK);
+    config.features = FEATURES;
+    config.queues = queues;
+    config.space = config_space(bytes / SECTOR, queues);
+    config
+}
+
+/// Tells the driver that a live disk has another size now. The file must have it already.
+///
+/// # Errors
+///
+/// What the ioctls say.
+pub fn resize(device: &Device, bytes: u64) -> io::Result<()> {
+    device.set_config(CAPACITY_OFFSET, &(bytes / SECTOR).to_le_bytes())?;
+    match device.inject_config_irq() {
+        // No driver is there to be told; it will read the size when it comes.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        result => result,
+    }
+}
+
+/// Counters of a [`Disk`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Reads that were done.
+    pub reads: u64,
+    /// Writes that were done.
+    pub writes: u64,
+    /// Flushes that were done.
+    pub flushes: u64,
+    /// Requests that failed or made no sense.
+    pub errors: u64,
+}
+
+/// A disk.
+#[derive(Debug)]
+pub struct Disk {
+    file: Arc<File>,
+    read_only: bool,
+    stats: Stats,
+    buffer: Vec<u8>,
+}
+
+impl Disk {
+    /// A disk in a file. It is as long as the file is at each request.
+    pub fn new(file: Arc<File>) -> Self {
+        Self {
+            file,
+            read_only: false,
+            stats: Stats::default(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// A disk in memory, zeroed.
+    pub fn in_memory(bytes: u64) -> io::Result<Self> {
+        let file = File::from(rustix::fs::memfd_create("disk", MemfdFlags::CLOEXEC)?);
+        file.set_len(bytes)?;
+        Ok(Self::new(Arc::new(file)))
+    }
+
+    /// A disk that refuses to be written to; offer [`READ_ONLY`] with it.
+    pub fn read_only(mut self) -> Self {
+        self.read_only = true;
+        self
+    }
+
+    /// The disk's data.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Where the `len` bytes at `sector` are, if the disk has them.
+    fn range(&self, sector: u64, len: u64) -> Option<u64> {
+        let start = sector.checked_mul(SECTOR)?;
+        let end = start.checked_add(len)?;
+        let size = self.file.metadata().ok()?.len();
+        (len % SECTOR == 0 && end <= size).then_some(start)
+    }
+
+    /// Does a request but for writing its status. Returns the status and how much was written.
+    fn request(&mut self, input: &mut impl Read, output: &mut impl Write, data: Data) -> (u8, u32) {
+        let mut header = [0; 16];
+        if input.read_exact(&mut header).is_err() {
+            return (VIRTIO_BLK_S_IOERR as u8, 0);
+        }
+        // The header is a kind, a word that is not used, and a sector.
+        let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let sector = header[8..]
+            .iter()
+            .rev()
+            .fold(0, |n, &b| (n << 8) | u64::from(b));
+        let done = match kind {
+            VIRTIO_BLK_T_IN => self.read(sector, output, data.writable),
+            VIRTIO_BLK_T_OUT if self.read_only => None,
+            VIRTIO_BLK_T_OUT => self.write(sector, input, data.readable),
+            VIRTIO_BLK_T_FLUSH => {
+                self.stats.flushes += 1;
+                self.file.sync_data().ok().map(|()| 0)
+            }
+            VIRTIO_BLK_T_GET_ID => {
+                let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
+                id[..9].copy_from_slice(b"vduse-blk");
+                let len = id.len().min(data.writable);
+                output.write_all(&id[..len]).ok().map(|()| len)
+            }
+            _ => return (VIRTIO_BLK_S_UNSUPP as u8, 0),
+        };
+        match done {
+            // A chain has less than 2^32 bytes.
+            Some(written) => (VIRTIO_BLK_S_OK as u8, written as u32),
+            None => (VIRTIO_BLK_S_IOERR as u8, 0),
+        }
+    }
+
+    fn read(&mut self, sector: u64, output: &mut impl Write, len: usize) -> Option<usize> {
+        let start = self.range(sector, len as u64)?;
+        self.buffer.resize(len, 0);
+        self.file.read_exact_at(&mut self.buffer, start).ok()?;
+        output.write_all(&self.buffer).ok()?;
+        self.stats.reads += 1;
+        Some(len)
+    }
+
+    fn write(&mut self, sector: u64, input: &mut impl Read, len: usize) -> Option<usize> {
+        let start = self.range(sector, len as u64)?;
+        self.buffer.resize(len, 0);
+        input.read_exact(&mut self.buffer).ok()?;
+        self.file.write_all_at(&self.buffer, start).ok()?;
+        self.stats.writes += 1;
+        Some(0)
+    }
+}
+
+/// How much data a request has, without header and status.
+struct Data {
+    readable: usize,
+    writable: usize,
+}
+
+impl Backend for Disk {
+    fn serve(&mut self, _queue: u16, chain: Chain, memory: &Memory) -> u32 {
+        serve(self, chain, &**memory)
+    }
+}
+
+/// Serves a request whose buffers are in any memory.
+fn serve<M, T>(disk: &mut Disk, chain: virtio_queue::DescriptorChain<T>, memory: &M) -> u32
+where
+    M: vm_memory::GuestMemory<Bitmap = ()>,
+    T: std::ops::Deref<Target = M> + Clone,
+{
+    let (Ok(mut input), Ok(mut output)) = (
+        virtio_queue::Reader::<()>::new(memory, chain.clone()),
+        virtio_queue::Writer::<()>::new(memory, chain),
+    ) else {
+        disk.stats.errors += 1;
+        return 0;
+    };
+    // The last byte that the device may write is the status.
+    let Some(writable) = output.available_bytes().checked_sub(1) else {
+        disk.stats.errors += 1;
+        return 0;
+    };
+    let Ok(mut status) = output.split_at(writable) else {
+        disk.stats.errors += 1;
+        return 0;
+    };
+    let data = Data {
+        readable: input.available_bytes().saturating_sub(16),
+        writable,
+    };
+    let (result, written) = disk.request(&mut input, &mut output, data);
+    if u32::from(result) != VIRTIO_BLK_S_OK {
+        disk.stats.errors += 1;
+    }
+    if status.write_all(&[result]).is_err() {
+        disk.stats.errors += 1;
+        return written;
+    }
+    written + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+    use virtio_queue::{Queue, QueueT};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    const DESC: u64 = 0;
+    const AVAIL: u64 = 0x1000;
+    const USED: u64 = 0x2000;
+    const HEADER: u64 = 0x10000;
+    const DATA: u64 = 0x11000;
+    const STATUS: u64 = 0x13000;
+
+    /// Puts one request to a disk; returns the status and the length.
+    fn ask(disk: &mut Disk, kind: u32, sector: u64, data: &mut [u8], to_device: bool) -> (u8, u32) {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x20000)]).unwrap();
+        let mut header = [0; 16];
+        header[0..4].copy_from_slice(&kind.to_le_bytes());
+        header[8..16].copy_from_slice(&sector.to_le_bytes());
+        memory.write_slice(&header, GuestAddress(HEADER)).unwrap();
+        memory.write_slice(data, GuestAddress(DATA)).unwrap();
+        memory.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
+        let (next, write) = (VRING_DESC_F_NEXT as u16, VRING_DESC_F_WRITE as u16);
+        let data_flags = if to_device { next } else { next | write };
+        for (i, (address, len, flags)) in [
+            (HEADER, 16, next),
+            (DATA, data.len() as u32, data_flags),
+            (STATUS, 1, write),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            // A descriptor: address, length, flags, and which one is next (virtio 1.3, 2.7.5).
+            let at = DESC + 16 * i as u64;
+            memory.write_obj(address, GuestAddress(at)).unwrap();
+            memory.write_obj(len, GuestAddress(at + 8)).unwrap();
+            memory.write_obj(flags, GuestAddress(at + 12)).unwrap();
+            memory
+                .write_obj(i as u16 + 1, GuestAddress(at + 14))
+                .unwrap();
+        }
+        // The driver area: flags, index, and the heads, of which descriptor 0 is the first.
+        memory.write_obj(1u16, GuestAddress(AVAIL + 2)).unwrap();
+
+        let mut queue = Queue::new(16).unwrap();
+        queue.set_desc_table_address(Some(DESC as u32), None);
+        queue.set_avail_ring_address(Some(AVAIL as u32), None);
+        queue.set_used_ring_address(Some(USED as u32), None);
+        queue.set_ready(true);
+        let chain = queue.pop_descriptor_chain(&memory).unwrap();
+        let written = serve(disk, chain, &memory);
+        memory.read_slice(data, GuestAddress(DATA)).unwrap();
+        (memory.read_obj(GuestAddress(STATUS)).unwrap(), written)
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let mut disk = Disk::in_memory(8 * SECTOR).unwrap();
+        let mut data: Vec<u8> = (0..1024u32).map(|n| (n * 7) as u8).collect();
+        assert_eq!(ask(&mut disk, VIRTIO_BLK_T_OUT, 3, &mut data, true), (0, 1));
+        let mut back = vec![0; 1024];
+        assert_eq!(
+            ask(&mut disk, VIRTIO_BLK_T_IN, 3, &mut back, false),
+            (0, 1025)
+        );
+        assert_eq!(data, back);
+        let stats = disk.stats();
+        assert_eq!((stats.reads, stats.writes, stats.errors), (1, 1, 0));
+    }
+
+    #[test]
+    fn nothing_is_done_beyond_the_end() {
+        let mut disk = Disk::in_memory(8 * SECTOR).unwrap();
+        let mut data = vec![1; 1024];
+        let io_error = (VIRTIO_BLK_S_IOERR as u8, 1);
+        for sector in [7, 8, u64::MAX / SECTOR, u64::MAX] {
+            for kind in [VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_IN] {
+                let to_device = kind == VIRTIO_BLK_T_OUT;
+                assert_eq!(ask(&mut disk, kind, sector, &mut data, to_device), io_error);
+            }
+        }
+        assert_eq!(disk.stats().errors, 8);
+        assert_eq!(disk.file().metadata().unwrap().len(), 8 * SECTOR);
+    }
+
+    #[test]
+    fn parts_of_sectors_and_read_only_disks_are_refused() {
+        let mut disk = Disk::in_memory(8 * SECTOR).unwrap();
+        let io_error = (VIRTIO_BLK_S_IOERR as u8, 1);
+        assert_eq!(
+            ask(&mut disk, VIRTIO_BLK_T_OUT, 0, &mut [1; 100], true),
+            io_error
+        );
+        let mut disk = disk.read_only();
+        assert_eq!(
+            ask(&mut disk, VIRTIO_BLK_T_OUT, 0, &mut [1; 512], true),
+            io_error
+        );
+    }
+
+    #[test]
+    fn an_unknown_request_is_unsupported() {
+        let mut disk = Disk::in_memory(8 * SECTOR).unwrap();
+        assert_eq!(
+            ask(&mut disk, 99, 0, &mut [0; 512], true),
+            (VIRTIO_BLK_S_UNSUPP as u8, 1)
+        );
+    }
+
+    #[test]
+    fn the_id_is_told() {
+        let mut disk = Disk::in_memory(8 * SECTOR).unwrap();
+        let mut id = [0xff; 20];
+        assert_eq!(
+            ask(&mut disk, VIRTIO_BLK_T_GET_ID, 0, &mut id, false),
+            (0, 21)
+        );
+        assert_eq!(&id[..10], b"vduse-blk\0");
+    }
+
+    #[test]
+    fn the_configuration_space_has_the_size_and_the_queues() {
+        let config = device_config("d", 1 << 20, 4);
+        assert_eq!(config.space[..8], 2048u64.to_le_bytes());
+        assert_eq!(config.space[34..36], 4u16.to_le_bytes());
+        assert_eq!(config.queues, 4);
+    }
+}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! An eventfd: how the driver kicks a device, and how one thread wakes another.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{eventfd, EventfdFlags};
+
+/// An eventfd whose reads do not wait.
+#[derive(Debug)]
+pub struct EventFd {
+    fd: OwnedFd,
+}
+
+impl EventFd {
+    /// Makes one, at 0.
+    pub fn new() -> io::Result<Self> {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { fd })
+    }
+
+    /// Adds 1.
+    pub fn signal(&self) -> io::Result<()> {
+        rustix::io::write(&self.fd, &1u64.to_ne_bytes())?;
+        Ok(())
+    }
+
+    /// Reads the counter and puts it back to 0.
+    pub fn take(&self) -> io::Result<u64> {
+        let mut count = [0; 8];
+        match rustix::io::read(&self.fd, &mut count) {
+            Ok(_) => Ok(u64::from_ne_bytes(count)),
+            Err(rustix::io::Errno::AGAIN) => Ok(0),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_add_up_until_they_are_taken() {
+        let event = EventFd::new().unwrap();
+        assert_eq!(event.take().unwrap(), 0);
+        event.signal().unwrap();
+        event.signal().unwrap();
+        assert_eq!(event.take().unwrap(), 2);
+        assert_eq!(event.take().unwrap(), 0);
+    }
+}

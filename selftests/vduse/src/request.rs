@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What the driver side asks of a device, and what it can be told.
+
+use vduse_uapi as uapi;
+
+/// A request of the driver side, to be answered with its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Names the request among those not answered yet.
+    pub id: u32,
+    /// What is asked.
+    pub kind: Kind,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Where does the device stand in this virtqueue? The queue is not in use.
+    GetVqState {
+        /// The index of the virtqueue.
+        index: u32,
+    },
+    /// The driver wrote the device status (virtio 1.3, section 2.1); 0 resets the device.
+    SetStatus(u8),
+    /// The mappings of the IOVAs from `first` to `last` are not what they were.
+    UpdateIotlb {
+        /// First IOVA.
+        first: u64,
+        /// Last IOVA.
+        last: u64,
+        /// The address space; 0 on a device of version 0.
+        asid: u32,
+    },
+    /// A virtqueue group moves to another address space (version 1).
+    SetGroupAsid {
+        /// The virtqueue group.
+        group: u32,
+        /// The address space.
+        asid: u32,
+    },
+    /// Something that this library does not know, to be answered with [`Answer::Failed`].
+    Unknown(u32),
+}
+
+impl From<uapi::DevRequest> for Request {
+    fn from(request: uapi::DevRequest) -> Self {
+        let kind = match request.kind {
+            uapi::GET_VQ_STATE => Kind::GetVqState {
+                index: request.body.vq_index(),
+            },
+            uapi::SET_STATUS => Kind::SetStatus(request.body.status()),
+            uapi::UPDATE_IOTLB => {
+                let (first, last) = request.body.iova_range();
+                // Version 0 leaves these bytes at 0.
+                let asid = request.body.iova_asid();
+                Kind::UpdateIotlb { first, last, asid }
+            }
+            uapi::SET_VQ_GROUP_ASID => {
+                let (group, asid) = request.body.group_asid();
+                Kind::SetGroupAsid { group, asid }
+            }
+            other => Kind::Unknown(other),
+        };
+        Self {
+            id: request.request_id,
+            kind,
+        }
+    }
+}
+
+/// The answer to a [`Request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Done.
+    Ok,
+    /// Not done.
+    Failed,
+    /// To [`Kind::GetVqState`]: the next available entry of this virtqueue that the device will
+    /// look at.
+    SplitState {
+        /// The index of the virtqueue.
+        index: u32,
+        /// The entry.
+        next_avail: u16,
+    },
+    /// To [`Kind::GetVqState`], when packed virtqueues were negotiated.
+    PackedState {
+        /// The index of the virtqueue.
+        index: u32,
+        /// Where the device stands.
+        state: uapi::PackedState,
+    },
+}
+
+impl Answer {
+    /// The ABI's structure.
+    pub fn to_abi(self, request_id: u32) -> uapi::DevResponse {
+        let (result, body) = match self {
+            Self::Ok => (uapi::REQ_RESULT_OK, uapi::ResponseBody::default()),
+            Self::Failed => (uapi::REQ_RESULT_FAILED, uapi::ResponseBody::default()),
+            Self::SplitState { index, next_avail } => (
+                uapi::REQ_RESULT_OK,
+                uapi::ResponseBody::from_vq_state(
+                    index,
+                    uapi::VqStateUnion::from_split(next_avail),
+                ),
+            ),
+            Self::PackedState { index, state } => (
+                uapi::REQ_RESULT_OK,
+                uapi::ResponseBody::from_vq_state(index, uapi::VqStateUnion::from_packed(state)),
+            ),
+        };
+        uapi::DevResponse {
+            request_id,
+            result,
+            reserved: [0; 4],
+            body,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(kind: u32, body: uapi::RequestBody) -> Kind {
+        Request::from(uapi::DevRequest {
+            kind,
+            request_id: 7,
+            reserved: [0; 4],
+            body,
+        })
+        .kind
+    }
+
+    #[test]
+    fn every_kind_is_told_apart() {
+        assert_eq!(
+            parse(uapi::GET_VQ_STATE, uapi::RequestBody::from_vq_index(3)),
+            Kind::GetVqState { index: 3 }
+        );
+        assert_eq!(
+            parse(uapi::SET_STATUS, uapi::RequestBody::from_status(15)),
+            Kind::SetStatus(15)
+        );
+        assert_eq!(
+            parse(
+                uapi::UPDATE_IOTLB,
+                uapi::RequestBody::from_iova_range(1, u64::MAX)
+            ),
+            Kind::UpdateIotlb {
+                first: 1,
+                last: u64::MAX,
+                asid: 0
+            }
+        );
+        assert_eq!(
+            parse(
+                uapi::SET_VQ_GROUP_ASID,
+                uapi::RequestBody::from_group_asid(1, 2)
+            ),
+            Kind::SetGroupAsid { group: 1, asid: 2 }
+        );
+        assert_eq!(parse(99, uapi::RequestBody::default()), Kind::Unknown(99));
+    }
+
+    #[test]
+    fn a_state_goes_into_the_answer() {
+        let abi = Answer::SplitState {
+            index: 1,
+            next_avail: 0xabcd,
+        }
+        .to_abi(9);
+        assert_eq!((abi.request_id, abi.result), (9, uapi::REQ_RESULT_OK));
+        let (index, state) = abi.body.vq_state();
+        assert_eq!((index, state.split()), (1, 0xabcd));
+        assert_eq!(Answer::Failed.to_abi(9).result, uapi::REQ_RESULT_FAILED);
+    }
+}

@@ -1,0 +1,538 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The loop of a device: requests, virtqueues, kicks, interrupts.
+//!
+//! One thread does it all. Requests of a virtqueue are completed in the order in which they came,
+//! which makes a reconnect simple: a server that takes over a device in use goes on where the used
+//! ring ends, and so does again what its predecessor had begun.
+//!
+//! Split virtqueues only: offer no `VIRTIO_F_RING_PACKED`.
+//!
+//! The virtqueue groups of a version 1 device ([`Server::with_groups`]) are in address space 0
+//! after each reset, and go where the driver side puts them before it says `DRIVER_OK`. VDUSE does
+//! not tell a server that takes over where they are: it takes them to be in address space 0.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+
+use crate::eventfd::EventFd;
+use crate::iotlb::{AddressSpace, SpaceOf};
+use crate::request::{Answer, Kind, Request};
+use crate::umem::Umem;
+use crate::Device;
+
+/// The driver's memory, as a [`Backend`] is handed it.
+pub type Memory = Arc<AddressSpace>;
+
+/// A request of the driver: a chain of descriptors.
+pub type Chain = DescriptorChain<Memory>;
+
+/// What a device does with the requests of its virtqueues.
+pub trait Backend {
+    /// Serves a request of virtqueue `queue`, whose buffers are in `memory`. Returns how many
+    /// bytes were written to the chain.
+    ///
+    /// The chain is the driver's word: anything can be in it.
+    fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32;
+
+    /// The driver has accepted these features and begins.
+    fn start(&mut self, _features: u64) {}
+
+    /// The driver has reset the device. No request is under way.
+    fn reset(&mut self) {}
+}
+
+/// A virtqueue and its kick.
+#[derive(Debug)]
+struct VirtQueue {
+    queue: Queue,
+    group: u32,
+    kick: EventFd,
+    state: State,
+}
+
+/// What a virtqueue is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// The driver has not enabled it.
+    Idle,
+    /// It is served.
+    Active,
+    /// What the driver put there makes no sense: it is not served until the next reset.
+    Broken,
+}
+
+/// A running device.
+#[derive(Debug)]
+pub struct Server<B> {
+    device: Arc<Device>,
+    /// By ASID.
+    spaces: Vec<Memory>,
+    /// The address spaces of the groups that were moved.
+    moved: HashMap<u32, u32>,
+    queues: Vec<VirtQueue>,
+    backend: B,
+    features: u64,
+    /// The driver said `DRIVER_OK` while we looked on.
+    driver_ok: bool,
+    umem: Option<Umem>,
+    control: Arc<Shared>,
+}
+
+/// What a server and its handles share.
+#[derive(Debug)]
+struct Shared {
+    wake: EventFd,
+    stop: AtomicBool,
+    commands: Mutex<Vec<(Command, Sender<io::Result<()>>)>>,
+}
+
+/// What a handle can ask of a server.
+#[derive(Clone, Copy, Debug)]
+enum Command {
+    RegisterUmem,
+    DeregisterUmem,
+}
+
+/// A handle on a running [`Server`], for another thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    device: Arc<Device>,
+    control: Arc<Shared>,
+}
+
+impl Handle {
+    /// Ends the loop, soon.
+    pub fn stop(&self) {
+        self.control.stop.store(true, Ordering::Release);
+        // Full, it is readable all the same.
+        let _ = self.control.wake.signal();
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Has the driver's data go through memory of this program's own from now on, between two
+    /// requests.
+    ///
+    /// # Errors
+    ///
+    /// As [`Umem::register`]; `BrokenPipe` when the server has ended.
+    pub fn register_umem(&self) -> io::Result<()> {
+        self.ask(Command::RegisterUmem)
+    }
+
+    /// Has the driver's data go through the kernel's memory again.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` when it does already; `BrokenPipe` when the server has ended.
+    pub fn deregister_umem(&self) -> io::Result<()> {
+        self.ask(Command::DeregisterUmem)
+    }
+
+    fn ask(&self, command: Command) -> io::Result<()> {
+        let (sender, receiver) = mpsc::channel();
+        self.control
+            .commands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((command, sender));
+        self.control.wake.signal()?;
+        receiver
+            .recv()
+            .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+    }
+}
+
+/// How often a virtqueue that the driver has not enabled is looked at.
+const NOT_READY: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
+
+impl<B: Backend> Server<B> {
+    /// Takes a device with virtqueues of these sizes on. A driver that uses the device already is
+    /// served where the predecessor of this server left off.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctls say.
+    pub fn new(device: Device, sizes: &[u16], backend: B) -> io::Result<Self> {
+        let queues: Vec<_> = sizes.iter().map(|&size| (size, 0)).collect();
+        let device = Arc::new(device);
+        let memory = Arc::new(AddressSpace::new(device.clone()));
+        Self::with_memory(device, &queues, vec![memory], backend)
+    }
+
+    /// As [`new`](Self::new), for a device of version 1: its virtqueues are of these sizes and in
+    /// these groups, and it has so many address spaces.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctls say.
+    pub fn with_groups(
+        device: Device,
+        queues: &[(u16, u32)],
+        spaces: u32,
+        backend: B,
+    ) -> io::Result<Self> {
+        let device = Arc::new(device);
+        let space = |asid| {
+            let device = device.clone();
+            Arc::new(AddressSpace::new(Arc::new(SpaceOf { device, asid })))
+        };
+        let spaces = (0..spaces).map(space).collect();
+        Self::with_memory(device, queues, spaces, backend)
+    }
+
+    fn with_memory(
+        device: Arc<Device>,
+        queues: &[(u16, u32)],
+        spaces: Vec<Memory>,
+        backend: B,
+    ) -> io::Result<Self> {
+        let configs = queues;
+        let queues = configs
+            .iter()
+            .map(|&(size, group)| {
+                Ok(VirtQueue {
+                    queue: Queue::new(size).map_err(io::Error::other)?,
+                    group,
+                    kick: EventFd::new()?,
+                    state: State::Idle,
+                })
+            })
+            .collect::<io::Result<_>>()?;
+        let mut server = Self {
+            device,
+            spaces,
+            moved: HashMap::new(),
+            queues,
+            backend,
+            features: 0,
+            driver_ok: false,
+            umem: None,
+            control: Arc::new(Shared {
+                wake: EventFd::new()?,
+                stop: AtomicBool::new(false),
+                commands: Mutex::new(Vec::new()),
+            }),
+        };
+        for (index, &(max_size, group)) in (0..).zip(configs) {
+            server.device.vq_setup_raw(&crate::uapi::VqConfig {
+                index,
+                max_size,
+                group,
+                ..Default::default()
+            })?;
+        }
+        server.activate(true)?;
+        Ok(server)
+    }
+
+    /// A handle for another thread.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            device: self.device.clone(),
+            control: self.control.clone(),
+        }
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Ends the server, and gives back the backend.
+    pub fn into_backend(self) -> B {
+        self.backend
+    }
+
+    /// Serves the device until it is stopped.
+    ///
+    /// # Errors
+    ///
+    /// When the driver side has given the device up (`EPERM`), or the device fails otherwise.
+    pub fn run(&mut self) -> io::Result<()> {
+        let result = self.serve();
+        // Who still asks something of us gets an answer.
+        self.control.take_commands();
+        result
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        for index in 0..self.queues.len() {
+            // What was waiting before there were kicks.
+            self.process(index);
+            // What a predecessor used and did not live to tell.
+            if self.queues[index].state == State::Active {
+                // Refused before the driver is ready, when nothing was used.
+                let _ = self.device.inject_vq_irq(index as u32);
+            }
+        }
+        while !self.control.stop.load(Ordering::Acquire) {
+            let device = PollFd::from_borrowed_fd(self.device.as_fd(), PollFlags::IN);
+            let wake = PollFd::from_borrowed_fd(self.control.wake.as_fd(), PollFlags::IN);
+            let mut fds = vec![device, wake];
+            fds.extend(
+                self.queues
+                    .iter()
+                    .map(|vq| PollFd::from_borrowed_fd(vq.kick.as_fd(), PollFlags::IN)),
+            );
+            let waiting = self.driver_ok && self.queues.iter().any(|vq| vq.state == State::Idle);
+            match poll(&mut fds, waiting.then_some(&NOT_READY)) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            }
+            let on_device = fds[0].revents();
+            let kicked: Vec<usize> = (0..self.queues.len())
+                .filter(|index| fds[index + 2].revents().contains(PollFlags::IN))
+                .collect();
+            if on_device.intersects(PollFlags::ERR | PollFlags::HUP) {
+                return Err(rustix::io::Errno::PERM.into());
+            }
+            self.control.wake.take()?;
+            for (command, reply) in self.control.take_commands() {
+                // Who asked may be gone.
+                let _ = reply.send(match command {
+                    Command::RegisterUmem => self.register_umem(),
+                    Command::DeregisterUmem => self.deregister_umem(),
+                });
+            }
+            // Kicks first: a driver that asks for the state of a queue has stopped kicking it.
+            for index in kicked {
+                self.queues[index].kick.take()?;
+                self.process(index);
+            }
+            if waiting {
+                // Drivers enable queues after DRIVER_OK too, and no message says so.
+                for index in self.activate(false)? {
+                    self.process(index);
+                }
+            }
+            if on_device.contains(PollFlags::IN) {
+                match self.device.read_request() {
+                    Ok(request) => self.request(request)?,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn request(&mut self, request: Request) -> io::Result<()> {
+        let mut started = Vec::new();
+        let answer = match request.kind {
+            Kind::GetVqState { index } => self.vq_state(index),
+            Kind::SetStatus(0) => {
+                self.reset();
+                Answer::Ok
+            }
+            Kind::SetStatus(status) => {
+                if u32::from(status) & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !self.driver_ok {
+                    self.driver_ok = true;
+                    started = self.activate(false)?;
+                }
+                Answer::Ok
+            }
+            Kind::UpdateIotlb { first, last, asid } => {
+                self.forget(asid, first, last);
+                Answer::Ok
+            }
+            Kind::SetGroupAsid { group, asid } => self.move_group(group, asid),
+            Kind::Unknown(_) => Answer::Failed,
+        };
+        match self.device.answer(&request, answer) {
+            Ok(()) => {}
+            // Who asked has given up: its loss.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        for index in started {
+            self.process(index);
+        }
+        Ok(())
+    }
+
+    fn vq_state(&self, index: u32) -> Answer {
+        usize::try_from(index)
+            .ok()
+            .and_then(|index| self.queues.get(index))
+            .map_or(Answer::Failed, |vq| Answer::SplitState {
+                index,
+                next_avail: vq.queue.next_avail(),
+            })
+    }
+
+    /// Moves a virtqueue group whose virtqueues are idle to another address space.
+    fn move_group(&mut self, group: u32, asid: u32) -> Answer {
+        let mut members = self.queues.iter().filter(|vq| vq.group == group);
+        if members.any(|vq| vq.state != State::Idle) || self.spaces.get(asid as usize).is_none() {
+            return Answer::Failed;
+        }
+        self.moved.insert(group, asid);
+        Answer::Ok
+    }
+
+    /// The memory that a virtqueue is in.
+    fn memory(&self, index: usize) -> &Memory {
+        let asid = self.moved.get(&self.queues[index].group).unwrap_or(&0);
+        &self.spaces[*asid as usize]
+    }
+
+    fn reset(&mut self) {
+        self.driver_ok = false;
+        self.features = 0;
+        self.moved.clear();
+        for vq in &mut self.queues {
+            vq.state = State::Idle;
+            vq.queue.reset();
+        }
+        // The next driver has other memory at the same addresses.
+        for asid in 0..self.spaces.len() as u32 {
+            self.forget(asid, 0, u64::MAX);
+        }
+        self.backend.reset();
+    }
+
+    /// Maps the IOVAs from `first` to `last` of an address space anew when they are next looked at.
+    fn forget(&mut self, asid: u32, first: u64, last: u64) {
+        let Some(space) = self.spaces.get_mut(asid as usize) else {
+            return;
+        };
+        let mut memory = space.without(first, last);
+        if let Some(umem) = self.umem.as_ref().filter(|umem| umem.region().asid == asid) {
+            let region = umem.region();
+            let last = region.iova + region.size - 1;
+            memory = memory.without(region.iova, last);
+            memory.map(region.iova, last, umem.memory().clone());
+        }
+        *space = Arc::new(memory);
+    }
+
+    fn register_umem(&mut self) -> io::Result<()> {
+        if self.umem.is_some() {
+            return Err(rustix::io::Errno::EXIST.into());
+        }
+        self.umem = Some(Umem::register(self.device.clone())?);
+        self.forget(0, 0, 0);
+        Ok(())
+    }
+
+    fn deregister_umem(&mut self) -> io::Result<()> {
+        let umem = self.umem.take().ok_or(rustix::io::Errno::NOENT)?;
+        let region = *umem.region();
+        umem.deregister()?;
+        self.forget(region.asid, region.iova, region.iova + region.size - 1);
+        Ok(())
+    }
+
+    /// Takes the virtqueues that the driver has enabled into use, and says which.
+    fn activate(&mut self, take_over: bool) -> io::Result<Vec<usize>> {
+        self.features = self.device.features()?;
+        let mut activated = Vec::new();
+        for index in 0..self.queues.len() {
+            if self.queues[index].state != State::Idle {
+                continue;
+            }
+            let info = self.device.vq_info(index as u32)?;
+            if info.ready == 0 {
+                continue;
+            }
+            if self.set_up(index, &info, take_over).is_none() {
+                eprintln!("virtqueue {index}: the driver's set-up makes no sense: {info:?}");
+                self.queues[index].state = State::Broken;
+                continue;
+            }
+            let vq = &mut self.queues[index];
+            vq.state = State::Active;
+            self.device.set_kick(index as u16, vq.kick.as_fd())?;
+            activated.push(index);
+        }
+        if !activated.is_empty() {
+            self.backend.start(self.features);
+        }
+        Ok(activated)
+    }
+
+    fn set_up(&mut self, index: usize, info: &crate::uapi::VqInfo, take_over: bool) -> Option<()> {
+        let memory = self.memory(index).clone();
+        let queue = &mut self.queues[index].queue;
+        queue.try_set_size(u16::try_from(info.num).ok()?).ok()?;
+        let address = vm_memory::GuestAddress;
+        queue
+            .try_set_desc_table_address(address(info.desc_addr))
+            .ok()?;
+        queue
+            .try_set_avail_ring_address(address(info.driver_addr))
+            .ok()?;
+        queue
+            .try_set_used_ring_address(address(info.device_addr))
+            .ok()?;
+        queue.set_event_idx(self.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
+        queue.set_ready(true);
+        if !queue.is_valid(&*memory) {
+            queue.set_ready(false);
+            return None;
+        }
+        let used = queue.used_idx(&*memory, Ordering::Acquire).ok()?.0;
+        queue.set_next_used(used);
+        queue.set_next_avail(if take_over { used } else { info.state.split() });
+        Some(())
+    }
+
+    /// Serves what waits in a virtqueue.
+    fn process(&mut self, index: usize) {
+        if self.queues[index].state != State::Active {
+            return;
+        }
+        if let Err(error) = self.try_process(index) {
+            eprintln!("virtqueue {index}: {error}; it is not served any more");
+            self.queues[index].state = State::Broken;
+        }
+    }
+
+    fn try_process(&mut self, index: usize) -> Result<(), virtio_queue::Error> {
+        let memory = self.memory(index).clone();
+        loop {
+            let queue = &mut self.queues[index].queue;
+            queue.disable_notification(&*memory)?;
+            let mut any = false;
+            while let Some(chain) = queue.iter(memory.clone())?.next() {
+                let head = chain.head_index();
+                let written = self.backend.serve(index as u16, chain, &memory);
+                queue.add_used(&*memory, head, written)?;
+                any = true;
+            }
+            let more = queue.enable_notification(&*memory)?;
+            if any && queue.needs_notification(&*memory)? {
+                // Refused while the driver resets the device, when nobody waits for it.
+                let _ = self.device.inject_vq_irq(index as u32);
+            }
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn take_commands(&self) -> Vec<(Command, Sender<io::Result<()>>)> {
+        let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *commands)
+    }
+}

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The ioctls' plumbing: the only place where a pointer goes to the kernel.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
+use vduse_uapi as uapi;
+
+/// A structure of the ABI.
+///
+/// # Safety
+///
+/// The type is made of integers only, without padding, so that every byte of it is defined and
+/// any bytes make a valid value.
+pub(crate) unsafe trait Plain: Copy {}
+
+// SAFETY: Integers.
+unsafe impl Plain for u32 {}
+// SAFETY: Integers.
+unsafe impl Plain for u64 {}
+// SAFETY: An array of integers.
+unsafe impl Plain for [u8; uapi::NAME_MAX] {}
+
+macro_rules! plain {
+    ($($t:ty),*) => {
+        $(
+            // SAFETY: `vduse-uapi` has integers and arrays of integers only, and names all padding.
+            unsafe impl Plain for $t {}
+        )*
+    };
+}
+
+plain!(
+    uapi::DevConfig,
+    uapi::IotlbEntry,
+    uapi::IotlbEntryV2,
+    uapi::ConfigData,
+    uapi::VqConfig,
+    uapi::VqInfo,
+    uapi::VqEventfd,
+    uapi::IovaUmem,
+    uapi::IovaInfo,
+    uapi::DevRequest,
+    uapi::DevResponse
+);
+
+/// The bytes of a structure.
+pub(crate) fn bytes_of<T: Plain>(value: &T) -> &[u8] {
+    // SAFETY: `Plain` says that all `size_of::<T>()` bytes are defined.
+    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
+}
+
+/// The bytes of a structure, to be written over.
+pub(crate) fn bytes_of_mut<T: Plain>(value: &mut T) -> &mut [u8] {
+    // SAFETY: `Plain` says that all bytes are defined and that any bytes make a valid value.
+    unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(value).cast(), size_of::<T>()) }
+}
+
+struct Call {
+    number: u32,
+    argument: *mut c_void,
+}
+
+// SAFETY: `as_ptr` gives the kernel the argument that `call`'s caller vouches for, and the output
+// is the plain return value.
+unsafe impl Ioctl for Call {
+    type Output = i32;
+
+    // The kernel may write through the argument; the compiler must not assume otherwise.
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.number
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        self.argument
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<i32> {
+        Ok(out)
+    }
+}
+
+/// # Safety
+///
+/// `argument` is valid for all that the ioctl of this number writes.
+unsafe fn call(fd: impl AsFd, number: u32, argument: *mut c_void) -> io::Result<i32> {
+    // SAFETY: The caller vouches for the argument; nothing else is needed for VDUSE's ioctls.
+    Ok(unsafe { rustix::ioctl::ioctl(fd, Call { number, argument }) }?)
+}
+
+/// Size in bytes of the structure that an ioctl's number names.
+const fn argument_size(number: u32) -> usize {
+    (number >> 16) as usize & 0x3fff
+}
+
+/// Calls an ioctl that reads and writes one structure.
+pub(crate) fn exchange<T: Plain>(fd: impl AsFd, number: u32, value: &mut T) -> io::Result<i32> {
+    assert_eq!(argument_size(number), size_of::<T>());
+    // SAFETY: Every VDUSE ioctl writes at most the structure that its number has the size of, and
+    // `value` is one, in which any bytes are valid.
+    unsafe { call(fd, number, std::ptr::from_mut(value).cast()) }
+}
+
+/// Calls an ioctl that reads one structure.
+pub(crate) fn send<T: Plain>(fd: impl AsFd, number: u32, value: &T) -> io::Result<()> {
+    exchange(fd, number, &mut { *value }).map(drop)
+}
+
+/// Calls an ioctl that reads a structure and bytes behind it, as many as the structure says.
+pub(crate) fn send_with_tail<T: Plain>(
+    fd: impl AsFd,
+    number: u32,
+    head: &T,
+    tail: &[u8],
+) -> io::Result<()> {
+    assert_eq!(argument_size(number), size_of::<T>());
+    let mut buffer = [bytes_of(head), tail].concat();
+    // SAFETY: The ioctls with a tail write nothing back. (They copy byte by byte: no alignment is
+    // needed.)
+    unsafe { call(fd, number, buffer.as_mut_ptr().cast()) }.map(drop)
+}
+
+/// Calls an ioctl that takes no argument.
+pub(crate) fn signal(fd: impl AsFd, number: u32) -> io::Result<()> {
+    assert_eq!(argument_size(number), 0);
+    // SAFETY: An ioctl without argument looks at no memory.
+    unsafe { call(fd, number, std::ptr::null_mut()) }.map(drop)
+}
