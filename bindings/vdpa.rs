@@ -374,19 +374,11 @@ impl<T: Operations> Device<T> {
     /// # Safety
     ///
     /// `vdev` must be the `vdpa` field of a [`Device<T>`] that the core does not free for `'a`.
-    unsafe fn data<'a>(vdev: *const bindings::vdpa_device) -> &'a T {
+    unsafe fn from_raw<'a>(vdev: *const bindings::vdpa_device) -> &'a Self {
         const { assert!(offset_of!(Self, vdpa) == 0) };
 
-        // SAFETY: By the safety requirements, and by the type invariants of `Device`.
-        unsafe { &(*vdev.cast::<Self>()).data }
-    }
-
-    /// # Safety
-    ///
-    /// As for [`data`](Self::data).
-    unsafe fn callbacks<'a>(vdev: *const bindings::vdpa_device) -> &'a Arc<Callbacks> {
-        // SAFETY: By the safety requirements, and by the type invariants of `Device`.
-        unsafe { &(*vdev.cast::<Self>()).callbacks }
+        // SAFETY: By the safety requirements. What C writes to is in an `Opaque`.
+        unsafe { &*vdev.cast() }
     }
 
     /// Allocates a device. The caller owns a reference to it.
@@ -438,402 +430,282 @@ fn device_as_raw(dev: &kernel::device::Device) -> *mut bindings::device {
 
 struct VTable<T: Operations>(PhantomData<T>);
 
-// The core calls these with a device that was allocated with this table and has not been freed: that
-// is what "a live device" means below.
+/// Defines a function of [`VTable<T>`], with a [`Device<T>`] in place of the C structure.
+macro_rules! operation {
+    (fn $name:ident($dev:ident $(, $arg:ident: $type:ty)* $(,)?) $(-> $ret:ty)? $body:block) => {
+        /// # Safety
+        ///
+        /// `vdev` must be a device that was allocated with this table and has not been freed.
+        /// Pointers must be valid for what the operation does with them.
+        unsafe extern "C" fn $name(
+            vdev: *mut bindings::vdpa_device,
+            $($arg: $type,)*
+        ) $(-> $ret)? {
+            // SAFETY: By the safety requirements.
+            let $dev = unsafe { Device::<T>::from_raw(vdev) };
+
+            $body
+        }
+    };
+}
+
 impl<T: Operations> VTable<T> {
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_vq_address(
-        vdev: *mut bindings::vdpa_device,
-        vq: u16,
-        desc: u64,
-        driver: u64,
-        device: u64,
-    ) -> c_int {
-        // SAFETY: A live device.
-        let data = unsafe { Device::<T>::data(vdev) };
-        let address = VqAddress {
-            desc,
-            driver,
-            device,
-        };
+    operation! {
+        fn set_vq_address(dev, vq: u16, desc: u64, driver: u64, device: u64) -> c_int {
+            let address = VqAddress { desc, driver, device };
 
-        from_result(|| data.set_vq_address(vq, address).map(|()| 0))
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_vq_num(vdev: *mut bindings::vdpa_device, vq: u16, num: u32) {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.set_vq_num(vq, num)
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn kick_vq(vdev: *mut bindings::vdpa_device, vq: u16) {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.kick_vq(vq)
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_vq_cb(
-        vdev: *mut bindings::vdpa_device,
-        vq: u16,
-        cb: *mut bindings::vdpa_callback,
-    ) {
-        // SAFETY: A live device.
-        let callbacks = unsafe { Device::<T>::callbacks(vdev) };
-
-        if let Some(slot) = callbacks.vqs.get(usize::from(vq)) {
-            // SAFETY: The driver passes a callback that may be called while the virtqueue is
-            // ready, until it passes another or resets the device.
-            unsafe { slot.fill(cb) }
+            from_result(|| dev.data.set_vq_address(vq, address).map(|()| 0))
         }
     }
 
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_vq_ready(vdev: *mut bindings::vdpa_device, vq: u16, ready: bool) {
-        // SAFETY: A live device.
-        let (data, callbacks) = unsafe { (Device::<T>::data(vdev), Device::<T>::callbacks(vdev)) };
-
-        data.set_vq_ready(vq, ready);
-        if let Some(slot) = callbacks.vqs.get(usize::from(vq)) {
-            slot.set_enabled(ready);
+    operation! {
+        fn set_vq_num(dev, vq: u16, num: u32) {
+            dev.data.set_vq_num(vq, num)
         }
     }
 
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_vq_ready(vdev: *mut bindings::vdpa_device, vq: u16) -> bool {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.vq_ready(vq)
+    operation! {
+        fn kick_vq(dev, vq: u16) {
+            dev.data.kick_vq(vq)
+        }
     }
 
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_vq_state(
-        vdev: *mut bindings::vdpa_device,
-        vq: u16,
-        state: *const bindings::vdpa_vq_state,
-    ) -> c_int {
-        // SAFETY: A live device.
-        let data = unsafe { Device::<T>::data(vdev) };
-        let packed = data.driver_features() & 1 << bindings::VIRTIO_F_RING_PACKED != 0;
-        // SAFETY: The core passes a state of the layout that was negotiated.
-        let state = unsafe { VqState::from_raw(state, packed) };
-
-        from_result(|| data.set_vq_state(vq, state).map(|()| 0))
+    operation! {
+        fn set_vq_cb(dev, vq: u16, cb: *mut bindings::vdpa_callback) {
+            if let Some(slot) = dev.callbacks.vqs.get(usize::from(vq)) {
+                // SAFETY: The driver passes a callback that may be called while the virtqueue is
+                // ready, until it passes another or resets the device.
+                unsafe { slot.fill(cb) }
+            }
+        }
     }
 
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_vq_state(
-        vdev: *mut bindings::vdpa_device,
-        vq: u16,
-        state: *mut bindings::vdpa_vq_state,
-    ) -> c_int {
-        // SAFETY: A live device.
-        let data = unsafe { Device::<T>::data(vdev) };
-
-        from_result(|| {
-            let answer = data.vq_state(vq)?;
-            // SAFETY: The core passes a place for the state.
-            unsafe { answer.write_to(state) };
-            Ok(0)
-        })
+    operation! {
+        fn set_vq_ready(dev, vq: u16, ready: bool) {
+            dev.data.set_vq_ready(vq, ready);
+            if let Some(slot) = dev.callbacks.vqs.get(usize::from(vq)) {
+                slot.set_enabled(ready);
+            }
+        }
     }
 
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_vq_size(vdev: *mut bindings::vdpa_device, vq: u16) -> u16 {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.vq_size(vq)
+    operation! {
+        fn get_vq_ready(dev, vq: u16) -> bool {
+            dev.data.vq_ready(vq)
+        }
     }
 
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_vq_group(vdev: *mut bindings::vdpa_device, vq: u16) -> u32 {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.vq_group(vq)
+    operation! {
+        fn set_vq_state(dev, vq: u16, state: *const bindings::vdpa_vq_state) -> c_int {
+            let packed = dev.data.driver_features() & 1 << bindings::VIRTIO_F_RING_PACKED != 0;
+            // SAFETY: The core passes a state of the layout that was negotiated.
+            let state = unsafe { VqState::from_raw(state, packed) };
+
+            from_result(|| dev.data.set_vq_state(vq, state).map(|()| 0))
+        }
     }
 
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_vq_map(
-        vdev: *mut bindings::vdpa_device,
-        vq: u16,
-    ) -> bindings::virtio_map {
-        // SAFETY: A live device. It is alive as long as its virtqueues are, and the token that it
-        // returns is borrowed from it for as long.
-        unsafe { Device::<T>::data(vdev) }.vq_token(vq).map_or(
-            bindings::virtio_map {
+    operation! {
+        fn get_vq_state(dev, vq: u16, state: *mut bindings::vdpa_vq_state) -> c_int {
+            from_result(|| {
+                let answer = dev.data.vq_state(vq)?;
+                // SAFETY: The core passes a place for the state.
+                unsafe { answer.write_to(state) };
+                Ok(0)
+            })
+        }
+    }
+
+    operation! {
+        fn get_vq_size(dev, vq: u16) -> u16 {
+            dev.data.vq_size(vq)
+        }
+    }
+
+    operation! {
+        fn get_vq_group(dev, vq: u16) -> u32 {
+            dev.data.vq_group(vq)
+        }
+    }
+
+    operation! {
+        fn get_vq_map(dev, vq: u16) -> bindings::virtio_map {
+            // The device is alive as long as its virtqueues are, and the token that this returns is
+            // borrowed from it for as long.
+            let null = bindings::virtio_map {
                 group: ptr::null_mut(),
-            },
-            Token::as_raw,
-        )
-    }
+            };
 
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_vq_align(vdev: *mut bindings::vdpa_device) -> u32 {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.vq_align()
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_vq_num_max(vdev: *mut bindings::vdpa_device) -> u16 {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.vq_num_max()
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_device_id(vdev: *mut bindings::vdpa_device) -> u32 {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.device_id()
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_vendor_id(vdev: *mut bindings::vdpa_device) -> u32 {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.vendor_id()
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_device_features(vdev: *mut bindings::vdpa_device) -> u64 {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.device_features()
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_driver_features(
-        vdev: *mut bindings::vdpa_device,
-        features: u64,
-    ) -> c_int {
-        // SAFETY: A live device.
-        let data = unsafe { Device::<T>::data(vdev) };
-
-        from_result(|| data.set_driver_features(features).map(|()| 0))
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_driver_features(vdev: *mut bindings::vdpa_device) -> u64 {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.driver_features()
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_config_cb(
-        vdev: *mut bindings::vdpa_device,
-        cb: *mut bindings::vdpa_callback,
-    ) {
-        // SAFETY: A live device.
-        let slot = unsafe { Device::<T>::callbacks(vdev) }.config();
-
-        // SAFETY: The driver passes a callback that may be called until it passes another, resets
-        // the device, or fails.
-        unsafe { slot.fill(cb) };
-        slot.set_enabled(true);
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_status(vdev: *mut bindings::vdpa_device) -> u8 {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.status()
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_status(vdev: *mut bindings::vdpa_device, status: u8) {
-        // SAFETY: A live device.
-        let (data, callbacks) = unsafe { (Device::<T>::data(vdev), Device::<T>::callbacks(vdev)) };
-
-        if status & status::FAILED != 0 {
-            callbacks.config.set_enabled(false);
+            dev.data.vq_token(vq).map_or(null, Token::as_raw)
         }
-        data.set_status(status)
     }
 
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn reset(vdev: *mut bindings::vdpa_device) -> c_int {
-        // SAFETY: A live device.
-        let (data, callbacks) = unsafe { (Device::<T>::data(vdev), Device::<T>::callbacks(vdev)) };
-
-        callbacks.clear();
-        from_result(|| data.reset().map(|()| 0))
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_config_size(vdev: *mut bindings::vdpa_device) -> usize {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.config_size()
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_config(
-        vdev: *mut bindings::vdpa_device,
-        offset: c_uint,
-        buf: *mut c_void,
-        len: c_uint,
-    ) {
-        if len == 0 {
-            return;
+    operation! {
+        fn get_vq_align(dev) -> u32 {
+            dev.data.vq_align()
         }
-
-        let (offset, len) = (offset as usize, len as usize);
-        // SAFETY: The core passes a buffer of this length. What callers read from it is what comes
-        // back, initialised or not before: so it is made to be zeroes first.
-        let buf = unsafe {
-            ptr::write_bytes(buf.cast::<u8>(), 0, len);
-            core::slice::from_raw_parts_mut(buf.cast::<u8>(), len)
-        };
-
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.get_config(offset, buf)
     }
 
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_config(
-        vdev: *mut bindings::vdpa_device,
-        offset: c_uint,
-        buf: *const c_void,
-        len: c_uint,
-    ) {
-        if len == 0 {
-            return;
+    operation! {
+        fn get_vq_num_max(dev) -> u16 {
+            dev.data.vq_num_max()
         }
+    }
 
-        // SAFETY: The core passes a buffer of this length.
-        let buf = unsafe { core::slice::from_raw_parts(buf.cast::<u8>(), len as usize) };
+    operation! {
+        fn get_device_id(dev) -> u32 {
+            dev.data.device_id()
+        }
+    }
 
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.set_config(offset as usize, buf)
+    operation! {
+        fn get_vendor_id(dev) -> u32 {
+            dev.data.vendor_id()
+        }
+    }
+
+    operation! {
+        fn get_device_features(dev) -> u64 {
+            dev.data.device_features()
+        }
+    }
+
+    operation! {
+        fn set_driver_features(dev, features: u64) -> c_int {
+            from_result(|| dev.data.set_driver_features(features).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn get_driver_features(dev) -> u64 {
+            dev.data.driver_features()
+        }
+    }
+
+    operation! {
+        fn set_config_cb(dev, cb: *mut bindings::vdpa_callback) {
+            let slot = dev.callbacks.config();
+
+            // SAFETY: The driver passes a callback that may be called until it passes another,
+            // resets the device, or fails.
+            unsafe { slot.fill(cb) };
+            slot.set_enabled(true);
+        }
+    }
+
+    operation! {
+        fn get_status(dev) -> u8 {
+            dev.data.status()
+        }
+    }
+
+    operation! {
+        fn set_status(dev, status: u8) {
+            if status & status::FAILED != 0 {
+                dev.callbacks.config.set_enabled(false);
+            }
+            dev.data.set_status(status)
+        }
+    }
+
+    operation! {
+        fn reset(dev) -> c_int {
+            dev.callbacks.clear();
+            from_result(|| dev.data.reset().map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn get_config_size(dev) -> usize {
+            dev.data.config_size()
+        }
+    }
+
+    operation! {
+        fn get_config(dev, offset: c_uint, buf: *mut c_void, len: c_uint) {
+            if len == 0 {
+                return;
+            }
+
+            let len = len as usize;
+            // SAFETY: The core passes a buffer of this length. It may be uninitialised, and what is
+            // not written to it goes to userspace: so it is made to be zeroes first.
+            let buf = unsafe {
+                ptr::write_bytes(buf.cast::<u8>(), 0, len);
+                core::slice::from_raw_parts_mut(buf.cast::<u8>(), len)
+            };
+
+            dev.data.get_config(offset as usize, buf)
+        }
+    }
+
+    operation! {
+        fn set_config(dev, offset: c_uint, buf: *const c_void, len: c_uint) {
+            if len == 0 {
+                return;
+            }
+
+            // SAFETY: The core passes a buffer of this length.
+            let buf = unsafe { core::slice::from_raw_parts(buf.cast::<u8>(), len as usize) };
+
+            dev.data.set_config(offset as usize, buf)
+        }
+    }
+
+    operation! {
+        fn get_generation(dev) -> u32 {
+            dev.data.generation()
+        }
+    }
+
+    operation! {
+        fn set_vq_affinity(dev, vq: u16, mask: *const bindings::cpumask) -> c_int {
+            // SAFETY: The core passes a mask, or null.
+            let mask = (!mask.is_null()).then(|| unsafe { Cpumask::from_raw(mask) });
+
+            from_result(|| dev.data.set_vq_affinity(vq, mask).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn get_vq_affinity(dev, vq: u16) -> *const bindings::cpumask {
+            // The mask is borrowed from the device, which outlives its use.
+            dev.data
+                .vq_affinity(vq)
+                .map_or_else(AtomicCpumask::all_raw, AtomicCpumask::as_raw)
+        }
+    }
+
+    operation! {
+        fn set_map(dev, asid: c_uint, iotlb: *mut bindings::vhost_iotlb) -> c_int {
+            // SAFETY: The core passes an IOTLB that it does not change during the call. The device
+            // was allocated as one that uses virtual addresses.
+            let iotlb = unsafe { Iotlb::from_raw(iotlb) };
+
+            from_result(|| dev.data.set_map(asid, iotlb).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn reset_map(dev, asid: c_uint) -> c_int {
+            from_result(|| dev.data.reset_map(asid).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn set_group_asid(dev, group: c_uint, asid: c_uint) -> c_int {
+            from_result(|| dev.data.set_group_asid(group, asid).map(|()| 0))
+        }
     }
 
     /// # Safety
     ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_generation(vdev: *mut bindings::vdpa_device) -> u32 {
-        // SAFETY: A live device.
-        unsafe { Device::<T>::data(vdev) }.generation()
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_vq_affinity(
-        vdev: *mut bindings::vdpa_device,
-        vq: u16,
-        mask: *const bindings::cpumask,
-    ) -> c_int {
-        // SAFETY: A live device.
-        let data = unsafe { Device::<T>::data(vdev) };
-        // SAFETY: The core passes a mask, or null.
-        let mask = (!mask.is_null()).then(|| unsafe { Cpumask::from_raw(mask) });
-
-        from_result(|| data.set_vq_affinity(vq, mask).map(|()| 0))
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn get_vq_affinity(
-        vdev: *mut bindings::vdpa_device,
-        vq: u16,
-    ) -> *const bindings::cpumask {
-        // SAFETY: A live device, from which the mask is borrowed.
-        unsafe { Device::<T>::data(vdev) }
-            .vq_affinity(vq)
-            .map_or_else(AtomicCpumask::all_raw, AtomicCpumask::as_raw)
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_map(
-        vdev: *mut bindings::vdpa_device,
-        asid: c_uint,
-        iotlb: *mut bindings::vhost_iotlb,
-    ) -> c_int {
-        // SAFETY: A live device.
-        let data = unsafe { Device::<T>::data(vdev) };
-        // SAFETY: The core passes an IOTLB that it does not change during the call. The device was
-        // allocated as one that uses virtual addresses.
-        let iotlb = unsafe { Iotlb::from_raw(iotlb) };
-
-        from_result(|| data.set_map(asid, iotlb).map(|()| 0))
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn reset_map(vdev: *mut bindings::vdpa_device, asid: c_uint) -> c_int {
-        // SAFETY: A live device.
-        let data = unsafe { Device::<T>::data(vdev) };
-
-        from_result(|| data.reset_map(asid).map(|()| 0))
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
-    unsafe extern "C" fn set_group_asid(
-        vdev: *mut bindings::vdpa_device,
-        group: c_uint,
-        asid: c_uint,
-    ) -> c_int {
-        // SAFETY: A live device.
-        let data = unsafe { Device::<T>::data(vdev) };
-
-        from_result(|| data.set_group_asid(group, asid).map(|()| 0))
-    }
-
-    /// # Safety
-    ///
-    /// `vdev` must be a live device; pointers must be valid for what the operation does with them.
+    /// `vdev` must be a device that was allocated with this table. It must be the last call for it.
     unsafe extern "C" fn free(vdev: *mut bindings::vdpa_device) {
         let this = vdev.cast::<Device<T>>();
 
-        // SAFETY: The core calls this once, as the last thing before it frees the allocation. Both
-        // are initialised by the type invariants of `Device`.
+        // SAFETY: By the safety requirements; the core frees the allocation after this. Both are
+        // initialised by the type invariants of `Device`.
         unsafe {
             ptr::drop_in_place(&raw mut (*this).callbacks);
             ptr::drop_in_place(&raw mut (*this).data);

@@ -181,7 +181,9 @@ impl<T: ManagementOperations> Registration<T> {
         vdev: *mut bindings::vdpa_device,
     ) {
         // SAFETY: The core passes a device that this management device has added; it is alive.
-        let callbacks = unsafe { Device::<T::Device>::callbacks(vdev) }.clone();
+        let callbacks = unsafe { Device::<T::Device>::from_raw(vdev) }
+            .callbacks
+            .clone();
 
         // SAFETY: The core holds its lock. Unregistering the device gives back the reference that
         // `Adding::add` left to the core.
