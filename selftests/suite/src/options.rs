@@ -17,6 +17,8 @@ without one, all of them. As root, with the driver loaded.
   --module FILE      the module to load again after it was unloaded (or VDUSE_MODULE;
                      default: modprobe vduse)
   --skip PATTERN     leave tests out
+  --seed NUMBER      where tests that do things at random start (default: the clock);
+                     they print it
   --patience N       make the time limits of tests N times as long, for a slow machine
   --list             print the names of the tests and end
   --help             print this and end";
@@ -49,6 +51,8 @@ pub struct Options {
     pub patterns: Vec<String>,
     /// Which tests not to run.
     pub skip: Vec<String>,
+    /// Where tests that do things at random start.
+    pub seed: Option<u64>,
     /// What to multiply time limits with.
     pub patience: u32,
 }
@@ -60,6 +64,7 @@ pub fn parse(arguments: &[String]) -> Result<Mode, String> {
         module: std::env::var_os("VDUSE_MODULE").map(PathBuf::from),
         patterns: Vec::new(),
         skip: Vec::new(),
+        seed: None,
         patience: 1,
     };
     let mut list = false;
@@ -87,6 +92,11 @@ pub fn parse(arguments: &[String]) -> Result<Mode, String> {
                 }
             }
             "--skip" => options.skip.push(value()?),
+            "--seed" => {
+                let number = value()?;
+                let bad = |_| format!("{number}: no such number");
+                options.seed = Some(number.parse().map_err(bad)?);
+            }
             "--module" => options.module = Some(value()?.into()),
             "--run-test" => return Ok(Mode::Test(value()?)),
             "--cleanup" => return Ok(Mode::Cleanup),
@@ -113,12 +123,14 @@ mod tests {
 
     #[test]
     fn options_and_patterns_can_be_mixed() {
-        let Mode::Run(options) = parse("control:: --driver c umem --skip twice").unwrap() else {
+        let line = "control:: --driver c umem --skip twice --seed 7";
+        let Mode::Run(options) = parse(line).unwrap() else {
             panic!();
         };
         assert_eq!(options.driver, Driver::C);
         assert_eq!(options.patterns, ["control::", "umem"]);
         assert_eq!(options.skip, ["twice"]);
+        assert_eq!(options.seed, Some(7));
     }
 
     #[test]

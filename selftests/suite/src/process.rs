@@ -126,7 +126,7 @@ fn wait_for(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>
 }
 
 /// Where in the kernel the threads of a process are.
-fn stacks(pid: u32) -> String {
+pub fn stacks(pid: u32) -> String {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return String::new();
     };

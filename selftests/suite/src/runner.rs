@@ -30,7 +30,7 @@ pub mod environment {
 }
 
 /// What a line of a test's output starts with that is shown even if the test passes.
-pub const NOTE: &str = "note: ";
+pub const NOTE: &str = "# ";
 
 /// Runs tests.
 pub fn run(options: &Options) -> ExitCode {

@@ -6,6 +6,15 @@ use std::path::Path;
 
 use crate::lab::{skip, sysfs};
 
+/// Has the calling thread run on this CPU only.
+#[track_caller]
+pub fn run_on(number: usize) {
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(number);
+    // A machine of one CPU has no other.
+    let _ = rustix::thread::sched_setaffinity(None, &cpus);
+}
+
 /// CPU 1, which is offline until this is dropped.
 #[derive(Debug)]
 pub struct OfflineCpu(());

@@ -28,16 +28,20 @@ impl Served {
     /// Serves a device as a disk in a file.
     pub fn start(device: Device, queues: u16, file: Arc<File>) -> io::Result<Self> {
         let sizes = vec![256; queues.into()];
-        let mut server = Server::new(device, &sizes, Disk::new(file))?;
+        Ok(Self::run(Server::new(device, &sizes, Disk::new(file))?))
+    }
+
+    /// Runs a disk's server.
+    pub fn run(mut server: Server<Disk>) -> Self {
         let handle = server.handle();
         let thread = std::thread::spawn(move || {
             let result = server.run();
             (result, server.backend().stats())
         });
-        Ok(Self {
+        Self {
             handle: Some(handle),
             thread: Some(thread),
-        })
+        }
     }
 
     /// The device.

@@ -4,7 +4,13 @@
 
 use std::process::ExitCode;
 
-use crate::lab::{compat, daemon};
+use crate::lab::block::Block;
+use crate::lab::{compat, daemon, groups};
+
+/// The library's example.
+#[allow(dead_code)]
+#[path = "../../../vduse/examples/isolated.rs"]
+mod isolated;
 
 /// Does what the arguments say.
 pub fn run(arguments: &[String]) -> ExitCode {
@@ -14,6 +20,20 @@ pub fn run(arguments: &[String]) -> ExitCode {
             Ok(()) => true,
             Err(error) => {
                 eprintln!("daemon: {error}");
+                false
+            }
+        },
+        [kind, name, bytes] if kind == "isolated" => bytes
+            .parse()
+            .is_ok_and(|bytes| isolated::serve(name, bytes).is_ok()),
+        // Writes a page of one byte to the start of a disk.
+        [kind, disk, byte] if kind == "write" => byte.parse().is_ok_and(|byte: u8| {
+            Block::open(disk).is_ok_and(|block| block.write(0, &[byte; 4096]).is_ok())
+        }),
+        [kind, rest @ ..] if kind == "groups" => match groups::run(rest) {
+            Ok(()) => true,
+            Err(error) => {
+                eprintln!("groups: {error}");
                 false
             }
         },

@@ -4,21 +4,25 @@
 
 pub mod block;
 pub mod bus;
+pub mod cgroup;
 pub mod compat;
 pub mod cpu;
 pub mod daemon;
 pub mod device;
 pub mod disk;
 pub mod expect;
+pub mod groups;
 pub mod helper;
 pub mod memory;
 pub mod pattern;
 pub mod qsd;
 pub mod raw;
+pub mod rcu;
 pub mod rescue;
 pub mod responder;
 pub mod ring;
 pub mod scratch;
+pub mod spaces;
 pub mod sysfs;
 pub mod vhost;
 
@@ -29,6 +33,23 @@ use crate::runner::environment;
 /// Ends the test, which cannot be run here.
 pub fn skip(reason: impl Into<String>) -> ! {
     std::panic::panic_any(Skipped(reason.into()))
+}
+
+/// Has the runner show a line, even if the test passes.
+pub fn note(text: impl std::fmt::Display) {
+    println!("{}{text}", crate::runner::NOTE);
+}
+
+/// Where a test that does things at random starts; it is shown, for another run with `--seed`.
+pub fn seed() -> u64 {
+    let given = std::env::var(environment::SEED).ok();
+    let seed = given.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+        let now = std::time::SystemTime::now();
+        let since = now.duration_since(std::time::UNIX_EPOCH);
+        since.map_or(0, |since| u64::from(since.subsec_nanos()))
+    });
+    note(format_args!("seed {seed}"));
+    seed
 }
 
 /// The driver that is loaded.

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{kill_process, Pid, Signal};
 
@@ -123,10 +123,15 @@ impl Qsd {
     #[track_caller]
     pub fn stop(mut self) {
         let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
-        kill_process(pid, Signal::TERM).expect("ending the daemon");
-        within(Duration::from_secs(10), "the daemon ends", || {
-            matches!(self.child.try_wait(), Ok(Some(_)))
-        });
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let stacks = || crate::process::stacks(self.child.id());
+            assert!(Instant::now() < deadline, "it does not end:\n{}", stacks());
+            // More than once: its handler only sets a flag, which its loop may have looked at just
+            // before it goes to sleep.
+            kill_process(pid, Signal::TERM).expect("ending the daemon");
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Kills the program.

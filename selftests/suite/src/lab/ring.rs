@@ -79,11 +79,6 @@ impl HandQueue {
         self.memory = other;
     }
 
-    /// The queue's memory.
-    pub fn memory(&self) -> &Mapping {
-        &self.memory
-    }
-
     /// Where the queue is.
     pub fn address(&self) -> RingAddress {
         RingAddress {
@@ -117,9 +112,9 @@ impl HandQueue {
             .expect("inside the memory")
     }
 
-    fn descriptor(&self, index: usize, at: usize, len: u32, flags: u16) {
+    fn descriptor(&self, index: usize, at: u64, len: u32, flags: u16) {
         let part = self.part(DESC + index * 16);
-        part.store_le(0, (self.iova + at as u64).to_le_bytes());
+        part.store_le(0, at.to_le_bytes());
         part.store_le(8, len.to_le_bytes());
         part.store_le(12, flags.to_le_bytes());
         part.store_le(14, (index as u16 + 1).to_le_bytes());
@@ -128,13 +123,19 @@ impl HandQueue {
     /// Reads a sector of the disk: makes the request available and kicks.
     #[track_caller]
     pub fn submit_read(&mut self, sector: u64) {
+        self.submit_read_to(sector, self.iova + DATA as u64);
+    }
+
+    /// The same, with the data going to an address that need not be in the queue's memory.
+    #[track_caller]
+    fn submit_read_to(&mut self, sector: u64, to: u64) {
         let header = self.part(HEADER);
         header.store_le(0, [0; 8]);
         header.store_le(8, sector.to_le_bytes());
         self.part(STATUS).store_le(0, [0xff]);
-        self.descriptor(0, HEADER, 16, NEXT);
-        self.descriptor(1, DATA, 512, NEXT | WRITE);
-        self.descriptor(2, STATUS, 1, WRITE);
+        self.descriptor(0, self.iova + HEADER as u64, 16, NEXT);
+        self.descriptor(1, to, 512, NEXT | WRITE);
+        self.descriptor(2, self.iova + STATUS as u64, 1, WRITE);
         let avail = self.part(AVAIL);
         let slot = 4 + usize::from(self.next % SIZE) * 2;
         avail.store_le(slot, 0u16.to_le_bytes());
@@ -169,6 +170,15 @@ impl HandQueue {
             .read_slice(&mut status, 0)
             .expect("inside the memory");
         (data, status[0])
+    }
+
+    /// Reads a sector to an address that need not be in the queue's memory. Returns the status;
+    /// `None` if the device wrote none.
+    #[track_caller]
+    pub fn read_to(&mut self, sector: u64, to: u64) -> Option<u8> {
+        self.submit_read_to(sector, to);
+        let (_, status) = self.finish_read();
+        (status != 0xff).then_some(status)
     }
 
     /// Reads a sector.

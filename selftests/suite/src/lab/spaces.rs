@@ -9,15 +9,17 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use vduse::blk::{self, Disk};
+use vduse::device::Region;
 use vduse::request::{Answer, Kind, Request};
 use vduse::server::Server;
 use vduse::{Control, Device, DeviceConfig, Mapping};
-use vduse_uapi::VqConfig;
+use vduse_uapi::{ioctl, IotlbEntryV2, VqConfig};
 
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::disk::{memory_file, Served};
 use crate::lab::memory::{self, PAGE};
+use crate::lab::raw;
 use crate::lab::responder::Responder;
 use crate::lab::vhost::Vhost;
 
@@ -132,14 +134,12 @@ pub fn open(device: &TestDevice) -> Vhost {
     vhost
 }
 
-/// A disk with a queue for each group, served. The fields are dropped in this order.
+/// A disk with a queue for each group, served: sector n is full of n + 1. The fields are dropped in this order.
 pub struct ServedGroups {
     /// On the bus, bound to nothing yet.
     pub on_bus: OnBus,
     /// Served.
     pub served: Served,
-    /// The disk's data: sector n is full of n + 1.
-    pub file: Arc<File>,
     /// Created.
     pub device: TestDevice,
 }
@@ -148,27 +148,35 @@ impl ServedGroups {
     /// Starts one with so many groups, of one queue each, and address spaces.
     #[track_caller]
     pub fn new(groups: u16, spaces: u32) -> Self {
+        Self::with(groups, spaces, |_| ())
+    }
+
+    /// The same; `prepare` does something with the device before it is put on the bus.
+    #[track_caller]
+    pub fn with(groups: u16, spaces: u32, prepare: impl FnOnce(&TestDevice)) -> Self {
         let device = create(&config(groups, groups.into(), spaces)).expect("creating");
+        prepare(&device);
         let file = memory_file(1 << 20);
-        for sector in 0..16u8 {
-            file.write_all_at(&[sector + 1; 512], u64::from(sector) * 512)
-                .expect("filling the disk");
-        }
+        fill(&file);
         let queues: Vec<_> = (0..groups).map(|group| (256, group.into())).collect();
-        let server = Server::with_groups(
-            device.open_nonblocking(),
-            &queues,
-            spaces,
-            Disk::new(file.clone()),
-        );
+        let server =
+            Server::with_groups(device.open_nonblocking(), &queues, spaces, Disk::new(file));
         let served = Served::run(server.expect("serving the disk"));
         let on_bus = OnBus::add(device.name()).expect("adding");
         Self {
             on_bus,
             served,
-            file,
             device,
         }
+    }
+}
+
+/// Fills the first sectors of a disk: sector n with n + 1.
+#[track_caller]
+pub fn fill(file: &File) {
+    for sector in 0..16u8 {
+        file.write_all_at(&[sector + 1; 512], u64::from(sector) * 512)
+            .expect("filling the disk");
     }
 }
 
@@ -190,4 +198,41 @@ pub fn first_byte(device: &Device, asid: u32, iova: u64) -> io::Result<u8> {
     let mut byte = [0];
     vm_memory::Bytes::read_slice(&mapping.bytes(), &mut byte, 0).expect("inside the mapping");
     Ok(byte[0])
+}
+
+/// [`Device::iotlb_fd2`] with a reserved field that is not 0.
+pub fn find_reserved(device: &Device, asid: u32, first: u64, last: u64) -> io::Result<Region> {
+    find_raw(
+        device,
+        &IotlbEntryV2 {
+            start: first,
+            last,
+            asid,
+            reserved: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+            ..Default::default()
+        },
+    )
+}
+
+/// Finds a region by the ABI's own structure.
+pub fn find_raw(device: &Device, entry: &IotlbEntryV2) -> io::Result<Region> {
+    let mut bytes = raw::Bytes::new()
+        .u64(entry.offset)
+        .u64(entry.start)
+        .u64(entry.last)
+        .u64(entry.perm.into())
+        .u32(entry.asid);
+    for word in entry.reserved {
+        bytes = bytes.u32(word);
+    }
+    let fd = raw::call(device, ioctl::IOTLB_GET_FD2, &mut bytes.0)?;
+    let word = |at: usize| u64::from_ne_bytes(bytes.0[at..at + 8].try_into().unwrap_or_default());
+    Ok(Region {
+        // SAFETY: The ioctl returns a descriptor made for this call, which nobody else has.
+        file: unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) },
+        offset: word(0),
+        first: word(8),
+        last: word(16),
+        access: bytes.0[24],
+    })
 }

@@ -2,13 +2,15 @@
 
 //! Memory of the daemon's own in place of the bounce area.
 
+use std::os::unix::fs::FileExt;
+
 use rustix::io::Errno;
 use vduse::umem::Umem;
 use vduse::Mapping;
 use vduse_uapi::{ioctl, IovaUmem};
 
 use crate::lab::block::Exerciser;
-use crate::lab::disk::{LiveDisk, Shape};
+use crate::lab::disk::{LiveDisk, Served, Shape};
 use crate::lab::expect::{fails, fails_at, soon};
 use crate::lab::memory::{pinned_kib, set_memlock, unlimited_memlock, Prober, PAGE};
 use crate::lab::raw::{self, Bytes};
@@ -62,23 +64,40 @@ fn registering_and_deregistering_works_again_and_again() {
 }
 
 fn data_goes_through_the_memory() {
-    let disk = disk();
-    let umem = Umem::register(disk.vduse().clone()).unwrap();
+    let LiveDisk {
+        on_bus,
+        served,
+        device,
+        file,
+        ..
+    } = disk();
+    // Nobody serves the disk: a request stays, its data in the memory.
+    drop(served);
+    let opened = std::sync::Arc::new(device.open_nonblocking());
+    let umem = Umem::register(opened.clone()).unwrap();
     assert_eq!(umem.memory().len() as u64, SIZE);
-    // The server does not know: the request stays, its header in the memory.
-    let name = disk.disk();
-    std::thread::spawn(move || {
-        let _ = crate::lab::block::Block::open(&name).map(|block| block.write(0, &[0x77; 4096]));
-    });
+    let disk = crate::lab::bus::disk_name(device.name()).unwrap();
+    let mut writer = std::process::Command::new("/proc/self/exe")
+        .args(["--helper", "write", &disk, "119"])
+        .spawn()
+        .unwrap();
     let prober = Prober::new();
     let found = || {
         (0..umem.memory().len()).step_by(PAGE as usize).any(|at| {
             let address = umem.memory().address().wrapping_add(at);
-            prober.read(address, 4096).unwrap() == [0x77; 4096]
+            prober.read(address, 4096).unwrap() == [119; 4096]
         })
     };
     soon("the data is in the memory", found);
     drop(umem);
+    drop(opened);
+    let served = Served::start(device.open_nonblocking(), 1, file.clone()).unwrap();
+    assert!(writer.wait().unwrap().success());
+    let mut written = [0; 4096];
+    file.read_exact_at(&mut written, 0).unwrap();
+    assert_eq!(written, [119; 4096]);
+    drop(on_bus);
+    drop(served);
 }
 
 /// A call that is refused leaves nothing pinned and changes nothing.

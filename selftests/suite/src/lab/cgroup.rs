@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Control groups: what a process is charged for.
+
+use std::path::{Path, PathBuf};
+
+use crate::lab::{skip, sysfs};
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// A control group that counts memory, removed on drop.
+#[derive(Debug)]
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Makes one, or ends the test where there is no memory controller.
+    #[track_caller]
+    pub fn new() -> Self {
+        let control = Path::new(ROOT).join("cgroup.subtree_control");
+        if sysfs::write(&control, "+memory").is_err() {
+            skip("no memory controller here");
+        }
+        let path = Path::new(ROOT).join(crate::lab::device::unique_name());
+        std::fs::create_dir(&path).expect("making a control group");
+        Self(path)
+    }
+
+    /// Puts this process in.
+    #[track_caller]
+    pub fn enter(&self) {
+        sysfs::write(&self.0.join("cgroup.procs"), "0").expect("entering a control group");
+    }
+
+    /// Puts this process where it was, at the top.
+    #[track_caller]
+    pub fn leave(&self) {
+        sysfs::write(&Path::new(ROOT).join("cgroup.procs"), "0").expect("leaving a control group");
+    }
+
+    /// The kernel's memory that is charged to the group, in bytes.
+    #[track_caller]
+    pub fn charged(&self) -> u64 {
+        let stat = std::fs::read_to_string(self.0.join("memory.stat")).expect("memory.stat");
+        let field = |name: &str| {
+            stat.lines()
+                .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        // All of the kernel's memory, with that of vmalloc.
+        field("kernel ")
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}

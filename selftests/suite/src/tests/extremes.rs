@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! As many of everything as there can be, and as few: what that takes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::io::Errno;
+use vduse::DeviceConfig;
+
+use crate::lab::block::Block;
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::expect::{fails, soon};
+use crate::lab::pattern::assert_same;
+use crate::lab::rcu::Expedited;
+use crate::lab::responder::Responder;
+use crate::lab::ring::{self, HandQueue};
+use crate::lab::spaces::{self, agree, first_byte, page_of, ServedGroups};
+use crate::lab::vhost::Vhost;
+use crate::lab::{cpu, note, sysfs};
+
+tests![
+    a_device_of_0xffff_groups_works,
+    a_device_of_0xffff_spaces_is_created,
+    a_device_of_0xffff_spaces_works,
+    a_device_of_1024_spaces_works,
+    a_device_of_1_queue_works,
+    a_device_of_256_queues_works,
+    a_device_of_128_queues_in_128_groups_and_spaces_works => 40,
+];
+
+/// Says how long steps take, and how much memory they take away.
+struct Meter {
+    what: String,
+    available: i64,
+    begin: Instant,
+}
+
+/// How much memory can be had, in KiB.
+fn available() -> i64 {
+    // Has the kernel add up what each CPU counts by itself.
+    let _ = std::fs::read("/proc/sys/vm/stat_refresh");
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+impl Meter {
+    fn new(what: &str) -> Self {
+        Self {
+            what: what.to_owned(),
+            available: available(),
+            begin: Instant::now(),
+        }
+    }
+
+    /// A step has been taken.
+    fn step(&mut self, name: &str) {
+        let took = self.begin.elapsed();
+        let now = available();
+        note(format_args!(
+            "{}: {name}: {:.1} ms, {} KiB",
+            self.what,
+            took.as_secs_f64() * 1e3,
+            self.available - now
+        ));
+        self.available = now;
+        self.begin = Instant::now();
+    }
+}
+
+/// Takes a device of one queue, in the last group, through its life.
+#[track_caller]
+fn life(what: &str, config: &DeviceConfig, bounce: u64, with: impl FnOnce(&Vhost, &vduse::Device)) {
+    let mut meter = Meter::new(what);
+    let device = spaces::create(config).expect("creating");
+    meter.step("creating");
+    if bounce != 0 {
+        let path = sysfs::attribute(device.name(), "bounce_size");
+        sysfs::write(&path, &bounce.to_string()).expect("setting bounce_size");
+    }
+    let file = Arc::new(device.open_nonblocking());
+    spaces::set_up(&file, 0, config.groups - 1).expect("setting the queue up");
+    let responder = Responder::new(&file, agree);
+    let on_bus = OnBus::add(device.name()).expect("adding");
+    meter.step("putting it on the bus");
+    on_bus.bind(Driver::Vhost).expect("binding");
+    let vhost = spaces::open(&device);
+    meter.step("opening it through vhost");
+    assert_eq!(vhost.groups().unwrap(), config.groups);
+    assert_eq!(vhost.address_spaces().unwrap(), config.address_spaces);
+    assert_eq!(vhost.group_of(0).unwrap(), config.groups - 1);
+    with(&vhost, &file);
+    meter.step("using it");
+    drop(vhost);
+    meter.step("closing it");
+    drop(on_bus);
+    meter.step("taking it off the bus");
+    drop(responder);
+    drop(file);
+    device.destroy().expect("destroying");
+    meter.step("destroying it");
+}
+
+/// Uses the first and the last address space.
+fn use_ends(spaces: u32) -> impl FnOnce(&Vhost, &vduse::Device) {
+    move |vhost, file| {
+        let pages = [page_of(1), page_of(2)];
+        for (asid, page) in [0, spaces - 1].into_iter().zip(&pages) {
+            vhost.set_group_asid(0, asid).unwrap();
+            vhost.map_in(asid, 0x1000, page, 3).unwrap();
+        }
+        assert_eq!(first_byte(file, 0, 0x1000).unwrap(), 1);
+        assert_eq!(first_byte(file, spaces - 1, 0x1000).unwrap(), 2);
+        if spaces > 2 {
+            fails(file.iotlb_fd2(spaces / 2, 0, u64::MAX), Errno::INVAL);
+        }
+    }
+}
+
+fn a_device_of_0xffff_groups_works() {
+    let config = spaces::config(1, 0xffff, 2);
+    life("0xffff groups", &config, 0, use_ends(2));
+}
+
+fn a_device_of_0xffff_spaces_is_created() {
+    let mut meter = Meter::new("0xffff spaces");
+    let device = spaces::create(&spaces::config(1, 1, 0xffff)).unwrap();
+    meter.step("creating");
+    device.destroy().unwrap();
+    meter.step("destroying it");
+}
+
+fn a_device_of_0xffff_spaces_works() {
+    // With less, there is no page for each.
+    let config = spaces::config(1, 1, 0xffff);
+    life("0xffff spaces", &config, 1 << 30, use_ends(0xffff));
+}
+
+fn a_device_of_1024_spaces_works() {
+    let config = spaces::config(1, 1, 1024);
+    life("1024 spaces", &config, 0, use_ends(1024));
+}
+
+fn a_device_of_1_queue_works() {
+    let disk = ServedGroups::new(1, 1);
+    disk.on_bus.bind(Driver::Vhost).unwrap();
+    let vhost = spaces::open(&disk.device);
+    ring::agree(&vhost);
+    assert_eq!(vhost.queues().unwrap(), 1);
+    fails(vhost.set_queue_size(1, 256), Errno::NOBUFS);
+    let mut queue = HandQueue::prepare(&vhost, 0, 0, 0x10_0000);
+    queue.set_up(&vhost);
+    ring::start(&vhost);
+    assert_same(&queue.read(9), &[10; 512], "a sector");
+}
+
+fn a_device_of_256_queues_works() {
+    // vhost-vdpa cannot bind to as many: its memory for queues has to be in one piece.
+    let mut meter = Meter::new("256 queues");
+    let disk = ServedGroups::new(256, 256);
+    meter.step("creating it and putting it on the bus");
+    disk.on_bus.bind(Driver::Virtio).unwrap();
+    soon("the disk appears", || {
+        bus::disk_name(disk.device.name()).is_some()
+    });
+    let block = Block::open(&bus::disk_name(disk.device.name()).unwrap()).unwrap();
+    for number in 0..2 {
+        cpu::run_on(number);
+        assert_same(&block.read(512, 512).unwrap(), &[2; 512], "a sector");
+    }
+    meter.step("a request in each queue that the kernel uses");
+}
+
+fn a_device_of_128_queues_in_128_groups_and_spaces_works() {
+    const COUNT: u32 = 128;
+    let _expedited = Expedited::new();
+    let mut meter = Meter::new("128 queues, groups and spaces");
+    let disk = ServedGroups::new(COUNT as u16, COUNT);
+    meter.step("creating it and putting it on the bus");
+    disk.on_bus.bind(Driver::Vhost).unwrap();
+    let vhost = spaces::open(&disk.device);
+    ring::agree(&vhost);
+    assert_eq!(vhost.queues().unwrap(), COUNT);
+    for n in 0..COUNT {
+        assert_eq!(vhost.group_of(n).unwrap(), n);
+        vhost.set_group_asid(n, n).unwrap();
+    }
+    // All at the same address, each in its own address space.
+    let mut queues: Vec<_> = (0..COUNT)
+        .map(|n| HandQueue::prepare(&vhost, n, n, 0x10_0000))
+        .collect();
+    for queue in &queues {
+        queue.set_up(&vhost);
+    }
+    ring::start(&vhost);
+    meter.step("setting all queues up");
+    for (n, queue) in queues.iter_mut().enumerate() {
+        let sector = n as u64 % 16;
+        assert_same(&queue.read(sector), &[sector as u8 + 1; 512], "a sector");
+    }
+    meter.step("a request in each queue");
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Groups that are moved between address spaces while other things go on.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::lab::bus::{Driver, OnBus};
+use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::groups::{GroupsDaemon, MARK};
+use crate::lab::memory::PAGE;
+use crate::lab::pattern::{assert_same, Random};
+use crate::lab::rcu::Expedited;
+use crate::lab::ring::{self, HandQueue, LEN};
+use crate::lab::spaces::{self, page_of};
+use crate::lab::vhost::Vhost;
+use crate::lab::{note, seed};
+
+tests![
+    a_switch_takes_a_short_time,
+    switching_10_000_times_under_load_mixes_nothing_up => 60,
+];
+
+/// A device of two groups and two address spaces with a daemon. The fields are dropped in this
+/// order.
+struct Setup {
+    _on_bus: OnBus,
+    daemon: GroupsDaemon,
+    device: TestDevice,
+}
+
+impl Setup {
+    #[track_caller]
+    fn new() -> Self {
+        let name = unique_name();
+        let device = TestDevice::adopt(&name);
+        let daemon = GroupsDaemon::start(&name, 2, 2);
+        let on_bus = OnBus::add(&name).expect("adding");
+        on_bus.bind(Driver::Vhost).expect("binding");
+        Self {
+            _on_bus: on_bus,
+            daemon,
+            device,
+        }
+    }
+
+    #[track_caller]
+    fn vhost(&self) -> Vhost {
+        spaces::open(&self.device)
+    }
+}
+
+/// Switches, and says how long it took each time: to where the group is, and to where it is not.
+#[track_caller]
+fn time(vhost: &Vhost, rounds: u32) -> [Duration; 2] {
+    [0, 1].map(|step| {
+        let begin = Instant::now();
+        for round in 0..rounds {
+            vhost.set_group_asid(1, round * step % 2).expect("a switch");
+        }
+        begin.elapsed() / rounds
+    })
+}
+
+fn a_switch_takes_a_short_time() {
+    let setup = Setup::new();
+    let vhost = setup.vhost();
+    let [same, other] = time(&vhost, 20);
+    note(format_args!(
+        "a switch takes {other:?}, one to the same address space {same:?}"
+    ));
+    let _expedited = Expedited::new();
+    let [same, other] = time(&vhost, 200);
+    note(format_args!(
+        "with expedited grace periods {other:?} and {same:?}"
+    ));
+    assert!(other < Duration::from_millis(50));
+}
+
+/// How many switches there are, after how many the rings are used, and how long all may take: on a
+/// slow machine there are fewer.
+const SWITCHES: u64 = 10_000;
+const BURST: u64 = 200;
+const TIME: Duration = Duration::from_secs(20);
+
+fn switching_10_000_times_under_load_mixes_nothing_up() {
+    let _expedited = Expedited::new();
+    let mut random = Random::new(seed());
+    let mut setup = Setup::new();
+    let vhost = setup.vhost();
+    let stop = AtomicBool::new(false);
+    let maps = AtomicU64::new(0);
+    let mut switches = 0;
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        // In each address space, a page comes and goes that says which it is; the daemon looks.
+        for asid in 0..2 {
+            let (vhost, stop, maps) = (&vhost, &stop, &maps);
+            scope.spawn(move || {
+                let page = page_of(asid as u8);
+                while !stop.load(Ordering::Relaxed) {
+                    vhost.map_in(asid, MARK, &page, 1).expect("mapping");
+                    vhost.unmap_in(asid, MARK, PAGE).expect("unmapping");
+                    maps.fetch_add(1, Ordering::Relaxed);
+                    // The client's lock is not a fair one.
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            });
+        }
+        // Whatever happens, the others are to end.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            while switches < SWITCHES && begin.elapsed() < TIME {
+                burst(&vhost, &mut random);
+                switches += BURST;
+                setup.daemon.check();
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    note(format_args!(
+        "{switches} switches and {} maps in {:?}",
+        maps.load(Ordering::Relaxed),
+        begin.elapsed()
+    ));
+    setup.daemon.check();
+}
+
+/// Switches groups here and there, then drives both rings where they ended up.
+#[track_caller]
+fn burst(vhost: &Vhost, random: &mut Random) {
+    // A reset has put both into address space 0.
+    let mut asids = [0; 2];
+    for _ in 0..BURST {
+        let (group, asid) = (random.below(2) as u32, random.below(2) as u32);
+        vhost.set_group_asid(group, asid).expect("a switch");
+        asids[group as usize] = asid;
+    }
+    ring::agree(vhost);
+    // At the same addresses, if they are not in the same address space.
+    let iovas = [0x10_0000, 0x10_0000 << u32::from(asids[0] == asids[1])];
+    let mut queues =
+        [0, 1].map(|n| HandQueue::prepare(vhost, n, asids[n as usize], iovas[n as usize]));
+    for queue in &queues {
+        queue.set_up(vhost);
+    }
+    ring::start(vhost);
+    for _ in 0..4 {
+        for queue in &mut queues {
+            let sector = random.below(16);
+            assert_same(&queue.read(sector), &[sector as u8 + 1; 512], "a sector");
+        }
+    }
+    vhost.set_status(0).expect("a reset");
+    for n in 0..2 {
+        vhost.unmap_in(asids[n], iovas[n], LEN).expect("unmapping");
+    }
+}
