@@ -5,6 +5,7 @@
 export KVER VDUSE_RS_CACHE DEBIAN_MIRROR
 
 DRIVER ?= rust
+KERNEL ?= stock
 TESTS ?=
 
 # Options of the kernel's build system that are handed on.
@@ -33,7 +34,7 @@ clean:
 	@./scripts/clean
 
 update:
-	@./scripts/kernel --update
+	@./scripts/kernel --update >/dev/null
 
 rust-analyzer:
 	@+$(KBUILD) rust-analyzer
@@ -48,14 +49,17 @@ lint:
 check-unsafe:
 	@./scripts/check-unsafe
 
-demo: $(if $(filter rust,$(DRIVER)),modules)
-	@./qemu-test/demo --driver $(DRIVER)
+# For the debug kernel, the module is built in a place of its own.
+GUEST_MODULE := $(if $(filter rust-stock,$(DRIVER)-$(KERNEL)),modules)
 
-test: $(if $(filter rust,$(DRIVER)),modules)
-	@./qemu-test/test --driver $(DRIVER) $(TESTS)
+demo: $(GUEST_MODULE)
+	@./qemu-test/demo --driver $(DRIVER) --kernel $(KERNEL)
 
-shell: $(if $(filter rust,$(DRIVER)),modules)
-	@./qemu-test/run --driver $(DRIVER) --timeout 86400 --tty -- bash -i
+test: $(GUEST_MODULE)
+	@./qemu-test/test --driver $(DRIVER) --kernel $(KERNEL) $(TESTS)
+
+shell: $(GUEST_MODULE)
+	@./qemu-test/run --driver $(DRIVER) --kernel $(KERNEL) --timeout 86400 --tty -- bash -i
 
 help:
 	@sed -n 's/^#: \?//p' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +81,7 @@ help:
 #:
 #: KVER=7.2.12            asks for a certain stock kernel (or a whole release, 7.2.12+deb13-amd64)
 #: DRIVER=c               demo, test and shell use the in-tree driver (none: neither)
+#: KERNEL=debug           demo, test and shell use a kernel that finds mistakes (KASAN, lockdep, kmemleak and more)
 #: VDUSE_RS_CACHE=DIR     where what is expensive is kept (default ~/.cache/vduse_rs; may be deleted)
 #: DEBIAN_MIRROR=URL      where Debian's packages come from (default: what this host's apt uses)
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
