@@ -143,7 +143,7 @@ impl<T: Owner> Token<T> {
         let closed = Closed(self);
 
         // Whoever saw the token open is done mapping after this.
-        rcu::synchronize();
+        rcu::synchronize_expedited();
         let guard = read_lock();
         let space = self.enter(&guard);
         if space.bounce.is_in_use() || space.owner.has_coherent() {
@@ -202,7 +202,7 @@ impl<T: Owner> Closed<'_, T> {
     pub(crate) fn lead_to(&self, space: Arc<Space<T>>) {
         let old = self.0.space.xchg(Arc::into_raw(space).cast_mut(), Full);
 
-        rcu::synchronize();
+        rcu::synchronize_expedited();
         // SAFETY: By the invariants of `Token`, the reference was the token's, and whoever got the
         // pointer from it is done with it.
         drop(unsafe { Arc::from_raw(old) });

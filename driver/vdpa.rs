@@ -249,13 +249,18 @@ impl Operations for DriverSide {
 
         let token = get_nospec(&self.tokens, group as usize).ok_or(EINVAL)?;
         let space = &self.dev.spaces.get_or_make(asid)?.domain;
-        let closed = token.close()?;
+        let ask = || {
+            let body = RequestBody::from_group_asid(group, asid);
 
-        self.send(
-            uapi::SET_VQ_GROUP_ASID,
-            RequestBody::from_group_asid(group, asid),
-        )?;
-        if !token.leads_to(space) {
+            self.send(uapi::SET_VQ_GROUP_ASID, body)
+        };
+
+        if token.leads_to(space) {
+            ask()?;
+        } else {
+            let closed = token.close()?;
+
+            ask()?;
             closed.lead_to(space.clone());
         }
 

@@ -24,6 +24,7 @@ tests![
     a_device_of_0xffff_spaces_is_created,
     a_device_of_0xffff_spaces_works,
     a_device_of_1024_spaces_works,
+    a_device_of_many_spaces_costs_no_more_than_it_uses,
     a_device_of_1_queue_works,
     a_device_of_256_queues_works,
     a_device_of_128_queues_in_128_groups_and_spaces_works => 40,
@@ -142,6 +143,22 @@ fn a_device_of_0xffff_spaces_works() {
 fn a_device_of_1024_spaces_works() {
     let config = spaces::config(1, 1, 1024);
     life("1024 spaces", &config, 0, use_ends(1024));
+}
+
+fn a_device_of_many_spaces_costs_no_more_than_it_uses() {
+    let before = available();
+    let mut cost = 0;
+    life(
+        "512 spaces",
+        &spaces::config(1, 1, 512),
+        0,
+        |vhost, file| {
+            use_ends(512)(vhost, file);
+            cost = before - available();
+        },
+    );
+    // An address space that is in use takes some 100 KiB.
+    assert!(cost < 8 << 10, "{cost} KiB");
 }
 
 fn a_device_of_1_queue_works() {

@@ -37,7 +37,7 @@ const SPACES: u32 = 3;
 const FILES: usize = 4;
 
 /// How many operations there are.
-const OPERATIONS: usize = 10_000;
+const OPERATIONS: usize = 5000;
 
 /// The status bit of a driver that is ready.
 const DRIVER_OK: u8 = 4;

@@ -74,7 +74,8 @@ fn a_switch_takes_a_short_time() {
     note(format_args!(
         "with expedited grace periods {other:?} and {same:?}"
     ));
-    assert!(other < Duration::from_millis(50));
+    // It is for whoever reads this; a switch that takes this long is another matter.
+    assert!(other < Duration::from_millis(500));
 }
 
 /// How many switches there are, after how many the rings are used, and how long all may take: on a
@@ -121,7 +122,7 @@ fn switching_10_000_times_under_load_mixes_nothing_up() {
         }
     });
     note(format_args!(
-        "{switches} switches and {} maps in {:?}",
+        "{switches} switches of {SWITCHES} and {} maps in {:?}",
         maps.load(Ordering::Relaxed),
         begin.elapsed()
     ));

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The layouts and numbers of `vduse-uapi` are those of the kernel's own header, for 64-bit programs
+//! and for 32-bit ones.
+//!
+//! From one table, assertions in C are made of what Rust has, which a C compiler then checks. The
+//! header is `include/uapi/linux/vduse.h` of a kernel, named by `VDUSE_UAPI_HEADER`; without that,
+//! the system's.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::mem::offset_of;
+use std::process::{Command, Stdio};
+
+use vduse_uapi::*;
+
+/// A program's kind.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bits {
+    All,
+    Only64,
+    Only32,
+}
+
+use Bits::{All, Only32, Only64};
+
+/// What is asserted of a structure: its size and the offset of each member, as the size of a type
+/// of ours and offsets in it.
+struct Layout {
+    bits: Bits,
+    name: &'static str,
+    size: usize,
+    members: Vec<(&'static str, usize)>,
+}
+
+macro_rules! layouts {
+    ($($bits:ident $name:ident = $ours:ty {
+        $($($member:ident)? $(($path:literal))? = $field:ident),* $(,)?
+    })*) => {
+        vec![$(Layout {
+            bits: $bits,
+            name: stringify!($name),
+            size: size_of::<$ours>(),
+            members: vec![$((
+                concat!($(stringify!($member))? $($path)?),
+                offset_of!($ours, $field),
+            )),*],
+        }),*]
+    };
+}
+
+fn layouts() -> Vec<Layout> {
+    layouts! {
+        All vduse_dev_config = DevConfig {
+            name = name, vendor_id = vendor_id, device_id = device_id, features = features,
+            vq_num = vq_num, vq_align = vq_align, ngroups = ngroups, nas = nas,
+            reserved = reserved, config_size = config_size,
+        }
+        Only64 vduse_iotlb_entry = IotlbEntry {
+            offset = offset, start = start, last = last, perm = perm,
+        }
+        Only32 vduse_iotlb_entry = CompatIotlbEntry {
+            offset = offset, start = start, last = last, perm = perm,
+        }
+        All vduse_iotlb_entry_v2 = IotlbEntryV2 {
+            offset = offset, start = start, last = last, perm = perm, padding = padding,
+            asid = asid, reserved = reserved,
+        }
+        All vduse_config_data = ConfigData { offset = offset, length = length }
+        All vduse_vq_config = VqConfig {
+            index = index, max_size = max_size, reserved1 = reserved1, group = group,
+            reserved2 = reserved2,
+        }
+        Only64 vduse_vq_info = VqInfo {
+            index = index, num = num, desc_addr = desc_addr, driver_addr = driver_addr,
+            device_addr = device_addr, ("split.avail_index") = state,
+            ("packed.last_avail_counter") = state, ready = ready,
+        }
+        Only32 vduse_vq_info = CompatVqInfo {
+            index = index, num = num, desc_addr = desc_addr, driver_addr = driver_addr,
+            device_addr = device_addr, ("split.avail_index") = state,
+            ("packed.last_avail_counter") = state, ready = ready,
+        }
+        All vduse_vq_state_packed = VqStateUnion {}
+        All vduse_vq_eventfd = VqEventfd { index = index, fd = fd }
+        All vduse_iova_umem = IovaUmem {
+            uaddr = uaddr, iova = iova, size = size, asid = asid, reserved = reserved,
+        }
+        All vduse_iova_info = IovaInfo {
+            start = start, last = last, capability = capability, asid = asid,
+            reserved = reserved,
+        }
+        All vduse_dev_request = DevRequest {
+            type = kind, request_id = request_id, reserved = reserved, padding = body,
+        }
+        All vduse_dev_response = DevResponse {
+            request_id = request_id, result = result, reserved = reserved, padding = body,
+        }
+    }
+}
+
+/// Where the members of unions are, found out by setting them.
+fn union_members() -> Vec<(&'static str, &'static str, usize)> {
+    fn only(bytes: &[u8]) -> usize {
+        let first = bytes.iter().position(|&byte| byte != 0);
+        first.expect("a member that is not 0")
+    }
+    let request = |body: RequestBody| {
+        let bytes: Vec<u8> = body.words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        offset_of!(DevRequest, body) + only(&bytes)
+    };
+    let response = |index, state| {
+        let body = ResponseBody::from_vq_state(index, state);
+        let bytes: Vec<u8> = body.words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        offset_of!(DevResponse, body) + only(&bytes)
+    };
+    let packed = |counter, idx, used_counter, used_idx| {
+        VqStateUnion::from_packed(PackedState {
+            last_avail_counter: counter,
+            last_avail_idx: idx,
+            last_used_counter: used_counter,
+            last_used_idx: used_idx,
+        })
+    };
+    let none = VqStateUnion::default();
+    let of_request = |member, body| ("vduse_dev_request", member, request(body));
+    let of_response = |member, index, state| ("vduse_dev_response", member, response(index, state));
+    // In all bytes, so that the byte order does not matter.
+    let (ones16, ones32, ones64) = (u16::MAX, u32::MAX, u64::MAX);
+    vec![
+        of_request("vq_state.index", RequestBody::from_vq_index(ones32)),
+        of_request("s.status", RequestBody::from_status(0xff)),
+        of_request("iova.start", RequestBody::from_iova_range(ones64, 0)),
+        of_request("iova.last", RequestBody::from_iova_range(0, ones64)),
+        of_request(
+            "iova_v2.start",
+            RequestBody::from_iova_range_v2(ones64, 0, 0),
+        ),
+        of_request(
+            "iova_v2.last",
+            RequestBody::from_iova_range_v2(0, ones64, 0),
+        ),
+        of_request(
+            "iova_v2.asid",
+            RequestBody::from_iova_range_v2(0, 0, ones32),
+        ),
+        of_request(
+            "vq_group_asid.group",
+            RequestBody::from_group_asid(ones32, 0),
+        ),
+        of_request(
+            "vq_group_asid.asid",
+            RequestBody::from_group_asid(0, ones32),
+        ),
+        of_response("vq_state.index", ones32, none),
+        of_response(
+            "vq_state.split.avail_index",
+            0,
+            VqStateUnion::from_split(ones16),
+        ),
+        of_response(
+            "vq_state.packed.last_avail_counter",
+            0,
+            packed(ones16, 0, 0, 0),
+        ),
+        of_response("vq_state.packed.last_avail_idx", 0, packed(0, ones16, 0, 0)),
+        of_response(
+            "vq_state.packed.last_used_counter",
+            0,
+            packed(0, 0, ones16, 0),
+        ),
+        of_response("vq_state.packed.last_used_idx", 0, packed(0, 0, 0, ones16)),
+    ]
+}
+
+macro_rules! numbers {
+    ($($bits:ident $name:ident = $ours:expr),* $(,)?) => {
+        vec![$(($bits, stringify!($name), $ours as u64 & 0xffff_ffff)),*]
+    };
+}
+
+fn numbers() -> Vec<(Bits, &'static str, u64)> {
+    numbers![
+        All VDUSE_API_VERSION = API_VERSION_0,
+        All VDUSE_API_VERSION_1 = API_VERSION_1,
+        All VDUSE_NAME_MAX = NAME_MAX,
+        All VDUSE_ACCESS_RO = ACCESS_RO,
+        All VDUSE_ACCESS_WO = ACCESS_WO,
+        All VDUSE_ACCESS_RW = ACCESS_RW,
+        All VDUSE_IOVA_CAP_UMEM = IOVA_CAP_UMEM,
+        All VDUSE_EVENTFD_DEASSIGN = EVENTFD_DEASSIGN,
+        All VDUSE_GET_VQ_STATE = GET_VQ_STATE,
+        All VDUSE_SET_STATUS = SET_STATUS,
+        All VDUSE_UPDATE_IOTLB = UPDATE_IOTLB,
+        All VDUSE_SET_VQ_GROUP_ASID = SET_VQ_GROUP_ASID,
+        All VDUSE_REQ_RESULT_OK = REQ_RESULT_OK,
+        All VDUSE_REQ_RESULT_FAILED = REQ_RESULT_FAILED,
+        All VDUSE_GET_API_VERSION = ioctl::GET_API_VERSION,
+        All VDUSE_SET_API_VERSION = ioctl::SET_API_VERSION,
+        All VDUSE_CREATE_DEV = ioctl::CREATE_DEV,
+        All VDUSE_DESTROY_DEV = ioctl::DESTROY_DEV,
+        Only64 VDUSE_IOTLB_GET_FD = ioctl::IOTLB_GET_FD,
+        Only32 VDUSE_IOTLB_GET_FD = ioctl::COMPAT_IOTLB_GET_FD,
+        All VDUSE_IOTLB_GET_FD2 = ioctl::IOTLB_GET_FD2,
+        All VDUSE_DEV_GET_FEATURES = ioctl::DEV_GET_FEATURES,
+        All VDUSE_DEV_SET_CONFIG = ioctl::DEV_SET_CONFIG,
+        All VDUSE_DEV_INJECT_CONFIG_IRQ = ioctl::DEV_INJECT_CONFIG_IRQ,
+        All VDUSE_VQ_SETUP = ioctl::VQ_SETUP,
+        Only64 VDUSE_VQ_GET_INFO = ioctl::VQ_GET_INFO,
+        Only32 VDUSE_VQ_GET_INFO = ioctl::COMPAT_VQ_GET_INFO,
+        All VDUSE_VQ_SETUP_KICKFD = ioctl::VQ_SETUP_KICKFD,
+        All VDUSE_VQ_INJECT_IRQ = ioctl::VQ_INJECT_IRQ,
+        All VDUSE_IOTLB_REG_UMEM = ioctl::IOTLB_REG_UMEM,
+        All VDUSE_IOTLB_DEREG_UMEM = ioctl::IOTLB_DEREG_UMEM,
+        All VDUSE_IOTLB_GET_INFO = ioctl::IOTLB_GET_INFO,
+    ]
+}
+
+/// A program in C that compiles if everything is as in the header.
+fn program(header: &str, bits: Bits) -> String {
+    let mut text = String::new();
+    let mut line = |line: String| writeln!(text, "{line}").expect("a string");
+    line("#include <stddef.h>\n#include <linux/ioctl.h>".to_owned());
+    line(format!("#include \"{header}\""));
+    let wanted = |which: Bits| which == All || which == bits;
+    let mut assert = |what: String, ours: u64| {
+        line(format!(
+            "_Static_assert({what} == {ours}u, \"{}\");",
+            what.replace('"', "")
+        ));
+    };
+    for layout in layouts().iter().filter(|layout| wanted(layout.bits)) {
+        let name = layout.name;
+        assert(format!("sizeof(struct {name})"), layout.size as u64);
+        for (member, offset) in &layout.members {
+            assert(format!("offsetof(struct {name}, {member})"), *offset as u64);
+        }
+    }
+    for (name, member, offset) in union_members() {
+        assert(format!("offsetof(struct {name}, {member})"), offset as u64);
+    }
+    for (_, name, number) in numbers().into_iter().filter(|number| wanted(number.0)) {
+        assert(format!("(unsigned int)({name})"), number);
+    }
+    text
+}
+
+/// Compiles a program; an `Err` is what the compiler said.
+fn compile(program: &str, option: &str) -> Result<(), String> {
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "gcc".to_owned());
+    let mut child = Command::new(&compiler)
+        .args([option, "-std=gnu11", "-fsyntax-only", "-x", "c"])
+        // Debian has the headers that 32-bit programs need there too.
+        .args(["-isystem", "/usr/include/x86_64-linux-gnu", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{compiler}: {error}"))?;
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // A compiler that ends early says why.
+    let _ = stdin.write_all(program.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().expect("the compiler's output");
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+fn header() -> String {
+    const VARIABLE: &str = "VDUSE_UAPI_HEADER";
+    let path = std::env::var(VARIABLE).unwrap_or_else(|_| "/usr/include/linux/vduse.h".to_owned());
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        text.contains("VDUSE_API_VERSION_1"),
+        "{path} has no version 1 of the API; {VARIABLE} names that of a kernel that has"
+    );
+    path
+}
+
+#[track_caller]
+fn check(bits: Bits, option: &str) {
+    let program = program(&header(), bits);
+    if let Err(said) = compile(&program, option) {
+        panic!("{said}");
+    }
+    // What is wrong is noticed.
+    let wrong = program.replacen(" == ", " == 1u + ", 1);
+    assert!(compile(&wrong, option).is_err());
+}
+
+#[test]
+fn layouts_and_numbers_are_the_kernels_for_64_bit_programs() {
+    check(Only64, "-m64");
+}
+
+#[test]
+fn layouts_and_numbers_are_the_kernels_for_32_bit_programs() {
+    check(Only32, "-m32");
+}
