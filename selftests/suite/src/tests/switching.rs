@@ -18,7 +18,7 @@ use crate::lab::{note, seed};
 
 tests![
     a_switch_takes_a_short_time,
-    switching_10_000_times_under_load_mixes_nothing_up => 60,
+    switching_10_000_times_under_load_mixes_nothing_up => 150,
 ];
 
 /// A device of two groups and two address spaces with a daemon. The fields are dropped in this
@@ -78,11 +78,9 @@ fn a_switch_takes_a_short_time() {
     assert!(other < Duration::from_millis(500));
 }
 
-/// How many switches there are, after how many the rings are used, and how long all may take: on a
-/// slow machine there are fewer.
+/// How many switches there are, and after how many the rings are used.
 const SWITCHES: u64 = 10_000;
 const BURST: u64 = 200;
-const TIME: Duration = Duration::from_secs(20);
 
 fn switching_10_000_times_under_load_mixes_nothing_up() {
     let _expedited = Expedited::new();
@@ -110,7 +108,7 @@ fn switching_10_000_times_under_load_mixes_nothing_up() {
         }
         // Whatever happens, the others are to end.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            while switches < SWITCHES && begin.elapsed() < TIME {
+            while switches < SWITCHES {
                 burst(&vhost, &mut random);
                 switches += BURST;
                 setup.daemon.check();
