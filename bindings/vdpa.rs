@@ -50,6 +50,17 @@ pub(crate) mod status {
     pub(crate) const FAILED: u8 = bindings::VIRTIO_CONFIG_S_FAILED as u8;
 }
 
+/// Who drives a device that is on the bus.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BusDriver {
+    /// Nobody, at the moment.
+    None,
+    /// vhost-vdpa: a process, which is waited for by nobody but itself.
+    Vhost,
+    /// Another driver: virtio-vdpa, and so the kernel's own drivers.
+    Other,
+}
+
 /// Where the parts of a virtqueue are, as I/O virtual addresses (virtio 1.3, section 2.6 to 2.8).
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct VqAddress {
@@ -328,12 +339,12 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn device_id(&self) -> u32;
     /// The virtio vendor id.
     fn vendor_id(&self) -> u32;
-    /// The features that the device offers.
-    fn device_features(&self) -> u64;
+    /// The features that the device offers to a driver. Without one, somebody else wants to know.
+    fn device_features(&self, driver: BusDriver) -> u64;
     /// The features that the driver has accepted.
     fn driver_features(&self) -> u64;
     /// The driver accepts features.
-    fn set_driver_features(&self, features: u64) -> Result;
+    fn set_driver_features(&self, features: u64, driver: BusDriver) -> Result;
     /// The device status.
     fn status(&self) -> u8;
     /// The driver sets the device status, to other than 0.
@@ -379,6 +390,30 @@ impl<T: Operations> Device<T> {
 
         // SAFETY: By the safety requirements. What C writes to is in an `Opaque`.
         unsafe { &*vdev.cast() }
+    }
+
+    /// Who drives the device. What a driver's own call finds is that driver: it is bound before it
+    /// is probed, until after it is removed.
+    fn driver(&self) -> BusDriver {
+        // SAFETY: The device is alive, and the core initialises this before anybody else sees it.
+        let dev = unsafe { &raw const (*self.vdpa.get()).dev };
+        // SAFETY: As above. The bus does not change; the driver may, while netlink asks, and is only
+        // compared with another.
+        let (bus, driver) = unsafe { ((*dev).bus, (&raw const (*dev).driver).read_volatile()) };
+
+        if driver.is_null() {
+            return BusDriver::None;
+        }
+
+        // SAFETY: The bus is valid, as a device is on it. What this returns is not dereferenced, so it
+        // does not matter if the driver goes meanwhile.
+        let vhost = unsafe { bindings::driver_find(c"vhost_vdpa".as_char_ptr(), bus) };
+
+        if driver == vhost {
+            BusDriver::Vhost
+        } else {
+            BusDriver::Other
+        }
     }
 
     /// Allocates a device. The caller owns a reference to it.
@@ -566,13 +601,13 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn get_device_features(dev) -> u64 {
-            dev.data.device_features()
+            dev.data.device_features(dev.driver())
         }
     }
 
     operation! {
         fn set_driver_features(dev, features: u64) -> c_int {
-            from_result(|| dev.data.set_driver_features(features).map(|()| 0))
+            from_result(|| dev.data.set_driver_features(features, dev.driver()).map(|()| 0))
         }
     }
 

@@ -69,8 +69,8 @@ struct Using {
 pub(super) struct Dev {
     /// The version of the API that it was created with.
     pub(super) api_version: u64,
-    /// What it offers.
-    pub(super) features: u64,
+    /// What it can do.
+    features: u64,
     pub(super) device_id: u32,
     pub(super) vendor_id: u32,
     /// In bytes.
@@ -306,9 +306,19 @@ impl Dev {
         self.driver_features.load(Relaxed)
     }
 
-    /// The driver accepts features. Errors: [`EINVAL`] if some were not offered.
-    pub(super) fn set_driver_features(&self, features: u64) -> Result {
-        if features & !self.features != 0 {
+    /// What it offers to a driver in the kernel, or to somebody else.
+    pub(super) fn offered(&self, to_kernel: bool) -> u64 {
+        if to_kernel {
+            self.features & !config::hidden_from_kernel(self.device_id)
+        } else {
+            self.features
+        }
+    }
+
+    /// The driver, which was offered `offered`, accepts features. Errors: [`EINVAL`] if some were
+    /// not offered.
+    pub(super) fn set_driver_features(&self, features: u64, offered: u64) -> Result {
+        if features & !offered != 0 {
             return Err(EINVAL);
         }
 

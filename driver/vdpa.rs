@@ -14,6 +14,7 @@ use crate::{
         atomic_cpumask::AtomicCpumask,
         nospec::get_nospec,
         vdpa::{
+            BusDriver,
             Callbacks,
             Operations,
             PackedState,
@@ -176,16 +177,18 @@ impl Operations for DriverSide {
         self.dev.vendor_id
     }
 
-    fn device_features(&self) -> u64 {
-        self.dev.features
+    fn device_features(&self, driver: BusDriver) -> u64 {
+        // Without a driver, it is netlink that asks.
+        self.dev.offered(driver == BusDriver::Other)
     }
 
     fn driver_features(&self) -> u64 {
         self.dev.driver_features()
     }
 
-    fn set_driver_features(&self, features: u64) -> Result {
-        self.dev.set_driver_features(features)
+    fn set_driver_features(&self, features: u64, driver: BusDriver) -> Result {
+        self.dev
+            .set_driver_features(features, self.device_features(driver))
     }
 
     fn status(&self) -> u8 {

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A network card's control queue (virtio 1.3, section 5.1.6.5): who is offered it, and that a
+//! daemon that does not answer holds nobody up.
+//!
+//! The kernel's own driver waits for the answer to a command in a loop without end, with the lock of
+//! all network configuration held. It is not offered the control queue.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Sender};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vduse::request::Answer;
+use vduse::{Device, DeviceConfig};
+
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::device::{feature, net_config, TestDevice};
+use crate::lab::qsd::tool;
+use crate::lab::responder::Responder;
+use crate::lab::sysfs;
+use crate::lab::vhost::Vhost;
+
+tests![
+    vhost_is_offered_the_control_queue,
+    virtio_is_not_offered_the_control_queue,
+    each_driver_in_turn_is_offered_what_it_is_to_have,
+    netlink_shows_what_the_device_can_do,
+    statistics_without_a_control_queue_do_no_harm,
+    changing_offloads_without_a_control_queue_does_no_harm,
+    a_daemon_that_falls_silent_holds_nobody_up => 90,
+    a_daemon_that_dies_holds_nobody_up => 60,
+];
+
+/// What a card with a control queue offers beside the rest, by the numbers of the bits.
+const CONTROL: [u32; 13] = [2, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 57, 60];
+
+/// A card that offers all that has to do with its control queue.
+fn card() -> DeviceConfig {
+    let mut config = net_config();
+    config.features |= CONTROL.iter().fold(0, |bits, bit| bits | 1 << bit);
+    config.queues = 3;
+    config
+}
+
+/// A card that is on the bus and whose requests are answered.
+struct Card {
+    on_bus: OnBus,
+    _responder: Responder,
+    device: TestDevice,
+}
+
+impl Card {
+    #[track_caller]
+    fn new(config: &DeviceConfig) -> Self {
+        let device = TestDevice::new(config);
+        let responder = Responder::ok(&Arc::new(device.open_ready(config.queues)));
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        Self {
+            on_bus,
+            _responder: responder,
+            device,
+        }
+    }
+
+    /// The features that vhost offers.
+    #[track_caller]
+    fn offered_by_vhost(&self) -> u64 {
+        self.on_bus.bind(Driver::Vhost).expect("binding to vhost");
+        let path = bus::vhost_path(self.device.name()).expect("a node");
+        let features = Vhost::open(&path).and_then(|vhost| vhost.features());
+        self.on_bus.unbind(Driver::Vhost).expect("unbinding");
+        features.expect("the features")
+    }
+
+    /// The features that the kernel's driver accepted, which are those that it was offered and knows.
+    #[track_caller]
+    fn accepted_by_virtio(&self) -> u64 {
+        self.on_bus.bind(Driver::Virtio).expect("binding to virtio");
+        let folder = bus::virtio_folder(self.device.name()).expect("a virtio device");
+        assert!(interface(self.device.name()).is_some(), "no interface");
+        let bits = sysfs::read(&folder.join("features")).expect("the features");
+        self.on_bus.unbind(Driver::Virtio).expect("unbinding");
+        (0..64)
+            .zip(bits.chars())
+            .filter(|&(_, bit)| bit == '1')
+            .fold(0, |features, (bit, _)| features | 1 << bit)
+    }
+}
+
+/// Loads the kernel's driver.
+#[track_caller]
+fn load_virtio_net() {
+    tool("modprobe", &["virtio_net"]);
+}
+
+/// The network interface of a device.
+fn interface(name: &str) -> Option<String> {
+    bus::children(&bus::virtio_folder(name)?.join("net"), "").pop()
+}
+
+fn vhost_is_offered_the_control_queue() {
+    let config = card();
+    assert_eq!(Card::new(&config).offered_by_vhost(), config.features);
+}
+
+/// What a card without a control queue offers.
+const WITHOUT: u64 = feature::ACCESS_PLATFORM | feature::VERSION_1 | feature::NET_MAC;
+
+fn virtio_is_not_offered_the_control_queue() {
+    load_virtio_net();
+    assert_eq!(Card::new(&card()).accepted_by_virtio(), WITHOUT);
+}
+
+fn each_driver_in_turn_is_offered_what_it_is_to_have() {
+    load_virtio_net();
+    let config = card();
+    let card = Card::new(&config);
+    for _ in 0..3 {
+        assert_eq!(card.offered_by_vhost(), config.features);
+        assert_eq!(card.accepted_by_virtio(), WITHOUT);
+    }
+}
+
+fn netlink_shows_what_the_device_can_do() {
+    let config = card();
+    let card = Card::new(&config);
+    let output = Command::new("vdpa")
+        .args(["dev", "config", "show", card.device.name()])
+        .output()
+        .expect("running vdpa");
+    let text = String::from_utf8_lossy(&output.stdout);
+    // It reads the features, as the number of pairs is only shown for who offers them.
+    assert!(text.contains("max_vq_pairs"), "{text}");
+}
+
+fn statistics_without_a_control_queue_do_no_harm() {
+    load_virtio_net();
+    let mut config = net_config();
+    config.features |= 1 << 50;
+    assert_eq!(Card::new(&config).accepted_by_virtio(), WITHOUT);
+}
+
+fn changing_offloads_without_a_control_queue_does_no_harm() {
+    load_virtio_net();
+    let mut config = net_config();
+    // Offloads can be changed; checksums, and segments of TCP, of which there is one to change.
+    let offloads = 1 << 0 | 1 << 1 | 1 << 7;
+    config.features |= 1 << 2 | offloads;
+    let card = Card::new(&config);
+    card.on_bus.bind(Driver::Virtio).expect("binding");
+    let interface = interface(card.device.name()).expect("an interface");
+    for value in ["off", "on"] {
+        // It may say that this cannot be changed.
+        let _ = crate::modules::tool("ethtool", &["-K", &interface, "rx-gro-hw", value]);
+    }
+}
+
+/// The timeout of messages, in seconds, while a daemon does not answer.
+const TIMEOUT: u64 = 1;
+
+/// How long a program may take whose system call waits for one message: the timeout, and what the
+/// machine needs.
+const PATIENCE: Duration = Duration::from_secs(TIMEOUT + 3);
+
+/// What a daemon does instead of answering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It reads no more.
+    Silence,
+    /// It closes the device.
+    Death,
+}
+
+/// Answers so many requests, and then does what `end` says, until the answer is dropped.
+fn daemon(device: Device, requests: usize, end: End) -> (Sender<()>, JoinHandle<()>) {
+    let (sender, receiver) = mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let mut answered = 0;
+        while answered < requests {
+            match device.read_request() {
+                Ok(request) => {
+                    answered += 1;
+                    let _ = device.answer(&request, Answer::Ok);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    let done = receiver.recv_timeout(Duration::from_millis(1));
+                    if done == Err(mpsc::RecvTimeoutError::Disconnected) {
+                        return;
+                    }
+                }
+                Err(_) => break,
+            }
+        }
+        if end == End::Silence {
+            // Nothing is ever sent: this ends when the sender goes.
+            let _ = receiver.recv();
+        }
+    });
+    (sender, thread)
+}
+
+/// A program that must end in time, whatever it says.
+struct Timed {
+    what: String,
+    child: Child,
+    begin: Instant,
+}
+
+impl Timed {
+    #[track_caller]
+    fn start(program: &str, arguments: &[&str]) -> Self {
+        let child = Command::new(program)
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starting a program");
+        Self {
+            what: format!("{program} {}", arguments.join(" ")),
+            child,
+            begin: Instant::now(),
+        }
+    }
+
+    #[track_caller]
+    fn end(mut self) {
+        while matches!(self.child.try_wait(), Ok(None)) {
+            assert!(
+                self.begin.elapsed() < PATIENCE,
+                "{} hangs:\n{}",
+                self.what,
+                crate::process::stacks(self.child.id())
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Does something that may wait for the daemon, and sees that `ip link`, in another process, answers
+/// again and again meanwhile.
+#[track_caller]
+fn with_ip_link_beside(act: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(act);
+        loop {
+            Timed::start("ip", &["link", "show"]).end();
+            if thread.is_finished() {
+                return;
+            }
+        }
+    });
+}
+
+/// Goes through all that is done to a network card, with a daemon that ends after so many requests.
+#[track_caller]
+fn phase(requests: usize, end: End) {
+    let device = TestDevice::new(&card());
+    let timeout = sysfs::attribute(device.name(), "msg_timeout");
+    sysfs::write(&timeout, &TIMEOUT.to_string()).expect("setting msg_timeout");
+    let (stop, thread) = daemon(device.open_ready(3), requests, end);
+    let on_bus = OnBus::add(device.name()).expect("adding");
+
+    // Fails, or not, by what was answered.
+    with_ip_link_beside(|| drop(on_bus.bind(Driver::Virtio)));
+    if let Some(interface) = interface(device.name()) {
+        let link = ["link", "set", "dev", &interface];
+        for words in [
+            &["up"][..],
+            &["promisc", "on"],
+            &["allmulticast", "on"],
+            &["address", "02:00:00:00:00:77"],
+            &["mtu", "1400"],
+            &["promisc", "off"],
+            &["down"],
+            &["up"],
+        ] {
+            let change = Timed::start("ip", &[&link[..], words].concat());
+            Timed::start("ip", &["link", "show"]).end();
+            change.end();
+        }
+        // Changes the number of pairs, statistics, offloads: each a command, where there is one.
+        for words in [
+            &["-L", &interface, "combined", "2"][..],
+            &["-S", &interface],
+            &["-K", &interface, "rx-gro-hw", "off"],
+        ] {
+            let change = Timed::start("ethtool", words);
+            Timed::start("ip", &["link", "show"]).end();
+            change.end();
+        }
+    }
+    with_ip_link_beside(|| drop(on_bus.unbind(Driver::Virtio)));
+    with_ip_link_beside(|| on_bus.delete().expect("deleting"));
+    drop(stop);
+    thread.join().expect("the daemon");
+}
+
+/// One more than the requests that binding and unbinding take together, which are a reset, three
+/// steps to where features are agreed on, the driver's readiness, and the reset at the end.
+const PHASES: usize = 7;
+
+fn a_daemon_that_falls_silent_holds_nobody_up() {
+    load_virtio_net();
+    for requests in 0..PHASES {
+        phase(requests, End::Silence);
+    }
+}
+
+fn a_daemon_that_dies_holds_nobody_up() {
+    load_virtio_net();
+    for requests in [0, 4, 5] {
+        phase(requests, End::Death);
+    }
+}
