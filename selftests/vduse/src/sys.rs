@@ -131,3 +131,43 @@ pub(crate) fn signal(fd: impl AsFd, number: u32) -> io::Result<()> {
     // SAFETY: An ioctl without argument looks at no memory.
     unsafe { call(fd, number, std::ptr::null_mut()) }.map(drop)
 }
+
+/// What names a network interface and says something of it: `struct ifreq`, of which only the flags
+/// are used.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InterfaceRequest {
+    name: [u8; 16],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+impl InterfaceRequest {
+    /// Errors: `EINVAL` for a name of more than 15 bytes.
+    pub(crate) fn new(name: &str, flags: u16) -> io::Result<Self> {
+        let mut bytes = [0; 16];
+        // One byte is for the end.
+        let Some(place) = bytes[..15].get_mut(..name.len()) else {
+            return Err(rustix::io::Errno::INVAL.into());
+        };
+        place.copy_from_slice(name.as_bytes());
+        Ok(Self {
+            name: bytes,
+            flags,
+            rest: [0; 22],
+        })
+    }
+}
+
+/// Calls an ioctl of `linux/if_tun.h` that takes a `struct ifreq`, whatever size its number says.
+pub(crate) fn set_up_interface(
+    fd: impl AsFd,
+    number: u32,
+    request: &InterfaceRequest,
+) -> io::Result<()> {
+    let mut request = *request;
+    // SAFETY: Those ioctls read and write a `struct ifreq` at most, which has 40 bytes.
+    unsafe { call(fd, number, std::ptr::from_mut(&mut request).cast()) }.map(drop)
+}
+
+const _: () = assert!(size_of::<InterfaceRequest>() == 40);
