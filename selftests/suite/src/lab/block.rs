@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::OFlags;
 
@@ -57,7 +58,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Opens a disk of this name for direct access.
+    /// Opens a disk of this name, or a file at this path, for direct access.
     pub fn open(name: &str) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -176,4 +177,25 @@ impl<'a> Exerciser<'a> {
             assert_same(&found, &self.model[at..end], &format!("from {at} on"));
         }
     }
+}
+
+/// Runs exercisers in threads of their own for a while.
+pub fn exercise(exercisers: &mut [Exerciser<'_>], during: impl FnOnce()) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        for exerciser in exercisers {
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    exerciser.step();
+                }
+            });
+        }
+        // The threads end whatever happens here.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
 }

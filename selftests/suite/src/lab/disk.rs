@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk served by a thread of the test, and bound to virtio-vdpa.
+//! A device, above all a disk, served by a thread of the test, and a disk bound to virtio-vdpa.
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use vduse::blk::{self, Disk, Stats};
-use vduse::server::{Handle, Server};
+use vduse::blk::{self, Disk};
+use vduse::server::{Backend, Handle, Server};
 use vduse::Device;
 
 use crate::lab::block::Block;
@@ -17,11 +17,11 @@ use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::expect::soon;
 use crate::lab::sysfs;
 
-/// A disk's thread.
+/// The thread of a device, a disk if not said otherwise.
 #[derive(Debug)]
-pub struct Served {
+pub struct Served<B = Disk> {
     handle: Option<Handle>,
-    thread: Option<JoinHandle<(io::Result<()>, Stats)>>,
+    thread: Option<JoinHandle<(io::Result<()>, B)>>,
 }
 
 impl Served {
@@ -30,20 +30,24 @@ impl Served {
         let sizes = vec![256; queues.into()];
         Ok(Self::run(Server::new(device, &sizes, Disk::new(file))?))
     }
+}
 
-    /// Runs a disk's server.
-    pub fn run(mut server: Server<Disk>) -> Self {
+impl<B: Backend + Send + 'static> Served<B> {
+    /// Runs a device's server.
+    pub fn run(mut server: Server<B>) -> Self {
         let handle = server.handle();
         let thread = std::thread::spawn(move || {
             let result = server.run();
-            (result, server.backend().stats())
+            (result, server.into_backend())
         });
         Self {
             handle: Some(handle),
             thread: Some(thread),
         }
     }
+}
 
+impl<B> Served<B> {
     /// The device.
     pub fn device(&self) -> &Arc<Device> {
         self.handle().device()
@@ -54,15 +58,15 @@ impl Served {
         self.handle.as_ref().expect("a running server")
     }
 
-    /// Ends the server, closes the device, and says what was done.
+    /// Ends the server, closes the device, and gives back what was served.
     #[track_caller]
-    pub fn stop(mut self) -> Stats {
-        let (result, stats) = self.end().expect("a running server");
-        result.expect("serving the disk");
-        stats
+    pub fn stop(mut self) -> B {
+        let (result, backend) = self.end().expect("a running server");
+        result.expect("serving the device");
+        backend
     }
 
-    fn end(&mut self) -> Option<(io::Result<()>, Stats)> {
+    fn end(&mut self) -> Option<(io::Result<()>, B)> {
         if let Some(handle) = self.handle.take() {
             handle.stop();
         }
@@ -70,7 +74,7 @@ impl Served {
     }
 }
 
-impl Drop for Served {
+impl<B> Drop for Served<B> {
     fn drop(&mut self) {
         self.end();
     }

@@ -4,13 +4,12 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vduse::blk;
 
-use crate::lab::block::{sectors, Block, Exerciser};
+use crate::lab::block::{exercise, sectors, Block, Exerciser};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{unique_name, TestDevice};
@@ -78,27 +77,6 @@ fn random_requests_are_intact_without_event_index() {
         ..Default::default()
     };
     random(shape, 100, 2);
-}
-
-/// Runs exercisers in threads of their own for a while.
-fn exercise(exercisers: &mut [Exerciser<'_>], during: impl FnOnce()) {
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let stop = &stop;
-        for exerciser in exercisers {
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    exerciser.step();
-                }
-            });
-        }
-        // The threads end whatever happens here.
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
-        stop.store(true, Ordering::Relaxed);
-        if let Err(panic) = result {
-            std::panic::resume_unwind(panic);
-        }
-    });
 }
 
 /// Exercisers of parts of a disk of a MiB each.
@@ -192,7 +170,7 @@ fn flushes_arrive() {
         ..
     } = disk;
     drop(on_bus);
-    let stats = served.stop();
+    let stats = served.stop().stats();
     drop(device);
     assert!(stats.flushes >= 1, "{stats:?}");
     assert!(stats.writes >= 1, "{stats:?}");
