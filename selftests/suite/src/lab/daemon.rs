@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk served by a process of its own, which can be killed.
+//! A disk or a file system served by a process of its own, which can be killed.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -10,17 +10,18 @@ use std::sync::Arc;
 
 use vduse::blk::Disk;
 use vduse::server::{Backend, Chain, Memory, Server};
-use vduse::{Control, Device};
+use vduse::{Control, Device, DeviceConfig};
 
 use crate::lab::expect::soon;
+use crate::lab::fs;
 
-/// A process that serves a disk.
+/// A process that serves a device.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
 }
 
-/// What becomes of the disk's requests.
+/// What becomes of the driver's requests.
 #[derive(Clone, Copy, Debug)]
 pub enum Manner {
     /// They are served.
@@ -30,7 +31,8 @@ pub enum Manner {
 }
 
 impl Daemon {
-    /// Starts a process that serves a device as a disk in a file, and waits until it does.
+    /// Starts a process that serves a device as a disk in a file, or as a file system if it is a
+    /// folder, and waits until it does.
     #[track_caller]
     pub fn start(name: &str, file: &Path, queues: u16, manner: Manner) -> Self {
         let ready = file.with_extension("ready");
@@ -79,14 +81,14 @@ impl Drop for Daemon {
     }
 }
 
-/// A disk that stands still after so many requests.
-struct Stalling {
-    disk: Disk,
+/// A device that stands still after so many requests.
+struct Stalling<B> {
+    backend: B,
     left: u64,
     mark: std::path::PathBuf,
 }
 
-impl Backend for Stalling {
+impl<B: Backend> Backend for Stalling<B> {
     fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32 {
         if self.left == 0 {
             let _ = std::fs::write(&self.mark, "");
@@ -95,7 +97,7 @@ impl Backend for Stalling {
             }
         }
         self.left -= 1;
-        self.disk.serve(queue, chain, memory)
+        self.backend.serve(queue, chain, memory)
     }
 }
 
@@ -105,22 +107,41 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
         return Err(io::ErrorKind::InvalidInput.into());
     };
     let path = Path::new(path);
-    let mark = path.with_extension("stalled");
-    let _ = std::fs::remove_file(&mark);
     let queues: u16 = queues.parse().map_err(io::Error::other)?;
+    let stall = stall.parse().map_err(io::Error::other)?;
+    let ready = Path::new(ready);
+    if path.is_dir() {
+        let config = fs::device_config(name);
+        return serve(&config, path, stall, ready, fs::Files::new(path));
+    }
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let bytes = file.metadata()?.len();
-    match Control::open()?.create(&vduse::blk::device_config(name, bytes, queues)) {
+    let config = vduse::blk::device_config(name, bytes, queues);
+    serve(&config, path, stall, ready, Disk::new(Arc::new(file)))
+}
+
+/// Creates a device, if it is not there, and serves it.
+fn serve<B: Backend>(
+    config: &DeviceConfig,
+    path: &Path,
+    stall: u64,
+    ready: &Path,
+    backend: B,
+) -> io::Result<()> {
+    let mark = path.with_extension("stalled");
+    let _ = std::fs::remove_file(&mark);
+    match Control::open()?.create(config) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         result => result?,
     }
     let backend = Stalling {
-        disk: Disk::new(Arc::new(file)),
-        left: stall.parse().map_err(io::Error::other)?,
+        backend,
+        left: stall,
         mark,
     };
-    let device = Device::open_nonblocking(name)?;
-    let mut server = Server::new(device, &vec![256; queues.into()], backend)?;
+    let device = Device::open_nonblocking(&config.name)?;
+    let sizes = vec![256; config.queues as usize];
+    let mut server = Server::new(device, &sizes, backend)?;
     std::fs::write(ready, "")?;
     server.run()
 }

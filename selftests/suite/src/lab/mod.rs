@@ -11,6 +11,8 @@ pub mod daemon;
 pub mod device;
 pub mod disk;
 pub mod expect;
+pub mod fs;
+pub mod fuse;
 pub mod groups;
 pub mod helper;
 pub mod memory;

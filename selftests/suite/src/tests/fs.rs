@@ -1,0 +1,466 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! File systems: the kernel's virtiofs on a folder that a daemon of ours shows.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use crate::lab::block::{exercise, Block, Exerciser};
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::cpu::run_on;
+use crate::lab::daemon::{Daemon, Manner};
+use crate::lab::expect::{fails, soon, stays, within};
+use crate::lab::fs::{LiveFs, Mount, QUEUES, REQUEST_QUEUES};
+use crate::lab::fuse::op;
+use crate::lab::pattern::{assert_same, Random};
+use crate::lab::sysfs;
+
+tests![
+    the_driver_finds_the_tag_and_the_queues,
+    what_is_written_is_in_the_folder_and_read_back => 40,
+    what_changes_in_the_folder_is_seen,
+    a_folder_of_100_files_is_listed,
+    files_are_cut_and_grow,
+    errors_of_the_device_are_errors_of_the_driver,
+    several_threads_on_both_queues_are_intact => 40,
+    what_is_forgotten_goes_through_the_first_queue,
+    rebinding_and_mounting_again_works,
+    a_daemon_killed_with_a_read_begun_is_taken_over,
+    several_kills_lose_nothing => 60,
+    deleting_a_mounted_device_ends_and_its_users_get_errors,
+    a_device_deleted_while_mounted_is_added_and_mounted_again,
+    deleting_a_mounted_device_without_a_daemon_ends,
+    deleting_waits_for_a_request_until_a_daemon_answers_it,
+];
+
+/// Has the kernel forget all that it has cached of files.
+#[track_caller]
+fn drop_caches() {
+    sysfs::write(Path::new("/proc/sys/vm/drop_caches"), "3").expect("dropping caches");
+}
+
+/// Random bytes.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut data = vec![0; len];
+    Random::new(seed).fill(&mut data);
+    data
+}
+
+/// A new file of so many zeroes, past the page cache.
+#[track_caller]
+fn zeroes(path: &Path, len: u64) -> Block {
+    let file = File::create_new(path).expect("creating a file");
+    file.set_len(len).expect("its length");
+    Block::open(path.to_str().expect("a path")).expect("opening a file")
+}
+
+fn the_driver_finds_the_tag_and_the_queues() {
+    let fs = LiveFs::new();
+    let folder = bus::virtio_folder(fs.device.name()).expect("a virtio device");
+    let driver = fs::read_link(folder.join("driver")).unwrap();
+    assert!(driver.ends_with("virtiofs"), "{driver:?}");
+    let instances = Path::new("/sys/fs/virtiofs");
+    let tags = bus::children(instances, "").into_iter().filter(|instance| {
+        let tag = sysfs::read(&instances.join(instance).join("tag"));
+        tag.is_ok_and(|tag| tag == fs.device.name())
+    });
+    assert_eq!(tags.count(), 1);
+    for queue in 0..u32::from(QUEUES) {
+        let info = fs.served.0.device().vq_info(queue).unwrap();
+        // The driver takes no more queues than the machine may have CPUs.
+        let wanted = queue < 2 || std::thread::available_parallelism().unwrap().get() > 1;
+        assert!(!wanted || info.ready == 1, "{queue}");
+    }
+    // Nobody but a mount asks anything.
+    assert_eq!(fs.log().count(|_| true), 0);
+    drop(fs.mount());
+    assert_eq!((fs.log().asked(op::INIT), fs.log().asked(op::DESTROY)), (1, 1));
+}
+
+fn what_is_written_is_in_the_folder_and_read_back() {
+    const LEN: usize = 8 << 20;
+    let fs = LiveFs::new();
+    let mount = fs.mount();
+    let data = noise(LEN, 1);
+    let mut file = File::create_new(mount.path("data")).unwrap();
+    file.write_all(&data).unwrap();
+    file.sync_all().unwrap();
+    assert_same(&fs::read(fs.behind("data")).unwrap(), &data, "the folder");
+    drop(file);
+
+    drop_caches();
+    fs.log().clear();
+    assert_same(&fs::read(mount.path("data")).unwrap(), &data, "the mount");
+    // It came from the daemon, a quarter of a MiB at most in one request.
+    assert!(fs.log().asked(op::READ) >= 32, "{:?}", fs.log());
+    assert_eq!(mount.path("data").metadata().unwrap().len(), LEN as u64);
+    let (ours, theirs) = (
+        rustix::fs::statvfs(fs.folder()).unwrap(),
+        rustix::fs::statvfs(mount.path("")).unwrap(),
+    );
+    assert_eq!(
+        (ours.f_blocks, ours.f_bsize),
+        (theirs.f_blocks, theirs.f_bsize)
+    );
+}
+
+fn what_changes_in_the_folder_is_seen() {
+    let fs = LiveFs::new();
+    fs::write(fs.behind("data"), "before").unwrap();
+    let mount = fs.mount();
+    assert_eq!(fs::read(mount.path("data")).unwrap(), b"before");
+    fs::write(fs.behind("data"), "after!").unwrap();
+    fs::write(fs.behind("more"), "more").unwrap();
+    drop_caches();
+    assert_eq!(fs::read(mount.path("data")).unwrap(), b"after!");
+    assert_eq!(fs::read(mount.path("more")).unwrap(), b"more");
+}
+
+fn a_folder_of_100_files_is_listed() {
+    let fs = LiveFs::new();
+    let mount = fs.mount();
+    // Names so long that one answer cannot have them all.
+    let name = |n: u64| format!("{n:0100}");
+    for n in 0..100 {
+        // Half of them are there before the driver knows.
+        let path = if n < 50 {
+            fs.behind(&name(n))
+        } else {
+            mount.path(&name(n))
+        };
+        fs::write(path, noise(n as usize, n)).unwrap();
+    }
+    let mut found: Vec<_> = fs::read_dir(mount.path(""))
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let len = entry.metadata().unwrap().len();
+            (entry.file_name().into_string().unwrap(), len)
+        })
+        .collect();
+    found.sort();
+    let expected: Vec<_> = (0..100).map(|n| (name(n), n)).collect();
+    assert_eq!(found, expected);
+    assert!(fs.log().asked(op::READDIR) > 2);
+    assert_eq!(fs::read(mount.path(&name(7))).unwrap(), noise(7, 7));
+    assert_eq!(fs::read(fs.behind(&name(97))).unwrap(), noise(97, 97));
+}
+
+fn files_are_cut_and_grow() {
+    let fs = LiveFs::new();
+    let mount = fs.mount();
+    let path = mount.path("data");
+    let data = noise(100_000, 3);
+    fs::write(&path, &data).unwrap();
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
+    file.set_len(10_001).unwrap();
+    assert_same(&fs::read(fs.behind("data")).unwrap(), &data[..10_001], "cut");
+    file.set_len(20_000).unwrap();
+    let mut grown = data[..10_001].to_vec();
+    grown.resize(20_000, 0);
+    let mut found = Vec::new();
+    file.read_to_end(&mut found).unwrap();
+    assert_same(&found, &grown, "grown");
+    file.rewind().unwrap();
+    file.write_all(b"start").unwrap();
+    grown[..5].copy_from_slice(b"start");
+    assert_same(&fs::read(fs.behind("data")).unwrap(), &grown, "the folder");
+    // Opening it anew for writing cuts it to nothing.
+    fs::write(&path, "short").unwrap();
+    assert_eq!(fs::read(fs.behind("data")).unwrap(), b"short");
+}
+
+fn errors_of_the_device_are_errors_of_the_driver() {
+    let fs = LiveFs::new();
+    let mount = fs.mount();
+    fails(File::open(mount.path("nothing")), Errno::NOENT);
+    fs::write(mount.path("data"), "data").unwrap();
+    fails(File::create_new(mount.path("data")), Errno::EXIST);
+    // What the device does not know.
+    fails(fs::remove_file(mount.path("data")), Errno::NOSYS);
+    fails(fs::create_dir(mount.path("folder")), Errno::NOSYS);
+    // What the folder's own file system says.
+    fs::create_dir(fs.behind("folder")).unwrap();
+    fails(File::open(mount.path("folder")), Errno::ISDIR);
+    fails(
+        Mount::new("a tag that no device has").map(drop),
+        Errno::INVAL,
+    );
+}
+
+fn several_threads_on_both_queues_are_intact() {
+    const LEN: u64 = 1 << 20;
+    let fs = LiveFs::new();
+    let mount = fs.mount();
+    let names: Vec<String> = (0..4).map(|n| format!("data{n}")).collect();
+    let blocks: Vec<Block> = names
+        .iter()
+        .map(|name| zeroes(&mount.path(name), LEN))
+        .collect();
+    let mut exercisers: Vec<Exerciser> = (1..)
+        .zip(&blocks)
+        .map(|(seed, block)| Exerciser::new(block, 0, LEN, 512 << 10, seed))
+        .collect();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for (n, exerciser) in exercisers.iter_mut().enumerate() {
+            let stop = &stop;
+            scope.spawn(move || {
+                // Each CPU has a queue.
+                run_on(n % 2);
+                while !stop.load(Ordering::Relaxed) {
+                    exerciser.step();
+                }
+            });
+        }
+        std::thread::sleep(Duration::from_secs(3));
+        stop.store(true, Ordering::Relaxed);
+    });
+    for (exerciser, name) in exercisers.iter().zip(&names) {
+        exerciser.check_disk();
+        exerciser.check_file(&File::open(fs.behind(name)).unwrap());
+    }
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    for queue in (1..=REQUEST_QUEUES).take(cpus) {
+        let data = |opcode| matches!(opcode, op::READ | op::WRITE);
+        let count = fs
+            .log()
+            .count(|asked| asked.queue == queue && data(asked.opcode));
+        assert!(count > 10, "{count} through virtqueue {queue}");
+    }
+}
+
+fn what_is_forgotten_goes_through_the_first_queue() {
+    let fs = LiveFs::new();
+    let mount = fs.mount();
+    for n in 0..300 {
+        // More than the queue has room for.
+        fs::write(mount.path(&format!("{n}")), "").unwrap();
+    }
+    fs.log().clear();
+    drop_caches();
+    soon("300 files are forgotten", || {
+        fs.log().asked(op::FORGET) >= 300
+    });
+    assert_eq!(
+        fs.log()
+            .count(|asked| (asked.queue == 0) != (asked.opcode == op::FORGET)),
+        0
+    );
+    assert_eq!(fs::read(mount.path("299")).unwrap(), b"");
+}
+
+fn rebinding_and_mounting_again_works() {
+    let fs = LiveFs::new();
+    for round in 1..=5 {
+        let mount = fs.mount();
+        for before in 1..round {
+            let found = fs::read(mount.path(&format!("{before}"))).unwrap();
+            assert_same(&found, &noise(50_000, before), "a file of before");
+        }
+        fs::write(mount.path(&format!("{round}")), noise(50_000, round)).unwrap();
+        drop(mount);
+        assert_eq!(fs.log().asked(op::DESTROY), round as usize);
+        // Mounting once more needs no rebind.
+        if round % 2 == 0 {
+            continue;
+        }
+        fs.on_bus.unbind(Driver::Virtio).unwrap();
+        fails(Mount::new(fs.device.name()).map(drop), Errno::INVAL);
+        fs.on_bus.bind(Driver::Virtio).unwrap();
+    }
+}
+
+/// A file system whose daemon is another process.
+type Remote = LiveFs<Option<Daemon>>;
+
+fn start(name: &str, folder: &Path, manner: Manner) -> Daemon {
+    Daemon::start(name, folder, QUEUES, manner)
+}
+
+impl Remote {
+    #[track_caller]
+    fn remote() -> Self {
+        Self::serve(|device, folder| Some(start(device.name(), folder, Manner::Serve)))
+    }
+
+    fn kill(&mut self) {
+        if let Some(daemon) = self.served.take() {
+            daemon.kill();
+        }
+    }
+
+    /// Starts a daemon where the last one was killed.
+    #[track_caller]
+    fn start(&mut self, manner: Manner) {
+        self.served = Some(start(self.device.name(), &self.folder(), manner));
+    }
+
+    /// Waits until the daemon stands still.
+    #[track_caller]
+    fn stalls(&self) {
+        let folder = self.folder();
+        let daemon = self.served.as_ref().expect("a daemon");
+        within(Duration::from_secs(10), "the daemon stands still", || {
+            daemon.has_stalled(&folder)
+        });
+    }
+}
+
+/// A file of 64 KiB of noise, mounted and open.
+#[track_caller]
+fn open_noise<S>(fs: &LiveFs<S>, mount: &Mount) -> (Block, Vec<u8>) {
+    let data = noise(64 << 10, 5);
+    fs::write(fs.behind("data"), &data).expect("writing to the folder");
+    let path: PathBuf = mount.path("data");
+    let block = Block::open(path.to_str().expect("a path")).expect("opening it");
+    (block, data)
+}
+
+fn a_daemon_killed_with_a_read_begun_is_taken_over() {
+    let mut fs = Remote::remote();
+    let mount = fs.mount();
+    let (block, data) = open_noise(&fs, &mount);
+    fs.kill();
+    fs.start(Manner::StallAfter(0));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| block.read(0, 64 << 10).unwrap());
+        fs.stalls();
+        fs.kill();
+        stays("the read is not answered", || !reader.is_finished());
+        fs.start(Manner::Serve);
+        assert_same(&reader.join().unwrap(), &data, "what was read");
+    });
+    // The third daemon finds files that only the first one told of, and new ones.
+    assert_same(&block.read(4096, 4096).unwrap(), &data[4096..8192], "more");
+    fs::write(mount.path("new"), "new").unwrap();
+    assert_eq!(fs::read(fs.behind("new")).unwrap(), b"new");
+}
+
+fn several_kills_lose_nothing() {
+    const LEN: u64 = 1 << 20;
+    let mut fs = Remote::remote();
+    let mount = fs.mount();
+    let names = ["a", "b"];
+    let blocks = names.map(|name| zeroes(&mount.path(name), LEN));
+    let mut exercisers: Vec<Exerciser> = (1..)
+        .zip(&blocks)
+        .map(|(seed, block)| Exerciser::new(block, 0, LEN, 64 << 10, seed))
+        .collect();
+    exercise(&mut exercisers, || {
+        for round in 0..8 {
+            std::thread::sleep(Duration::from_millis(50 + 37 * round));
+            fs.kill();
+            fs.start(Manner::Serve);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    });
+    for (exerciser, name) in exercisers.iter().zip(names) {
+        exerciser.check_disk();
+        exerciser.check_file(&File::open(fs.behind(name)).unwrap());
+    }
+}
+
+/// Asserts that nothing of a mounted file system can be used whose device is gone.
+#[track_caller]
+fn is_gone(mount: &Mount, block: &Block) {
+    fails(block.read(0, 4096).map(drop), Errno::NOTCONN);
+    fails(block.write(0, &[1; 4096]), Errno::NOTCONN);
+    fails(File::open(mount.path("never-seen")), Errno::NOTCONN);
+    let statistics = rustix::fs::statvfs(mount.path(""));
+    fails(statistics.map(drop).map_err(Into::into), Errno::NOTCONN);
+}
+
+fn deleting_a_mounted_device_ends_and_its_users_get_errors() {
+    let fs = LiveFs::new();
+    let mount = fs.mount();
+    let (block, data) = open_noise(&fs, &mount);
+    std::thread::scope(|scope| {
+        let users: Vec<_> = (0..4)
+            .map(|n| {
+                let (block, data) = (&block, &data);
+                scope.spawn(move || loop {
+                    match block.read(n * 4096, 4096) {
+                        Ok(found) => {
+                            let at = n as usize * 4096;
+                            assert_same(&found, &data[at..at + 4096], "what was read");
+                        }
+                        Err(error) => break Errno::from_io_error(&error),
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(300));
+        bus::vdpa().delete(fs.device.name()).unwrap();
+        for user in users {
+            assert_eq!(user.join().unwrap(), Some(Errno::NOTCONN));
+        }
+    });
+    is_gone(&mount, &block);
+    drop((block, mount));
+    assert_eq!(fs.log().asked(op::DESTROY), 0);
+}
+
+fn a_device_deleted_while_mounted_is_added_and_mounted_again() {
+    let fs = LiveFs::new();
+    let mount = fs.mount();
+    let (block, data) = open_noise(&fs, &mount);
+    bus::vdpa().delete(fs.device.name()).unwrap();
+    // It is another file system now, whatever there still is of the old one.
+    let again = OnBus::add(fs.device.name()).unwrap();
+    again.bind(Driver::Virtio).unwrap();
+    let mounted_again = fs.mount();
+    let found = fs::read(mounted_again.path("data")).unwrap();
+    assert_same(&found, &data, "mounted again");
+    is_gone(&mount, &block);
+    drop((block, mount));
+    assert_eq!(fs.log().asked(op::DESTROY), 0);
+    drop(mounted_again);
+    assert_eq!(fs.log().asked(op::DESTROY), 1);
+    again.delete().unwrap();
+}
+
+fn deleting_a_mounted_device_without_a_daemon_ends() {
+    let mut fs = Remote::remote();
+    let mount = fs.mount();
+    let (block, _) = open_noise(&fs, &mount);
+    let timeout = sysfs::attribute(fs.device.name(), "msg_timeout");
+    sysfs::write(&timeout, "2").unwrap();
+    fs.kill();
+    let begin = Instant::now();
+    bus::vdpa().delete(fs.device.name()).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    is_gone(&mount, &block);
+}
+
+/// It is virtiofs that waits: for what it has asked for, with no time limit. The device can still be
+/// taken over then.
+fn deleting_waits_for_a_request_until_a_daemon_answers_it() {
+    let mut fs = Remote::remote();
+    let mount = fs.mount();
+    let (block, data) = open_noise(&fs, &mount);
+    let name = fs.device.name().to_owned();
+    fs.kill();
+    fs.start(Manner::StallAfter(0));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| block.read(0, 64 << 10));
+        fs.stalls();
+        fs.kill();
+        let deleter = scope.spawn(|| bus::vdpa().delete(&name));
+        stays("it waits", || !deleter.is_finished());
+        fails(block.read(0, 4096).map(drop), Errno::NOTCONN);
+        fs.start(Manner::Serve);
+        deleter.join().unwrap().unwrap();
+        assert_same(&reader.join().unwrap().unwrap(), &data, "what was read");
+    });
+    is_gone(&mount, &block);
+}
