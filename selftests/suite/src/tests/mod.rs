@@ -51,8 +51,27 @@ macro_rules! groups {
 }
 
 groups!(
-    control, device, sysfs, bus, messages, iotlb, umem, vq, vhost, groups, spaces, switching,
-    control_queue, extremes, model, compat, disk, fs, teardown, qsd, unload,
+    control,
+    device,
+    sysfs,
+    bus,
+    messages,
+    iotlb,
+    umem,
+    vq,
+    vhost,
+    groups,
+    spaces,
+    switching,
+    control_queue,
+    extremes,
+    model,
+    compat,
+    disk,
+    fs,
+    teardown,
+    qsd,
+    unload,
 );
 
 /// All tests, in the order in which they are run.
