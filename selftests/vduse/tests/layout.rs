@@ -6,6 +6,8 @@
 //! From one table, assertions in C are made of what Rust has, which a C compiler then checks. The
 //! header is `include/uapi/linux/vduse.h` of a kernel, named by `VDUSE_UAPI_HEADER`; without that,
 //! the system's.
+//!
+//! The same table is compared with the description that syzkaller is given.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -13,6 +15,8 @@ use std::mem::offset_of;
 use std::process::{Command, Stdio};
 
 use vduse_uapi::*;
+
+mod syzlang;
 
 /// A program's kind.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -298,4 +302,65 @@ fn layouts_and_numbers_are_the_kernels_for_64_bit_programs() {
 #[test]
 fn layouts_and_numbers_are_the_kernels_for_32_bit_programs() {
     check(Only32, "-m32");
+}
+
+/// Compares the description for syzkaller: what the layouts say of it, and the numbers of ioctls.
+#[track_caller]
+fn check_description(text: &str, bits: Bits) -> Result<(), String> {
+    let description = syzlang::Description::parse(text, if bits == Only32 { 4 } else { 8 });
+    let wanted = |which: Bits| which == All || which == bits;
+    let same = |what: String, found: Option<u64>, ours: u64| match found {
+        Some(found) if found == ours => Ok(()),
+        _ => Err(format!("{what} is {found:?}, not {ours}")),
+    };
+    for layout in layouts().iter().filter(|layout| wanted(layout.bits)) {
+        let name = layout.name;
+        let size = description.size(name) as u64;
+        same(name.to_owned(), Some(size), layout.size as u64)?;
+        for &(member, offset) in &layout.members {
+            let found = description.offset(name, member).map(|at| at as u64);
+            same(format!("{name}.{member}"), found, offset as u64)?;
+        }
+    }
+    for (name, member, offset) in union_members() {
+        let found = description.offset(name, member).map(|at| at as u64);
+        same(format!("{name}.{member}"), found, offset as u64)?;
+    }
+    // Only an ioctl's number has a type byte.
+    let is_ioctl = |number: u64| number >> 8 & 0xff == 0x81;
+    for (_, name, number) in numbers().into_iter().filter(|number| wanted(number.0)) {
+        if is_ioctl(number) {
+            // All of it but what the kernel's header, which syzkaller reads, says by name.
+            let found = description
+                .argument(name)
+                .map(|(direction, size)| u64::from(direction) << 30 | (size as u64) << 16);
+            same(name.to_owned(), found, number & !0xffff)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn the_description_for_syzkaller_has_the_same_layouts_and_all_ioctls() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../syzkaller/dev_vduse.txt");
+    let text = std::fs::read_to_string(path).expect("the description");
+    for bits in [Only64, Only32] {
+        if let Err(wrong) = check_description(&text, bits) {
+            panic!("{wrong}");
+        }
+        // What is wrong is noticed.
+        for (right, wrong) in [
+            ("asid\t\tvduse_asid", "asid\t\tint64"),
+            ("status\tint8\n", "state\tint8\n"),
+            (
+                "const[VDUSE_VQ_SETUP], arg ptr[in",
+                "const[VDUSE_VQ_SETUP], arg ptr[out",
+            ),
+            ("ioctl$VDUSE_DEV_INJECT_CONFIG_IRQ", "# "),
+        ] {
+            assert!(text.contains(right), "{right}");
+            let changed = text.replacen(right, wrong, 1);
+            check_description(&changed, bits).expect_err(right);
+        }
+    }
 }
