@@ -106,4 +106,24 @@ mod unit {
         names.dedup();
         assert_eq!(names.len(), count);
     }
+
+    #[test]
+    fn the_documents_name_tests_that_exist() {
+        for document in [
+            include_str!("../../../../SECURITY.md"),
+            include_str!("../../../../docs/hazards.md"),
+        ] {
+            // What is quoted is every second part.
+            let quoted = document.split('`').skip(1).step_by(2);
+            let named: Vec<&str> = quoted.filter(|text| text.contains("::")).collect();
+            assert!(named.len() > 20, "{}", named.len());
+            for name in named {
+                let exists = |test: Test| match name.contains('*') {
+                    true => pattern::matches(name, &test.name),
+                    false => name == test.name,
+                };
+                assert!(all().any(exists), "{name}");
+            }
+        }
+    }
 }
