@@ -48,7 +48,10 @@ use core::{
     },
 };
 use kernel::{
-    alloc::flags::GFP_ATOMIC,
+    alloc::flags::{
+        GFP_ATOMIC,
+        GFP_KERNEL_ACCOUNT, //
+    },
     new_mutex,
     prelude::*,
     sync::{
@@ -228,9 +231,9 @@ enum View<'a> {
 impl Area {
     /// Returns an initialiser for an area of `size` bytes, a multiple of the page size.
     ///
-    /// May sleep. Errors: [`EINVAL`] if the area has no slot that can be given out.
+    /// Without a `cache`, nothing is ever mapped there, and it takes hardly any memory. May sleep. Errors: [`EINVAL`] if the area has no slot that can be given out.
     pub(crate) fn new(
-        cache: &Arc<iova::Cache>,
+        cache: Option<&Arc<iova::Cache>>,
         size: usize,
     ) -> impl PinInit<Self, Error> + use<'_> {
         try_pin_init!(Self {
@@ -241,10 +244,11 @@ impl Area {
                 size >> PAGE_SHIFT
             },
             chunks: {
-                let count = (size >> PAGE_SHIFT).div_ceil(CHUNK_SLOTS);
-                let mut chunks = KVVec::with_capacity(count, GFP_KERNEL)?;
+                let used = if cache.is_some() { size >> PAGE_SHIFT } else { 0 };
+                let count = used.div_ceil(CHUNK_SLOTS);
+                let mut chunks = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
                 for _ in 0..count {
-                    chunks.push(OnceBox::new(), GFP_KERNEL)?;
+                    chunks.push(OnceBox::new(), GFP_KERNEL_ACCOUNT)?;
                 }
                 chunks
             },
@@ -542,7 +546,7 @@ impl Area {
             return Err(EINVAL);
         }
 
-        let pages = Arc::new(pages, GFP_KERNEL)?;
+        let pages = Arc::new(pages, GFP_KERNEL_ACCOUNT)?;
         self.lent.store(Arc::as_ptr(&pages), Release);
         // INVARIANT: `lent` was set just now, and `lending` keeps it.
         self.mode.store(mode::SWITCHING, Release);

@@ -122,7 +122,7 @@ pub(super) struct Found {
 
 impl Mappings {
     fn new(
-        cache: &Arc<iova::Cache>,
+        cache: Option<&Arc<iova::Cache>>,
         bounce_size: usize,
         max_entries: usize,
     ) -> impl PinInit<Self, Error> + use<'_> {
@@ -220,7 +220,7 @@ impl Mappings {
                     offset: map.offset,
                 },
             };
-            new.insert(map.start, mapping, RBTreeNodeReservation::new(GFP_KERNEL)?)
+            new.insert(map.start, mapping, RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?)
                 .map_err(|_| EINVAL)?;
         }
 
@@ -494,12 +494,15 @@ impl Spaces {
         }
 
         let size = (making.bounce_size as usize / self.all.len()).next_multiple_of(PAGE_SIZE);
+        // Only processes choose another one: a virtio driver of this kernel finds all groups in
+        // address space 0, and maps its buffers there.
+        let cache = (asid == 0).then_some(&self.cache);
         let domain = Arc::pin_init(
             Domain::new(
-                bounce::Area::new(&self.cache, size),
-                Mappings::new(&self.cache, size, self.max_entries),
+                bounce::Area::new(cache, size),
+                Mappings::new(cache, size, self.max_entries),
             ),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         let file = anon_inode::open::<DomainFile>(c"[vduse-domain]", domain.clone(), O_RDWR)?;
 
