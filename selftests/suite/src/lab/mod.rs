@@ -37,6 +37,17 @@ pub fn skip(reason: impl Into<String>) -> ! {
     std::panic::panic_any(Skipped(reason.into()))
 }
 
+/// Ends the test where a program that it runs is missing; run with `version`, the program does nothing.
+pub fn need(program: &str, version: &str) {
+    if std::process::Command::new(program)
+        .arg(version)
+        .output()
+        .is_err()
+    {
+        skip(format!("no {program} here"));
+    }
+}
+
 /// Has the runner show a line, even if the test passes.
 pub fn note(text: impl std::fmt::Display) {
     println!("{}{text}", crate::runner::NOTE);

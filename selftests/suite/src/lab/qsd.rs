@@ -12,7 +12,7 @@ use rustix::process::{kill_process, Pid, Signal};
 
 use crate::lab::bus::{self, OnBus};
 use crate::lab::expect::within;
-use crate::lab::skip;
+use crate::lab::need;
 use crate::modules;
 
 const PROGRAM: &str = "qemu-storage-daemon";
@@ -51,9 +51,7 @@ impl Qsd {
 
     #[track_caller]
     fn start_with(name: &str, file: &Path, image: &[&str]) -> Self {
-        if Command::new(PROGRAM).arg("--version").output().is_err() {
-            skip(format!("no {PROGRAM} here"));
-        }
+        need(PROGRAM, "--version");
         let socket = file.with_extension("socket");
         let mut command = Command::new(PROGRAM);
         command

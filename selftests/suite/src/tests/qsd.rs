@@ -3,17 +3,16 @@
 //! qemu-storage-daemon, unmodified, with the kernel's virtio_blk on it.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use crate::lab::block::{sectors, Block, Exerciser};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::expect::within;
+use crate::lab::need;
 use crate::lab::pattern::{assert_same, Random};
 use crate::lab::qsd::{tool, Qsd};
 use crate::lab::scratch::Scratch;
-use crate::lab::skip;
 
 tests![
     files_survive_three_detach_attach_and_daemon_restart_cycles => 120,
@@ -52,6 +51,7 @@ fn contents(number: u64) -> Vec<u8> {
 
 fn files_survive_three_detach_attach_and_daemon_restart_cycles() {
     const FILES: u64 = 60;
+    need("mkfs.ext4", "-V");
     let scratch = Scratch::new();
     let image = scratch.file("image", 128 << 20);
     let folder = scratch.path("mounted");
@@ -93,9 +93,7 @@ impl Drop for Mounted {
 }
 
 fn fio_verifies_mixed_sizes_at_depth_16() {
-    if Command::new("fio").arg("--version").output().is_err() {
-        skip("no fio here");
-    }
+    need("fio", "--version");
     let scratch = Scratch::new();
     let image = scratch.file("image", 32 << 20);
     let name = unique_name();
