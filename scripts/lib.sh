@@ -28,10 +28,14 @@ need() {
 		die "this host lacks ${missing[*]}: install it with the package manager (apt-get install ${missing[*]})"
 	fi
 	say "this host lacks ${missing[*]}: installing it with apt-get"
-	{
+	# One at a time: apt-get itself does not wait for another one.
+	flock --close "$cache/apt.lock" sh -c '
 		apt-get -q update
-		DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${missing[@]}"
-	} >"$cache/apt.log" 2>&1 || { tail -n 20 "$cache/apt.log" >&2; die "apt-get failed (see above)"; }
+		DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@"
+	' sh "${missing[@]}" >"$cache/apt.log" 2>&1 || {
+		tail -n 20 "$cache/apt.log" >&2
+		die "apt-get failed (see above)"
+	}
 }
 
 # Mounts and chroot are how everything below runs; both want root.
@@ -85,3 +89,19 @@ artefact() {
 
 # step TEXT: says what a long build is doing; inside build_*, where file 3 is the terminal.
 step() { printf '[vduse_rs] %s\n' "$*" >&3; printf '## %s\n' "$*"; }
+
+# new_run: sets $run to a new folder for what a guest is to do, and what it says; the logs of the last runs are kept.
+new_run() {
+	mkdir -p "$cache/runs"
+	run=$(mktemp -d "$cache/runs/$(date +%m%d-%H%M%S).XXXX")
+	find "$cache/runs" -mindepth 1 -maxdepth 1 -type d | sort -r | tail -n +40 | xargs -r rm -rf
+}
+
+# write_command COMMAND [ARGUMENT]...: what the guest is to run, in $run/command; without arguments it is a shell's line.
+write_command() {
+	if [ $# = 1 ]; then
+		printf '%s\n' "$1"
+	else
+		printf 'exec%s\n' "$(printf ' %q' "$@")"
+	fi >"$run/command"
+}
