@@ -61,6 +61,9 @@ test: $(GUEST_MODULE)
 shell: $(GUEST_MODULE)
 	@./qemu-test/run --driver $(DRIVER) --kernel $(KERNEL) --timeout 86400 --tty -- bash -i
 
+vng: $(if $(filter rust,$(DRIVER)),modules)
+	@./qemu-test/vng --driver $(DRIVER) $(TESTS)
+
 help:
 	@sed -n 's/^#: \?//p' $(firstword $(MAKEFILE_LIST))
 
@@ -74,17 +77,18 @@ help:
 #: make demo              shows the driver at work, in a virtual machine
 #: make test              runs all tests; TESTS='PATTERN...' those whose name contains one
 #: make shell             a shell in the virtual machine, with the driver loaded
+#: make vng               runs the guest tests under virtme-ng, on this host's root; TESTS as above
 #:
 #: make lint              checks format, warnings, clippy, and that driver/ has no unsafe
 #: make fmt               formats the Rust files
 #: make rust-analyzer     writes rust-project.json for editors
 #:
 #: KVER=7.2.12            asks for a certain stock kernel (or a whole release, 7.2.12+deb13-amd64)
-#: DRIVER=c               demo, test and shell use the in-tree driver (none: neither)
+#: DRIVER=c               demo, test, shell and vng use the in-tree driver (none: neither)
 #: KERNEL=debug           demo, test and shell use a kernel that finds mistakes (KASAN, lockdep, kmemleak and more)
 #: VDUSE_RS_CACHE=DIR     where what is expensive is kept (default ~/.cache/vduse_rs; may be deleted)
 #: DEBIAN_MIRROR=URL      where Debian's packages come from (default: what this host's apt uses)
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
 
 .PHONY: all modules install modules_install uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
-	shell help
+	shell vng help
