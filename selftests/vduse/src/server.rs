@@ -14,10 +14,10 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
@@ -44,22 +44,8 @@ pub trait Backend {
     /// The chain is the driver's word: anything can be in it.
     fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32;
 
-    /// Whether there is something to serve a request of virtqueue `queue` with. Until then, its
-    /// requests wait.
-    fn ready(&mut self, _queue: u16) -> bool {
-        true
-    }
-
-    /// A file that is readable when virtqueue `queue` may have become [`ready`](Self::ready).
-    fn source(&self, _queue: u16) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
     /// The driver has accepted these features and begins.
     fn start(&mut self, _features: u64) {}
-
-    /// A virtqueue group has moved to an address space.
-    fn moved(&mut self, _group: u32, _asid: u32) {}
 
     /// The driver has reset the device. No request is under way.
     fn reset(&mut self) {}
@@ -72,8 +58,6 @@ struct VirtQueue {
     group: u32,
     kick: EventFd,
     state: State,
-    /// The driver has no request there, and will kick when it has one.
-    empty: bool,
 }
 
 /// What a virtqueue is doing.
@@ -93,6 +77,8 @@ pub struct Server<B> {
     device: Arc<Device>,
     /// By ASID.
     spaces: Vec<Memory>,
+    /// The address spaces of the groups that were moved.
+    moved: HashMap<u32, u32>,
     queues: Vec<VirtQueue>,
     backend: B,
     features: u64,
@@ -108,8 +94,6 @@ struct Shared {
     wake: EventFd,
     stop: AtomicBool,
     commands: Mutex<Vec<(Command, Sender<io::Result<()>>)>>,
-    /// The address spaces of the groups that were moved.
-    moved: Mutex<HashMap<u32, u32>>,
 }
 
 /// What a handle can ask of a server.
@@ -137,11 +121,6 @@ impl Handle {
     /// The device.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
-    }
-
-    /// The address space that a virtqueue group is in.
-    pub fn asid_of(&self, group: u32) -> u32 {
-        self.control.asid_of(group)
     }
 
     /// Has the driver's data go through memory of this program's own from now on, between two
@@ -233,13 +212,13 @@ impl<B: Backend> Server<B> {
                     group,
                     kick: EventFd::new()?,
                     state: State::Idle,
-                    empty: false,
                 })
             })
             .collect::<io::Result<_>>()?;
         let mut server = Self {
             device,
             spaces,
+            moved: HashMap::new(),
             queues,
             backend,
             features: 0,
@@ -249,7 +228,6 @@ impl<B: Backend> Server<B> {
                 wake: EventFd::new()?,
                 stop: AtomicBool::new(false),
                 commands: Mutex::new(Vec::new()),
-                moved: Mutex::new(HashMap::new()),
             }),
         };
         for (index, &(max_size, group)) in (0..).zip(configs) {
@@ -313,16 +291,6 @@ impl<B: Backend> Server<B> {
                     .iter()
                     .map(|vq| PollFd::from_borrowed_fd(vq.kick.as_fd(), PollFlags::IN)),
             );
-            // A virtqueue without requests would leave its source readable.
-            let (sourced, sources): (Vec<usize>, Vec<PollFd<'_>>) = (0..self.queues.len())
-                .filter(|&index| {
-                    self.queues[index].state == State::Active && !self.queues[index].empty
-                })
-                .filter_map(|index| Some((index, self.backend.source(index as u16)?)))
-                .map(|(index, fd)| (index, PollFd::from_borrowed_fd(fd, PollFlags::IN)))
-                .unzip();
-            let first_source = fds.len();
-            fds.extend(sources);
             let waiting = self.driver_ok && self.queues.iter().any(|vq| vq.state == State::Idle);
             match poll(&mut fds, waiting.then_some(&NOT_READY)) {
                 Ok(_) => {}
@@ -332,12 +300,6 @@ impl<B: Backend> Server<B> {
             let on_device = fds[0].revents();
             let kicked: Vec<usize> = (0..self.queues.len())
                 .filter(|index| fds[index + 2].revents().contains(PollFlags::IN))
-                .collect();
-            let ready: Vec<usize> = sourced
-                .into_iter()
-                .zip(&fds[first_source..])
-                .filter(|(_, fd)| !fd.revents().is_empty())
-                .map(|(index, _)| index)
                 .collect();
             if on_device.intersects(PollFlags::ERR | PollFlags::HUP) {
                 return Err(rustix::io::Errno::PERM.into());
@@ -353,9 +315,6 @@ impl<B: Backend> Server<B> {
             // Kicks first: a driver that asks for the state of a queue has stopped kicking it.
             for index in kicked {
                 self.queues[index].kick.take()?;
-                self.process(index);
-            }
-            for index in ready {
                 self.process(index);
             }
             if waiting {
@@ -425,21 +384,20 @@ impl<B: Backend> Server<B> {
         if members.any(|vq| vq.state != State::Idle) || self.spaces.get(asid as usize).is_none() {
             return Answer::Failed;
         }
-        self.control.moved().insert(group, asid);
-        self.backend.moved(group, asid);
+        self.moved.insert(group, asid);
         Answer::Ok
     }
 
     /// The memory that a virtqueue is in.
     fn memory(&self, index: usize) -> &Memory {
-        let asid = self.control.asid_of(self.queues[index].group);
-        &self.spaces[asid as usize]
+        let asid = self.moved.get(&self.queues[index].group).unwrap_or(&0);
+        &self.spaces[*asid as usize]
     }
 
     fn reset(&mut self) {
         self.driver_ok = false;
         self.features = 0;
-        self.control.moved().clear();
+        self.moved.clear();
         for vq in &mut self.queues {
             vq.state = State::Idle;
             vq.queue.reset();
@@ -502,7 +460,6 @@ impl<B: Backend> Server<B> {
             }
             let vq = &mut self.queues[index];
             vq.state = State::Active;
-            vq.empty = false;
             self.device.set_kick(index as u16, vq.kick.as_fd())?;
             activated.push(index);
         }
@@ -552,22 +509,16 @@ impl<B: Backend> Server<B> {
     fn try_process(&mut self, index: usize) -> Result<(), virtio_queue::Error> {
         let memory = self.memory(index).clone();
         loop {
-            let VirtQueue { queue, empty, .. } = &mut self.queues[index];
+            let queue = &mut self.queues[index].queue;
             queue.disable_notification(&*memory)?;
             let mut any = false;
-            *empty = false;
-            while self.backend.ready(index as u16) {
-                let Some(chain) = queue.iter(memory.clone())?.next() else {
-                    *empty = true;
-                    break;
-                };
+            while let Some(chain) = queue.iter(memory.clone())?.next() {
                 let head = chain.head_index();
                 let written = self.backend.serve(index as u16, chain, &memory);
                 queue.add_used(&*memory, head, written)?;
                 any = true;
             }
-            // Without anything to serve requests with, there is no need to be told of them.
-            let more = *empty && queue.enable_notification(&*memory)?;
+            let more = queue.enable_notification(&*memory)?;
             if any && queue.needs_notification(&*memory)? {
                 // Refused while the driver resets the device, when nobody waits for it.
                 let _ = self.device.inject_vq_irq(index as u32);
@@ -583,13 +534,5 @@ impl Shared {
     fn take_commands(&self) -> Vec<(Command, Sender<io::Result<()>>)> {
         let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *commands)
-    }
-
-    fn moved(&self) -> MutexGuard<'_, HashMap<u32, u32>> {
-        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn asid_of(&self, group: u32) -> u32 {
-        self.moved().get(&group).copied().unwrap_or(0)
     }
 }
