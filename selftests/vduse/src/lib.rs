@@ -11,7 +11,7 @@
 //! - [`iotlb`] is the driver's memory, mapped where it is looked at.
 //! - [`server`] does all of it: requests, virtqueues, kicks, interrupts. What is left to write is
 //!   a [`server::Backend`], which is handed descriptor chains.
-//! - [`blk`] is such a backend, a disk.
+//! - [`blk`] is such a backend, a disk; [`net`] is another, a network card.
 //! - [`umem`] is memory of the device's own that the driver's data is copied through.
 //!
 //! The numbers and layouts are those of [`uapi`].
@@ -24,6 +24,7 @@ pub mod device;
 pub mod eventfd;
 pub mod iotlb;
 mod mapping;
+pub mod net;
 pub mod request;
 pub mod server;
 mod sys;

@@ -14,15 +14,16 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::Bytes;
 
 use crate::eventfd::EventFd;
 use crate::iotlb::{AddressSpace, SpaceOf};
@@ -44,8 +45,30 @@ pub trait Backend {
     /// The chain is the driver's word: anything can be in it.
     fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32;
 
-    /// The driver has accepted these features and begins.
+    /// Whether the next request of a virtqueue can be served now. One that cannot be is left where
+    /// it is until the virtqueue's [source](Self::source) is readable.
+    fn ready(&mut self, _queue: u16) -> bool {
+        true
+    }
+
+    /// The file that is readable when a virtqueue that was not [ready](Self::ready) is. It is
+    /// looked at only while there are requests to be served.
+    fn source(&self, _queue: u16) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// What has changed in the configuration space with the last request or reset: offsets, and
+    /// what is there now. It is written before the driver learns that the request was served.
+    fn config_changes(&mut self) -> Vec<(u32, Vec<u8>)> {
+        Vec::new()
+    }
+
+    /// The driver has accepted these features and begins. It is said again when more virtqueues
+    /// are enabled.
     fn start(&mut self, _features: u64) {}
+
+    /// A virtqueue group has moved to an address space.
+    fn moved(&mut self, _group: u32, _asid: u32) {}
 
     /// The driver has reset the device. No request is under way.
     fn reset(&mut self) {}
@@ -58,6 +81,18 @@ struct VirtQueue {
     group: u32,
     kick: EventFd,
     state: State,
+    waits: Waits,
+}
+
+/// What a virtqueue that is served waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    /// Requests.
+    Kick,
+    /// The backend, whose source will be readable. The driver need not kick.
+    Source,
+    /// The others, which have had to wait for it. The driver need not kick.
+    Turn,
 }
 
 /// What a virtqueue is doing.
@@ -77,8 +112,6 @@ pub struct Server<B> {
     device: Arc<Device>,
     /// By ASID.
     spaces: Vec<Memory>,
-    /// The address spaces of the groups that were moved.
-    moved: HashMap<u32, u32>,
     queues: Vec<VirtQueue>,
     backend: B,
     features: u64,
@@ -93,6 +126,8 @@ pub struct Server<B> {
 struct Shared {
     wake: EventFd,
     stop: AtomicBool,
+    /// The address spaces of the groups that were moved.
+    moved: Mutex<HashMap<u32, u32>>,
     commands: Mutex<Vec<(Command, Sender<io::Result<()>>)>>,
 }
 
@@ -121,6 +156,11 @@ impl Handle {
     /// The device.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// The address space that a virtqueue group is in.
+    pub fn address_space(&self, group: u32) -> u32 {
+        self.control.address_space(group)
     }
 
     /// Has the driver's data go through memory of this program's own from now on, between two
@@ -155,6 +195,14 @@ impl Handle {
             .unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
 }
+
+/// How many requests of a virtqueue are served before the others have their turn.
+const TURN: usize = 256;
+
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 
 /// How often a virtqueue that the driver has not enabled is looked at.
 const NOT_READY: Timespec = Timespec {
@@ -212,13 +260,13 @@ impl<B: Backend> Server<B> {
                     group,
                     kick: EventFd::new()?,
                     state: State::Idle,
+                    waits: Waits::Kick,
                 })
             })
             .collect::<io::Result<_>>()?;
         let mut server = Self {
             device,
             spaces,
-            moved: HashMap::new(),
             queues,
             backend,
             features: 0,
@@ -227,6 +275,7 @@ impl<B: Backend> Server<B> {
             control: Arc::new(Shared {
                 wake: EventFd::new()?,
                 stop: AtomicBool::new(false),
+                moved: Mutex::new(HashMap::new()),
                 commands: Mutex::new(Vec::new()),
             }),
         };
@@ -292,14 +341,33 @@ impl<B: Backend> Server<B> {
                     .map(|vq| PollFd::from_borrowed_fd(vq.kick.as_fd(), PollFlags::IN)),
             );
             let waiting = self.driver_ok && self.queues.iter().any(|vq| vq.state == State::Idle);
-            match poll(&mut fds, waiting.then_some(&NOT_READY)) {
+            let sources = self.sources();
+            fds.extend(
+                sources
+                    .iter()
+                    .map(|(_, source)| PollFd::from_borrowed_fd(*source, PollFlags::IN)),
+            );
+            let timeout = if self.any_waits_for(Waits::Turn) {
+                Some(&AT_ONCE)
+            } else {
+                waiting.then_some(&NOT_READY)
+            };
+            match poll(&mut fds, timeout) {
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
             let on_device = fds[0].revents();
-            let kicked: Vec<usize> = (0..self.queues.len())
+            let queues = 0..self.queues.len();
+            let kicked: Vec<usize> = queues
                 .filter(|index| fds[index + 2].revents().contains(PollFlags::IN))
+                .collect();
+            // A source that has failed is like one that is readable: the backend finds out.
+            let fed: Vec<(usize, bool)> = sources
+                .iter()
+                .zip(&fds[2 + self.queues.len()..])
+                .filter(|(_, fd)| !fd.revents().is_empty())
+                .map(|(&(index, _), fd)| (index, fd.revents().contains(PollFlags::IN)))
                 .collect();
             if on_device.intersects(PollFlags::ERR | PollFlags::HUP) {
                 return Err(rustix::io::Errno::PERM.into());
@@ -313,9 +381,21 @@ impl<B: Backend> Server<B> {
                 });
             }
             // Kicks first: a driver that asks for the state of a queue has stopped kicking it.
-            for index in kicked {
+            for &index in &kicked {
                 self.queues[index].kick.take()?;
                 self.process(index);
+            }
+            for (index, readable) in fed {
+                self.process(index);
+                // One that has failed is not looked at again before a reset: it would never wait.
+                if !readable && self.queues[index].waits == Waits::Source {
+                    self.queues[index].waits = Waits::Kick;
+                }
+            }
+            for index in 0..self.queues.len() {
+                if self.queues[index].waits == Waits::Turn && !kicked.contains(&index) {
+                    self.process(index);
+                }
             }
             if waiting {
                 // Drivers enable queues after DRIVER_OK too, and no message says so.
@@ -384,22 +464,24 @@ impl<B: Backend> Server<B> {
         if members.any(|vq| vq.state != State::Idle) || self.spaces.get(asid as usize).is_none() {
             return Answer::Failed;
         }
-        self.moved.insert(group, asid);
+        self.control.moved().insert(group, asid);
+        self.backend.moved(group, asid);
         Answer::Ok
     }
 
     /// The memory that a virtqueue is in.
     fn memory(&self, index: usize) -> &Memory {
-        let asid = self.moved.get(&self.queues[index].group).unwrap_or(&0);
-        &self.spaces[*asid as usize]
+        let asid = self.control.address_space(self.queues[index].group);
+        &self.spaces[asid as usize]
     }
 
     fn reset(&mut self) {
         self.driver_ok = false;
         self.features = 0;
-        self.moved.clear();
+        self.control.moved().clear();
         for vq in &mut self.queues {
             vq.state = State::Idle;
+            vq.waits = Waits::Kick;
             vq.queue.reset();
         }
         // The next driver has other memory at the same addresses.
@@ -407,6 +489,28 @@ impl<B: Backend> Server<B> {
             self.forget(asid, 0, u64::MAX);
         }
         self.backend.reset();
+        self.publish();
+    }
+
+    /// Writes what the backend has changed in the configuration space.
+    fn publish(&mut self) {
+        for (offset, data) in self.backend.config_changes() {
+            if let Err(error) = self.device.set_config(offset, &data) {
+                eprintln!("configuration space, {offset}: {error}");
+            }
+        }
+    }
+
+    fn any_waits_for(&self, what: Waits) -> bool {
+        self.queues.iter().any(|vq| vq.waits == what)
+    }
+
+    /// The sources of the virtqueues that have requests for what comes from there.
+    fn sources(&self) -> Vec<(usize, BorrowedFd<'_>)> {
+        (0..self.queues.len())
+            .filter(|&index| self.queues[index].waits == Waits::Source)
+            .filter_map(|index| Some((index, self.backend.source(index as u16)?)))
+            .collect()
     }
 
     /// Maps the IOVAs from `first` to `last` of an address space anew when they are next looked at.
@@ -500,37 +604,78 @@ impl<B: Backend> Server<B> {
         if self.queues[index].state != State::Active {
             return;
         }
-        if let Err(error) = self.try_process(index) {
-            eprintln!("virtqueue {index}: {error}; it is not served any more");
-            self.queues[index].state = State::Broken;
+        match self.try_process(index) {
+            Ok(waits) => self.queues[index].waits = waits,
+            Err(error) => {
+                eprintln!("virtqueue {index}: {error}; it is not served any more");
+                self.queues[index].state = State::Broken;
+                self.queues[index].waits = Waits::Kick;
+            }
         }
     }
 
-    fn try_process(&mut self, index: usize) -> Result<(), virtio_queue::Error> {
+    fn try_process(&mut self, index: usize) -> Result<Waits, virtio_queue::Error> {
         let memory = self.memory(index).clone();
+        let mut served = 0;
         loop {
-            let queue = &mut self.queues[index].queue;
-            queue.disable_notification(&*memory)?;
-            let mut any = false;
-            while let Some(chain) = queue.iter(memory.clone())?.next() {
+            self.queues[index].queue.disable_notification(&*memory)?;
+            let before = served;
+            let waits = loop {
+                if served >= TURN {
+                    break Waits::Turn;
+                }
+                if !self.backend.ready(index as u16) {
+                    break Waits::Source;
+                }
+                let queue = &mut self.queues[index].queue;
+                let Some(chain) = queue.iter(memory.clone())?.next() else {
+                    break Waits::Kick;
+                };
                 let head = chain.head_index();
                 let written = self.backend.serve(index as u16, chain, &memory);
+                self.publish();
+                let queue = &mut self.queues[index].queue;
                 queue.add_used(&*memory, head, written)?;
-                any = true;
-            }
-            let more = queue.enable_notification(&*memory)?;
-            if any && queue.needs_notification(&*memory)? {
+                served += 1;
+            };
+            let queue = &mut self.queues[index].queue;
+            let more = waits == Waits::Kick && queue.enable_notification(&*memory)?;
+            if served != before && wants_interrupt(queue, &memory)? {
                 // Refused while the driver resets the device, when nobody waits for it.
                 let _ = self.device.inject_vq_irq(index as u32);
             }
             if !more {
-                return Ok(());
+                return Ok(waits);
             }
         }
     }
 }
 
+/// Whether the driver wants to be told of what was used.
+fn wants_interrupt(queue: &mut Queue, memory: &Memory) -> Result<bool, virtio_queue::Error> {
+    if !queue.needs_notification(&**memory)? {
+        return Ok(false);
+    }
+    if queue.event_idx_enabled() {
+        return Ok(true);
+    }
+    // Otherwise a flag says so, of which `needs_notification` knows nothing.
+    let address = vm_memory::GuestAddress(queue.avail_ring());
+    let flags: u16 = memory
+        .load(address, Ordering::Relaxed)
+        .map_err(virtio_queue::Error::GuestMemory)?;
+    Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+}
+
 impl Shared {
+    fn moved(&self) -> MutexGuard<'_, HashMap<u32, u32>> {
+        self.moved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn address_space(&self, group: u32) -> u32 {
+        self.moved().get(&group).copied().unwrap_or(0)
+    }
+
     fn take_commands(&self) -> Vec<(Command, Sender<io::Result<()>>)> {
         let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *commands)

@@ -131,3 +131,44 @@ pub(crate) fn signal(fd: impl AsFd, number: u32) -> io::Result<()> {
     // SAFETY: An ioctl without argument looks at no memory.
     unsafe { call(fd, number, std::ptr::null_mut()) }.map(drop)
 }
+
+/// `struct ifreq` of linux/if.h, as far as its flags.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InterfaceRequest {
+    name: [u8; 16],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+// SAFETY: Integers; 16, 2 and 22 bytes, of which the second start at an even offset: no padding.
+unsafe impl Plain for InterfaceRequest {}
+
+impl InterfaceRequest {
+    /// Names an interface.
+    pub(crate) fn new(name: &str, flags: u16) -> io::Result<Self> {
+        let mut request = Self {
+            name: [0; 16],
+            flags,
+            rest: [0; 22],
+        };
+        // With the NUL behind it.
+        if name.len() >= request.name.len() || name.contains('\0') {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        request.name[..name.len()].copy_from_slice(name.as_bytes());
+        Ok(request)
+    }
+}
+
+/// Calls an ioctl of `/dev/net/tun` that reads, and writes, an interface request.
+///
+/// (Its number has another size, for history's sake.)
+pub(crate) fn interface(
+    fd: impl AsFd,
+    number: u32,
+    mut request: InterfaceRequest,
+) -> io::Result<()> {
+    // SAFETY: The kernel writes at most a whole `struct ifreq`, which is as long as `request`.
+    unsafe { call(fd, number, std::ptr::from_mut(&mut request).cast()) }.map(drop)
+}

@@ -1,0 +1,422 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A network card (virtio 1.3, section 5.1).
+//!
+//! Each pair of queues has a [`Port`], the socket that a cable is put into: [`Tap`], [`Loopback`],
+//! or one of your own. The card does no offloads. Its control queue, if it has one, is answered,
+//! and what it sets is heeded; who wants to know of it gives the card an
+//! [observer](Net::observed_by).
+
+pub mod control;
+mod loopback;
+pub mod shape;
+mod tap;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_OK, VIRTIO_NET_S_ANNOUNCE,
+    VIRTIO_NET_S_LINK_UP,
+};
+
+use crate::server::{Backend, Chain, Memory};
+use crate::Device;
+
+pub use control::{Command, Mac, Settings};
+pub use loopback::Loopback;
+pub use shape::{Groups, Shape};
+pub use tap::Tap;
+
+/// What the other end of a pair of queues is.
+pub trait Port {
+    /// Sends a frame, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// The frame is lost.
+    fn send(&mut self, frame: &[u8]) -> io::Result<()>;
+
+    /// Receives a frame into a buffer that is long enough for any, and says how long it is; `None`
+    /// when there is none now.
+    ///
+    /// # Errors
+    ///
+    /// No frame can be received now.
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>>;
+
+    /// What is readable while there are frames to be received. A port without it has none, ever.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// The pair of queues is used, or is not used any more: what it would receive is to go to
+    /// other pairs.
+    ///
+    /// # Errors
+    ///
+    /// It stays as it was.
+    fn enable(&mut self, _on: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What happens to a card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A driver with these features has begun, or was found at work.
+    Started(u64),
+    /// The driver has reset the card.
+    Reset,
+    /// The driver has given a command, which was done.
+    Done(Command),
+    /// The driver has given a command that is none, or that cannot be done. Nothing has changed.
+    Refused,
+    /// A virtqueue group has moved to an address space.
+    Moved {
+        /// The group.
+        group: u32,
+        /// The address space.
+        asid: u32,
+    },
+}
+
+/// Something that happened, and what is set from then on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub what: What,
+    /// What is set.
+    pub settings: Settings,
+}
+
+type Observer = Box<dyn FnMut(Event) + Send>;
+
+/// The length in bytes of what stands before a frame in a virtqueue, `struct virtio_net_hdr`.
+const HEADER: usize = 12;
+
+/// Where in it is how many buffers a frame takes up: one, always.
+const NUM_BUFFERS: usize = 10;
+
+/// The longest frame in bytes, header included.
+const LONGEST: usize = HEADER + 65_550;
+
+/// The longest command in bytes: room for some 10,000 addresses.
+const LONGEST_COMMAND: usize = 1 << 16;
+
+/// How many frames that the driver does not want are looked at in one go.
+const PATIENCE: usize = 64;
+
+/// Offset of the status in the configuration space.
+const STATUS_OFFSET: u32 = 6;
+
+/// Offset of the card's address in the configuration space.
+const MAC_OFFSET: u32 = 0;
+
+/// Asks the driver to announce itself in the network; offer [`shape::GUEST_ANNOUNCE`] for that.
+///
+/// # Errors
+///
+/// What the ioctls say: `EINVAL` when no driver is there.
+pub fn announce(device: &Device) -> io::Result<()> {
+    let status = (VIRTIO_NET_S_LINK_UP | VIRTIO_NET_S_ANNOUNCE) as u16;
+    device.set_config(STATUS_OFFSET, &status.to_le_bytes())?;
+    device.inject_config_irq()
+}
+
+/// A pair of queues.
+struct Pair<P> {
+    port: P,
+    /// What is received, with room for the header before it.
+    buffer: Vec<u8>,
+    /// How long the frame in the buffer is, header included; none is there otherwise.
+    waiting: Option<usize>,
+}
+
+/// What a virtqueue is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Receive(usize),
+    Transmit(usize),
+    Control,
+    /// Nothing, with the features that the driver has accepted.
+    Unused,
+}
+
+/// A network card.
+pub struct Net<P> {
+    mac: Mac,
+    pairs: Vec<Pair<P>>,
+    settings: Settings,
+    /// What the driver has accepted, once it has begun.
+    features: Option<u64>,
+    /// What is to be written to the configuration space.
+    changed: Vec<(u32, Vec<u8>)>,
+    scratch: Vec<u8>,
+    observer: Option<Observer>,
+}
+
+impl<P: Port> Net<P> {
+    /// A card with this address, and a pair of queues for each port.
+    ///
+    /// # Errors
+    ///
+    /// What the ports say.
+    pub fn new(mac: Mac, ports: Vec<P>) -> io::Result<Self> {
+        let pair = |port| Pair {
+            port,
+            buffer: vec![0; LONGEST],
+            waiting: None,
+        };
+        let mut card = Self {
+            mac,
+            pairs: ports.into_iter().map(pair).collect(),
+            settings: Settings::new(mac),
+            features: None,
+            changed: Vec::new(),
+            scratch: Vec::new(),
+            observer: None,
+        };
+        card.enable(1)?;
+        Ok(card)
+    }
+
+    /// Tells somebody of everything that happens to the card.
+    pub fn observed_by(mut self, observer: impl FnMut(Event) + Send + 'static) -> Self {
+        self.observer = Some(Box::new(observer));
+        self
+    }
+
+    fn tell(&mut self, what: What) {
+        if let Some(observer) = &mut self.observer {
+            observer(Event {
+                what,
+                settings: self.settings.clone(),
+            });
+        }
+    }
+
+    /// Uses the first so many pairs, and no others.
+    fn enable(&mut self, count: u16) -> io::Result<()> {
+        for (index, pair) in (0..).zip(&mut self.pairs) {
+            pair.port.enable(index < count)?;
+        }
+        Ok(())
+    }
+
+    /// Has the driver use so many pairs, if there are as many and the ports can.
+    fn set_pairs(&mut self, count: u16) -> bool {
+        if !(1..=self.pairs.len()).contains(&count.into()) {
+            return false;
+        }
+        if self.enable(count).is_ok() {
+            return true;
+        }
+        // Back to how it was, which was possible before.
+        let _ = self.enable(self.settings.pairs);
+        false
+    }
+
+    /// What a virtqueue is for (virtio 1.3, section 5.1.2). The control queue is behind the pairs
+    /// that the driver knows of, and it knows of one unless it has accepted `MQ`.
+    fn role(&self, queue: u16) -> Role {
+        let Some(features) = self.features else {
+            return Role::Unused;
+        };
+        let has = |bit: u32| features & 1 << bit != 0;
+        let pairs = if has(VIRTIO_NET_F_MQ) {
+            self.pairs.len()
+        } else {
+            1
+        };
+        let queue = usize::from(queue);
+        match queue / 2 {
+            pair if pair < pairs && queue % 2 == 0 => Role::Receive(pair),
+            pair if pair < pairs => Role::Transmit(pair),
+            _ if queue == 2 * pairs && has(VIRTIO_NET_F_CTRL_VQ) => Role::Control,
+            _ => Role::Unused,
+        }
+    }
+
+    /// Whether the driver uses a pair.
+    fn is_used(&self, pair: usize) -> bool {
+        pair < self.settings.pairs.into()
+    }
+
+    /// Gets a frame that the driver wants, if there is one.
+    fn fetch(&mut self, index: usize) -> bool {
+        if !self.is_used(index) {
+            return false;
+        }
+        let pair = &mut self.pairs[index];
+        for _ in 0..PATIENCE {
+            if pair.waiting.is_some() {
+                return true;
+            }
+            // A port that fails has nothing: it may have some later.
+            let Ok(Some(len)) = pair.port.receive(&mut pair.buffer[HEADER..]) else {
+                return false;
+            };
+            let end = HEADER + len;
+            if self.settings.wants(&pair.buffer[HEADER..end]) {
+                pair.waiting = Some(end);
+            }
+        }
+        false
+    }
+
+    /// Sends the frame that is in a chain.
+    fn transmit(&mut self, index: usize, input: &mut impl Read, len: usize) {
+        if !(HEADER..=LONGEST).contains(&len) {
+            return;
+        }
+        self.scratch.resize(len, 0);
+        if input.read_exact(&mut self.scratch).is_ok() {
+            // Networks lose frames.
+            let _ = self.pairs[index].port.send(&self.scratch[HEADER..]);
+        }
+    }
+
+    /// Puts the frame that waits into a chain. Returns how much was written.
+    fn receive(&mut self, index: usize, output: &mut impl Write, room: usize) -> u32 {
+        let pair = &mut self.pairs[index];
+        // One for which the chain is too short is lost.
+        let Some(len) = pair.waiting.take().filter(|&len| len <= room) else {
+            return 0;
+        };
+        pair.buffer[..HEADER].fill(0);
+        pair.buffer[NUM_BUFFERS..HEADER].copy_from_slice(&1u16.to_le_bytes());
+        match output.write_all(&pair.buffer[..len]) {
+            Ok(()) => len as u32,
+            Err(_) => 0,
+        }
+    }
+
+    /// Does the command that these bytes are. Returns how that went.
+    fn command(&mut self, bytes: &[u8]) -> u32 {
+        let features = self.features.unwrap_or(0);
+        let done = Command::parse(bytes, features).filter(|command| self.obey(command));
+        match done {
+            Some(command) => {
+                self.tell(What::Done(command));
+                VIRTIO_NET_OK
+            }
+            None => self.refuse(),
+        }
+    }
+
+    fn obey(&mut self, command: &Command) -> bool {
+        match *command {
+            Command::Pairs(count) if !self.set_pairs(count) => return false,
+            Command::MacAddress(mac) => self.changed.push((MAC_OFFSET, mac.to_vec())),
+            Command::AnnounceAck => {
+                let status = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
+                self.changed.push((STATUS_OFFSET, status.to_vec()));
+            }
+            _ => {}
+        }
+        self.settings.apply(command);
+        true
+    }
+
+    fn refuse(&mut self) -> u32 {
+        self.tell(What::Refused);
+        VIRTIO_NET_ERR
+    }
+
+    /// Serves a request whose buffers are in any memory.
+    fn serve_in<M, T>(
+        &mut self,
+        queue: u16,
+        chain: virtio_queue::DescriptorChain<T>,
+        memory: &M,
+    ) -> u32
+    where
+        M: vm_memory::GuestMemory<Bitmap = ()>,
+        T: std::ops::Deref<Target = M> + Clone,
+    {
+        let input = virtio_queue::Reader::<()>::new(memory, chain.clone());
+        let output = virtio_queue::Writer::<()>::new(memory, chain);
+        match (self.role(queue), input, output) {
+            (Role::Transmit(pair), Ok(mut input), _) => {
+                let len = input.available_bytes();
+                self.transmit(pair, &mut input, len);
+                0
+            }
+            (Role::Receive(pair), _, Ok(mut output)) => {
+                let room = output.available_bytes();
+                self.receive(pair, &mut output, room)
+            }
+            (Role::Control, input, Ok(mut output)) if output.available_bytes() > 0 => {
+                // The answer is a byte, and there is nothing else to be told.
+                let fits = output.available_bytes() == 1;
+                let mut bytes = Vec::new();
+                let read = input.ok().filter(|_| fits).and_then(|mut input| {
+                    bytes.resize(input.available_bytes().min(LONGEST_COMMAND + 1), 0);
+                    input.read_exact(&mut bytes).ok()
+                });
+                let answer = match read {
+                    Some(()) if bytes.len() <= LONGEST_COMMAND => self.command(&bytes),
+                    _ => self.refuse(),
+                };
+                output.write(&[answer as u8]).map_or(0, |n| n as u32)
+            }
+            // Without room for an answer, nothing is done.
+            (Role::Control, _, _) => {
+                self.refuse();
+                0
+            }
+            _ => 0,
+        }
+    }
+}
+
+impl<P: Port> Backend for Net<P> {
+    fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32 {
+        self.serve_in(queue, chain, &**memory)
+    }
+
+    fn ready(&mut self, queue: u16) -> bool {
+        match self.role(queue) {
+            Role::Receive(pair) => self.fetch(pair),
+            Role::Transmit(_) | Role::Control => true,
+            Role::Unused => false,
+        }
+    }
+
+    fn source(&self, queue: u16) -> Option<BorrowedFd<'_>> {
+        match self.role(queue) {
+            Role::Receive(pair) if self.is_used(pair) => self.pairs[pair].port.descriptor(),
+            _ => None,
+        }
+    }
+
+    fn config_changes(&mut self) -> Vec<(u32, Vec<u8>)> {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn start(&mut self, features: u64) {
+        // It is said again for each queue that comes later.
+        if self.features.is_none() {
+            self.features = Some(features);
+            self.tell(What::Started(features));
+        }
+    }
+
+    fn moved(&mut self, group: u32, asid: u32) {
+        self.tell(What::Moved { group, asid });
+    }
+
+    fn reset(&mut self) {
+        self.features = None;
+        self.settings = Settings::new(self.mac);
+        self.changed = vec![(MAC_OFFSET, self.mac.to_vec())];
+        for pair in &mut self.pairs {
+            pair.waiting = None;
+        }
+        if let Err(error) = self.enable(1) {
+            eprintln!("the ports stay as they were: {error}");
+        }
+        self.tell(What::Reset);
+    }
+}

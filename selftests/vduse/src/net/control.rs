@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! What a network card's driver has set through the control queue (virtio 1.3, section 5.1.6.5).
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_CTRL_MAC,
+    VIRTIO_NET_CTRL_MAC_ADDR_SET, VIRTIO_NET_CTRL_MAC_TABLE_SET, VIRTIO_NET_CTRL_MQ,
+    VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET, VIRTIO_NET_CTRL_RX, VIRTIO_NET_CTRL_RX_ALLMULTI,
+    VIRTIO_NET_CTRL_RX_ALLUNI, VIRTIO_NET_CTRL_RX_NOBCAST, VIRTIO_NET_CTRL_RX_NOMULTI,
+    VIRTIO_NET_CTRL_RX_NOUNI, VIRTIO_NET_CTRL_RX_PROMISC, VIRTIO_NET_F_CTRL_MAC_ADDR,
+    VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MQ,
+};
+
+/// An Ethernet address.
+pub type Mac = [u8; 6];
+
+/// The address of all cards.
+const BROADCAST: Mac = [0xff; 6];
+
+/// Whether an address is that of a group of cards.
+pub(super) fn is_group(mac: Mac) -> bool {
+    mac[0] & 1 != 0
+}
+
+/// A command of the control queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Receive frames to everybody.
+    Promiscuous(bool),
+    /// Receive all multicast frames.
+    AllMulticast(bool),
+    /// Receive all unicast frames.
+    AllUnicast(bool),
+    /// Receive no multicast frames.
+    NoMulticast(bool),
+    /// Receive no unicast frames.
+    NoUnicast(bool),
+    /// Receive no broadcast frames.
+    NoBroadcast(bool),
+    /// Receive frames to these addresses too.
+    MacTable {
+        /// The addresses of single cards.
+        unicast: Vec<Mac>,
+        /// The addresses of groups.
+        multicast: Vec<Mac>,
+    },
+    /// The card has this address.
+    MacAddress(Mac),
+    /// So many pairs of queues are used.
+    Pairs(u16),
+    /// The driver has announced itself in the network.
+    AnnounceAck,
+}
+
+impl Command {
+    /// Reads a command; `None` if it is none, or belongs to a feature that is not among `features`.
+    pub(super) fn parse(bytes: &[u8], features: u64) -> Option<Self> {
+        let (&[class, command], data) = bytes.split_first_chunk()?;
+        let (parsed, feature) = match (class.into(), command.into()) {
+            (VIRTIO_NET_CTRL_RX, command) => Self::parse_mode(command, switch(data)?)?,
+            (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) => {
+                let (unicast, rest) = table(data)?;
+                let (multicast, rest) = table(rest)?;
+                if !rest.is_empty() {
+                    return None;
+                }
+                let tables = Self::MacTable { unicast, multicast };
+                (tables, VIRTIO_NET_F_CTRL_RX)
+            }
+            (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => {
+                let mac: Mac = data.try_into().ok()?;
+                if is_group(mac) {
+                    return None;
+                }
+                (Self::MacAddress(mac), VIRTIO_NET_F_CTRL_MAC_ADDR)
+            }
+            (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => {
+                let pairs = u16::from_le_bytes(data.try_into().ok()?);
+                (Self::Pairs(pairs), VIRTIO_NET_F_MQ)
+            }
+            (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK) if data.is_empty() => {
+                (Self::AnnounceAck, VIRTIO_NET_F_GUEST_ANNOUNCE)
+            }
+            _ => return None,
+        };
+        (features & 1 << feature != 0).then_some(parsed)
+    }
+
+    /// A command of the receive mode, and the feature that it belongs to.
+    fn parse_mode(command: u32, on: bool) -> Option<(Self, u32)> {
+        let extra = VIRTIO_NET_F_CTRL_RX_EXTRA;
+        Some(match command {
+            VIRTIO_NET_CTRL_RX_PROMISC => (Self::Promiscuous(on), VIRTIO_NET_F_CTRL_RX),
+            VIRTIO_NET_CTRL_RX_ALLMULTI => (Self::AllMulticast(on), VIRTIO_NET_F_CTRL_RX),
+            VIRTIO_NET_CTRL_RX_ALLUNI => (Self::AllUnicast(on), extra),
+            VIRTIO_NET_CTRL_RX_NOMULTI => (Self::NoMulticast(on), extra),
+            VIRTIO_NET_CTRL_RX_NOUNI => (Self::NoUnicast(on), extra),
+            VIRTIO_NET_CTRL_RX_NOBCAST => (Self::NoBroadcast(on), extra),
+            _ => return None,
+        })
+    }
+}
+
+/// A byte that switches something on or off.
+fn switch(data: &[u8]) -> Option<bool> {
+    match data {
+        [0] => Some(false),
+        [1] => Some(true),
+        _ => None,
+    }
+}
+
+/// A table of addresses, with their number in front, and what comes behind it.
+fn table(data: &[u8]) -> Option<(Vec<Mac>, &[u8])> {
+    let (count, rest) = data.split_first_chunk()?;
+    let len = usize::try_from(u32::from_le_bytes(*count)).ok()?;
+    let (macs, rest) = rest.split_at_checked(len.checked_mul(size_of::<Mac>())?)?;
+    let mac = |bytes: &[u8]| bytes.try_into().ok();
+    let macs: Option<_> = macs.chunks_exact(size_of::<Mac>()).map(mac).collect();
+    Some((macs?, rest))
+}
+
+/// What the driver has set.
+///
+/// A card starts, and starts again after a reset, with receiving everything: a driver need not
+/// know how to set filters, and a program that takes a running card over does not know what was
+/// set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The card's address.
+    pub mac: Mac,
+    /// Frames to everybody are received.
+    pub promiscuous: bool,
+    /// All multicast frames are received.
+    pub all_multicast: bool,
+    /// All unicast frames are received.
+    pub all_unicast: bool,
+    /// No multicast frames are received.
+    pub no_multicast: bool,
+    /// No unicast frames are received.
+    pub no_unicast: bool,
+    /// No broadcast frames are received.
+    pub no_broadcast: bool,
+    /// Other addresses of single cards whose frames are received.
+    pub unicast: Vec<Mac>,
+    /// The groups whose frames are received.
+    pub multicast: Vec<Mac>,
+    /// How many pairs of queues are used.
+    pub pairs: u16,
+}
+
+impl Settings {
+    /// Those of a card with this address that nobody has set anything of.
+    pub fn new(mac: Mac) -> Self {
+        Self {
+            mac,
+            promiscuous: true,
+            all_multicast: false,
+            all_unicast: false,
+            no_multicast: false,
+            no_unicast: false,
+            no_broadcast: false,
+            unicast: Vec::new(),
+            multicast: Vec::new(),
+            pairs: 1,
+        }
+    }
+
+    /// Does what a command says.
+    pub(super) fn apply(&mut self, command: &Command) {
+        match command {
+            Command::Promiscuous(on) => self.promiscuous = *on,
+            Command::AllMulticast(on) => self.all_multicast = *on,
+            Command::AllUnicast(on) => self.all_unicast = *on,
+            Command::NoMulticast(on) => self.no_multicast = *on,
+            Command::NoUnicast(on) => self.no_unicast = *on,
+            Command::NoBroadcast(on) => self.no_broadcast = *on,
+            Command::MacTable { unicast, multicast } => {
+                self.unicast.clone_from(unicast);
+                self.multicast.clone_from(multicast);
+            }
+            Command::MacAddress(mac) => self.mac = *mac,
+            Command::Pairs(pairs) => self.pairs = *pairs,
+            Command::AnnounceAck => {}
+        }
+    }
+
+    /// Whether the driver wants to have a frame.
+    pub fn wants(&self, frame: &[u8]) -> bool {
+        let Some(&to) = frame.first_chunk::<6>() else {
+            return false;
+        };
+        if self.promiscuous {
+            true
+        } else if to == BROADCAST {
+            !self.no_broadcast
+        } else if is_group(to) {
+            !self.no_multicast && (self.all_multicast || self.multicast.contains(&to))
+        } else {
+            !self.no_unicast && (self.all_unicast || to == self.mac || self.unicast.contains(&to))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: u64 = u64::MAX;
+    const OURS: Mac = [2, 0, 0, 0, 0, 1];
+    const OTHER: Mac = [2, 0, 0, 0, 0, 2];
+    const GROUP: Mac = [1, 0, 0x5e, 0, 0, 1];
+
+    fn quiet() -> Settings {
+        let mut settings = Settings::new(OURS);
+        settings.apply(&Command::Promiscuous(false));
+        settings
+    }
+
+    /// Which of these are wanted: ours, another card's, a group's, everybody's.
+    fn wanted(settings: &Settings) -> [bool; 4] {
+        [OURS, OTHER, GROUP, BROADCAST].map(|to| settings.wants(&[&to[..], &[0; 54]].concat()))
+    }
+
+    #[test]
+    fn every_mode_is_a_command_with_a_byte_that_is_0_or_1() {
+        type Make = fn(bool) -> Command;
+        let modes: [Make; 6] = [
+            Command::Promiscuous,
+            Command::AllMulticast,
+            Command::AllUnicast,
+            Command::NoMulticast,
+            Command::NoUnicast,
+            Command::NoBroadcast,
+        ];
+        for (number, mode) in (0..).zip(modes) {
+            for on in [0, 1] {
+                let found = Command::parse(&[0, number, on], ALL);
+                assert_eq!(found, Some(mode(on == 1)));
+            }
+            for bad in [&[0, number][..], &[0, number, 2], &[0, number, 1, 1]] {
+                assert_eq!(Command::parse(bad, ALL), None);
+            }
+        }
+        assert_eq!(Command::parse(&[0, 6, 1], ALL), None);
+    }
+
+    #[test]
+    fn tables_have_as_many_addresses_as_they_say_and_nothing_behind() {
+        let two = [
+            &[1, 0, 2, 0, 0, 0][..],
+            &OTHER,
+            &OURS,
+            &[1, 0, 0, 0],
+            &GROUP,
+        ]
+        .concat();
+        let tables = Command::MacTable {
+            unicast: vec![OTHER, OURS],
+            multicast: vec![GROUP],
+        };
+        assert_eq!(Command::parse(&two, ALL), Some(tables));
+        for len in 0..two.len() {
+            assert_eq!(Command::parse(&two[..len], ALL), None, "{len} bytes");
+        }
+        assert_eq!(Command::parse(&[&two[..], &[0]].concat(), ALL), None);
+        let mut huge = two;
+        huge[2..6].copy_from_slice(&[0xff; 4]);
+        assert_eq!(Command::parse(&huge, ALL), None);
+        let empty = Command::parse(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0], ALL);
+        assert!(matches!(empty, Some(Command::MacTable { .. })));
+    }
+
+    #[test]
+    fn an_address_is_that_of_a_single_card() {
+        let set = |mac: &[u8]| Command::parse(&[&[1, 1][..], mac].concat(), ALL);
+        assert_eq!(set(&OTHER), Some(Command::MacAddress(OTHER)));
+        assert_eq!(set(&GROUP), None);
+        assert_eq!(set(&OTHER[..5]), None);
+        assert_eq!(set(&[0; 7]), None);
+    }
+
+    #[test]
+    fn pairs_are_two_bytes_and_an_acknowledgement_none() {
+        assert_eq!(
+            Command::parse(&[4, 0, 3, 1], ALL),
+            Some(Command::Pairs(259))
+        );
+        assert_eq!(Command::parse(&[4, 0, 3], ALL), None);
+        assert_eq!(Command::parse(&[4, 0, 3, 1, 0], ALL), None);
+        assert_eq!(Command::parse(&[3, 0], ALL), Some(Command::AnnounceAck));
+        assert_eq!(Command::parse(&[3, 0, 0], ALL), None);
+    }
+
+    #[test]
+    fn what_is_not_a_command_is_none() {
+        for bad in [
+            &[][..],
+            &[0],
+            &[1, 2],
+            &[2, 0, 1, 0],
+            &[4, 1],
+            &[5, 0],
+            &[255, 255],
+        ] {
+            assert_eq!(Command::parse(bad, ALL), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_needs_its_feature() {
+        let table = [&[1, 0][..], &[0; 8]].concat();
+        let address = [&[1, 1][..], &OTHER].concat();
+        for (command, feature) in [
+            (&[0, 1, 1][..], VIRTIO_NET_F_CTRL_RX),
+            (&table, VIRTIO_NET_F_CTRL_RX),
+            (&[0, 2, 1], VIRTIO_NET_F_CTRL_RX_EXTRA),
+            (&address, VIRTIO_NET_F_CTRL_MAC_ADDR),
+            (&[4, 0, 1, 0], VIRTIO_NET_F_MQ),
+            (&[3, 0], VIRTIO_NET_F_GUEST_ANNOUNCE),
+        ] {
+            assert!(Command::parse(command, 1 << feature).is_some());
+            assert!(Command::parse(command, !(1 << feature)).is_none());
+        }
+    }
+
+    #[test]
+    fn filters_let_through_what_was_asked_for() {
+        assert_eq!(wanted(&Settings::new(OURS)), [true; 4]);
+        let with = |commands: &[Command]| {
+            let mut settings = quiet();
+            commands.iter().for_each(|command| settings.apply(command));
+            wanted(&settings)
+        };
+        let tables = Command::MacTable {
+            unicast: vec![OTHER],
+            multicast: vec![GROUP],
+        };
+        assert_eq!(with(&[]), [true, false, false, true]);
+        assert_eq!(
+            with(&[Command::AllMulticast(true)]),
+            [true, false, true, true]
+        );
+        assert_eq!(
+            with(&[Command::AllUnicast(true)]),
+            [true, true, false, true]
+        );
+        assert_eq!(
+            with(&[Command::NoUnicast(true)]),
+            [false, false, false, true]
+        );
+        assert_eq!(
+            with(&[Command::NoBroadcast(true)]),
+            [true, false, false, false]
+        );
+        assert_eq!(with(&[tables.clone()]), [true; 4]);
+        let no_groups = [tables, Command::NoMulticast(true)];
+        assert_eq!(with(&no_groups), [true, true, false, true]);
+        assert_eq!(
+            with(&[Command::MacAddress(OTHER)]),
+            [false, true, false, true]
+        );
+        assert_eq!(with(&[Command::Promiscuous(true)]), [true; 4]);
+    }
+
+    #[test]
+    fn a_frame_without_an_address_is_not_wanted() {
+        assert!(!Settings::new(OURS).wants(&[0xff; 5]));
+    }
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A cable from a card to itself.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::Port;
+use crate::eventfd::EventFd;
+
+/// How many frames are under way at most; more are lost.
+const ROOM: usize = 4096;
+
+/// A port from which comes back what is sent to it.
+#[derive(Debug)]
+pub struct Loopback {
+    frames: VecDeque<Vec<u8>>,
+    /// Readable while there are frames.
+    there: EventFd,
+}
+
+impl Loopback {
+    /// Makes one.
+    ///
+    /// # Errors
+    ///
+    /// What making an eventfd says.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            frames: VecDeque::new(),
+            there: EventFd::new()?,
+        })
+    }
+}
+
+impl Port for Loopback {
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        if self.frames.len() == ROOM {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if self.frames.is_empty() {
+            self.there.signal()?;
+        }
+        self.frames.push_back(frame.to_vec());
+        Ok(())
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let Some(frame) = self.frames.pop_front() else {
+            return Ok(None);
+        };
+        if self.frames.is_empty() {
+            self.there.take()?;
+        }
+        let room = buffer
+            .get_mut(..frame.len())
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        room.copy_from_slice(&frame);
+        Ok(Some(frame.len()))
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.there.as_fd())
+    }
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A TAP interface of this machine: the kernel is the other end of the cable.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{open, Mode, OFlags};
+use rustix::io::Errno;
+
+use super::Port;
+use crate::sys::{self, InterfaceRequest};
+
+const DEVICE: &str = "/dev/net/tun";
+
+// Of linux/if_tun.h.
+const TUNSETIFF: u32 = 0x4004_54ca;
+const TUNSETQUEUE: u32 = 0x4004_54d9;
+const IFF_TAP: u16 = 0x0002;
+const IFF_NO_PI: u16 = 0x1000;
+const IFF_MULTI_QUEUE: u16 = 0x0100;
+const IFF_ATTACH_QUEUE: u16 = 0x0200;
+const IFF_DETACH_QUEUE: u16 = 0x0400;
+
+/// A queue of a TAP interface.
+#[derive(Debug)]
+pub struct Tap {
+    fd: OwnedFd,
+    enabled: bool,
+}
+
+impl Tap {
+    /// Opens a TAP interface, which is made if it is not there, with as many queues as a card has
+    /// pairs. It is of the network namespace of the calling thread, and goes with its last queue
+    /// unless it was made to stay.
+    ///
+    /// # Errors
+    ///
+    /// `ENOENT` or `ENODEV` without the kernel's `tun` module, `EPERM` for who may not, `EBUSY`
+    /// when another program has the interface, `EINVAL` when it was made with one queue and there
+    /// are to be more, or the other way round.
+    pub fn open(name: &str, queues: u16) -> io::Result<Vec<Self>> {
+        let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
+        (0..queues)
+            .map(|_| {
+                let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let fd = open(DEVICE, flags, Mode::empty())?;
+                let request = InterfaceRequest::new(name, IFF_TAP | IFF_NO_PI | several)?;
+                sys::interface(&fd, TUNSETIFF, request)?;
+                Ok(Self { fd, enabled: true })
+            })
+            .collect()
+    }
+}
+
+impl Port for Tap {
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        rustix::io::write(&self.fd, frame)?;
+        Ok(())
+    }
+
+    fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match rustix::io::read(&self.fd, buffer) {
+            Ok(len) => Ok(Some(len)),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd.as_fd())
+    }
+
+    fn enable(&mut self, on: bool) -> io::Result<()> {
+        if self.enabled == on {
+            return Ok(());
+        }
+        let flags = if on {
+            IFF_ATTACH_QUEUE
+        } else {
+            IFF_DETACH_QUEUE
+        };
+        sys::interface(&self.fd, TUNSETQUEUE, InterfaceRequest::new("", flags)?)?;
+        self.enabled = on;
+        Ok(())
+    }
+}
