@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use vdpa_netlink::Vdpa;
 
+use crate::lab::expect::soon;
 use crate::lab::sysfs;
 
 const BUS: &str = "/sys/bus/vdpa";
@@ -66,6 +67,17 @@ impl OnBus {
             name: name.to_owned(),
             there: true,
         })
+    }
+
+    /// Puts a device on the bus that another process is about to create and to set up.
+    #[track_caller]
+    pub fn add_soon(name: &str) -> Self {
+        let mut added = None;
+        soon("the device can be added", || {
+            added = Self::add(name).ok();
+            added.is_some()
+        });
+        added.expect("a device on the bus")
     }
 
     /// Binds the device to a driver, and waits for it.

@@ -5,78 +5,26 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use vduse::blk::{self, Disk};
-use vduse::server::{Backend, Handle, Server};
+use vduse::server::Server;
 use vduse::Device;
 
 use crate::lab::block::Block;
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::expect::soon;
+use crate::lab::serving::Serving;
 use crate::lab::sysfs;
 
 /// The thread of a device, a disk if not said otherwise.
-#[derive(Debug)]
-pub struct Served<B = Disk> {
-    handle: Option<Handle>,
-    thread: Option<JoinHandle<(io::Result<()>, B)>>,
-}
+pub type Served<B = Disk> = Serving<B>;
 
 impl Served {
     /// Serves a device as a disk in a file.
     pub fn start(device: Device, queues: u16, file: Arc<File>) -> io::Result<Self> {
         let sizes = vec![256; queues.into()];
         Ok(Self::run(Server::new(device, &sizes, Disk::new(file))?))
-    }
-}
-
-impl<B: Backend + Send + 'static> Served<B> {
-    /// Runs a device's server.
-    pub fn run(mut server: Server<B>) -> Self {
-        let handle = server.handle();
-        let thread = std::thread::spawn(move || {
-            let result = server.run();
-            (result, server.into_backend())
-        });
-        Self {
-            handle: Some(handle),
-            thread: Some(thread),
-        }
-    }
-}
-
-impl<B> Served<B> {
-    /// The device.
-    pub fn device(&self) -> &Arc<Device> {
-        self.handle().device()
-    }
-
-    /// The server's handle.
-    pub fn handle(&self) -> &Handle {
-        self.handle.as_ref().expect("a running server")
-    }
-
-    /// Ends the server, closes the device, and gives back what was served.
-    #[track_caller]
-    pub fn stop(mut self) -> B {
-        let (result, backend) = self.end().expect("a running server");
-        result.expect("serving the device");
-        backend
-    }
-
-    fn end(&mut self) -> Option<(io::Result<()>, B)> {
-        if let Some(handle) = self.handle.take() {
-            handle.stop();
-        }
-        self.thread.take()?.join().ok()
-    }
-}
-
-impl<B> Drop for Served<B> {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 
@@ -170,14 +118,13 @@ impl LiveDisk {
 
     /// Ends the disk's thread, runs something, and starts another thread.
     #[track_caller]
-    pub fn restart(mut self, between: impl FnOnce()) -> Self {
-        let (result, _) = self.served.end().expect("a running server");
-        result.expect("serving the disk");
+    pub fn restart(self, between: impl FnOnce()) -> Self {
+        self.served.stop();
         between();
         let device = self.device.open_nonblocking();
-        self.served =
+        let served =
             Served::start(device, self.queues, self.file.clone()).expect("serving the disk");
-        self
+        Self { served, ..self }
     }
 }
 

@@ -12,6 +12,11 @@ use crate::lab::{compat, daemon, groups};
 #[path = "../../../vduse/examples/isolated.rs"]
 mod isolated;
 
+/// The library's other example.
+#[allow(dead_code)]
+#[path = "../../../vduse/examples/net.rs"]
+mod net;
+
 /// Does what the arguments say.
 pub fn run(arguments: &[String]) -> ExitCode {
     let done = match arguments {
@@ -26,6 +31,9 @@ pub fn run(arguments: &[String]) -> ExitCode {
         [kind, name, bytes] if kind == "isolated" => bytes
             .parse()
             .is_ok_and(|bytes| isolated::serve(name, bytes).is_ok()),
+        [kind, rest @ ..] if kind == "net" => {
+            net::parse(rest).is_some_and(|(shape, tap)| net::serve(&shape, &tap).is_ok())
+        }
         // Writes a page of one byte to the start of a disk.
         [kind, disk, byte] if kind == "write" => byte.parse().is_ok_and(|byte: u8| {
             Block::open(disk).is_ok_and(|block| block.write(0, &[byte; 4096]).is_ok())

@@ -24,6 +24,9 @@ const HEADER: usize = 0x3000;
 const DATA: usize = 0x4000;
 const STATUS: usize = 0x5000;
 
+/// The length in bytes of what stands before a network card's frames.
+const NET_HEADER: usize = 12;
+
 /// The queue's memory, in bytes.
 pub const LEN: u64 = 0x6000;
 
@@ -32,7 +35,7 @@ const NEXT: u16 = 1;
 /// A descriptor's buffer is for the device to write to.
 const WRITE: u16 = 2;
 
-/// A queue of a disk that is driven by hand, in memory of its own.
+/// A queue of a disk or a network card that is driven by hand, in memory of its own.
 #[derive(Debug)]
 pub struct HandQueue {
     index: u32,
@@ -112,12 +115,96 @@ impl HandQueue {
             .expect("inside the memory")
     }
 
-    fn descriptor(&self, index: usize, at: u64, len: u32, flags: u16) {
-        let part = self.part(DESC + index * 16);
-        part.store_le(0, at.to_le_bytes());
-        part.store_le(8, len.to_le_bytes());
-        part.store_le(12, flags.to_le_bytes());
-        part.store_le(14, (index as u16 + 1).to_le_bytes());
+    /// Makes a request available and kicks: its buffers' addresses and lengths, and whether they
+    /// are for the device to write to.
+    #[track_caller]
+    fn submit(&mut self, buffers: &[(u64, u32, bool)]) {
+        for (index, &(at, len, write)) in buffers.iter().enumerate() {
+            let more = if index + 1 < buffers.len() { NEXT } else { 0 };
+            let flags = more | if write { WRITE } else { 0 };
+            let part = self.part(DESC + index * 16);
+            part.store_le(0, at.to_le_bytes());
+            part.store_le(8, len.to_le_bytes());
+            part.store_le(12, flags.to_le_bytes());
+            part.store_le(14, (index as u16 + 1).to_le_bytes());
+        }
+        let avail = self.part(AVAIL);
+        let slot = 4 + usize::from(self.next % SIZE) * 2;
+        avail.store_le(slot, 0u16.to_le_bytes());
+        let next = self.next.wrapping_add(1);
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        avail.store_le(2, next.to_le_bytes());
+        self.next = next;
+        self.kick.signal().expect("kicking");
+    }
+
+    /// Waits for the request.
+    #[track_caller]
+    fn finish(&self) {
+        soon("the device uses the request", || {
+            self.used_index() == self.next
+        });
+    }
+
+    /// Puts bytes where [`HEADER`] and [`DATA`] are.
+    #[track_caller]
+    fn fill(&self, offset: usize, bytes: &[u8]) {
+        self.part(offset)
+            .write_slice(bytes, 0)
+            .expect("inside the memory");
+    }
+
+    /// Gives a command to a network card, and returns the answer; `None` if there was none.
+    #[track_caller]
+    pub fn command(&mut self, bytes: &[u8]) -> Option<u8> {
+        self.fill(HEADER, bytes);
+        self.part(STATUS).store_le(0, [0xff]);
+        self.submit(&[
+            (self.iova + HEADER as u64, bytes.len() as u32, false),
+            (self.iova + STATUS as u64, 1, true),
+        ]);
+        self.finish();
+        let mut answer = [0];
+        self.part(STATUS)
+            .read_slice(&mut answer, 0)
+            .expect("inside the memory");
+        (answer[0] != 0xff).then_some(answer[0])
+    }
+
+    /// Has a network card send a frame.
+    #[track_caller]
+    pub fn send_frame(&mut self, frame: &[u8]) {
+        self.fill(HEADER, &[0; NET_HEADER]);
+        self.fill(DATA, frame);
+        self.submit(&[
+            (self.iova + HEADER as u64, NET_HEADER as u32, false),
+            (self.iova + DATA as u64, frame.len() as u32, false),
+        ]);
+        self.finish();
+    }
+
+    /// Has room for a frame that a network card receives.
+    #[track_caller]
+    pub fn expect_frame(&mut self) {
+        self.submit(&[(self.iova + DATA as u64, 2048, true)]);
+    }
+
+    /// Waits for that frame.
+    #[track_caller]
+    pub fn receive_frame(&self) -> Vec<u8> {
+        self.finish();
+        let used = self.part(USED);
+        let slot = 4 + usize::from(self.next.wrapping_sub(1) % SIZE) * 8;
+        let mut len = [0; 4];
+        used.read_slice(&mut len, slot + 4)
+            .expect("inside the memory");
+        let len = u32::from_le_bytes(len) as usize;
+        let mut bytes = vec![0; len];
+        self.part(DATA)
+            .read_slice(&mut bytes, 0)
+            .expect("inside the memory");
+        assert_eq!(bytes[..NET_HEADER], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        bytes.split_off(NET_HEADER)
     }
 
     /// Reads a sector of the disk: makes the request available and kicks.
@@ -133,17 +220,11 @@ impl HandQueue {
         header.store_le(0, [0; 8]);
         header.store_le(8, sector.to_le_bytes());
         self.part(STATUS).store_le(0, [0xff]);
-        self.descriptor(0, self.iova + HEADER as u64, 16, NEXT);
-        self.descriptor(1, to, 512, NEXT | WRITE);
-        self.descriptor(2, self.iova + STATUS as u64, 1, WRITE);
-        let avail = self.part(AVAIL);
-        let slot = 4 + usize::from(self.next % SIZE) * 2;
-        avail.store_le(slot, 0u16.to_le_bytes());
-        let next = self.next.wrapping_add(1);
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        avail.store_le(2, next.to_le_bytes());
-        self.next = next;
-        self.kick.signal().expect("kicking");
+        self.submit(&[
+            (self.iova + HEADER as u64, 16, false),
+            (to, 512, true),
+            (self.iova + STATUS as u64, 1, true),
+        ]);
     }
 
     /// The device's place in the queue.
@@ -158,9 +239,7 @@ impl HandQueue {
     /// Waits for the request, and returns its data and its status.
     #[track_caller]
     pub fn finish_read(&self) -> (Vec<u8>, u8) {
-        soon("the device uses the request", || {
-            self.used_index() == self.next
-        });
+        self.finish();
         let mut data = vec![0; 512];
         self.part(DATA)
             .read_slice(&mut data, 0)
@@ -253,12 +332,18 @@ fn new_memory() -> Mapping {
 /// Takes a device as far as features are agreed on.
 #[track_caller]
 pub fn agree(vhost: &Vhost) {
+    agree_without(vhost, 0);
+}
+
+/// As [`agree`], without some of the features.
+#[track_caller]
+pub fn agree_without(vhost: &Vhost, without: u64) {
     let begun = status::ACKNOWLEDGE | status::DRIVER;
     vhost.set_status(begun).expect("driver");
     let features = vhost.features().expect("reading features");
     // One request at a time needs no event index.
     vhost
-        .set_features(features & !(1 << 29))
+        .set_features(features & !(1 << 29) & !without)
         .expect("accepting features");
     vhost
         .set_status(begun | status::FEATURES_OK)

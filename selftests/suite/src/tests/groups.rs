@@ -454,12 +454,7 @@ fn the_example_serves_two_groups_in_two_spaces() {
         .spawn()
         .expect("starting the example");
     let device = TestDevice::adopt(&name);
-    let mut added = None;
-    soon("the example's device can be added", || {
-        added = OnBus::add(&name).ok();
-        added.is_some()
-    });
-    let on_bus = added.unwrap();
+    let on_bus = OnBus::add_soon(&name);
     on_bus.bind(Driver::Vhost).unwrap();
     let vhost = spaces::open(&device);
     assert_eq!(vhost.groups().unwrap(), 2);

@@ -69,6 +69,7 @@ groups!(
     compat,
     disk,
     fs,
+    net,
     teardown,
     qsd,
     unload,

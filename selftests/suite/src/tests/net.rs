@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Network cards: with the kernel's virtio_net, and by hand through vhost.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use rustix::time::{clock_gettime, ClockId};
+use vduse::net::{Command, Mac, Settings, What};
+
+use crate::lab::bus::{Driver, OnBus};
+use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::net::{self, Example, IsolatedCard, Peer, TapInterface, HERE, MAC, THERE};
+use crate::lab::pattern::{assert_same, Random};
+use crate::lab::ring::{self, HandQueue};
+use crate::lab::spaces;
+use crate::lab::vhost::Vhost;
+
+tests![
+    pings_go_both_ways => 60,
+    data_arrives_as_it_was_sent => 60,
+    a_driver_uses_one_pair_of_two_without_mq => 60,
+    a_new_daemon_takes_a_running_card_over => 60,
+    a_control_queue_in_a_space_of_its_own_is_answered,
+    a_malformed_command_is_refused_and_changes_nothing,
+    a_reset_undoes_what_was_set_and_moved,
+    pairs_come_into_use_when_the_driver_says_so,
+    without_mq_the_control_queue_is_at_2,
+    frames_that_nobody_has_room_for_do_not_keep_the_daemon_busy,
+    the_example_says_what_the_driver_does,
+];
+
+fn pings_go_both_ways() {
+    let tap = TapInterface::new(1);
+    let shape = net::shape(1);
+    let device = TestDevice::new(&shape.config());
+    let _served = net::serve(&shape, &device, &tap);
+    let peer = Peer::new(device.name());
+    peer.ping_both_ways(64);
+    peer.ping_both_ways(1400);
+}
+
+/// Sends data over TCP one way and then other data the other way.
+#[track_caller]
+fn exchange(peer: &Peer, bytes: usize) {
+    let data = move |seed| {
+        let mut data = vec![0; bytes];
+        Random::new(seed).fill(&mut data);
+        data
+    };
+    let (sender, ready) = std::sync::mpsc::channel();
+    let there = peer.namespace().spawn(move || {
+        let listener = TcpListener::bind((THERE, 7000)).unwrap();
+        sender.send(()).unwrap();
+        let (mut stream, from) = listener.accept().unwrap();
+        assert_eq!(from.ip().to_string(), HERE);
+        let mut found = vec![0; bytes];
+        stream.read_exact(&mut found).unwrap();
+        assert_same(&found, &data(1), "what came there");
+        stream.write_all(&data(2)).unwrap();
+    });
+    ready.recv().unwrap();
+    let mut stream = TcpStream::connect((THERE, 7000)).unwrap();
+    stream.write_all(&data(1)).unwrap();
+    let mut found = vec![0; bytes];
+    stream.read_exact(&mut found).unwrap();
+    assert_same(&found, &data(2), "what came here");
+    there.join().unwrap();
+}
+
+fn data_arrives_as_it_was_sent() {
+    let tap = TapInterface::new(1);
+    let shape = net::shape(1);
+    let device = TestDevice::new(&shape.config());
+    let _served = net::serve(&shape, &device, &tap);
+    let peer = Peer::new(device.name());
+    exchange(&peer, 4 << 20);
+}
+
+fn a_driver_uses_one_pair_of_two_without_mq() {
+    let tap = TapInterface::new(2);
+    let shape = net::shape(2);
+    let device = TestDevice::new(&shape.config());
+    let served = net::serve(&shape, &device, &tap);
+    let peer = Peer::new(device.name());
+    // Several flows, which the TAP interface would spread over its queues.
+    for _ in 0..4 {
+        exchange(&peer, 64 << 10);
+    }
+    peer.ping_both_ways(64);
+    let ready = |queue| served.device().vq_info(queue).unwrap().ready;
+    assert_eq!([0, 1, 2, 3].map(ready), [1, 1, 0, 0]);
+}
+
+fn a_new_daemon_takes_a_running_card_over() {
+    let tap = TapInterface::new(1);
+    let shape = net::shape(1);
+    let device = TestDevice::new(&shape.config());
+    let daemon = Example::start(device.name(), &tap, &[]);
+    let peer = Peer::new(device.name());
+    daemon.says(&format!("Started({})", shape.features()));
+    peer.ping_both_ways(64);
+    daemon.kill();
+    let daemon = Example::start(device.name(), &tap, &[]);
+    daemon.says(&format!("Started({})", shape.features()));
+    peer.ping_both_ways(1400);
+    exchange(&peer, 64 << 10);
+    // It goes while the daemon answers.
+    drop(peer);
+    drop(daemon);
+}
+
+const MAC_SET: [u8; 2] = [1, 1];
+const OTHER: Mac = [2, 0, 0, 0, 0, 2];
+const GROUP: Mac = [1, 0, 0x5e, 0, 0, 1];
+
+/// Where the memory of a card's queues is: the one and the other half of a pair.
+const RECEIVE: u64 = 0x10_0000;
+const TRANSMIT: u64 = 0x20_0000;
+
+/// Feature bit: several pairs of queues.
+const MQ: u64 = 1 << 22;
+
+/// The queues of a driver with one pair.
+struct Queues {
+    vhost: Vhost,
+    receive: HandQueue,
+    transmit: HandQueue,
+    /// At the addresses of the transmit queue.
+    control: HandQueue,
+}
+
+impl Queues {
+    /// Starts a driver whose control queue is in address space 1.
+    #[track_caller]
+    fn start(card: &IsolatedCard, control: u32) -> Self {
+        let vhost = card.vhost();
+        ring::agree(&vhost);
+        vhost.set_group_asid(1, 1).unwrap();
+        let queues = Self {
+            receive: HandQueue::prepare(&vhost, 0, 0, RECEIVE),
+            transmit: HandQueue::prepare(&vhost, 1, 0, TRANSMIT),
+            control: HandQueue::prepare(&vhost, control, 1, TRANSMIT),
+            vhost,
+        };
+        for queue in [&queues.receive, &queues.transmit, &queues.control] {
+            queue.set_up(&queues.vhost);
+        }
+        ring::start(&queues.vhost);
+        let features = queues.vhost.features().unwrap();
+        card.until(&What::Started(features));
+        queues
+    }
+
+    /// Sends a frame, which comes back.
+    #[track_caller]
+    fn frame_comes_back(&mut self, to: Mac, byte: u8) {
+        let frame = frame(to, byte);
+        self.transmit.send_frame(&frame);
+        assert_same(&self.receive.receive_frame(), &frame, "a frame");
+    }
+}
+
+fn frame(to: Mac, byte: u8) -> Vec<u8> {
+    [&to[..], &MAC, &[8, 0], &[byte; 100]].concat()
+}
+
+fn mac_set(mac: Mac) -> Vec<u8> {
+    [&MAC_SET[..], &mac].concat()
+}
+
+fn a_control_queue_in_a_space_of_its_own_is_answered() {
+    let card = IsolatedCard::new(1);
+    let mut queues = Queues::start(&card, 2);
+    let space = |group| card.served.handle().address_space(group);
+    assert_eq!([space(0), space(1)], [0, 1]);
+
+    let table = [&[1, 0, 0, 0, 0, 0][..], &[1, 0, 0, 0], &GROUP].concat();
+    let commands = [
+        (vec![0, 0, 0], Command::Promiscuous(false)),
+        (mac_set(OTHER), Command::MacAddress(OTHER)),
+        (
+            table,
+            Command::MacTable {
+                unicast: vec![],
+                multicast: vec![GROUP],
+            },
+        ),
+    ];
+    for (byte, (bytes, command)) in (0..).zip(commands) {
+        // What the transmit queue has at the same addresses is something else, and stays so.
+        queues.receive.expect_frame();
+        queues.frame_comes_back([0xff; 6], byte);
+        assert_eq!(queues.control.command(&bytes), Some(0));
+        assert_eq!(card.next().what, What::Done(command));
+    }
+    // The address is where the driver looks for it.
+    assert_eq!(queues.vhost.config(0, 6).unwrap(), OTHER);
+    // What was set is heeded: of these frames, the second and the fourth are received.
+    queues.receive.expect_frame();
+    queues.transmit.send_frame(&frame(MAC, 1));
+    queues.frame_comes_back(OTHER, 2);
+    queues.receive.expect_frame();
+    queues.transmit.send_frame(&frame([1, 0, 0x5e, 0, 0, 2], 3));
+    queues.frame_comes_back(GROUP, 4);
+    card.is_quiet();
+}
+
+fn a_malformed_command_is_refused_and_changes_nothing() {
+    let card = IsolatedCard::new(1);
+    let mut queues = Queues::start(&card, 2);
+    let group = mac_set(GROUP);
+    let short = mac_set(OTHER)[..7].to_vec();
+    let huge = [1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+    // VIRTIO_NET_CTRL_MQ was not offered, nor was VLAN.
+    for bytes in [
+        &[0][..],
+        &[0, 0],
+        &[0, 0, 0, 0],
+        &[9, 9],
+        &group,
+        &short,
+        &huge,
+        &[4, 0, 1, 0],
+        &[2, 0, 1, 0],
+    ] {
+        assert_eq!(queues.control.command(bytes), Some(1), "{bytes:?}");
+        let event = card.next();
+        let untouched = Settings::new(MAC);
+        assert_eq!((event.what, event.settings), (What::Refused, untouched));
+    }
+    assert_eq!(queues.vhost.config(0, 6).unwrap(), MAC);
+    assert_eq!(queues.control.command(&[0, 0, 0]), Some(0));
+}
+
+fn a_reset_undoes_what_was_set_and_moved() {
+    let card = IsolatedCard::new(1);
+    let mut queues = Queues::start(&card, 2);
+    assert_eq!(queues.control.command(&mac_set(OTHER)), Some(0));
+    assert_eq!(card.next().settings.mac, OTHER);
+    assert_eq!(card.served.handle().address_space(1), 1);
+    queues.vhost.set_status(0).unwrap();
+    let event = card.until(&What::Reset);
+    assert_eq!(event.settings, Settings::new(MAC));
+    assert_eq!(card.served.handle().address_space(1), 0);
+    assert_eq!(queues.vhost.config(0, 6).unwrap(), MAC);
+    drop(queues);
+    // The next driver finds a card as new.
+    let mut queues = Queues::start(&card, 2);
+    queues.receive.expect_frame();
+    queues.frame_comes_back(OTHER, 7);
+    assert_eq!(queues.control.command(&[0, 0, 1]), Some(0));
+}
+
+fn pairs_come_into_use_when_the_driver_says_so() {
+    let card = IsolatedCard::new(2);
+    let mut queues = Queues::start(&card, 4);
+    for (pairs, answer) in [(0, 1), (3, 1), (2, 0), (1, 0)] {
+        assert_eq!(queues.control.command(&[4, 0, pairs, 0]), Some(answer));
+        let event = card.next();
+        if answer == 0 {
+            assert_eq!(event.what, What::Done(Command::Pairs(pairs.into())));
+            assert_eq!(event.settings.pairs, u16::from(pairs));
+        } else {
+            assert_eq!((event.what, event.settings.pairs), (What::Refused, 1));
+        }
+    }
+}
+
+fn without_mq_the_control_queue_is_at_2() {
+    let card = IsolatedCard::new(2);
+    let vhost = card.vhost();
+    let groups = [0, 1, 2, 3, 4].map(|queue| vhost.group_of(queue).unwrap());
+    assert_eq!(groups, [0, 0, 0, 0, 1]);
+    ring::agree_without(&vhost, MQ);
+    vhost.set_group_asid(1, 1).unwrap();
+    // In the group that the queue has, which is not the one that moved.
+    let mut control = HandQueue::prepare(&vhost, 2, 0, TRANSMIT);
+    control.set_up(&vhost);
+    ring::start(&vhost);
+    assert_eq!(control.command(&mac_set(OTHER)), Some(0));
+    let event = card.until(&What::Done(Command::MacAddress(OTHER)));
+    assert_eq!(event.settings.mac, OTHER);
+    // The command belongs to the feature.
+    assert_eq!(control.command(&[4, 0, 2, 0]), Some(1));
+}
+
+fn frames_that_nobody_has_room_for_do_not_keep_the_daemon_busy() {
+    let card = IsolatedCard::new(1);
+    let mut queues = Queues::start(&card, 2);
+    for byte in 0..3 {
+        queues.transmit.send_frame(&frame(MAC, byte));
+    }
+    let used = || Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap();
+    let before = used();
+    std::thread::sleep(Duration::from_millis(500));
+    let spent = used() - before;
+    assert!(spent < Duration::from_millis(100), "busy for {spent:?}");
+    for byte in 0..3 {
+        queues.receive.expect_frame();
+        let received = queues.receive.receive_frame();
+        assert_same(&received, &frame(MAC, byte), "a frame");
+    }
+}
+
+fn the_example_says_what_the_driver_does() {
+    let tap = TapInterface::new(1);
+    let name = unique_name();
+    let options = ["--isolate", "--mac", "02:00:00:00:00:01"];
+    let device = TestDevice::adopt(&name);
+    let example = Example::start(&name, &tap, &options);
+    let on_bus = OnBus::add_soon(&name);
+    on_bus.bind(Driver::Vhost).unwrap();
+    let vhost = spaces::open(&device);
+    ring::agree(&vhost);
+    vhost.set_group_asid(1, 1).unwrap();
+    example.says("Moved { group: 1, asid: 1 }");
+    let mut control = HandQueue::prepare(&vhost, 2, 1, TRANSMIT);
+    control.set_up(&vhost);
+    ring::start(&vhost);
+    example.says(&format!("Started({})", 0x3_0087_0020u64));
+    assert_eq!(control.command(&mac_set(OTHER)), Some(0));
+    example.says("Done(MacAddress([2, 0, 0, 0, 0, 2]))");
+    assert_eq!(control.command(&[7, 7, 7]), Some(1));
+    example.says("Refused");
+    vhost.set_status(0).unwrap();
+    example.says("Reset");
+    drop(vhost);
+    drop(on_bus);
+}
