@@ -3,30 +3,38 @@
 //! A device served by a thread of the test.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{mpsc, Arc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use vduse::server::{Backend, Handle, Server};
 use vduse::Device;
+
+use crate::lab::expect::soon;
 
 /// A device's thread, which ends when this is dropped.
 #[derive(Debug)]
 pub struct Serving<B> {
     handle: Option<Handle>,
     thread: Option<JoinHandle<(io::Result<()>, B)>>,
+    /// The thread's id.
+    tid: i32,
 }
 
 impl<B: Backend + Send + 'static> Serving<B> {
     /// Runs a server.
     pub fn run(mut server: Server<B>) -> Self {
         let handle = server.handle();
+        let (sender, tid) = mpsc::channel();
         let thread = std::thread::spawn(move || {
+            let _ = sender.send(rustix::thread::gettid().as_raw_nonzero().get());
             let result = server.run();
             (result, server.into_backend())
         });
         Self {
             handle: Some(handle),
             thread: Some(thread),
+            tid: tid.recv().expect("a thread"),
         }
     }
 }
@@ -40,6 +48,26 @@ impl<B> Serving<B> {
     /// The server's handle.
     pub fn handle(&self) -> &Handle {
         self.handle.as_ref().expect("a running server")
+    }
+
+    /// Waits until the thread sleeps without waking up even once, for a while that is long for a
+    /// computer.
+    #[track_caller]
+    pub fn falls_asleep(&self) {
+        soon("the thread sleeps", || {
+            let before = self.sleeping();
+            std::thread::sleep(Duration::from_millis(300));
+            before.is_some() && self.sleeping() == before
+        });
+    }
+
+    /// If the thread sleeps, how often it went to sleep or was interrupted.
+    fn sleeping(&self) -> Option<Vec<String>> {
+        let path = format!("/proc/self/task/{}/status", self.tid);
+        let status = std::fs::read_to_string(path).expect("the thread's status");
+        let lines = |key| status.lines().filter(move |line| line.contains(key));
+        lines("State:").find(|line| line.contains("S (sleeping)"))?;
+        Some(lines("ctxt_switches:").map(str::to_owned).collect())
     }
 
     /// Ends the server, closes the device, and gives back what served it.
