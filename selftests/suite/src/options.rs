@@ -16,6 +16,8 @@ without one, all of them. As root, with the driver loaded.
   --driver rust|c    which driver is loaded: ours (default) or the in-tree one
   --module FILE      the module to load again after it was unloaded (or VDUSE_MODULE;
                      default: modprobe vduse)
+  --guest DIR        what a guest inside this machine boots from: the folder that
+                     qemu-test/nested makes; without it, tests with a guest are skipped
   --skip PATTERN     leave tests out
   --seed NUMBER      where tests that do things at random start (default: the clock);
                      they print it
@@ -47,6 +49,8 @@ pub struct Options {
     pub driver: Driver,
     /// The module's file.
     pub module: Option<PathBuf>,
+    /// What a guest inside this machine boots from.
+    pub guest: Option<PathBuf>,
     /// Which tests to run: all, when empty.
     pub patterns: Vec<String>,
     /// Which tests not to run.
@@ -62,6 +66,7 @@ pub fn parse(arguments: &[String]) -> Result<Mode, String> {
     let mut options = Options {
         driver: Driver::Rust,
         module: std::env::var_os("VDUSE_MODULE").map(PathBuf::from),
+        guest: None,
         patterns: Vec::new(),
         skip: Vec::new(),
         seed: None,
@@ -97,6 +102,7 @@ pub fn parse(arguments: &[String]) -> Result<Mode, String> {
                 let bad = |_| format!("{number}: no such number");
                 options.seed = Some(number.parse().map_err(bad)?);
             }
+            "--guest" => options.guest = Some(value()?.into()),
             "--module" => options.module = Some(value()?.into()),
             "--run-test" => return Ok(Mode::Test(value()?)),
             "--cleanup" => return Ok(Mode::Cleanup),
@@ -123,7 +129,7 @@ mod tests {
 
     #[test]
     fn options_and_patterns_can_be_mixed() {
-        let line = "control:: --driver c umem --skip twice --seed 7";
+        let line = "control:: --driver c umem --skip twice --seed 7 --guest /a/b";
         let Mode::Run(options) = parse(line).unwrap() else {
             panic!();
         };
@@ -131,6 +137,7 @@ mod tests {
         assert_eq!(options.patterns, ["control::", "umem"]);
         assert_eq!(options.skip, ["twice"]);
         assert_eq!(options.seed, Some(7));
+        assert_eq!(options.guest, Some(PathBuf::from("/a/b")));
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub mod environment {
     pub const DRIVER: &str = "VDUSE_SELFTESTS_DRIVER";
     /// The module's file, if it is not to be found by modprobe.
     pub const MODULE: &str = "VDUSE_MODULE";
+    /// The folder with what a guest boots from.
+    pub const GUEST: &str = "VDUSE_SELFTESTS_GUEST";
     /// Where tests that do things at random start.
     pub const SEED: &str = "VDUSE_SELFTESTS_SEED";
 }
@@ -194,6 +196,9 @@ impl<'a> Runner<'a> {
         );
         if let Some(module) = &self.options.module {
             command.env(environment::MODULE, module);
+        }
+        if let Some(guest) = &self.options.guest {
+            command.env(environment::GUEST, guest);
         }
         if let Some(seed) = self.options.seed {
             command.env(environment::SEED, seed.to_string());

@@ -2,20 +2,23 @@
 
 //! qemu-storage-daemon, as it is packaged, serving a disk.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rustix::process::{kill_process, Pid, Signal};
+use serde_json::json;
 
 use crate::lab::bus::{self, OnBus};
 use crate::lab::expect::within;
 use crate::lab::need;
+use crate::lab::qmp::Qmp;
 use crate::modules;
 
 const PROGRAM: &str = "qemu-storage-daemon";
+
+/// QEMU's vhost-vdpa makes its rings as long, whatever the device says.
+const QUEUE_SIZE: u16 = 1024;
 
 /// A running qemu-storage-daemon.
 #[derive(Debug)]
@@ -58,7 +61,7 @@ impl Qsd {
             .args(image)
             .arg("--export")
             .arg(format!(
-                "type=vduse-blk,id=e,node-name=d,name={name},num-queues=2,queue-size=256,writable=on"
+                "type=vduse-blk,id=e,node-name=d,name={name},num-queues=2,queue-size={QUEUE_SIZE},writable=on"
             ))
             .arg("--chardev")
             .arg(format!(
@@ -100,21 +103,8 @@ impl Qsd {
     /// Gives the disk another size.
     #[track_caller]
     pub fn resize(&self, bytes: u64) {
-        let mut stream = UnixStream::connect(&self.socket).expect("the monitor");
-        let mut answers = BufReader::new(stream.try_clone().expect("the monitor"));
-        let mut answer = String::new();
-        answers.read_line(&mut answer).expect("a greeting");
-        for command in [
-            r#"{"execute":"qmp_capabilities"}"#.to_owned(),
-            format!(
-                r#"{{"execute":"block_resize","arguments":{{"node-name":"d","size":{bytes}}}}}"#
-            ),
-        ] {
-            writeln!(stream, "{command}").expect("the monitor");
-            answer.clear();
-            answers.read_line(&mut answer).expect("an answer");
-            assert!(answer.contains("return"), "{command}: {answer}");
-        }
+        Qmp::connect(&self.socket)
+            .execute("block_resize", json!({ "node-name": "d", "size": bytes }));
     }
 
     /// Has the program end itself, which destroys the device.

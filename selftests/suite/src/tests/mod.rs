@@ -72,6 +72,7 @@ groups!(
     net,
     teardown,
     qsd,
+    guest,
     unload,
 );
 

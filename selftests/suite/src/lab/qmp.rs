@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The monitor of QEMU and of qemu-storage-daemon: QMP, a line of JSON for each message.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{json, Value};
+
+use crate::lab::expect::within;
+
+/// How long an answer may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A connection to a monitor.
+#[derive(Debug)]
+pub struct Qmp {
+    stream: UnixStream,
+    answers: BufReader<UnixStream>,
+    /// What has begun to arrive.
+    line: Vec<u8>,
+    /// Events that came while something else was waited for.
+    events: Vec<Value>,
+}
+
+impl Qmp {
+    /// Connects to a monitor's socket, as soon as somebody listens there.
+    #[track_caller]
+    pub fn connect(socket: &Path) -> Self {
+        let mut stream = None;
+        within(LIMIT, "the monitor answers", || {
+            stream = UnixStream::connect(socket).ok();
+            stream.is_some()
+        });
+        let stream = stream.expect("connected just now");
+        let mut qmp = Self {
+            answers: BufReader::new(stream.try_clone().expect("the monitor")),
+            stream,
+            line: Vec::new(),
+            events: Vec::new(),
+        };
+        let greeting = qmp.receive(LIMIT);
+        assert!(
+            greeting.is_some_and(|message| message.get("QMP").is_some()),
+            "not the greeting of a monitor"
+        );
+        qmp.execute("qmp_capabilities", json!({}));
+        qmp
+    }
+
+    /// Has a command carried out, which must succeed, and returns what it returns.
+    #[track_caller]
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        match self.try_execute(command, arguments) {
+            Ok(value) => value,
+            Err(why) => panic!("{command}: {why}"),
+        }
+    }
+
+    /// Has a command carried out; an `Err` is what the monitor says of its failure.
+    #[track_caller]
+    pub fn try_execute(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
+        let request = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.stream, "{request}").map_err(|error| error.to_string())?;
+        let deadline = Instant::now() + LIMIT;
+        while let Some(mut message) = self.receive(left(deadline)) {
+            if let Some(value) = message.get_mut("return") {
+                return Ok(value.take());
+            }
+            if let Some(error) = message.get("error") {
+                return Err(error.to_string());
+            }
+            self.events.push(message);
+        }
+        Err("no answer".to_owned())
+    }
+
+    /// Waits for an event of this name, if it has not come since the last call, and returns it.
+    /// Other events are kept.
+    #[track_caller]
+    pub fn wait_for(&mut self, event: &str, limit: Duration) -> Value {
+        let is_it = |message: &Value| message["event"] == event;
+        if let Some(at) = self.events.iter().position(is_it) {
+            return self.events.remove(at);
+        }
+        let deadline = Instant::now() + limit;
+        while let Some(message) = self.receive(left(deadline)) {
+            if is_it(&message) {
+                return message;
+            }
+            self.events.push(message);
+        }
+        panic!(
+            "no event {event} within {limit:?}; others: {:?}",
+            self.events
+        );
+    }
+
+    /// The next message; `None` if there is none for so long, or there will be no more.
+    #[track_caller]
+    fn receive(&mut self, limit: Duration) -> Option<Value> {
+        self.stream
+            .set_read_timeout(Some(limit))
+            .expect("a time limit");
+        match self.answers.read_until(b'\n', &mut self.line) {
+            Ok(0) => None,
+            Ok(_) => {
+                let line = std::mem::take(&mut self.line);
+                Some(serde_json::from_slice(&line).expect("JSON"))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) => panic!("the monitor: {error}"),
+        }
+    }
+}
+
+/// How long it is until then; the socket does not want a limit of nothing.
+fn left(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left.max(Duration::from_millis(1))
+}
