@@ -7,11 +7,13 @@
 //! over of devices, and the module's reference count, and reports in KTAP on standard output.
 //!
 //! - `lab` is what tests are made of: devices, the vDPA bus, daemons, a vhost-vdpa client.
+//! - `fuzz` are processes that do things at random, all at once.
 //! - `tests` are the tests, a module for each group.
 //! - The rest is the runner.
 
 mod cleanup;
 mod differences;
+mod fuzz;
 mod kmsg;
 mod ktap;
 mod lab;

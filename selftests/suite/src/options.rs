@@ -21,6 +21,9 @@ without one, all of them. As root, with the driver loaded.
   --skip PATTERN     leave tests out
   --seed NUMBER      where tests that do things at random start (default: the clock);
                      they print it
+  --fuzz-seconds N   how long the fuzzer goes on (default 30)
+  --fuzz-actors A,B  have only those actors take part whose names begin so
+  --fuzz-trace       have each of the fuzzer's calls written to the kernel's log
   --patience N       make the time limits of tests N times as long, for a slow machine
   --list             print the names of the tests and end
   --help             print this and end";
@@ -57,8 +60,32 @@ pub struct Options {
     pub skip: Vec<String>,
     /// Where tests that do things at random start.
     pub seed: Option<u64>,
+    /// How the fuzzer is to run.
+    pub fuzz: Fuzz,
     /// What to multiply time limits with.
     pub patience: u32,
+}
+
+/// How the fuzzer is to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fuzz {
+    /// How long it goes on, in seconds.
+    pub seconds: u64,
+    /// What the names of actors begin with that take part, with commas in between; all do, when
+    /// empty.
+    pub actors: String,
+    /// Whether each call is written to the kernel's log.
+    pub trace: bool,
+}
+
+impl Default for Fuzz {
+    fn default() -> Self {
+        Self {
+            seconds: 30,
+            actors: String::new(),
+            trace: false,
+        }
+    }
 }
 
 /// Reads the command line.
@@ -70,6 +97,7 @@ pub fn parse(arguments: &[String]) -> Result<Mode, String> {
         patterns: Vec::new(),
         skip: Vec::new(),
         seed: None,
+        fuzz: Fuzz::default(),
         patience: 1,
     };
     let mut list = false;
@@ -103,6 +131,14 @@ pub fn parse(arguments: &[String]) -> Result<Mode, String> {
                 options.seed = Some(number.parse().map_err(bad)?);
             }
             "--guest" => options.guest = Some(value()?.into()),
+            "--fuzz-seconds" => {
+                options.fuzz.seconds = match value()?.parse() {
+                    Ok(seconds @ 1..=86400) => seconds,
+                    _ => return Err("--fuzz-seconds is a number from 1 to 86400".to_owned()),
+                }
+            }
+            "--fuzz-actors" => options.fuzz.actors = value()?,
+            "--fuzz-trace" => options.fuzz.trace = true,
             "--module" => options.module = Some(value()?.into()),
             "--run-test" => return Ok(Mode::Test(value()?)),
             "--cleanup" => return Ok(Mode::Cleanup),
@@ -138,12 +174,14 @@ mod tests {
         assert_eq!(options.skip, ["twice"]);
         assert_eq!(options.seed, Some(7));
         assert_eq!(options.guest, Some(PathBuf::from("/a/b")));
+        assert_eq!(options.fuzz, Fuzz::default());
     }
 
     #[test]
     fn what_is_not_understood_is_said() {
         assert!(parse("--driver").unwrap_err().contains("wants a value"));
         assert!(parse("--driver java").unwrap_err().contains("java"));
+        assert!(parse("--fuzz-seconds x").unwrap_err().contains("--fuzz-seconds"));
         assert!(parse("--patience 0").unwrap_err().contains("--patience"));
         assert!(parse("--frobnicate").unwrap_err().contains("--frobnicate"));
     }

@@ -29,6 +29,14 @@ pub mod environment {
     pub const GUEST: &str = "VDUSE_SELFTESTS_GUEST";
     /// Where tests that do things at random start.
     pub const SEED: &str = "VDUSE_SELFTESTS_SEED";
+    /// How long the fuzzer goes on, in seconds.
+    pub const FUZZ_SECONDS: &str = "VDUSE_SELFTESTS_FUZZ_SECONDS";
+    /// Which actors take part in it.
+    pub const FUZZ_ACTORS: &str = "VDUSE_SELFTESTS_FUZZ_ACTORS";
+    /// There if its calls are written to the kernel's log.
+    pub const FUZZ_TRACE: &str = "VDUSE_SELFTESTS_FUZZ_TRACE";
+    /// What to multiply time limits with.
+    pub const PATIENCE: &str = "VDUSE_SELFTESTS_PATIENCE";
 }
 
 /// What a line of a test's output starts with that is shown even if the test passes.
@@ -144,7 +152,7 @@ impl<'a> Runner<'a> {
         self.log.lines();
         let finished = match process::run(
             self.command().args(["--run-test", &test.name]),
-            test.limit * self.options.patience,
+            self.limit(test),
         ) {
             Ok(finished) => finished,
             Err(error) => {
@@ -185,6 +193,16 @@ impl<'a> Runner<'a> {
         (verdict, leaked, took)
     }
 
+    /// How long a test may take.
+    fn limit(&self, test: &Test) -> Duration {
+        let limit = test.limit * self.options.patience;
+        if test.name.starts_with("fuzz::") {
+            limit + Duration::from_secs(self.options.fuzz.seconds)
+        } else {
+            limit
+        }
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new("/proc/self/exe");
         command.env(
@@ -194,6 +212,14 @@ impl<'a> Runner<'a> {
                 Driver::C => "c",
             },
         );
+        let fuzz = &self.options.fuzz;
+        command
+            .env(environment::PATIENCE, self.options.patience.to_string())
+            .env(environment::FUZZ_SECONDS, fuzz.seconds.to_string())
+            .env(environment::FUZZ_ACTORS, &fuzz.actors);
+        if fuzz.trace {
+            command.env(environment::FUZZ_TRACE, "1");
+        }
         if let Some(module) = &self.options.module {
             command.env(environment::MODULE, module);
         }

@@ -210,6 +210,22 @@ const NOT_READY: Timespec = Timespec {
     tv_nsec: 10_000_000,
 };
 
+/// The largest split virtqueue (virtio 1.3, section 2.7).
+const LARGEST: u16 = 0x8000;
+
+/// Sets virtqueues up: their sizes and groups.
+fn set_up(device: &Device, queues: &[(u16, u32)]) -> io::Result<()> {
+    for (index, &(max_size, group)) in (0..).zip(queues) {
+        device.vq_setup_raw(&crate::uapi::VqConfig {
+            index,
+            max_size,
+            group,
+            ..Default::default()
+        })?;
+    }
+    Ok(())
+}
+
 impl<B: Backend> Server<B> {
     /// Takes a device with virtqueues of these sizes on. A driver that uses the device already is
     /// served where the predecessor of this server left off.
@@ -221,7 +237,21 @@ impl<B: Backend> Server<B> {
         let queues: Vec<_> = sizes.iter().map(|&size| (size, 0)).collect();
         let device = Arc::new(device);
         let memory = Arc::new(AddressSpace::new(device.clone()));
+        set_up(&device, &queues)?;
         Self::with_memory(device, &queues, vec![memory], backend)
+    }
+
+    /// Takes over a device that is on the vDPA bus, with so many virtqueues, which stay as they
+    /// were set up. A driver that uses the device already is served where the predecessor left
+    /// off. Of several address spaces, only the first is served.
+    ///
+    /// # Errors
+    ///
+    /// What the ioctls say.
+    pub fn take_over(device: Device, queues: usize, backend: B) -> io::Result<Self> {
+        let device = Arc::new(device);
+        let memory = Arc::new(AddressSpace::new(device.clone()));
+        Self::with_memory(device, &vec![(LARGEST, 0); queues], vec![memory], backend)
     }
 
     /// As [`new`](Self::new), for a device of version 1: its virtqueues are of these sizes and in
@@ -242,6 +272,7 @@ impl<B: Backend> Server<B> {
             Arc::new(AddressSpace::new(Arc::new(SpaceOf { device, asid })))
         };
         let spaces = (0..spaces).map(space).collect();
+        set_up(&device, queues)?;
         Self::with_memory(device, queues, spaces, backend)
     }
 
@@ -251,8 +282,7 @@ impl<B: Backend> Server<B> {
         spaces: Vec<Memory>,
         backend: B,
     ) -> io::Result<Self> {
-        let configs = queues;
-        let queues = configs
+        let queues = queues
             .iter()
             .map(|&(size, group)| {
                 Ok(VirtQueue {
@@ -279,14 +309,6 @@ impl<B: Backend> Server<B> {
                 commands: Mutex::new(Vec::new()),
             }),
         };
-        for (index, &(max_size, group)) in (0..).zip(configs) {
-            server.device.vq_setup_raw(&crate::uapi::VqConfig {
-                index,
-                max_size,
-                group,
-                ..Default::default()
-            })?;
-        }
         server.activate(true)?;
         Ok(server)
     }

@@ -52,6 +52,16 @@ pub fn vdpa() -> Vdpa {
     Vdpa::open().expect("the vDPA netlink")
 }
 
+/// Binds a device to a driver, and waits for it.
+pub fn bind(name: &str, driver: Driver) -> io::Result<()> {
+    sysfs::write(&driver.folder().join("bind"), name)
+}
+
+/// Takes a device away from its driver.
+pub fn unbind(name: &str, driver: Driver) -> io::Result<()> {
+    sysfs::write(&driver.folder().join("unbind"), name)
+}
+
 /// A device on the bus, taken off it on drop.
 #[derive(Debug)]
 pub struct OnBus {
@@ -82,12 +92,12 @@ impl OnBus {
 
     /// Binds the device to a driver, and waits for it.
     pub fn bind(&self, driver: Driver) -> io::Result<()> {
-        sysfs::write(&driver.folder().join("bind"), &self.name)
+        bind(&self.name, driver)
     }
 
     /// Takes the device away from its driver.
     pub fn unbind(&self, driver: Driver) -> io::Result<()> {
-        sysfs::write(&driver.folder().join("unbind"), &self.name)
+        unbind(&self.name, driver)
     }
 
     /// Takes the device off the bus.
@@ -134,6 +144,11 @@ pub fn virtio_folder(name: &str) -> Option<PathBuf> {
 /// The block device of a vDPA device, if the kernel made one.
 pub fn disk_name(name: &str) -> Option<String> {
     children(&virtio_folder(name)?.join("block"), "vd").pop()
+}
+
+/// The network interface of a vDPA device, if the kernel made one.
+pub fn interface(name: &str) -> Option<String> {
+    children(&virtio_folder(name)?.join("net"), "").pop()
 }
 
 /// The character device of a vDPA device that is bound to vhost-vdpa.

@@ -45,6 +45,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
                 false
             }
         },
+        [kind, rest @ ..] if kind == "fuzz" => crate::fuzz::act(rest),
         // Opens a file, which may wait for ever.
         [kind, path] if kind == "open" => std::fs::OpenOptions::new()
             .read(true)

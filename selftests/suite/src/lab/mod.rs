@@ -13,6 +13,7 @@ pub mod disk;
 pub mod expect;
 pub mod fs;
 pub mod fuse;
+pub mod faults;
 pub mod groups;
 pub mod guest;
 pub mod helper;
@@ -32,6 +33,7 @@ pub mod serving;
 pub mod spaces;
 pub mod sysfs;
 pub mod vhost;
+pub mod window;
 
 use crate::differences::Driver;
 use crate::outcome::Skipped;
@@ -58,9 +60,14 @@ pub fn note(text: impl std::fmt::Display) {
     println!("{}{text}", crate::runner::NOTE);
 }
 
+/// What the runner has to say to a test.
+pub fn setting(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
 /// Where a test that does things at random starts; it is shown, for another run with `--seed`.
 pub fn seed() -> u64 {
-    let given = std::env::var(environment::SEED).ok();
+    let given = setting(environment::SEED);
     let seed = given.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
         let now = std::time::SystemTime::now();
         let since = now.duration_since(std::time::UNIX_EPOCH);
@@ -72,8 +79,8 @@ pub fn seed() -> u64 {
 
 /// The driver that is loaded.
 pub fn driver() -> Driver {
-    match std::env::var(environment::DRIVER).as_deref() {
-        Ok("c") => Driver::C,
+    match setting(environment::DRIVER).as_deref() {
+        Some("c") => Driver::C,
         _ => Driver::Rust,
     }
 }

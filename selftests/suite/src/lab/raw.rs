@@ -68,6 +68,18 @@ pub fn call_at_nothing(fd: impl AsFd, number: u32) -> io::Result<i32> {
     Ok(unsafe { rustix::ioctl::ioctl(fd, Call { number, argument }) }?)
 }
 
+/// Calls an ioctl with an argument at an address where there may or may not be memory.
+///
+/// # Safety
+///
+/// What memory there is, as far as the number says, may be written to.
+pub unsafe fn call_at(fd: impl AsFd, number: u32, argument: *mut u8) -> io::Result<i32> {
+    let argument = argument.cast();
+    // SAFETY: The kernel writes at most as many bytes as the number says, and answers EFAULT where
+    // there is no memory.
+    Ok(unsafe { rustix::ioctl::ioctl(fd, Call { number, argument }) }?)
+}
+
 /// Calls an ioctl with an argument in memory that may be read only.
 pub fn call_read_only(fd: impl AsFd, number: u32, memory: &vduse::Mapping) -> io::Result<i32> {
     assert!(memory.len() >= size_of_argument(number));
@@ -83,7 +95,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Makes one. It stays until the process ends.
+    /// Makes one.
     #[track_caller]
     pub fn new() -> Self {
         let page = PAGE as usize;
@@ -133,6 +145,13 @@ impl Edge {
         // SAFETY: As in `read`.
         let buffer = unsafe { std::slice::from_raw_parts(self.last(len), whole) };
         Ok(rustix::io::write(fd, buffer)?)
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        // SAFETY: The two pages are ours, and nobody refers to them.
+        let _ = unsafe { rustix::mm::munmap(self.base.cast(), 2 * PAGE as usize) };
     }
 }
 

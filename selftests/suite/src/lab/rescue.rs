@@ -3,7 +3,11 @@
 //! A device's last program: it answers all there is to answer with errors, so that the device can
 //! be taken away.
 
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use vduse::server::{Backend, Chain, Handle, Memory, Server};
 use vduse::Device;
@@ -28,39 +32,67 @@ impl Backend for Refuse {
     }
 }
 
-/// Serves a device that nobody serves, until it is dropped.
+/// Serves a device that nobody serves, until it is dropped: whatever becomes of the device, and as
+/// often as it can be opened.
 #[derive(Debug)]
 pub struct Rescuer {
-    running: Option<(Handle, JoinHandle<()>)>,
+    stop: Arc<AtomicBool>,
+    handle: Arc<Mutex<Option<Handle>>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Rescuer {
-    /// Opens a device if it can be opened.
+    /// Begins; a device that cannot be opened now may be a moment later.
     pub fn start(name: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let handle = Arc::new(Mutex::new(None));
+        let thread = std::thread::spawn({
+            let (name, stop, handle) = (name.to_owned(), stop.clone(), handle.clone());
+            move || {
+                while !stop.load(Ordering::Acquire) {
+                    // It may be gone, somebody else's, or broken: the next try will tell.
+                    let _ = serve(&name, &handle, &stop);
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+        });
         Self {
-            running: Self::try_start(name),
+            stop,
+            handle,
+            thread: Some(thread),
         }
     }
+}
 
-    fn try_start(name: &str) -> Option<(Handle, JoinHandle<()>)> {
-        let device = Device::open_nonblocking(name).ok()?;
-        let queues = (0..=u16::MAX)
-            .take_while(|&index| device.vq_info(index.into()).is_ok())
-            .count();
-        let mut server = Server::new(device, &vec![256; queues], Refuse).ok()?;
-        let handle = server.handle();
-        let thread = std::thread::spawn(move || {
-            let _ = server.run();
-        });
-        Some((handle, thread))
-    }
+/// Serves a device until it breaks, or until it is to stop.
+fn serve(name: &str, current: &Mutex<Option<Handle>>, stop: &AtomicBool) -> io::Result<()> {
+    let device = Device::open_nonblocking(name)?;
+    let queues = (0..=u16::MAX)
+        .take_while(|&index| device.vq_info(index.into()).is_ok())
+        .count();
+    let mut server = Server::take_over(device, queues, Refuse)?;
+    *lock(current) = Some(server.handle());
+    // Who stops us looks at the handle after this.
+    let result = if stop.load(Ordering::SeqCst) {
+        Ok(())
+    } else {
+        server.run()
+    };
+    *lock(current) = None;
+    result
+}
+
+fn lock(handle: &Mutex<Option<Handle>>) -> MutexGuard<'_, Option<Handle>> {
+    handle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Rescuer {
     fn drop(&mut self) {
-        if let Some((handle, thread)) = self.running.take() {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(handle) = &*lock(&self.handle) {
             handle.stop();
-            drop(handle);
+        }
+        if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }

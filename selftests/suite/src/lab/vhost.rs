@@ -296,6 +296,18 @@ impl Vhost {
         self.message(asid, iova, size, uaddr, access, IOTLB_UPDATE)
     }
 
+    /// Maps whatever is at an address of this process, if the kernel agrees.
+    pub fn map_raw(
+        &self,
+        asid: u32,
+        iova: u64,
+        size: u64,
+        uaddr: u64,
+        access: u8,
+    ) -> io::Result<()> {
+        self.message(asid, iova, size, uaddr, access, IOTLB_UPDATE)
+    }
+
     /// Takes a mapping of an address space away.
     pub fn unmap_in(&self, asid: u32, iova: u64, size: u64) -> io::Result<()> {
         self.message(asid, iova, size, 0, 0, IOTLB_INVALIDATE)

@@ -79,7 +79,7 @@ impl Card {
     fn accepted_by_virtio(&self) -> u64 {
         self.on_bus.bind(Driver::Virtio).expect("binding to virtio");
         let folder = bus::virtio_folder(self.device.name()).expect("a virtio device");
-        assert!(interface(self.device.name()).is_some(), "no interface");
+        assert!(bus::interface(self.device.name()).is_some(), "no interface");
         let bits = sysfs::read(&folder.join("features")).expect("the features");
         self.on_bus.unbind(Driver::Virtio).expect("unbinding");
         (0..64)
@@ -93,11 +93,6 @@ impl Card {
 #[track_caller]
 fn load_virtio_net() {
     tool("modprobe", &["virtio_net"]);
-}
-
-/// The network interface of a device.
-fn interface(name: &str) -> Option<String> {
-    bus::children(&bus::virtio_folder(name)?.join("net"), "").pop()
 }
 
 fn vhost_is_offered_the_control_queue() {
@@ -150,7 +145,7 @@ fn changing_offloads_without_a_control_queue_does_no_harm() {
     config.features |= 1 << 2 | offloads;
     let card = Card::new(&config);
     card.on_bus.bind(Driver::Virtio).expect("binding");
-    let interface = interface(card.device.name()).expect("an interface");
+    let interface = bus::interface(card.device.name()).expect("an interface");
     for value in ["off", "on"] {
         // It may say that this cannot be changed.
         let _ = crate::modules::tool("ethtool", &["-K", &interface, "rx-gro-hw", value]);
@@ -264,7 +259,7 @@ fn phase(requests: usize, end: End) {
 
     // Fails, or not, by what was answered.
     with_ip_link_beside(|| drop(on_bus.bind(Driver::Virtio)));
-    if let Some(interface) = interface(device.name()) {
+    if let Some(interface) = bus::interface(device.name()) {
         let link = ["link", "set", "dev", &interface];
         for words in [
             &["up"][..],

@@ -71,6 +71,7 @@ groups!(
     fs,
     net,
     teardown,
+    fuzz,
     qsd,
     guest,
     unload,

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Clients of vhost-vdpa, as a virtual machine is one: good, bad, and gone in the middle.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use vduse::eventfd::EventFd;
+use vduse::Mapping;
+use vm_memory::Bytes;
+
+use crate::fuzz::board::Wait;
+use crate::fuzz::controller::{GROUPS, QUEUES, SPACES};
+use crate::fuzz::rings;
+use crate::fuzz::stage::Stage;
+use crate::lab::bus;
+use crate::lab::memory::{self, PAGE};
+use crate::lab::vhost::{RingAddress, Vhost};
+use crate::lab::window::Arena;
+
+/// How long the range of addresses is that files are mapped in.
+const ARENA: usize = 1 << 20;
+
+/// How many descriptors a virtqueue has.
+const SIZE: u32 = 16;
+
+/// Where a virtqueue's memory is, for the device.
+const RINGS: u64 = 0x10_0000;
+
+/// What a client has.
+struct Client {
+    vhost: Vhost,
+    arena: Arena,
+    files: Vec<File>,
+    rings: Mapping,
+    event: EventFd,
+}
+
+/// A client's life.
+pub fn live(stage: &mut Stage) {
+    stage.pause(30);
+    let name = stage.device();
+    let Some(path) = bus::vhost_path(name) else {
+        return;
+    };
+    let Some(lock) = stage.lock(name, FlockOperation::NonBlockingLockShared) else {
+        return;
+    };
+    let open = stage.attempt("open vhost-vdpa", Wait::Daemon, || Vhost::open(&path));
+    drop(lock);
+    let Some(vhost) = open else {
+        return;
+    };
+    let (Ok(arena), Ok(event)) = (Arena::new(ARENA), EventFd::new()) else {
+        return;
+    };
+    // What is not mapped for the device is full of what no daemon is to see: the files that are not,
+    // and the parts of others that are not.
+    let files: Vec<_> = (0..3).map(|_| memory::file(32 * PAGE)).collect();
+    for file in &files {
+        let fill = [0x11; PAGE as usize];
+        for page in 0..32 {
+            let _ = std::os::unix::fs::FileExt::write_at(file, &fill, page * PAGE);
+        }
+    }
+    let hidden = Mapping::anonymous(16 * PAGE as usize);
+    if let Ok(hidden) = &hidden {
+        for at in (0..hidden.len()).step_by(8) {
+            let _ = hidden.bytes().write_obj(stage.secret, at);
+        }
+    }
+    let file = memory::file(rings::LEN);
+    let Ok(rings) = Mapping::of_file(file.as_fd(), 0, rings::LEN, 3) else {
+        return;
+    };
+    let client = Client {
+        vhost,
+        arena,
+        files,
+        rings,
+        event,
+    };
+    let milliseconds = stage.dice.below(1000);
+    stage.go_on_for(milliseconds);
+    if !stage.dice.one_in(3) {
+        begin(stage, &client);
+    }
+    while stage.goes_on() {
+        act(stage, &client);
+    }
+    if stage.dice.one_in(2) {
+        reset(stage, &client, 0);
+    }
+}
+
+fn reset(stage: &mut Stage, client: &Client, status: u8) {
+    stage.attempt("SET_STATUS", Wait::Daemon, || {
+        client.vhost.set_status(status)
+    });
+}
+
+/// Takes the device as far as it can be used.
+fn begin(stage: &mut Stage, client: &Client) {
+    let vhost = &client.vhost;
+    stage.call("SET_OWNER", Wait::Short, &[], || vhost.set_owner());
+    stage.call("SET_BACKEND_FEATURES", Wait::Daemon, &[], || {
+        vhost.set_backend_features_asid()
+    });
+    reset(stage, client, 3);
+    let offered = stage.call("GET_FEATURES", Wait::Short, &[], || vhost.features());
+    let accepted = offered.unwrap_or(0) & stage.dice.pick(&[u64::MAX, !(1 << 29), !(1 << 34)]);
+    stage.attempt("SET_FEATURES", Wait::Short, || vhost.set_features(accepted));
+    reset(stage, client, 11);
+    stage.call("map the rings", Wait::Daemon, &[Errno::FAULT], || {
+        vhost.map(RINGS, &client.rings, 3)
+    });
+    let queues = stage.dice.below(3) as u32;
+    for queue in 0..=queues {
+        set_up(stage, client, queue);
+    }
+    reset(stage, client, 15);
+}
+
+/// Sets a virtqueue up, all of them in the same memory.
+fn set_up(stage: &mut Stage, client: &Client, queue: u32) {
+    let vhost = &client.vhost;
+    let address = RingAddress {
+        desc: RINGS + rings::DESC,
+        avail: RINGS + rings::AVAIL,
+        used: RINGS + rings::USED,
+    };
+    stage.attempt("SET_VRING_NUM", Wait::Short, || {
+        vhost.set_queue_size(queue, SIZE)
+    });
+    stage.attempt("SET_VRING_ADDR", Wait::Short, || {
+        vhost.set_queue_address(queue, address)
+    });
+    stage.attempt("SET_VRING_BASE", Wait::Short, || {
+        vhost.set_queue_base(queue, 0)
+    });
+    stage.attempt("SET_VRING_KICK", Wait::Short, || {
+        vhost.set_kick(queue, client.event.as_fd())
+    });
+    stage.attempt("SET_VRING_CALL", Wait::Short, || {
+        vhost.set_call(queue, Some(client.event.as_fd()))
+    });
+    stage.attempt("SET_VRING_ENABLE", Wait::Short, || {
+        vhost.enable_queue(queue)
+    });
+}
+
+/// A number below `end`, or hardly ever another.
+fn below(stage: &mut Stage, end: u64) -> u32 {
+    if stage.dice.one_in(12) {
+        stage.dice.pick(&[end as u32, 0xffff, 0x1_0000, u32::MAX])
+    } else {
+        stage.dice.below(end) as u32
+    }
+}
+
+/// An address for the device.
+fn iova(stage: &mut Stage) -> u64 {
+    match stage.dice.below(16) {
+        0 => stage.dice.next(),
+        1 => u64::MAX - stage.dice.below(4 * PAGE),
+        2 => stage.dice.below(64 * PAGE),
+        3 => RINGS + stage.dice.below(8) * PAGE,
+        _ => stage.dice.below(64) * PAGE,
+    }
+}
+
+/// A length.
+fn length(stage: &mut Stage) -> u64 {
+    match stage.dice.below(16) {
+        0 => stage.dice.next(),
+        1 => 0,
+        2 => u64::MAX,
+        3 => stage.dice.below(PAGE),
+        _ => (1 + stage.dice.below(8)) * PAGE,
+    }
+}
+
+/// One call of a client, of any kind.
+fn act(stage: &mut Stage, client: &Client) {
+    let vhost = &client.vhost;
+    // A length of 0 is invalid; whatever else is wrong with a mapping is told in one way.
+    let fault = &[Errno::FAULT, Errno::INVAL];
+    match stage.dice.below(32) {
+        0..=2 => arrange(stage, client),
+        3..=7 => {
+            let (asid, iova, size) = (below(stage, SPACES), iova(stage), length(stage));
+            let at = client.arena.address() + stage.dice.below(64) * PAGE;
+            // Only what is in the arena: what else there is in this process is not the device's.
+            let at = if size <= 128 * PAGE { at } else { 1 << 63 };
+            let access = stage.dice.pick(&[0, 1, 2, 3, 3, 3, 5, 0xff]);
+            stage.call("map", Wait::Daemon, fault, || {
+                vhost.map_raw(asid, iova, size, at, access)
+            });
+        }
+        8..=10 => {
+            let (asid, iova, size) = (below(stage, SPACES), iova(stage), length(stage));
+            stage.call("unmap", Wait::Daemon, fault, || {
+                vhost.unmap_in(asid, iova, size)
+            });
+        }
+        11 => {
+            let asid = below(stage, SPACES);
+            stage.call("begin a batch", Wait::Daemon, fault, || {
+                vhost.batch_begin(asid)
+            });
+        }
+        12..=13 => {
+            let asid = below(stage, SPACES);
+            stage.call("end a batch", Wait::Daemon, fault, || vhost.batch_end(asid));
+        }
+        14 => {
+            let (group, asid) = (below(stage, GROUPS), below(stage, SPACES));
+            stage.attempt("SET_GROUP_ASID", Wait::Daemon, || {
+                vhost.set_group_asid(group, asid)
+            });
+        }
+        15 => {
+            let queue = below(stage, QUEUES);
+            set_up(stage, client, queue);
+        }
+        16..=20 => {
+            rings::tempt(stage, &client.rings, RINGS, SIZE.into());
+            stage.attempt("kick", Wait::Short, || client.event.signal());
+        }
+        21 => {
+            let status = stage.dice.pick(&[0, 1, 3, 11, 15, 15, 0x40, 0x80, 0xff]);
+            reset(stage, client, status);
+        }
+        22 => {
+            let queue = below(stage, QUEUES);
+            stage.attempt("GET_VRING_BASE", Wait::Daemon, || vhost.queue_base(queue));
+        }
+        23 => {
+            let (queue, size) = (below(stage, QUEUES), below(stage, 512));
+            stage.attempt("SET_VRING_NUM", Wait::Short, || {
+                vhost.set_queue_size(queue, size)
+            });
+            let address = RingAddress {
+                desc: iova(stage),
+                avail: iova(stage),
+                used: iova(stage),
+            };
+            stage.attempt("SET_VRING_ADDR", Wait::Short, || {
+                vhost.set_queue_address(queue, address)
+            });
+            let base = below(stage, 512);
+            stage.attempt("SET_VRING_BASE", Wait::Short, || {
+                vhost.set_queue_base(queue, base)
+            });
+        }
+        24 => {
+            let (offset, len) = (below(stage, 64), stage.dice.below(5000) as usize);
+            stage.attempt("GET_CONFIG", Wait::Short, || vhost.config(offset, len));
+        }
+        25 => {
+            let offset = below(stage, 64);
+            stage.attempt("SET_CONFIG", Wait::Short, || {
+                vhost.set_config(offset, &[0xff; 64])
+            });
+        }
+        26 => {
+            let features = stage.dice.next();
+            stage.attempt("SET_FEATURES", Wait::Short, || vhost.set_features(features));
+        }
+        27 => {
+            let queue = below(stage, QUEUES);
+            let none = stage.dice.one_in(2);
+            stage.attempt("SET_VRING_CALL", Wait::Short, || {
+                vhost.set_call(queue, (!none).then(|| client.event.as_fd()))
+            });
+            stage.attempt("SET_CONFIG_CALL", Wait::Short, || {
+                vhost.set_config_call(client.event.as_fd())
+            });
+        }
+        28 => {
+            stage.attempt("get everything", Wait::Short, || {
+                vhost.status()?;
+                vhost.queues()?;
+                vhost.groups()?;
+                vhost.address_spaces()?;
+                vhost.max_queue_size()?;
+                vhost.iova_range()?;
+                vhost.device_id()
+            });
+            let queue = below(stage, QUEUES);
+            stage.attempt("GET_VRING_GROUP", Wait::Short, || vhost.group_of(queue));
+        }
+        29 => {
+            // A file becomes shorter while it is mapped.
+            let file = &client.files[stage.dice.below(3) as usize];
+            let pages = stage.dice.below(33);
+            stage.attempt("truncate", Wait::Short, || file.set_len(pages * PAGE));
+        }
+        _ => stage.pause(10),
+    }
+}
+
+/// Maps and unmaps files in the arena.
+fn arrange(stage: &mut Stage, client: &Client) {
+    let at = (stage.dice.below(96) * PAGE) as usize;
+    let len = ((1 + stage.dice.below(32)) * PAGE) as usize;
+    let file = &client.files[stage.dice.below(3) as usize];
+    let arena = &client.arena;
+    if stage.dice.one_in(3) {
+        stage.call("munmap", Wait::Daemon, &[], || arena.clear(at, len));
+    } else {
+        let writable = !stage.dice.one_in(4);
+        stage.call("mmap", Wait::Daemon, &[], || {
+            arena.put(file, at, len, writable)
+        });
+    }
+}

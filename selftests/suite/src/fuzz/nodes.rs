@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver's files in sysfs.
+
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+use crate::fuzz::board::Wait;
+use crate::fuzz::stage::Stage;
+use crate::lab::sysfs;
+
+/// Any file of a device that comes and goes.
+const GONE: &[Errno] = &[Errno::NOENT, Errno::NODEV];
+
+/// Junk.
+const JUNK: &[&str] = &[
+    "",
+    "\n",
+    "-1",
+    "0x",
+    "4294967296",
+    "99999999999999999999999999",
+    "f,,f",
+    "ffffffff,ffffffff,ffffffff,ffffffff,ffffffff,ffffffff,ffffffff",
+    ",",
+    "1 2",
+    "\0",
+    "%s%n",
+];
+
+/// The life of an administrator.
+pub fn live(stage: &mut Stage) {
+    stage.pause(20);
+    let name = stage.device();
+    match stage.dice.below(8) {
+        0..=2 => {
+            let text = if stage.dice.one_in(2) {
+                stage.dice.pick(&["0", "1", "2", "86400", "4294967295"])
+            } else {
+                stage.dice.pick(JUNK)
+            };
+            store(stage, sysfs::attribute(name, "msg_timeout"), text);
+            stage.pause(50);
+            // Nobody is to wait for long (what waits without end already, a daemon answers).
+            patience(stage, name);
+        }
+        3..=4 => {
+            // Small ones, as there is not much memory.
+            let text = if stage.dice.one_in(2) {
+                stage
+                    .dice
+                    .pick(&["0", "1048575", "1048576", "1048577", "8388608", "1073741825"])
+            } else {
+                stage.dice.pick(JUNK)
+            };
+            store(stage, sysfs::attribute(name, "bounce_size"), text);
+        }
+        5..=6 => {
+            let queue = stage.dice.below(4) as u16;
+            let text = if stage.dice.one_in(2) {
+                stage.dice.pick(&["0", "1", "2", "3", "ff", "80000000"])
+            } else {
+                stage.dice.pick(JUNK)
+            };
+            store(stage, sysfs::affinity(name, queue), text);
+        }
+        _ => {
+            let queue = stage.dice.below(4) as u16;
+            for path in [
+                sysfs::attribute(name, "msg_timeout"),
+                sysfs::attribute(name, "bounce_size"),
+                sysfs::attribute(name, "uevent"),
+                sysfs::affinity(name, queue),
+            ] {
+                stage.call("read an attribute", Wait::Short, GONE, || {
+                    sysfs::read(&path)
+                });
+            }
+        }
+    }
+}
+
+fn store(stage: &mut Stage, path: PathBuf, text: &str) {
+    let mut errors = vec![Errno::INVAL, Errno::RANGE, Errno::PERM, Errno::OVERFLOW];
+    errors.extend(GONE);
+    stage.call("write an attribute", Wait::Short, &errors, || {
+        sysfs::write(&path, text)
+    });
+}
+
+/// Has a device's messages time out soon.
+pub fn patience(stage: &mut Stage, name: &str) {
+    let path = sysfs::attribute(name, "msg_timeout");
+    stage.call("write msg_timeout", Wait::Short, GONE, || {
+        sysfs::write(&path, "1")
+    });
+}

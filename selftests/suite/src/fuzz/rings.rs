@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is in the rings: the device's side, in those of the kernel's drivers, and the driver's side, in
+//! those of a vhost-vdpa client.
+
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+use vduse::{Device, Mapping};
+use vm_memory::Bytes;
+
+use crate::fuzz::board::Wait;
+use crate::fuzz::stage::Stage;
+
+/// Writes to memory, of which some may not be there. A daemon may die of it, as it may of anything.
+fn put(memory: &Mapping, at: u64, bytes: &[u8]) {
+    // What is beyond the end is not written.
+    let _ = memory.bytes().write_slice(bytes, at as usize);
+}
+
+/// Reads a 16-bit number.
+fn get(memory: &Mapping, at: u64) -> u16 {
+    let mut bytes = [0; 2];
+    let _ = memory.bytes().read_slice(&mut bytes, at as usize);
+    u16::from_le_bytes(bytes)
+}
+
+/// The virtqueue by which the kernel's network driver receives.
+const RECEIVE: u32 = 0;
+
+/// Uses buffers of a virtqueue that are not there, or says that more was written to them than fits.
+///
+/// This is for a network card, and where that receives, only. A virtqueue in which such things are
+/// found is broken, and that is the end of other drivers of the kernel: virtio_blk waits, when it is
+/// removed, for requests that nobody can end any more; virtio_net, where it transmits, cleans up in a
+/// loop that a broken virtqueue never ends (`virtnet_poll_cleantx`), in an interrupt.
+pub fn ruin(stage: &mut Stage, device: &Device) {
+    let index = RECEIVE;
+    let errors = &[Errno::PERM, Errno::INVAL];
+    let info = || device.vq_info(index);
+    let Some(info) = stage.call("VQ_GET_INFO", Wait::Short, errors, info) else {
+        return;
+    };
+    if info.ready == 0 || info.num == 0 {
+        return;
+    }
+    let size = u64::from(info.num);
+    let find = || device.iotlb_fd(info.device_addr, info.device_addr);
+    let Some(region) = stage.call("find a ring", Wait::Short, errors, find) else {
+        return;
+    };
+    let at = region.offset + (info.device_addr - region.first);
+    let map = || Mapping::of_file(region.file.as_fd(), at, 4 + 8 * size + 2, region.access);
+    let Some(ring) = stage.attempt("map a ring", Wait::Short, map) else {
+        return;
+    };
+    let mut used = get(&ring, 2);
+    for _ in 0..1 + stage.dice.below(8) {
+        let slot = 4 + 8 * (u64::from(used) % size);
+        let id = match stage.dice.below(8) {
+            0 => stage.dice.next() as u32,
+            1 => info.num,
+            _ => stage.dice.below(size) as u32,
+        };
+        let len = match stage.dice.below(6) {
+            0 => stage.dice.next() as u32,
+            1 => 0,
+            2 => u32::MAX,
+            3 => stage.dice.below(12) as u32,
+            _ => 12 + stage.dice.below(2000) as u32,
+        };
+        put(&ring, slot, &id.to_le_bytes());
+        put(&ring, slot + 4, &len.to_le_bytes());
+        used = used.wrapping_add(1);
+    }
+    match stage.dice.below(8) {
+        0 => used = stage.dice.next() as u16,
+        // No interrupts for a while, or a place to interrupt at that does not come.
+        1 => put(&ring, 0, &(stage.dice.next() as u16).to_le_bytes()),
+        2 => put(&ring, 4 + 8 * size, &(stage.dice.next() as u16).to_le_bytes()),
+        _ => {}
+    }
+    put(&ring, 2, &used.to_le_bytes());
+    stage.call("interrupt", Wait::Short, errors, || {
+        device.inject_vq_irq(index)
+    });
+}
+
+/// Where the parts of a client's virtqueue are in its memory, which is so long.
+pub const DESC: u64 = 0;
+/// The driver's ring.
+pub const AVAIL: u64 = 0x1000;
+/// The device's ring.
+pub const USED: u64 = 0x2000;
+/// Where requests are.
+const DATA: u64 = 0x3000;
+/// The end of the memory.
+pub const LEN: u64 = 0x8000;
+
+/// Fills a client's virtqueue of so many descriptors with chains that are too long, go round in
+/// circles, or lead out of its memory, which is at `iova`; and with good ones.
+pub fn tempt(stage: &mut Stage, memory: &Mapping, iova: u64, size: u64) {
+    for index in 0..size {
+        if stage.dice.one_in(3) {
+            continue;
+        }
+        let address = match stage.dice.below(8) {
+            0 => stage.dice.next(),
+            1 => u64::MAX - stage.dice.below(64),
+            2 => iova + LEN - stage.dice.below(16),
+            // The rings themselves.
+            3 => iova + stage.dice.below(LEN),
+            _ => iova + DATA + stage.dice.below(64) * 16,
+        };
+        let len = match stage.dice.below(6) {
+            0 => stage.dice.next() as u32,
+            1 => 0,
+            _ => stage.dice.pick(&[1, 16, 512]),
+        };
+        let flags = match stage.dice.below(8) {
+            0 => stage.dice.next() as u16,
+            // A table of descriptors.
+            1 => 4,
+            _ => stage.dice.below(4) as u16,
+        };
+        let next = match stage.dice.below(4) {
+            0 => stage.dice.next() as u16,
+            1 => index as u16,
+            _ => stage.dice.below(size) as u16,
+        };
+        let at = DESC + 16 * index;
+        put(memory, at, &address.to_le_bytes());
+        put(memory, at + 8, &len.to_le_bytes());
+        put(memory, at + 12, &flags.to_le_bytes());
+        put(memory, at + 14, &next.to_le_bytes());
+    }
+    for slot in 0..size {
+        let head = match stage.dice.below(8) {
+            0 => stage.dice.next() as u16,
+            _ => stage.dice.below(size) as u16,
+        };
+        put(memory, AVAIL + 4 + 2 * slot, &head.to_le_bytes());
+    }
+    let index = match stage.dice.below(8) {
+        0 => stage.dice.next() as u16,
+        _ => get(memory, AVAIL + 2).wrapping_add(stage.dice.below(size + 1) as u16),
+    };
+    put(memory, AVAIL + 2, &index.to_le_bytes());
+}

@@ -1,0 +1,322 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Starts the actors, watches them, kills some, and takes away what they leave.
+
+use std::fs::File;
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use vdpa_netlink::Vdpa;
+use vduse::Control;
+
+use crate::cleanup;
+use crate::fuzz::board::{Board, Wait};
+use crate::fuzz::stage::{Stage, DEVICES, THREADS};
+use crate::fuzz::{controller, nodes, ACTORS, RECORDS};
+use crate::lab::expect::within;
+use crate::lab::note;
+use crate::lab::pattern::Random;
+use crate::lab::rescue::Rescuer;
+use crate::lab::scratch::Scratch;
+use crate::lab::sysfs;
+use crate::process::{self, stacks};
+
+/// The board's file.
+pub const BOARD: &str = "board";
+
+/// What a run is to be.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Decides all.
+    pub seed: u64,
+    /// How long it goes on.
+    pub time: Duration,
+    /// What the names of actors begin with that take part; all do, when empty.
+    pub actors: Vec<String>,
+    /// Whether each call is written to the kernel's log.
+    pub trace: bool,
+    /// What to multiply time limits with.
+    pub patience: u32,
+}
+
+/// An actor's process.
+struct Running {
+    number: usize,
+    child: Child,
+    /// By thread: the last ticks, and since when they have not moved.
+    seen: [(u64, Instant); THREADS],
+}
+
+impl Running {
+    fn name(&self) -> &'static str {
+        ACTORS[self.number].0
+    }
+}
+
+struct Supervisor<'a> {
+    plan: &'a Plan,
+    scratch: Scratch,
+    board: Arc<Board>,
+    running: Vec<Running>,
+    killed: u32,
+    bus_errors: u32,
+}
+
+/// Runs the actors; panics if something happens that must not.
+#[track_caller]
+pub fn run(plan: &Plan) {
+    let scratch = Scratch::new();
+    let board = Board::open(&scratch.path(BOARD), RECORDS).expect("the board");
+    let mut supervisor = Supervisor {
+        plan,
+        scratch,
+        board: Arc::new(board),
+        running: Vec::new(),
+        killed: 0,
+        bus_errors: 0,
+    };
+    // Whatever happens, what is left over is taken away.
+    let run = catch_unwind(AssertUnwindSafe(|| supervisor.supervise()));
+    let end = catch_unwind(AssertUnwindSafe(|| supervisor.take_down()));
+    supervisor.report();
+    if let Err(panic) = run.and(end) {
+        resume_unwind(panic);
+    }
+}
+
+impl Supervisor<'_> {
+    fn takes_part(&self, name: &str) -> bool {
+        let actors = &self.plan.actors;
+        actors.is_empty() || actors.iter().any(|prefix| name.starts_with(prefix.as_str()))
+    }
+
+    #[track_caller]
+    fn start(&mut self, number: usize) {
+        let (name, _) = ACTORS[number];
+        let log = File::create(self.scratch.path(&format!("{name}.log"))).expect("a log");
+        let child = Command::new("/proc/self/exe")
+            .args(["--helper", "fuzz", &number.to_string()])
+            .arg(self.plan.seed.to_string())
+            .arg(if self.plan.trace { "trace" } else { "quiet" })
+            .arg(self.scratch.path(""))
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("starting an actor");
+        let now = Instant::now();
+        self.running.push(Running {
+            number,
+            child,
+            seen: [(0, now); THREADS],
+        });
+    }
+
+    #[track_caller]
+    fn supervise(&mut self) {
+        // A device of each name from the start, so that an actor can be played alone.
+        let mut stage = self.stage();
+        stage.live();
+        for name in DEVICES {
+            controller::create(&mut stage, name);
+            nodes::patience(&mut stage, name);
+        }
+        for (number, (name, _)) in ACTORS.iter().enumerate() {
+            if self.takes_part(name) {
+                self.start(number);
+            }
+        }
+        let mut dice = Random::new(self.plan.seed);
+        let end = Instant::now() + self.plan.time;
+        let mut next_kill = Instant::now();
+        while Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+            self.replace_the_dead();
+            self.watch();
+            if Instant::now() >= next_kill {
+                let victim = dice.below(ACTORS.len() as u64) as usize;
+                self.kill(victim);
+                next_kill = Instant::now() + Duration::from_millis(100 + dice.below(600));
+                for name in DEVICES {
+                    // Whoever is at sysfs may be killed between a long timeout and a short one.
+                    let _ = sysfs::write(&sysfs::attribute(name, "msg_timeout"), "1");
+                }
+            }
+        }
+    }
+
+    /// The supervisor's own stage, of a number behind the actors'; it is not watched.
+    fn stage(&self) -> Stage {
+        let path = self.scratch.path("own");
+        let board = Board::open(&path, RECORDS + THREADS).expect("a board");
+        let (number, seed) = (ACTORS.len(), self.plan.seed);
+        Stage::new(Arc::new(board), &self.scratch.path(""), number, seed, false)
+    }
+
+    fn kill(&mut self, number: usize) {
+        if let Some(running) = self.running.iter_mut().find(|one| one.number == number) {
+            let _ = running.child.kill();
+            self.killed += 1;
+        }
+    }
+
+    /// Starts those again that have died, which they may of a signal only.
+    #[track_caller]
+    fn replace_the_dead(&mut self) {
+        let mut dead = Vec::new();
+        self.running.retain_mut(|running| match running.child.try_wait() {
+            Ok(Some(status)) => {
+                dead.push((running.number, status));
+                false
+            }
+            _ => true,
+        });
+        for (number, status) in dead {
+            self.judge(number, status);
+            for thread in 0..THREADS {
+                self.board.record(number * THREADS + thread).rest();
+            }
+            self.start(number);
+        }
+    }
+
+    #[track_caller]
+    fn judge(&mut self, number: usize, status: ExitStatus) {
+        use std::os::unix::process::ExitStatusExt;
+        match status.signal() {
+            Some(signal) if signal == Signal::KILL.as_raw() => {}
+            // Memory that a daemon was looking at was taken away. It is to live with that.
+            Some(signal) if signal == Signal::BUS.as_raw() => self.bus_errors += 1,
+            _ => {
+                let name = ACTORS[number].0;
+                let log = std::fs::read_to_string(self.scratch.path(&format!("{name}.log")));
+                let log = log.unwrap_or_default();
+                let lines: Vec<_> = log.lines().collect();
+                let tail = &lines[lines.len().saturating_sub(40)..];
+                panic!("{name} ended: {status}\n{}", tail.join("\n"));
+            }
+        }
+    }
+
+    /// Looks whether all calls go on.
+    #[track_caller]
+    fn watch(&mut self) {
+        let mut tired = Vec::new();
+        let mut stuck = None;
+        for running in &mut self.running {
+            let name = running.name();
+            for thread in 0..THREADS {
+                let record = self.board.record(running.number * THREADS + thread);
+                let (ticks, since) = &mut running.seen[thread];
+                if *ticks != record.ticks() {
+                    (*ticks, *since) = (record.ticks(), Instant::now());
+                    continue;
+                }
+                let Some(wait) = record.wait() else {
+                    continue;
+                };
+                if since.elapsed() < wait.limit() * self.plan.patience {
+                    continue;
+                }
+                if wait == Wait::Endless {
+                    tired.push(running.number);
+                } else {
+                    stuck = Some(format!(
+                        "{}: {} has not ended for {:?}",
+                        name,
+                        record.name(),
+                        since.elapsed()
+                    ));
+                }
+            }
+        }
+        for number in tired {
+            self.kill(number);
+        }
+        if let Some(stuck) = stuck {
+            panic!("{stuck}\n{}", self.stacks());
+        }
+    }
+
+    /// Where all actors are.
+    fn stacks(&self) -> String {
+        let mut text = String::new();
+        for running in &self.running {
+            let record = self.board.record(running.number * THREADS);
+            text += &format!(
+                "== {}, in or after {}\n{}",
+                running.name(),
+                record.name(),
+                stacks(running.child.id())
+            );
+        }
+        text
+    }
+
+    /// Kills all actors, in the middle of whatever they do, and takes away what they leave.
+    #[track_caller]
+    fn take_down(&mut self) {
+        for running in &mut self.running {
+            let _ = running.child.kill();
+        }
+        // Some wait for a daemon; there is one now, for every device.
+        let rescuers = DEVICES.map(|name| {
+            let _ = sysfs::write(&sysfs::attribute(name, "msg_timeout"), "1");
+            Rescuer::start(name)
+        });
+        let limit = Duration::from_secs(30) * self.plan.patience;
+        let deadline = Instant::now() + limit;
+        while !process::reap_children(Duration::from_millis(100)).is_empty() {
+            let stacks = || self.stacks();
+            assert!(Instant::now() < deadline, "they do not end:\n{}", stacks());
+        }
+        self.running.clear();
+        let names = cleanup::devices();
+        for name in &names {
+            let vdpa = Vdpa::open().expect("the vDPA netlink");
+            if vdpa.device(name).is_ok() {
+                vdpa.delete(name).expect("taking a device off the bus");
+            }
+        }
+        drop(rescuers);
+        let control = Control::open().expect("the control device");
+        for name in &names {
+            within(limit, "a device is destroyed", || {
+                control.destroy(name).is_ok()
+            });
+        }
+    }
+
+    /// Says what was done.
+    fn report(&self) {
+        let (mut calls, mut good) = (0, 0);
+        for (number, (name, _)) in ACTORS.iter().enumerate() {
+            let (mut c, mut g) = (0, 0);
+            for thread in 0..THREADS {
+                let record = self.board.record(number * THREADS + thread);
+                c += record.calls();
+                g += record.good();
+            }
+            if c != 0 {
+                note(format_args!("{name}: {c} calls, {g} good"));
+            }
+            calls += c;
+            good += g;
+        }
+        note(format_args!(
+            "fuzz: {calls} calls, {good} good; {} processes killed, {} of SIGBUS",
+            self.killed, self.bus_errors
+        ));
+    }
+}
+
+impl Drop for Supervisor<'_> {
+    fn drop(&mut self) {
+        for running in &mut self.running {
+            let _ = running.child.kill();
+        }
+    }
+}
+

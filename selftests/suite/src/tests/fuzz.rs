@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Everybody does everything at random, all at once: see the module [`fuzz`](crate::fuzz).
+//!
+//! `--seed` repeats a run, `--fuzz-seconds` says how long it goes on, `--fuzz-actors` who takes part,
+//! and `--fuzz-trace` has each call in the kernel's log.
+
+use std::time::Duration;
+
+use crate::fuzz::{self, Plan};
+use crate::lab::{seed, setting};
+use crate::modules;
+use crate::runner::environment;
+
+// What is beside the time that the fuzzer goes on.
+tests![hostile_userspace_does_no_harm => 90];
+
+fn hostile_userspace_does_no_harm() {
+    modules::tool("modprobe", &["virtio_net"]).expect("the kernel's network driver");
+    let actors = setting(environment::FUZZ_ACTORS).unwrap_or_default();
+    let number = |name| setting(name).and_then(|text| text.parse().ok());
+    fuzz::run(&Plan {
+        seed: seed(),
+        time: Duration::from_secs(number(environment::FUZZ_SECONDS).unwrap_or(30)),
+        actors: actors
+            .split(',')
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        trace: setting(environment::FUZZ_TRACE).is_some(),
+        patience: number(environment::PATIENCE).unwrap_or(1) as u32,
+    });
+}
