@@ -353,8 +353,9 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn reset(&self) -> Result;
     /// The size of the configuration space in bytes.
     fn config_size(&self) -> usize;
-    /// Reads the configuration space; what lies behind its end is zero.
-    fn get_config(&self, offset: usize, buf: &mut [u8]);
+    /// Reads the configuration space; what lies behind its end is zero. Without a driver, somebody
+    /// else wants to know.
+    fn get_config(&self, offset: usize, buf: &mut [u8], driver: BusDriver);
     /// The driver writes to the configuration space.
     fn set_config(&self, offset: usize, buf: &[u8]);
     /// A number that changes whenever the configuration space does.
@@ -670,7 +671,7 @@ impl<T: Operations> VTable<T> {
                 core::slice::from_raw_parts_mut(buf.cast::<u8>(), len)
             };
 
-            dev.data.get_config(offset as usize, buf)
+            dev.data.get_config(offset as usize, buf, dev.driver())
         }
     }
 

@@ -107,6 +107,31 @@ pub(crate) fn hidden_from_kernel(device_id: u32) -> u64 {
     }
 }
 
+/// Where the link's status is in the configuration space of a network card, in little endian
+/// (section 5.1.4).
+const NET_STATUS: usize = 6;
+/// In the link's status: the driver is to announce itself, and to say through the control virtqueue
+/// that it has.
+const NET_STATUS_ANNOUNCE: u8 = 2;
+
+/// Takes out of a part of a device's configuration space, from `offset` on, what the kernel's own
+/// drivers are not to see.
+///
+/// virtio_net obeys the bit that asks for an announcement whether or not it has a control virtqueue
+/// to acknowledge it with, and runs into its own BUG.
+pub(crate) fn hide_from_kernel(device_id: u32, offset: usize, buf: &mut [u8]) {
+    if device_id != device_id::NET {
+        return;
+    }
+
+    let status = NET_STATUS
+        .checked_sub(offset)
+        .and_then(|index| buf.get_mut(index));
+    if let Some(status) = status {
+        *status &= !NET_STATUS_ANNOUNCE;
+    }
+}
+
 /// Whether a device can be like this, for a user of the given version of the API.
 ///
 /// The name is not looked at: see [`name`].
@@ -235,6 +260,23 @@ mod tests {
         });
         check(0, false, |c| c.device_id = 3);
         check(0, false, |c| c.device_id = 0);
+    }
+
+    #[test]
+    fn announcements_are_hidden_wherever_reading_begins() {
+        let seen = |device_id, offset| {
+            let mut buf = [0xff; 4];
+            hide_from_kernel(device_id, offset, &mut buf);
+            buf
+        };
+        let all = [0xff; 4];
+
+        assert_eq!(seen(device_id::NET, 2), all);
+        assert_eq!(seen(device_id::NET, 3), [0xff, 0xff, 0xff, 0xfd]);
+        assert_eq!(seen(device_id::NET, 6), [0xfd, 0xff, 0xff, 0xff]);
+        assert_eq!(seen(device_id::NET, 7), all);
+        assert_eq!(seen(device_id::BLOCK, 6), all);
+        hide_from_kernel(device_id::NET, 6, &mut []);
     }
 
     #[test]

@@ -254,14 +254,21 @@ impl Dev {
             .is_some_and(|end| end <= self.config_size())
     }
 
-    /// Reads from the configuration space. What lies behind its end is left as it is.
-    pub(super) fn read_config(&self, offset: usize, buf: &mut [u8]) {
-        let config = self.config.lock();
+    /// Reads from the configuration space, for a driver in the kernel or for somebody else. What
+    /// lies behind its end is left as it is.
+    pub(super) fn read_config(&self, offset: usize, buf: &mut [u8], to_kernel: bool) {
+        {
+            let config = self.config.lock();
 
-        if let Some(from) = config.get(offset..) {
-            for (to, from) in buf.iter_mut().zip(from) {
-                *to = *from;
+            if let Some(from) = config.get(offset..) {
+                for (to, from) in buf.iter_mut().zip(from) {
+                    *to = *from;
+                }
             }
+        }
+
+        if to_kernel {
+            config::hide_from_kernel(self.device_id, offset, buf);
         }
     }
 

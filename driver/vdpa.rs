@@ -214,8 +214,9 @@ impl Operations for DriverSide {
         self.dev.config_size()
     }
 
-    fn get_config(&self, offset: usize, buf: &mut [u8]) {
-        self.dev.read_config(offset, buf);
+    fn get_config(&self, offset: usize, buf: &mut [u8], driver: BusDriver) {
+        self.dev
+            .read_config(offset, buf, driver == BusDriver::Other);
     }
 
     fn set_config(&self, _offset: usize, _buf: &[u8]) {

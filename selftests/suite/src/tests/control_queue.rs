@@ -17,6 +17,7 @@ use vduse::{Device, DeviceConfig};
 
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{feature, net_config, TestDevice};
+use crate::lab::expect::soon;
 use crate::lab::qsd::tool;
 use crate::lab::responder::Responder;
 use crate::lab::sysfs;
@@ -29,6 +30,7 @@ tests![
     netlink_shows_what_the_device_can_do,
     statistics_without_a_control_queue_do_no_harm,
     changing_offloads_without_a_control_queue_does_no_harm,
+    asking_for_announcements_without_a_control_queue_does_no_harm,
     a_daemon_that_falls_silent_holds_nobody_up => 90,
     a_daemon_that_dies_holds_nobody_up => 60,
 ];
@@ -150,6 +152,41 @@ fn changing_offloads_without_a_control_queue_does_no_harm() {
         // It may say that this cannot be changed.
         let _ = crate::modules::tool("ethtool", &["-K", &interface, "rx-gro-hw", value]);
     }
+}
+
+fn asking_for_announcements_without_a_control_queue_does_no_harm() {
+    load_virtio_net();
+    // The link has a status: it is up, and the driver is to announce itself.
+    let status = [3, 0];
+    let mut config = net_config();
+    config.features |= 1 << 16;
+    config.space[6..8].copy_from_slice(&status);
+    let device = TestDevice::new(&config);
+    let file = Arc::new(device.open_ready(config.queues));
+    let responder = Responder::ok(&file);
+    let on_bus = OnBus::add(device.name()).expect("adding");
+    // virtio_net looks at the status when it is bound, and when it is told of a change.
+    on_bus.bind(Driver::Virtio).expect("binding to virtio");
+    let interface = bus::interface(device.name()).expect("an interface");
+    let _ = crate::modules::tool("ip", &["link", "set", "dev", &interface, "up"]);
+    let carrier = std::path::Path::new("/sys/class/net")
+        .join(interface)
+        .join("carrier");
+    for (status, expected) in [([2, 0], "0"), ([3, 0], "1")] {
+        file.set_config(6, &status).expect("setting the status");
+        file.inject_config_irq().expect("telling of it");
+        soon("the driver looks at it", || {
+            sysfs::read(&carrier).is_ok_and(|found| found == expected)
+        });
+    }
+    on_bus.unbind(Driver::Virtio).expect("unbinding");
+    // A virtual machine is asked.
+    on_bus.bind(Driver::Vhost).expect("binding to vhost");
+    let vhost = Vhost::open(&bus::vhost_path(device.name()).expect("a node")).expect("opening");
+    assert_eq!(vhost.config(6, 2).expect("the status"), status);
+    drop(vhost);
+    drop(on_bus);
+    drop(responder);
 }
 
 /// The timeout of messages, in seconds, while a daemon does not answer.
