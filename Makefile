@@ -58,6 +58,9 @@ demo: $(GUEST_MODULE)
 test: $(GUEST_MODULE)
 	@./qemu-test/test --driver $(DRIVER) --kernel $(KERNEL) $(TESTS)
 
+soak:
+	@./qemu-test/soak --driver $(DRIVER) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
 shell: $(GUEST_MODULE)
 	@./qemu-test/run --driver $(DRIVER) --kernel $(KERNEL) --timeout 86400 --tty -- bash -i
 
@@ -76,6 +79,7 @@ help:
 #:
 #: make demo              shows the driver at work, in a virtual machine
 #: make test              runs all tests; TESTS='PATTERN...' those whose name contains one
+#: make soak              ten minutes of hostile userspace, under the debug kernel; SECONDS=N, SEED=N
 #: make shell             a shell in the virtual machine, with the driver loaded
 #: make vng               runs the guest tests under virtme-ng, on this host's root; TESTS as above
 #:
@@ -91,4 +95,4 @@ help:
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
 
 .PHONY: all modules install modules_install uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
-	shell vng help
+	soak shell vng help

@@ -181,7 +181,9 @@ mod tests {
     fn what_is_not_understood_is_said() {
         assert!(parse("--driver").unwrap_err().contains("wants a value"));
         assert!(parse("--driver java").unwrap_err().contains("java"));
-        assert!(parse("--fuzz-seconds x").unwrap_err().contains("--fuzz-seconds"));
+        assert!(parse("--fuzz-seconds x")
+            .unwrap_err()
+            .contains("--fuzz-seconds"));
         assert!(parse("--patience 0").unwrap_err().contains("--patience"));
         assert!(parse("--frobnicate").unwrap_err().contains("--frobnicate"));
     }

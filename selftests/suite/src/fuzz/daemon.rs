@@ -94,7 +94,13 @@ fn serve(stage: &mut Stage, name: &str, device: Device, milliseconds: u64) {
         let Some(file) = stage.call("open the disk's file", Wait::Short, &[], open) else {
             return;
         };
-        serve_with(stage, device, count, Disk::new(Arc::new(file)), milliseconds);
+        serve_with(
+            stage,
+            device,
+            count,
+            Disk::new(Arc::new(file)),
+            milliseconds,
+        );
     } else {
         serve_with(stage, device, count, Sink, milliseconds);
     }
@@ -241,7 +247,9 @@ fn write(stage: &mut Stage, device: &Device, response: &DevResponse) {
 fn queue(stage: &mut Stage) -> u32 {
     match stage.dice.below(12) {
         0 => stage.dice.next() as u32,
-        1 => stage.dice.pick(&[QUEUES as u32, u32::MAX, 0x1_0000, 0xffff]),
+        1 => stage
+            .dice
+            .pick(&[QUEUES as u32, u32::MAX, 0x1_0000, 0xffff]),
         _ => stage.dice.below(3) as u32,
     }
 }
@@ -295,7 +303,9 @@ fn act(stage: &mut Stage, device: &Device) {
         }
         4 => {
             let index = queue(stage);
-            stage.call("VQ_GET_INFO", Wait::Short, INVALID, || device.vq_info(index));
+            stage.call("VQ_GET_INFO", Wait::Short, INVALID, || {
+                device.vq_info(index)
+            });
         }
         5 => {
             stage.call("DEV_GET_FEATURES", Wait::Short, &[BROKEN], || {
@@ -656,7 +666,9 @@ fn look_at(stage: &mut Stage, region: &Region, may_scribble: bool) {
                 }
             }
             6..=7 => {
-                let byte = window.address().wrapping_add(at + stage.dice.below(PAGE) as usize);
+                let byte = window
+                    .address()
+                    .wrapping_add(at + stage.dice.below(PAGE) as usize);
                 if writable && may_scribble {
                     let value = stage.dice.next() as u8;
                     let write = || prober.write(byte, value);
@@ -689,4 +701,3 @@ fn look_at(stage: &mut Stage, region: &Region, may_scribble: bool) {
         file.read_at(&mut bytes, offset)
     });
 }
-

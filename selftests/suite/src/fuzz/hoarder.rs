@@ -25,7 +25,8 @@ pub fn live(stage: &mut Stage) {
     }
     drop(memory);
     if stage.dice.one_in(8) {
-        let path = Path::new("/proc/sys/vm").join(stage.dice.pick(&["drop_caches", "compact_memory"]));
+        let path =
+            Path::new("/proc/sys/vm").join(stage.dice.pick(&["drop_caches", "compact_memory"]));
         stage.attempt("press memory", Wait::Daemon, || sysfs::write(&path, "1"));
     }
     stage.pause(400);

@@ -48,9 +48,14 @@ pub fn live(stage: &mut Stage) {
         3..=4 => {
             // Small ones, as there is not much memory.
             let text = if stage.dice.one_in(2) {
-                stage
-                    .dice
-                    .pick(&["0", "1048575", "1048576", "1048577", "8388608", "1073741825"])
+                stage.dice.pick(&[
+                    "0",
+                    "1048575",
+                    "1048576",
+                    "1048577",
+                    "8388608",
+                    "1073741825",
+                ])
             } else {
                 stage.dice.pick(JUNK)
             };

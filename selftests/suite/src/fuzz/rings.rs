@@ -77,7 +77,11 @@ pub fn ruin(stage: &mut Stage, device: &Device) {
         0 => used = stage.dice.next() as u16,
         // No interrupts for a while, or a place to interrupt at that does not come.
         1 => put(&ring, 0, &(stage.dice.next() as u16).to_le_bytes()),
-        2 => put(&ring, 4 + 8 * size, &(stage.dice.next() as u16).to_le_bytes()),
+        2 => put(
+            &ring,
+            4 + 8 * size,
+            &(stage.dice.next() as u16).to_le_bytes(),
+        ),
         _ => {}
     }
     put(&ring, 2, &used.to_le_bytes());

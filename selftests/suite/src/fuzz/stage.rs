@@ -24,7 +24,13 @@ pub const THREADS: usize = 3;
 const SHOWN: usize = 16;
 
 /// The devices, by which everybody finds them.
-pub const DEVICES: [&str; 5] = ["fuzz-disk0", "fuzz-disk1", "fuzz-net0", "fuzz-net1", "fuzz-fs1"];
+pub const DEVICES: [&str; 5] = [
+    "fuzz-disk0",
+    "fuzz-disk1",
+    "fuzz-net0",
+    "fuzz-net1",
+    "fuzz-fs1",
+];
 
 /// A thread of an actor.
 #[derive(Debug)]

@@ -90,7 +90,10 @@ pub fn run(plan: &Plan) {
 impl Supervisor<'_> {
     fn takes_part(&self, name: &str) -> bool {
         let actors = &self.plan.actors;
-        actors.is_empty() || actors.iter().any(|prefix| name.starts_with(prefix.as_str()))
+        actors.is_empty()
+            || actors
+                .iter()
+                .any(|prefix| name.starts_with(prefix.as_str()))
     }
 
     #[track_caller]
@@ -166,13 +169,14 @@ impl Supervisor<'_> {
     #[track_caller]
     fn replace_the_dead(&mut self) {
         let mut dead = Vec::new();
-        self.running.retain_mut(|running| match running.child.try_wait() {
-            Ok(Some(status)) => {
-                dead.push((running.number, status));
-                false
-            }
-            _ => true,
-        });
+        self.running
+            .retain_mut(|running| match running.child.try_wait() {
+                Ok(Some(status)) => {
+                    dead.push((running.number, status));
+                    false
+                }
+                _ => true,
+            });
         for (number, status) in dead {
             self.judge(number, status);
             for thread in 0..THREADS {
@@ -319,4 +323,3 @@ impl Drop for Supervisor<'_> {
         }
     }
 }
-

@@ -152,4 +152,3 @@ fn answer(uffd: OwnedFd, page: usize, next: &Next) -> io::Result<()> {
         }
     }
 }
-

@@ -54,9 +54,9 @@ impl Window {
 
     /// Has another length, perhaps elsewhere.
     pub fn resize(&mut self, len: usize) -> io::Result<()> {
+        let (old, flags) = (self.base.cast(), MremapFlags::MAYMOVE);
         // SAFETY: The mapping is ours, and nobody refers to its memory.
-        let base =
-            unsafe { rustix::mm::mremap(self.base.cast(), self.len, len, MremapFlags::MAYMOVE) }?;
+        let base = unsafe { rustix::mm::mremap(old, self.len, len, flags) }?;
         (self.base, self.len) = (base.cast(), len);
         Ok(())
     }
