@@ -348,7 +348,7 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     /// The device status.
     fn status(&self) -> u8;
     /// The driver sets the device status, to other than 0.
-    fn set_status(&self, status: u8);
+    fn set_status(&self, status: u8, driver: BusDriver);
     /// The driver resets the device. Its callbacks have been forgotten by then.
     fn reset(&self) -> Result;
     /// The size of the configuration space in bytes.
@@ -640,7 +640,7 @@ impl<T: Operations> VTable<T> {
             if status & status::FAILED != 0 {
                 dev.callbacks.config.set_enabled(false);
             }
-            dev.data.set_status(status)
+            dev.data.set_status(status, dev.driver())
         }
     }
 

@@ -36,6 +36,7 @@ use kernel::{
     sync::{
         atomic::{
             Atomic,
+            AtomicFlag,
             Relaxed, //
         },
         Arc,
@@ -95,6 +96,8 @@ pub(super) struct Dev {
     generation: Atomic<u32>,
     /// The device status, 8 bits.
     status: Atomic<u32>,
+    /// A driver of the kernel is ready, and the daemon did not agree.
+    unheeded: AtomicFlag,
     /// The features that the driver has accepted.
     driver_features: Atomic<u64>,
 }
@@ -144,6 +147,7 @@ impl Dev {
                 config <- new_mutex!(space),
                 generation: Atomic::new(0),
                 status: Atomic::new(0),
+                unheeded: AtomicFlag::new(false),
                 driver_features: Atomic::new(0),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -303,9 +307,19 @@ impl Dev {
         self.status.store(status.into(), Relaxed);
     }
 
+    /// A driver of the kernel has written a status that the daemon did not agree to.
+    ///
+    /// Such drivers do not look whether they are ready: virtio_blk waits for its first requests. So
+    /// they are ready in so far as another daemon can end what they wait for.
+    pub(super) fn set_unheeded_status(&self, status: u8) {
+        if status & status::DRIVER_OK != 0 {
+            self.unheeded.store(true, Relaxed);
+        }
+    }
+
     /// Whether there is a driver that can be interrupted.
     pub(super) fn is_driven(&self) -> bool {
-        self.status() & status::DRIVER_OK != 0
+        self.status() & status::DRIVER_OK != 0 || self.unheeded.load(Relaxed)
     }
 
     /// The features that the driver has accepted.
@@ -345,6 +359,7 @@ impl Dev {
     pub(super) fn reset(&self) {
         self.spaces.reset();
         self.set_status(0);
+        self.unheeded.store(false, Relaxed);
         self.driver_features.store(0, Relaxed);
         let _ = self.generation.fetch_add(1, Relaxed);
         for vq in &self.vqs {

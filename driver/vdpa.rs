@@ -195,10 +195,14 @@ impl Operations for DriverSide {
         self.dev.status()
     }
 
-    fn set_status(&self, status: u8) {
+    fn set_status(&self, status: u8, driver: BusDriver) {
         // The status changes when the daemon agrees, which is before this returns; the driver finds
         // out by reading it back.
-        let _ = self.send(uapi::SET_STATUS, RequestBody::from_status(status));
+        let told = self.send(uapi::SET_STATUS, RequestBody::from_status(status));
+
+        if told.is_err() && driver == BusDriver::Other {
+            self.dev.set_unheeded_status(status);
+        }
     }
 
     fn reset(&self) -> Result {

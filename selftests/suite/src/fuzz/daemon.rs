@@ -290,9 +290,10 @@ fn act(stage: &mut Stage, device: &Device) {
         1 => torn_write(stage, device),
         2 => torn_ioctl(stage, device),
         3 => {
+            // Not as few as one request of the kernel's drivers takes: the virtio core warns of that.
             let config = VqConfig {
                 index: queue(stage),
-                max_size: stage.dice.pick(&[0, 1, 3, 64, 256, 1024, 0x8000, 0xffff]),
+                max_size: stage.dice.pick(&[0, 64, 65, 256, 1024, 0x8000, 0xffff]),
                 reserved1: stage.dice.one_in(8).into(),
                 group: stage.dice.below(4) as u32,
                 ..Default::default()
@@ -555,7 +556,7 @@ fn umem(stage: &mut Stage, device: &Device) {
     };
     umem.iova = if stage.dice.one_in(12) { PAGE } else { 0 };
     // Twice as much as there is to be, so that what is registered is always inside.
-    let len = umem.size.clamp(PAGE, 1 << 30) as usize;
+    let len = umem.size.clamp(PAGE, 64 << 20) as usize;
     let anonymous = || Mapping::anonymous(2 * len);
     let Some(memory) = stage.call("mmap umem", Wait::Short, &[Errno::NOMEM], anonymous) else {
         return;

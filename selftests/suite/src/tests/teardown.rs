@@ -7,21 +7,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use vduse::request::{Answer, Kind};
 use vduse::{Control, Device};
 
 use crate::lab::block::Block;
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{disk_config, unique_name, TestDevice};
-use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::fails;
+use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::expect::{fails, within};
 use crate::lab::memory::PAGE;
+use crate::lab::responder::Responder;
 use crate::lab::scratch::Scratch;
+use crate::lab::spaces::agree;
 use crate::modules;
 
 tests![
     deleting_a_device_under_io_ends_the_io,
     deleting_a_device_without_daemon_under_io_waits_for_the_next_one,
+    a_disk_that_was_refused_to_be_ready_can_be_taken_away,
     unbinding_under_io_ends_the_io,
     destroying_while_others_open_does_no_harm,
     creating_and_adding_at_once_does_no_harm,
@@ -87,6 +91,35 @@ fn deleting_a_device_without_daemon_under_io_waits_for_the_next_one() {
     }
     daemon.kill();
     drop(device);
+}
+
+fn a_disk_that_was_refused_to_be_ready_can_be_taken_away() {
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    let responder = Responder::new(&file, |request| {
+        if matches!(request.kind, Kind::SetStatus(status) if status & 4 != 0) {
+            return Some(Answer::Failed);
+        }
+        agree(request)
+    });
+    let on_bus = OnBus::add(device.name()).unwrap();
+    std::thread::scope(|scope| {
+        // virtio_blk does not look whether it is ready: it reads the disk's first sectors.
+        let binding = scope.spawn(|| on_bus.bind(Driver::Virtio));
+        within(Duration::from_secs(5), "the driver reads", || {
+            responder
+                .seen()
+                .iter()
+                .any(|request| matches!(request.kind, Kind::SetStatus(status) if status & 4 != 0))
+        });
+        drop(responder);
+        drop(file);
+        let device = device.open_nonblocking();
+        let served = Served::start(device, 1, memory_file(1 << 20)).unwrap();
+        binding.join().unwrap().unwrap();
+        on_bus.unbind(Driver::Virtio).unwrap();
+        served.stop();
+    });
 }
 
 fn unbinding_under_io_ends_the_io() {
