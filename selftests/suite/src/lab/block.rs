@@ -107,6 +107,23 @@ pub fn sectors(disk: &str) -> Option<u64> {
     sysfs::read(&path).ok()?.parse().ok()
 }
 
+/// Reads from a disk until that fails, in threads, which give back how many reads there were.
+#[track_caller]
+pub fn read_until_error(disk: &str) -> Vec<std::thread::JoinHandle<u64>> {
+    (0..3)
+        .map(|n| {
+            let block = Block::open(disk).expect("opening the disk");
+            std::thread::spawn(move || {
+                let mut done = 0;
+                while block.read(n * 4096, 16384).is_ok() {
+                    done += 1;
+                }
+                done
+            })
+        })
+        .collect()
+}
+
 /// Reads and writes a part of a disk at random places in random sizes, and compares what is read
 /// with what was written.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use crate::lab::block::Block;
-use crate::lab::{compat, daemon, groups};
+use crate::lab::{client, compat, daemon, groups};
 
 /// The library's example.
 #[allow(dead_code)]
@@ -28,6 +28,9 @@ pub fn run(arguments: &[String]) -> ExitCode {
                 false
             }
         },
+        [kind, path, spaces] if kind == "client" => spaces
+            .parse()
+            .is_ok_and(|spaces| client::run(path.as_ref(), spaces).is_ok()),
         [kind, name, bytes] if kind == "isolated" => bytes
             .parse()
             .is_ok_and(|bytes| isolated::serve(name, bytes).is_ok()),

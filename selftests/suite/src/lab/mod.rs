@@ -5,7 +5,9 @@
 pub mod block;
 pub mod bus;
 pub mod cgroup;
+pub mod client;
 pub mod compat;
+pub mod counts;
 pub mod cpu;
 pub mod daemon;
 pub mod device;

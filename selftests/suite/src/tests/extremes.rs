@@ -10,6 +10,7 @@ use vduse::DeviceConfig;
 
 use crate::lab::block::Block;
 use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::counts::available;
 use crate::lab::expect::{fails, soon};
 use crate::lab::pattern::assert_same;
 use crate::lab::rcu::Expedited;
@@ -35,17 +36,6 @@ struct Meter {
     what: String,
     available: i64,
     begin: Instant,
-}
-
-/// How much memory can be had, in KiB.
-fn available() -> i64 {
-    // Has the kernel add up what each CPU counts by itself.
-    let _ = std::fs::read("/proc/sys/vm/stat_refresh");
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    text.lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .unwrap_or(0)
 }
 
 impl Meter {

@@ -72,6 +72,7 @@ groups!(
     net,
     teardown,
     fuzz,
+    leaks,
     qsd,
     guest,
     unload,

@@ -13,6 +13,7 @@ use vduse_uapi::{IotlbEntryV2, IovaInfo, IovaUmem, IOVA_CAP_UMEM};
 
 use crate::lab::block::Block;
 use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::client::{self, Client};
 use crate::lab::cpu;
 use crate::lab::expect::{fails, fails_at, soon};
 use crate::lab::memory::{self, unlimited_memlock, PAGE};
@@ -29,8 +30,9 @@ tests![
     set_map_that_the_daemon_refuses_leaves_what_was_there,
     set_map_of_a_space_out_of_range_fails,
     the_same_iova_in_two_spaces_is_two_files,
-    each_space_has_max_iotlb_entries_of_its_own => 40,
+    each_space_has_as_many_maps_as_vhost_allows => 40,
     closing_the_client_empties_all_spaces,
+    killing_the_client_empties_all_spaces,
     get_fd_is_get_fd2_of_space_0,
     get_fd2_reserved_fields_must_be_0,
     get_info_and_umem_reserved_fields_must_be_0_in_version_1,
@@ -170,7 +172,7 @@ fn the_same_iova_in_two_spaces_is_two_files() {
     assert_eq!(place(file, 0, 0x9000), place(file, 1, 0x9000));
 }
 
-fn each_space_has_max_iotlb_entries_of_its_own() {
+fn each_space_has_as_many_maps_as_vhost_allows() {
     let limit: u64 = std::fs::read_to_string("/sys/module/vhost_vdpa/parameters/max_iotlb_entries")
         .ok()
         .and_then(|text| text.trim().parse().ok())
@@ -204,6 +206,23 @@ fn closing_the_client_empties_all_spaces() {
             Errno::INVAL,
             asid,
         );
+    }
+}
+
+fn killing_the_client_empties_all_spaces() {
+    let disk = ServedGroups::new(2, 2);
+    disk.on_bus.bind(Driver::Vhost).unwrap();
+    let file = disk.served.device();
+    for _ in 0..3 {
+        Client::start(disk.device.name(), file, 2).kill();
+        soon("the address spaces are empty", || {
+            (0..2).all(|asid| file.iotlb_fd2(asid, 0, u64::MAX).is_err())
+        });
+    }
+    // The next client finds a device like any other.
+    let (_vhost, mut queues) = opened_queues(&disk, [client::IOVA; 2], |_| ());
+    for queue in &mut queues {
+        assert_same(&queue.read(7), &[8; 512], "a sector");
     }
 }
 
@@ -341,6 +360,16 @@ fn two_queues(
     prepare: impl FnOnce(&Vhost),
 ) -> (Vhost, [HandQueue; 2]) {
     disk.on_bus.bind(Driver::Vhost).unwrap();
+    opened_queues(disk, iovas, prepare)
+}
+
+/// The same, of a disk that is bound already.
+#[track_caller]
+fn opened_queues(
+    disk: &ServedGroups,
+    iovas: [u64; 2],
+    prepare: impl FnOnce(&Vhost),
+) -> (Vhost, [HandQueue; 2]) {
     let vhost = spaces::open(&disk.device);
     ring::agree(&vhost);
     vhost.set_group_asid(1, 1).unwrap();

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use vduse::request::{Answer, Kind};
 use vduse::{Control, Device};
 
-use crate::lab::block::Block;
+use crate::lab::block::read_until_error;
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{disk_config, unique_name, TestDevice};
@@ -35,22 +35,6 @@ tests![
     the_module_stays_while_a_mapping_exists,
     a_daemon_that_closes_first_is_let_go,
 ];
-
-/// Reads from a disk until that fails, in threads.
-fn read_until_error(disk: &str) -> Vec<std::thread::JoinHandle<u64>> {
-    (0..3)
-        .map(|n| {
-            let block = Block::open(disk).expect("opening the disk");
-            std::thread::spawn(move || {
-                let mut done = 0;
-                while block.read(n * 4096, 16384).is_ok() {
-                    done += 1;
-                }
-                done
-            })
-        })
-        .collect()
-}
 
 fn deleting_a_device_under_io_ends_the_io() {
     let LiveDisk {

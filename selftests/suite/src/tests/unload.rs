@@ -2,12 +2,18 @@
 
 //! Unloading the module, when nothing uses it, and loading it again.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
+use rustix::io::Errno;
 use vduse::control::CONTROL_PATH;
+use vduse::Mapping;
 
+use crate::lab::device::TestDevice;
 use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::soon;
+use crate::lab::expect::{fails_at, soon};
+use crate::lab::memory::PAGE;
+use crate::lab::spaces::{self, first_byte, Answered};
 use crate::lab::sysfs;
 use crate::modules;
 use crate::runner::environment;
@@ -15,22 +21,31 @@ use crate::runner::environment;
 tests![
     an_idle_module_is_unloaded_and_leaves_nothing,
     a_loaded_module_works_again,
+    an_open_device_keeps_the_module_until_it_is_closed,
+    a_descriptor_of_a_domain_keeps_the_module_until_it_is_closed,
+    a_mapping_of_a_domain_keeps_the_module_until_it_is_gone,
+    each_space_has_max_iotlb_entries_of_its_own,
 ];
 
-#[track_caller]
-fn unload() {
-    let module = modules::name(crate::lab::driver());
-    modules::tool("rmmod", &[module]).expect("unloading");
-    assert!(!modules::is_loaded(module));
+/// Tries to unload the module.
+fn try_unload() -> Result<(), String> {
+    modules::tool("rmmod", &[modules::name(crate::lab::driver())])
 }
 
 #[track_caller]
-fn load() {
-    let loaded = match std::env::var(environment::MODULE) {
-        Ok(file) => modules::tool("insmod", &[&file]),
-        Err(_) => modules::tool("modprobe", &["vduse"]),
+fn unload() {
+    try_unload().expect("unloading");
+    assert!(!modules::is_loaded(modules::name(crate::lab::driver())));
+}
+
+#[track_caller]
+fn load(parameters: &[&str]) {
+    let file = std::env::var(environment::MODULE);
+    let (program, module) = match &file {
+        Ok(file) => ("insmod", file.as_str()),
+        Err(_) => ("modprobe", "vduse"),
     };
-    loaded.expect("loading");
+    modules::tool(program, &[&[module], parameters].concat()).expect("loading");
     soon("the control device appears", || {
         Path::new(CONTROL_PATH).exists()
     });
@@ -42,7 +57,7 @@ struct LoadAgain;
 impl Drop for LoadAgain {
     fn drop(&mut self) {
         if !modules::is_loaded(modules::name(crate::lab::driver())) {
-            load();
+            load(&[]);
         }
     }
 }
@@ -68,4 +83,86 @@ fn a_loaded_module_works_again() {
         disk.block().write(0, &[1; 4096]).unwrap();
         drop(disk);
     }
+}
+
+/// Asserts that the module cannot be unloaded until what keeps it there is dropped.
+#[track_caller]
+fn is_kept_by<T>(keeper: T) {
+    let _again = LoadAgain;
+    try_unload().expect_err("the module was unloaded");
+    drop(keeper);
+    // A file's last put is deferred.
+    soon("the module is unloaded", || try_unload().is_ok());
+}
+
+fn an_open_device_keeps_the_module_until_it_is_closed() {
+    let device = TestDevice::disk();
+    let file = device.open();
+    is_kept_by((file, device));
+}
+
+fn a_descriptor_of_a_domain_keeps_the_module_until_it_is_closed() {
+    let disk = LiveDisk::new(Shape::default());
+    let region = disk.vduse().iotlb_fd(0, 0).unwrap();
+    drop(disk);
+    is_kept_by(region);
+}
+
+fn a_mapping_of_a_domain_keeps_the_module_until_it_is_gone() {
+    let disk = LiveDisk::new(Shape::default());
+    let region = disk.vduse().iotlb_fd(0, 0).unwrap();
+    let mapping = Mapping::of_file(region.file.as_fd(), 0, 1 << 20, 3).unwrap();
+    drop(region);
+    drop(disk);
+    is_kept_by(mapping);
+}
+
+/// Has the module loaded with a parameter until it is dropped.
+struct Parameter;
+
+impl Parameter {
+    #[track_caller]
+    fn set(parameter: &str) -> Self {
+        unload();
+        let set = Self;
+        load(&[parameter]);
+        set
+    }
+}
+
+impl Drop for Parameter {
+    fn drop(&mut self) {
+        if modules::is_loaded(modules::name(crate::lab::driver())) {
+            let _ = try_unload();
+        }
+        drop(LoadAgain);
+    }
+}
+
+fn each_space_has_max_iotlb_entries_of_its_own() {
+    // Far fewer than vhost's own limit.
+    const MOST: u64 = 8;
+    let _parameter = Parameter::set(&format!("max_iotlb_entries={MOST}"));
+    let answered = Answered::new(&[0], 1, 3);
+    let vhost = answered.vhost();
+    let page = spaces::page_of(1);
+    let iova = |n: u64| n * 2 * PAGE;
+    for asid in 0..3 {
+        for n in 0..MOST {
+            vhost.map_in(asid, iova(n), &page, 3).unwrap();
+        }
+        // vhost says so of all that goes wrong with a message.
+        fails_at(vhost.map_in(asid, iova(MOST), &page, 3), Errno::FAULT, asid);
+    }
+    let found = |asid, n| first_byte(&answered.file, asid, iova(n));
+    for asid in 0..3 {
+        for n in 0..MOST {
+            assert_eq!(found(asid, n).unwrap(), 1, "{n} in {asid}");
+        }
+        fails_at(found(asid, MOST), Errno::INVAL, asid);
+    }
+    // There is room for another one again.
+    vhost.unmap_in(1, iova(3), PAGE).unwrap();
+    vhost.map_in(1, iova(MOST), &page, 3).unwrap();
+    assert_eq!(found(1, MOST).unwrap(), 1);
 }

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A process that has memory mapped through vhost-vdpa, and can be killed.
+
+use std::io;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use vduse::Device;
+
+use crate::lab::bus;
+use crate::lab::expect::soon;
+use crate::lab::spaces::page_of;
+use crate::lab::vhost::Vhost;
+
+/// Where in each address space the process has its memory.
+pub const IOVA: u64 = 0x10_0000;
+
+/// The process.
+#[derive(Debug)]
+pub struct Client {
+    child: Child,
+}
+
+impl Client {
+    /// Starts a process that maps a page in each of a device's address spaces, and waits until it
+    /// has. `file` is the daemon's, of a device of version 1.
+    #[track_caller]
+    pub fn start(name: &str, file: &Device, spaces: u32) -> Self {
+        let child = Command::new("/proc/self/exe")
+            .args(["--helper", "client"])
+            .arg(bus::vhost_path(name).expect("a node"))
+            .arg(spaces.to_string())
+            .spawn()
+            .expect("starting a client");
+        let client = Self { child };
+        soon("the client has mapped its memory", || {
+            (0..spaces).all(|asid| file.iotlb_fd2(asid, IOVA, IOVA).is_ok())
+        });
+        client
+    }
+
+    /// Kills the process, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The process: `client PATH SPACES`.
+pub fn run(path: &Path, spaces: u32) -> io::Result<()> {
+    let vhost = Vhost::open(path)?;
+    vhost.set_owner()?;
+    vhost.set_backend_features_asid()?;
+    let page = page_of(1);
+    for asid in 0..spaces {
+        vhost.map_in(asid, IOVA, &page, 3)?;
+    }
+    loop {
+        std::thread::park();
+    }
+}

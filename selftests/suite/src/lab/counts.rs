@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How much the kernel holds: objects of its allocators, files, memory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::lab::rcu::Expedited;
+use crate::lab::{driver, note, skip, sysfs};
+use crate::modules;
+
+/// How often a test does what is to leave nothing.
+const TIMES: i64 = 20;
+
+/// How often it does so before anything is counted: what is allocated once and kept is there then.
+const WARM_UP: i64 = 4;
+
+/// How long it may take until all is freed whose freeing was put off.
+const SETTLING: Duration = Duration::from_secs(20);
+
+/// How much memory may be less afterwards for other reasons, in KiB: logs, page tables, caches.
+const TOLERANCE: i64 = 3 << 10;
+
+/// How much memory can be had, in KiB.
+pub fn available() -> i64 {
+    // Has the kernel add up what each CPU counts by itself.
+    let _ = fs::read("/proc/sys/vm/stat_refresh");
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    text.lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Does something again and again, and asserts that the kernel then has no more than before: no
+/// references to the module, no objects of any size, no files, no memory.
+#[track_caller]
+pub fn leaves_nothing(mut order: impl FnMut()) {
+    let _expedited = Expedited::new();
+    (0..WARM_UP).for_each(|_| order());
+    let before = Counts::take();
+    (0..TIMES).for_each(|_| order());
+    let deadline = Instant::now() + SETTLING;
+    loop {
+        let left = Counts::take().more_than(&before);
+        if left.is_empty() {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{TIMES} times left: {}",
+            left.join(", ")
+        );
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+/// What there is at a moment.
+#[derive(Debug)]
+struct Counts {
+    references: i64,
+    available: i64,
+    /// By the size of the object, and for files by their cache's name.
+    objects: BTreeMap<String, i64>,
+}
+
+impl Counts {
+    #[track_caller]
+    fn take() -> Self {
+        let Ok(table) = fs::read_to_string("/proc/slabinfo") else {
+            skip("no /proc/slabinfo here");
+        };
+        // What was looked up in sysfs is remembered after it is gone.
+        let _ = sysfs::write(Path::new("/proc/sys/vm/drop_caches"), "2");
+        for (cache, _) in counted(&table) {
+            // What a CPU keeps for itself would count as in use.
+            let path = Path::new("/sys/kernel/slab").join(cache).join("shrink");
+            let _ = sysfs::write(&path, "1");
+        }
+        let table = fs::read_to_string("/proc/slabinfo").expect("reading it again");
+        let mut objects = BTreeMap::new();
+        for (cache, active) in counted(&table) {
+            // The kernel has several caches for each size.
+            let kind = cache.rsplit('-').next().unwrap_or(cache).to_owned();
+            *objects.entry(kind).or_default() += active;
+        }
+        assert!(objects.len() > 8, "{objects:?}");
+        Self {
+            references: modules::references(modules::name(driver())).expect("the module"),
+            available: available(),
+            objects,
+        }
+    }
+
+    /// What there is that was not there before. Fewer objects than were to be left may be others'.
+    fn more_than(&self, before: &Self) -> Vec<String> {
+        let mut more = Vec::new();
+        if self.references > before.references {
+            let count = self.references - before.references;
+            more.push(format!("{count} references to the module"));
+        }
+        if before.available - self.available > TOLERANCE {
+            let lost = before.available - self.available;
+            more.push(format!("{lost} KiB less memory"));
+        }
+        for (kind, &count) in &self.objects {
+            let grown = count - before.objects.get(kind).copied().unwrap_or(0);
+            if grown >= TIMES {
+                more.push(format!("{grown} objects of {kind}"));
+            } else if grown > TIMES / 2 {
+                note(format_args!("{grown} more objects of {kind}"));
+            }
+        }
+        more
+    }
+}
+
+/// Those caches that the driver's objects are in, and how many objects each has.
+fn counted(table: &str) -> impl Iterator<Item = (&str, i64)> {
+    table.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        let cache = fields.next()?;
+        let active = fields.next()?.parse().ok()?;
+        (cache.starts_with("kmalloc") || cache == "filp").then_some((cache, active))
+    })
+}

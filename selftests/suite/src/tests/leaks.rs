@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Taking things away in every order, again and again: what is left in the kernel afterwards.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use vduse::eventfd::EventFd;
+use vduse::request::Answer;
+use vduse::Control;
+
+use crate::lab::block::read_until_error;
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::client::Client;
+use crate::lab::counts::leaves_nothing;
+use crate::lab::daemon::{Daemon, Manner};
+use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::disk::{LiveDisk, Shape};
+use crate::lab::expect::{fails, soon};
+use crate::lab::memory::PAGE;
+use crate::lab::ring::{self, HandDriver};
+use crate::lab::scratch::Scratch;
+use crate::lab::spaces::{page_of, Answered};
+use crate::lab::vhost::Vhost;
+
+tests![
+    daemons_that_die_under_io_leave_nothing => 120,
+    daemons_that_die_with_a_request_unanswered_leave_nothing => 120,
+    deleting_devices_under_io_leaves_nothing => 120,
+    refused_destroys_leave_nothing => 120,
+    rebinding_between_virtio_and_vhost_leaves_nothing => 120,
+    clients_killed_with_their_memory_mapped_leave_nothing => 120,
+    switching_spaces_while_others_map_leaves_nothing => 120,
+    interrupts_kicks_and_resets_leave_nothing => 120,
+];
+
+fn daemons_that_die_under_io_leave_nothing() {
+    let scratch = Scratch::new();
+    let path = scratch.file("disk", 4 << 20);
+    leaves_nothing(|| {
+        let name = unique_name();
+        let daemon = Daemon::start(&name, &path, 1, Manner::Serve);
+        let device = TestDevice::adopt(&name);
+        let on_bus = OnBus::add(&name).unwrap();
+        on_bus.bind(Driver::Virtio).unwrap();
+        let readers = read_until_error(&bus::disk_name(&name).unwrap());
+        daemon.kill();
+        let daemon = Daemon::start(&name, &path, 1, Manner::Serve);
+        on_bus.delete().unwrap();
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        daemon.kill();
+        drop(device);
+    });
+}
+
+fn daemons_that_die_with_a_request_unanswered_leave_nothing() {
+    leaves_nothing(|| {
+        let device = TestDevice::disk();
+        let file = device.open_ready(1);
+        let on_bus = OnBus::add(device.name()).unwrap();
+        on_bus.bind(Driver::Vhost).unwrap();
+        let path = bus::vhost_path(device.name()).unwrap();
+        let opening = std::thread::spawn(move || Vhost::open(&path));
+        soon("a request", || file.read_request().is_ok());
+        drop(file);
+        let file = device.open_nonblocking();
+        let request = file.read_request().unwrap();
+        file.answer(&request, Answer::Failed).unwrap();
+        fails(opening.join().unwrap(), Errno::IO);
+        drop(on_bus);
+    });
+}
+
+fn deleting_devices_under_io_leaves_nothing() {
+    leaves_nothing(|| {
+        let LiveDisk {
+            on_bus,
+            served,
+            device,
+            ..
+        } = LiveDisk::new(Shape::default());
+        let readers = read_until_error(&bus::disk_name(device.name()).unwrap());
+        on_bus.delete().unwrap();
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        drop(served);
+    });
+}
+
+fn refused_destroys_leave_nothing() {
+    let destroy = |device: &TestDevice| Control::open().unwrap().destroy(device.name());
+    leaves_nothing(|| {
+        let device = TestDevice::disk();
+        let file = device.open_ready(1);
+        fails(destroy(&device), Errno::BUSY);
+        drop(file);
+        let on_bus = OnBus::add(device.name()).unwrap();
+        fails(destroy(&device), Errno::BUSY);
+        let file = device.open();
+        on_bus.delete().unwrap();
+        fails(destroy(&device), Errno::BUSY);
+        drop(file);
+        device.destroy().unwrap();
+    });
+}
+
+fn rebinding_between_virtio_and_vhost_leaves_nothing() {
+    leaves_nothing(|| {
+        let disk = LiveDisk::new(Shape::default());
+        disk.block().read(0, 4096).unwrap();
+        disk.on_bus.unbind(Driver::Virtio).unwrap();
+        disk.on_bus.bind(Driver::Vhost).unwrap();
+        let vhost = Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap();
+        vhost.set_owner().unwrap();
+        vhost.set_backend_features().unwrap();
+        vhost.map(0x10_0000, &page_of(1), 3).unwrap();
+        drop(vhost);
+        disk.on_bus.unbind(Driver::Vhost).unwrap();
+        disk.on_bus.bind(Driver::Virtio).unwrap();
+        disk.block().read(0, 4096).unwrap();
+    });
+}
+
+fn clients_killed_with_their_memory_mapped_leave_nothing() {
+    leaves_nothing(|| {
+        let answered = Answered::new(&[0, 1], 2, 3);
+        Client::start(answered.device.name(), &answered.file, 3).kill();
+        drop(answered);
+    });
+}
+
+fn switching_spaces_while_others_map_leaves_nothing() {
+    leaves_nothing(|| {
+        let answered = Answered::new(&[0, 1], 2, 2);
+        let vhost = answered.vhost();
+        let page = page_of(1);
+        std::thread::scope(|scope| {
+            for asid in 0..2 {
+                let (vhost, page) = (&vhost, &page);
+                scope.spawn(move || {
+                    for _ in 0..5 {
+                        vhost.map_in(asid, 0x10_0000, page, 3).unwrap();
+                        vhost.unmap_in(asid, 0x10_0000, PAGE).unwrap();
+                    }
+                });
+            }
+            for n in 0..10 {
+                vhost.set_group_asid(n / 2 % 2, n % 2).unwrap();
+            }
+        });
+        drop(vhost);
+    });
+}
+
+fn interrupts_kicks_and_resets_leave_nothing() {
+    leaves_nothing(|| {
+        let answered = Answered::version_0(1);
+        let path = bus::vhost_path(answered.device.name()).unwrap();
+        let driver = HandDriver::prepare(Vhost::open(&path).unwrap(), 0x10_0000);
+        let stop = AtomicBool::new(false);
+        let file: &Arc<_> = &answered.file;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // Refused during a reset.
+                    let _ = file.inject_vq_irq(0);
+                    let _ = file.inject_config_irq();
+                }
+            });
+            scope.spawn(|| {
+                use std::os::fd::AsFd;
+                while !stop.load(Ordering::Relaxed) {
+                    let event = EventFd::new().unwrap();
+                    file.set_kick(0, event.as_fd()).unwrap();
+                    driver.kick.signal().unwrap();
+                }
+            });
+            for _ in 0..4 {
+                driver.set_queue_up();
+                driver.start();
+                driver.vhost.set_status(0).unwrap();
+                ring::agree(&driver.vhost);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        drop(driver);
+    });
+}
