@@ -3,6 +3,7 @@
 //! Control groups: what a process is charged for.
 
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 
 use crate::lab::{skip, sysfs};
 
@@ -23,6 +24,15 @@ impl Cgroup {
         let path = Path::new(ROOT).join(crate::lab::device::unique_name());
         std::fs::create_dir(&path).expect("making a control group");
         Self(path)
+    }
+
+    /// Starts a process in the group.
+    #[track_caller]
+    pub fn spawn(&self, command: &mut Command) -> Child {
+        self.enter();
+        let child = command.spawn();
+        self.leave();
+        child.expect("starting a process")
     }
 
     /// Puts this process in.

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::process::{Child, Command};
 
+use rustix::io::Errno;
 use vduse::Device;
 
 use crate::lab::bus;
@@ -69,4 +70,19 @@ pub fn run(path: &Path, spaces: u32) -> io::Result<()> {
     loop {
         std::thread::park();
     }
+}
+
+/// The process: `moves PATH SPACES`. Moves group 0 to each of the address spaces, or as many of them
+/// as there is memory for.
+pub fn move_through(path: &Path, spaces: u32) -> io::Result<()> {
+    let vhost = Vhost::open(path)?;
+    vhost.set_owner()?;
+    for asid in 0..spaces {
+        match vhost.set_group_asid(0, asid) {
+            // The daemon may refuse.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::IO) => {}
+            result => result?,
+        }
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::Command;
 
-use rustix::mm::{mmap_anonymous, MapFlags, ProtFlags};
+use rustix::mm::{mmap_anonymous, mprotect, MapFlags, MprotectFlags, ProtFlags};
 
 use crate::lab::memory::PAGE;
 use crate::lab::skip;
@@ -40,14 +40,37 @@ impl Low {
 
     /// Calls an ioctl with these bytes, which the kernel may write to.
     pub fn ioctl(&self, fd: impl AsFd, number: u32, argument: &mut [u8]) -> io::Result<i32> {
+        self.fill(argument);
+        let result = self.call(fd, number);
+        // SAFETY: The page is that long, and nobody has references to it.
+        unsafe { std::ptr::copy_nonoverlapping(self.base, argument.as_mut_ptr(), argument.len()) };
+        result
+    }
+
+    /// Calls an ioctl with these bytes, which the kernel may read and not write to.
+    pub fn ioctl_read_only(&self, fd: impl AsFd, number: u32, argument: &[u8]) -> io::Result<i32> {
+        self.fill(argument);
+        self.protect(MprotectFlags::READ);
+        let result = self.call(fd, number);
+        self.protect(MprotectFlags::READ | MprotectFlags::WRITE);
+        result
+    }
+
+    fn fill(&self, argument: &[u8]) {
         assert!(argument.len() as u64 <= PAGE);
         // SAFETY: The page is that long, and nobody has references to it.
         unsafe { std::ptr::copy_nonoverlapping(argument.as_ptr(), self.base, argument.len()) };
+    }
+
+    fn protect(&self, flags: MprotectFlags) {
+        // SAFETY: The page is ours, and nobody has references to it.
+        unsafe { mprotect(self.base.cast(), PAGE as usize, flags) }.expect("protecting a page");
+    }
+
+    fn call(&self, fd: impl AsFd, number: u32) -> io::Result<i32> {
         let fd = fd.as_fd().as_raw_fd() as u32;
         // SAFETY: The ioctl writes no more than its number says, which is less than a page.
         let result = unsafe { call(IOCTL, fd, number, self.base as usize as u32) };
-        // SAFETY: As above.
-        unsafe { std::ptr::copy_nonoverlapping(self.base, argument.as_mut_ptr(), argument.len()) };
         if result < 0 {
             Err(io::Error::from_raw_os_error(-result))
         } else {

@@ -27,6 +27,10 @@ pub mod feature {
     pub const NET_MAC: u64 = 1 << 5;
     /// A network card has a control queue.
     pub const NET_CTRL_VQ: u64 = 1 << 17;
+    /// A disk says how long its blocks are.
+    pub const BLK_SIZE: u64 = 1 << 6;
+    /// A disk says how many queues it has.
+    pub const BLK_MQ: u64 = 1 << 12;
     /// A disk's cache mode can be written.
     pub const BLK_CONFIG_WCE: u64 = 1 << 11;
     /// The device is of virtio 1.

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use crate::lab::block::Block;
-use crate::lab::{client, compat, daemon, groups};
+use crate::lab::{client, compat, daemon, groups, outsider};
 
 /// The library's example.
 #[allow(dead_code)]
@@ -28,6 +28,26 @@ pub fn run(arguments: &[String]) -> ExitCode {
                 false
             }
         },
+        [kind, name, queues] if kind == "queues" => queues.parse().is_ok_and(|queues| {
+            let mut config = vduse::blk::device_config(name, 1 << 20, 1);
+            config.queues = queues;
+            vduse::Control::open().is_ok_and(|control| control.create(&config).is_ok())
+        }),
+        [kind, path, spaces] if kind == "moves" => spaces
+            .parse()
+            .is_ok_and(|spaces| client::move_through(path.as_ref(), spaces).is_ok()),
+        // Reads from a disk so much at once that its bounce area is full.
+        [kind, disk] if kind == "fill" => Block::open(disk).is_ok_and(|block| {
+            let read = |n: u64| block.read(n << 22, 4 << 20).is_ok();
+            std::thread::scope(|scope| {
+                let read = &read;
+                let threads: Vec<_> = (0..48).map(|n| scope.spawn(move || read(n))).collect();
+                threads
+                    .into_iter()
+                    .all(|thread| thread.join().unwrap_or(false))
+            })
+        }),
+        [kind, name] if kind == "outsider" => outsider::run(name).is_ok(),
         [kind, path, spaces] if kind == "client" => spaces
             .parse()
             .is_ok_and(|spaces| client::run(path.as_ref(), spaces).is_ok()),

@@ -4,10 +4,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use rustix::pipe::{pipe_with, PipeFlags};
+
+use crate::lab::raw::{self, Bytes};
 
 /// Size in bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -58,6 +60,92 @@ impl Prober {
             }
         }
     }
+}
+
+/// A page that is not there until somebody says so: who touches it waits.
+#[derive(Debug)]
+pub struct Missing {
+    base: *mut u8,
+    faults: OwnedFd,
+}
+
+// SAFETY: The page is handed to system calls and never looked at in this program.
+unsafe impl Send for Missing {}
+// SAFETY: As above.
+unsafe impl Sync for Missing {}
+
+impl Missing {
+    /// Makes one, or ends the test where the kernel has none. It stays until the process ends.
+    #[track_caller]
+    pub fn new() -> Self {
+        use rustix::mm::{mmap_anonymous, userfaultfd, MapFlags, ProtFlags, UserfaultfdFlags};
+        // It can be polled only if it does not wait.
+        let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+        // SAFETY: Only the page below is registered, which nobody has references to.
+        let Ok(faults) = (unsafe { userfaultfd(flags) }) else {
+            crate::lab::skip("no userfaultfd here");
+        };
+        // SAFETY: A new mapping touches no other memory.
+        let base = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                PAGE as usize,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        }
+        .expect("a page")
+        .cast();
+        let page = Self { base, faults };
+        let version = Bytes::new().u64(uffd::VERSION).zeroes(16);
+        page.call(uffd::API, version);
+        page.call(uffd::REGISTER, page.range().u64(uffd::MISSING).u64(0));
+        page
+    }
+
+    fn range(&self) -> Bytes {
+        Bytes::new().u64(self.base as u64).u64(PAGE)
+    }
+
+    #[track_caller]
+    fn call(&self, number: u32, mut bytes: Bytes) {
+        raw::call(&self.faults, number, &mut bytes.0).expect("a call of userfaultfd");
+    }
+
+    /// Whether somebody waits for the page.
+    pub fn is_waited_for(&self) -> bool {
+        use rustix::event::{poll, PollFd, PollFlags, Timespec};
+        let now = Timespec::default();
+        let mut fds = [PollFd::new(&self.faults, PollFlags::IN)];
+        poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::IN)
+    }
+
+    /// Puts zeroes there.
+    #[track_caller]
+    pub fn resolve(&self) {
+        self.call(uffd::ZEROPAGE, self.range().u64(0).u64(0));
+    }
+
+    /// Reads from a file to the page.
+    pub fn read(&self, fd: impl AsFd, len: usize) -> io::Result<usize> {
+        assert!(len as u64 <= PAGE);
+        // SAFETY: The buffer is handed to a system call and not looked at in this program.
+        let buffer = unsafe { std::slice::from_raw_parts_mut(self.base, len) };
+        Ok(rustix::io::read(fd, buffer)?)
+    }
+}
+
+/// What userfaultfd is asked with (`include/uapi/linux/userfaultfd.h`).
+mod uffd {
+    use crate::lab::raw::{number, READ, WRITE};
+
+    const TYPE: u8 = 0xaa;
+
+    pub const VERSION: u64 = 0xaa;
+    pub const MISSING: u64 = 1;
+    pub const API: u32 = number(READ | WRITE, TYPE, 0x3f, 24);
+    pub const REGISTER: u32 = number(READ | WRITE, TYPE, 0x00, 32);
+    pub const ZEROPAGE: u32 = number(READ | WRITE, TYPE, 0x04, 32);
 }
 
 /// A file in memory.

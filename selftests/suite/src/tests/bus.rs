@@ -2,13 +2,22 @@
 
 //! The vDPA bus: the management device, and devices that come and go.
 
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
 use rustix::io::Errno;
+use vduse::request::Kind;
 use vduse::Control;
 
-use crate::lab::bus::{vdpa, OnBus};
+use crate::lab::block;
+use crate::lab::bus::{self, disk_name, vdpa, Driver, OnBus};
 use crate::lab::device::{disk_config, feature, id, net_config, TestDevice};
-use crate::lab::disk::{LiveDisk, Shape};
+use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
 use crate::lab::expect::{fails, soon};
+use crate::lab::responder::Responder;
+use crate::lab::sysfs;
+use crate::lab::vhost::status;
 
 tests![
     the_management_device_is_called_vduse_and_makes_blocks_and_nets,
@@ -24,10 +33,12 @@ tests![
     the_config_of_a_disk_is_what_was_created,
     the_config_of_a_net_is_what_was_created,
     a_short_config_space_reads_as_0,
+    a_config_space_reads_as_0_behind_its_end,
     set_config_is_seen_at_once,
     negotiated_features_are_those_of_the_driver,
     a_device_without_a_driver_comes_and_goes,
     adding_again_leaks_nothing,
+    adding_a_disk_that_serves_no_data_ends_with_the_next_daemon => 40,
 ];
 
 fn the_management_device_is_called_vduse_and_makes_blocks_and_nets() {
@@ -158,6 +169,25 @@ fn a_short_config_space_reads_as_0() {
     assert_eq!(found.blk_segments, Some(0));
 }
 
+fn a_config_space_reads_as_0_behind_its_end() {
+    // The kernel's driver reads one field after the other; the disk's size ends in the middle.
+    let mut config = disk_config();
+    config.features &= !(feature::BLK_SIZE | feature::BLK_MQ);
+    config.space.truncate(4);
+    let device = TestDevice::new(&config);
+    let served = Served::start(device.open_nonblocking(), 1, memory_file(1 << 20)).unwrap();
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Virtio).unwrap();
+    soon("the disk appears", || disk_name(device.name()).is_some());
+    let disk = disk_name(device.name()).unwrap();
+    assert_eq!(block::sectors(&disk), Some((1 << 20) / 512));
+    // At offset 12. Of 0, the driver makes 1.
+    let segments = Path::new("/sys/block").join(disk).join("queue/max_segments");
+    assert_eq!(sysfs::read(&segments).unwrap(), "1");
+    drop(on_bus);
+    drop(served);
+}
+
 fn set_config_is_seen_at_once() {
     let device = TestDevice::disk();
     let file = device.open_ready(1);
@@ -205,3 +235,33 @@ fn adding_again_leaks_nothing() {
     }
 }
 
+
+fn adding_a_disk_that_serves_no_data_ends_with_the_next_daemon() {
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    // Requests of the control path have their answers, those of the disk wait.
+    let responder = Responder::ok(&file);
+    bus::set_autoprobe(true).unwrap();
+    let name = device.name().to_owned();
+    let adding = std::thread::spawn(move || OnBus::add(&name));
+    soon("the driver is ready", || {
+        let ready = |kind| matches!(kind, Kind::SetStatus(s) if s & status::DRIVER_OK != 0);
+        responder.seen().iter().any(|request| ready(request.kind))
+    });
+    let asking = std::thread::spawn(|| vdpa().devices());
+    std::thread::sleep(Duration::from_millis(500));
+    let waiting = [adding.is_finished(), asking.is_finished()];
+    drop(responder);
+    drop(file);
+    let served = Served::start(device.open_nonblocking(), 1, memory_file(1 << 20)).unwrap();
+    let on_bus = adding.join().unwrap().unwrap();
+    let found = asking.join().unwrap().unwrap();
+    bus::set_autoprobe(false).unwrap();
+    // It was the first daemon that they waited for.
+    assert_eq!(waiting, [false; 2]);
+    assert!(found.iter().any(|info| info.name == device.name()));
+    let disk = disk_name(device.name()).expect("a disk");
+    block::Block::open(&disk).unwrap().read(0, 4096).unwrap();
+    on_bus.delete().unwrap();
+    drop(served);
+}

@@ -18,6 +18,7 @@ tests![
     the_control_device_works,
     get_fd_has_a_layout_of_its_own,
     get_fd_where_nothing_is_mapped_is_einval_and_makes_no_descriptor,
+    get_fd_that_cannot_answer_is_efault_and_makes_no_descriptor,
     get_fd_with_start_behind_last_is_einval,
     get_fd_is_close_on_exec,
     get_info_of_a_queue_has_a_layout_of_its_own,
@@ -81,6 +82,15 @@ fn get_fd_where_nothing_is_mapped_is_einval_and_makes_no_descriptor() {
     let mut bytes = entry(1 << 40, 1 << 40);
     let result = low.ioctl(disk.vduse(), ioctl::COMPAT_IOTLB_GET_FD, &mut bytes);
     fails(result, Errno::INVAL);
+    assert_eq!(descriptors(), before);
+}
+
+fn get_fd_that_cannot_answer_is_efault_and_makes_no_descriptor() {
+    let low = Low::new();
+    let disk = LiveDisk::new(Shape::default());
+    let before = descriptors();
+    let result = low.ioctl_read_only(disk.vduse(), ioctl::COMPAT_IOTLB_GET_FD, &entry(0, 0));
+    fails(result, Errno::FAULT);
     assert_eq!(descriptors(), before);
 }
 

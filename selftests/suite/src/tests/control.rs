@@ -12,6 +12,7 @@ use vduse::control::CONTROL_PATH;
 use vduse::{Control, Device, DeviceConfig};
 use vduse_uapi::{ioctl, DevConfig, NAME_MAX};
 
+use crate::lab::bus::OnBus;
 use crate::lab::device::{disk_config, feature, id, net_config, unique_name, TestDevice};
 use crate::lab::expect::{fails, fails_at};
 use crate::lab::memory::PAGE;
@@ -49,6 +50,8 @@ tests![
     a_net_with_a_control_queue_works,
     a_net_needs_cap_net_admin,
     a_disk_needs_no_cap_net_admin,
+    the_nodes_are_for_root_only,
+    capabilities_of_a_user_namespace_do_not_count,
     each_reserved_field_must_be_0,
     groups_and_spaces_must_be_0_in_version_0,
     groups_and_spaces_must_not_be_0_in_version_1,
@@ -389,6 +392,26 @@ fn a_net_needs_cap_net_admin() {
 fn a_disk_needs_no_cap_net_admin() {
     drop_capability(CapabilitySet::NET_ADMIN);
     create(&disk_config()).unwrap();
+}
+
+fn the_nodes_are_for_root_only() {
+    use std::os::unix::fs::MetadataExt;
+    let device = TestDevice::disk();
+    for path in [CONTROL_PATH.into(), Device::path(device.name())] {
+        let node = std::fs::metadata(path).unwrap();
+        assert_eq!((node.mode() & 0o777, node.uid(), node.gid()), (0o600, 0, 0));
+    }
+}
+
+fn capabilities_of_a_user_namespace_do_not_count() {
+    let device = TestDevice::disk();
+    drop(device.open_ready(1));
+    let program = std::process::Command::new("/proc/self/exe")
+        .args(["--helper", "outsider", device.name()])
+        .status();
+    assert!(program.unwrap().success());
+    // In the first one, they do.
+    drop(OnBus::add(device.name()).unwrap());
 }
 
 fn each_reserved_field_must_be_0() {

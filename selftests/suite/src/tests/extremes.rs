@@ -2,21 +2,26 @@
 
 //! As many of everything as there can be, and as few: what that takes.
 
+use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use vduse::request::{Answer, Kind, Request};
 use vduse::DeviceConfig;
 
 use crate::lab::block::Block;
 use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::cgroup::Cgroup;
 use crate::lab::counts::available;
+use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::disk::{LiveDisk, Shape};
 use crate::lab::expect::{fails, soon};
 use crate::lab::pattern::assert_same;
 use crate::lab::rcu::Expedited;
 use crate::lab::responder::Responder;
 use crate::lab::ring::{self, HandQueue};
-use crate::lab::spaces::{self, agree, first_byte, page_of, ServedGroups};
+use crate::lab::spaces::{self, agree, first_byte, page_of, Answered, ServedGroups};
 use crate::lab::vhost::Vhost;
 use crate::lab::{cpu, note, sysfs};
 
@@ -29,6 +34,10 @@ tests![
     a_device_of_1_queue_works,
     a_device_of_256_queues_works,
     a_device_of_128_queues_in_128_groups_and_spaces_works => 40,
+    a_device_of_16384_queues_is_charged_to_its_creator => 120,
+    spaces_that_are_moved_to_are_charged_to_the_client => 180,
+    spaces_that_are_refused_are_charged_to_the_client => 180,
+    bounce_pages_stay_and_are_no_more_than_bounce_size => 60,
 ];
 
 /// Says how long steps take, and how much memory they take away.
@@ -209,4 +218,90 @@ fn a_device_of_128_queues_in_128_groups_and_spaces_works() {
         assert_same(&queue.read(sector), &[sector as u8 + 1; 512], "a sector");
     }
     meter.step("a request in each queue");
+}
+
+/// What may go of the machine's memory beside what a group of processes is charged for, in KiB.
+const TOLERANCE: i64 = 12 << 10;
+
+/// Starts a process, waits until it ends, and asserts that what then is less of the machine's memory
+/// is charged to it: so that a container is stopped by its own limit.
+#[track_caller]
+fn is_charged_for(command: &mut Command) {
+    let cgroup = Cgroup::new();
+    let before = available();
+    let status = cgroup.spawn(command).wait().expect("waiting");
+    let fallen = before - available();
+    let charged = (cgroup.charged() >> 10) as i64;
+    note(format_args!("{fallen} KiB less memory, {charged} KiB of it charged"));
+    assert!(status.success(), "{status}");
+    assert!(fallen < charged + TOLERANCE, "{fallen} KiB, {charged} KiB charged");
+}
+
+fn helper(arguments: &[&str]) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("--helper").args(arguments);
+    command
+}
+
+fn a_device_of_16384_queues_is_charged_to_its_creator() {
+    let device = TestDevice::adopt(&unique_name());
+    // As many as 65,535 take minutes on a slow machine.
+    is_charged_for(&mut helper(&["queues", device.name(), "16384"]));
+    device.destroy().unwrap();
+}
+
+/// Has a client move a group to each of many address spaces.
+#[track_caller]
+fn moved_through(answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static) {
+    // With more, there is no page for each.
+    const SPACES: u32 = 8192;
+    let _expedited = Expedited::new();
+    let answered = Answered::with(&[0], 1, SPACES, answer);
+    let path = bus::vhost_path(answered.device.name()).unwrap();
+    let spaces = SPACES.to_string();
+    is_charged_for(&mut helper(&["moves", path.to_str().unwrap(), &spaces]));
+    // The device is there for the next one.
+    answered.vhost().set_status(0).unwrap();
+}
+
+fn spaces_that_are_moved_to_are_charged_to_the_client() {
+    moved_through(agree);
+}
+
+fn spaces_that_are_refused_are_charged_to_the_client() {
+    moved_through(|request| match request.kind {
+        Kind::SetGroupAsid { .. } => Some(Answer::Failed),
+        _ => agree(request),
+    });
+}
+
+fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
+    const SIZE: u64 = 64 << 20;
+    for lent in [false, true] {
+        let disk = LiveDisk::new(Shape {
+            bytes: 256 << 20,
+            ..Default::default()
+        });
+        let block = disk.block();
+        block.read(0, 4096).unwrap();
+        crate::lab::memory::unlimited_memlock();
+        if lent {
+            disk.served.handle().register_umem().unwrap();
+        }
+        let before = available();
+        // In a process of its own, whose memory is gone with it.
+        let filled = helper(&["fill", block.name()]).status();
+        assert!(filled.unwrap().success());
+        let busy = before - available();
+        std::thread::sleep(Duration::from_secs(2));
+        let idle = before - available();
+        note(format_args!(
+            "lent {lent}: {busy} KiB after I/O, {idle} KiB when idle, of {} KiB",
+            SIZE >> 10
+        ));
+        assert!(idle < (SIZE >> 10) as i64 + TOLERANCE, "{idle} KiB");
+        drop(block);
+        drop(disk);
+        soon("it is given back", || before - available() < TOLERANCE);
+    }
 }

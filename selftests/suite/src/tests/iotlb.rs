@@ -45,6 +45,8 @@ tests![
     a_descriptor_outlives_the_device,
     a_descriptor_kept_over_a_rebind_shows_no_other_memory,
     what_a_vhost_client_left_does_not_disturb_virtio,
+    a_ring_that_was_touched_and_freed_can_be_written_to,
+    a_client_that_maps_the_domains_own_file_leaks_nothing,
 ];
 
 /// A device with a vhost-vdpa client. The fields are dropped in this order.
@@ -483,4 +485,51 @@ fn what_a_vhost_client_left_does_not_disturb_virtio() {
     drop(block);
     drop(on_bus);
     drop(served);
+}
+
+fn a_ring_that_was_touched_and_freed_can_be_written_to() {
+    let disk = LiveDisk::new(Shape::default());
+    disk.block().write(0, &[1; 4096]).unwrap();
+    let iova = ring_iova(&disk);
+    let ring = map(&disk.vduse().iotlb_fd(iova, iova).unwrap());
+    let prober = Prober::new();
+    let byte = prober.read(ring.address(), 1).unwrap()[0];
+    prober.write(ring.address(), byte).unwrap();
+    disk.on_bus.unbind(Driver::Virtio).unwrap();
+    // Whoever gets pages now gets others.
+    const MARK: u8 = 0xa5;
+    let others = std::hint::black_box(vec![MARK; 64 << 20]);
+    let scribble = || {
+        for offset in 0..PAGE as usize {
+            // There is memory or there is none.
+            let _ = prober.write(ring.address().wrapping_add(offset), 0xff);
+        }
+    };
+    scribble();
+    assert!(others.iter().all(|&byte| byte == MARK));
+    disk.on_bus.bind(Driver::Virtio).unwrap();
+    scribble();
+    let block = disk.block();
+    for sector in 0..16 {
+        block.write(sector * 4096, &[sector as u8; 4096]).unwrap();
+        assert_eq!(block.read(sector * 4096, 4096).unwrap()[..], [sector as u8; 4096]);
+    }
+}
+
+fn a_client_that_maps_the_domains_own_file_leaks_nothing() {
+    let disk = LiveDisk::new(Shape::default());
+    let area = map(&disk.vduse().iotlb_fd(0, 0).unwrap());
+    let iova = ring_iova(&disk);
+    let ring = map(&disk.vduse().iotlb_fd(iova, iova).unwrap());
+    disk.on_bus.unbind(Driver::Virtio).unwrap();
+    disk.on_bus.bind(Driver::Vhost).unwrap();
+    for _ in 0..3 {
+        let vhost = Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap();
+        vhost.set_owner().unwrap();
+        vhost.set_backend_features().unwrap();
+        // The device's own file is behind the device's own mapping.
+        let mapped = [&area, &ring].map(|memory| vhost.map(memory.address() as u64, memory, 3));
+        crate::lab::note(format_args!("mapped: {mapped:?}"));
+        let _ = disk.vduse().iotlb_fd(0, u64::MAX);
+    }
 }

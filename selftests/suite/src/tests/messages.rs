@@ -17,6 +17,7 @@ use vduse_uapi::{DevResponse, ACCESS_RW};
 
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::TestDevice;
+use crate::lab::disk::{LiveDisk, Shape};
 use crate::lab::expect::{fails, soon, stays, within};
 use crate::lab::memory;
 use crate::lab::raw::Edge;
@@ -60,6 +61,8 @@ tests![
     msg_timeout_0_is_without_end,
     msg_timeout_of_all_ones_is_long,
     who_waits_for_an_answer_can_be_killed,
+    a_request_that_times_out_while_it_is_handed_out_is_gone,
+    netlink_is_held_for_no_longer_than_the_timeout,
 ];
 
 /// A device bound to vhost-vdpa, with no one to answer.
@@ -671,4 +674,57 @@ fn who_waits_for_an_answer_can_be_killed() {
     fails(bound.file().answer(&request, Answer::Ok), Errno::NOENT);
     assert_eq!(bound.readable(), PollFlags::empty());
     drop(bound.answered_vhost_kept());
+}
+
+fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
+    let mut bound = Bound::new();
+    bound.set_timeout("1");
+    let page = Arc::new(memory::Missing::new());
+    let opening = bound.open_vhost();
+    soon("a request", || bound.readable().contains(PollFlags::IN));
+    let (theirs, file) = (page.clone(), bound.file().clone());
+    let reading = Waiting::new(move || theirs.read(&*file, 152));
+    soon("the reader waits for its page", || page.is_waited_for());
+    fails(opening.result(), Errno::IO);
+    reading.assert_waits();
+    page.resolve();
+    // The one who reads it is too late, whether it is told so now or later.
+    let _ = reading.result();
+    for id in 0..4 {
+        fails(
+            bound.file().write_raw(&Answer::Ok.to_abi(id)),
+            Errno::NOENT,
+        );
+    }
+    fails(bound.file().features(), Errno::PERM);
+    bound.reopen();
+    bound.set_timeout("30");
+    assert_eq!(bound.readable(), PollFlags::empty());
+    let (vhost, _responder) = bound.answered_vhost_kept();
+    vhost.set_status(1).unwrap();
+    assert_eq!(vhost.status().unwrap(), 1);
+    drop(vhost);
+}
+
+fn netlink_is_held_for_no_longer_than_the_timeout() {
+    let LiveDisk {
+        on_bus,
+        served,
+        device,
+        ..
+    } = LiveDisk::new(Shape::default());
+    served.stop();
+    let file = device.open_nonblocking();
+    sysfs::write(&sysfs::attribute(device.name(), "msg_timeout"), "3").unwrap();
+    let deleting = Waiting::new(move || on_bus.delete());
+    // Nobody answers it.
+    soon("a request", || events(&file).contains(PollFlags::IN));
+    let begin = Instant::now();
+    bus::vdpa().devices().unwrap();
+    let took = begin.elapsed();
+    deleting.result().unwrap();
+    // It did wait, and for one request only, though there are several.
+    assert!(took > Duration::from_millis(500), "{took:?}");
+    assert!(took < Duration::from_millis(5500), "{took:?}");
+    drop(file);
 }

@@ -15,6 +15,7 @@ use crate::modules;
 
 tests![
     the_class_has_the_device_and_its_attributes,
+    the_control_node_has_no_attributes_of_a_device,
     a_disk_is_below_its_device,
     msg_timeout_is_30_and_can_be_set,
     msg_timeout_that_is_no_number_is_einval,
@@ -43,6 +44,12 @@ fn the_class_has_the_device_and_its_attributes() {
     assert!(Path::new("/sys/class/vduse/control").is_dir());
     device.destroy().unwrap();
     assert!(!folder.exists());
+}
+
+fn the_control_node_has_no_attributes_of_a_device() {
+    for name in ["msg_timeout", "bounce_size", "vq0"] {
+        assert!(!attribute("control", name).exists(), "{name}");
+    }
 }
 
 fn a_disk_is_below_its_device() {

@@ -33,6 +33,8 @@ tests![
     pinned_memory_is_accounted,
     closing_the_device_takes_the_memory_back,
     the_area_cannot_be_mapped_meanwhile,
+    pages_that_were_touched_before_are_not_used_meanwhile,
+    the_areas_own_mapping_in_its_place_does_no_harm,
     data_is_intact_when_it_comes_and_goes_under_io => 40,
 ];
 
@@ -336,4 +338,74 @@ fn data_is_intact_when_it_comes_and_goes_under_io() {
         exerciser.check_disk();
         exerciser.check_file(&disk.file);
     }
+}
+
+/// The area's pages that have been used, mapped from the device's own file.
+#[track_caller]
+fn own_mapping(disk: &LiveDisk) -> Mapping {
+    use std::os::fd::AsFd;
+    let region = disk.vduse().iotlb_fd(0, 0).expect("the area");
+    Mapping::of_file(region.file.as_fd(), 0, SIZE, 3).expect("mapping it")
+}
+
+/// Writes a byte over all of the area that there is, and returns how many pages that is.
+fn scribble(area: &Mapping) -> usize {
+    let prober = Prober::new();
+    let pages = (0..area.len()).step_by(PAGE as usize);
+    pages
+        .filter(|&page| {
+            (0..PAGE as usize).step_by(256).all(|at| {
+                let address = area.address().wrapping_add(page + at);
+                prober.write(address, 0xff).is_ok()
+            })
+        })
+        .count()
+}
+
+fn pages_that_were_touched_before_are_not_used_meanwhile() {
+    let disk = disk();
+    let area = own_mapping(&disk);
+    let block = disk.block();
+    // Nothing is in flight: what is written over is nobody's.
+    assert!(scribble(&area) > 0);
+    disk.served.handle().register_umem().unwrap();
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let mut exerciser = Exerciser::new(&block, 0, 1 << 20, 64 << 10, 1);
+            (0..60).for_each(|_| exerciser.step());
+            exerciser.check_disk();
+            exerciser.check_file(&disk.file);
+        });
+        while !worker.is_finished() {
+            scribble(&area);
+        }
+        worker.join().expect("the data is what it was");
+    });
+    disk.served.handle().deregister_umem().unwrap();
+    block.write(0, &[7; 4096]).unwrap();
+    assert_eq!(block.read(0, 4096).unwrap()[..], [7; 4096]);
+}
+
+fn the_areas_own_mapping_in_its_place_does_no_harm() {
+    let disk = disk();
+    let block = disk.block();
+    // As much of the area as there can be.
+    block.write(0, &vec![5; 1 << 20]).unwrap();
+    let area = own_mapping(&disk);
+    let umem = IovaUmem {
+        uaddr: area.address() as u64,
+        size: SIZE,
+        ..Default::default()
+    };
+    // SAFETY: The memory has volatile access only, and stays mapped until the device is closed.
+    let registered = unsafe { disk.vduse().register_umem(&umem) };
+    crate::lab::note(format_args!("registering: {registered:?}"));
+    let mut exerciser = Exerciser::new(&block, 2 << 20, 1 << 20, 64 << 10, 1);
+    (0..20).for_each(|_| exerciser.step());
+    exerciser.check_disk();
+    if registered.is_ok() {
+        disk.vduse().deregister_umem(&umem).unwrap();
+    }
+    assert_eq!(pinned_kib(), 0);
+    assert_eq!(block.read(0, 1 << 20).unwrap()[..], vec![5; 1 << 20]);
 }

@@ -17,10 +17,12 @@ use crate::lab::cpu::OfflineCpu;
 use crate::lab::device::{disk_config, feature, TestDevice};
 use crate::lab::disk::{LiveDisk, Shape};
 use crate::lab::expect::{fails, soon, stays};
+use crate::lab::memory;
+use crate::lab::pattern::assert_same;
 use crate::lab::responder::Responder;
 use crate::lab::ring::{HandDriver, SIZE};
 use crate::lab::sysfs;
-use crate::lab::vhost::{status, Vhost};
+use crate::lab::vhost::{status, RingAddress, Vhost};
 
 tests![
     features_are_those_that_the_driver_accepted,
@@ -43,6 +45,9 @@ tests![
     interrupts_from_several_threads_all_arrive,
     interrupts_of_a_driver_without_eventfd_do_no_harm,
     interrupts_kicks_and_resets_do_each_other_no_harm,
+    call_eventfds_that_come_and_go_under_interrupts_do_no_harm => 40,
+    get_info_shows_addresses_that_were_set_together => 40,
+    a_config_space_is_written_as_a_whole => 40,
     affinity_is_kept,
     affinity_of_an_offline_cpu_delivers_all_the_same,
     queues_enabled_after_driver_ok_are_served,
@@ -414,6 +419,95 @@ fn interrupts_kicks_and_resets_do_each_other_no_harm() {
         stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(bare.driver.vhost.status().unwrap(), 15);
+}
+
+/// Runs something again and again in a thread, while something else is done here for a while.
+#[track_caller]
+fn beside(other: impl Fn() + Sync, mut here: impl FnMut()) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                other();
+            }
+        });
+        let end = std::time::Instant::now() + Duration::from_secs(2);
+        // Whatever happens here, the other thread is to end.
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            while std::time::Instant::now() < end {
+                here();
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+fn call_eventfds_that_come_and_go_under_interrupts_do_no_harm() {
+    let bare = Bare::started();
+    let vhost = &bare.driver.vhost;
+    beside(
+        || bare.file.inject_vq_irq(0).unwrap(),
+        || {
+            let event = EventFd::new().unwrap();
+            vhost.set_call(0, Some(event.as_fd())).unwrap();
+        },
+    );
+    vhost.set_call(0, Some(bare.driver.call.as_fd())).unwrap();
+    bare.file.inject_vq_irq(0).unwrap();
+    soon("the interrupt arrives", || {
+        bare.driver.call.take().unwrap() == 1
+    });
+}
+
+fn get_info_shows_addresses_that_were_set_together() {
+    let bare = Bare::new();
+    let set = |at: u64| {
+        let address = RingAddress {
+            desc: at,
+            avail: at + 0x1000,
+            used: at + 0x2000,
+        };
+        bare.driver.vhost.set_queue_address(0, address).unwrap();
+    };
+    set(IOVA);
+    beside(
+        || [0x7fff_0000_0000, IOVA].into_iter().for_each(set),
+        || {
+            let info = bare.file.vq_info(0).unwrap();
+            let behind = [info.driver_addr, info.device_addr].map(|a| a.wrapping_sub(info.desc_addr));
+            assert_eq!(behind, [0x1000, 0x2000], "{info:x?}");
+        },
+    );
+}
+
+fn a_config_space_is_written_as_a_whole() {
+    // The largest that there is.
+    let len = memory::PAGE as usize;
+    let mut config = disk_config();
+    config.space = vec![0; len];
+    let device = TestDevice::new(&config);
+    let file = Arc::new(device.open_ready(1));
+    let _responder = Responder::ok(&file);
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let vhost = open_vhost(device.name());
+    beside(
+        || {
+            for byte in [0x11, 0xee] {
+                file.set_config(0, &vec![byte; len]).unwrap();
+            }
+        },
+        || {
+            let found = vhost.config(0, len).unwrap();
+            assert_same(&found, &vec![found[0]; len], "the configuration space");
+        },
+    );
+    drop(vhost);
+    drop(on_bus);
 }
 
 fn affinity_is_kept() {
