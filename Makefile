@@ -58,6 +58,9 @@ demo: $(GUEST_MODULE)
 test: $(GUEST_MODULE)
 	@./qemu-test/test --driver $(DRIVER) --kernel $(KERNEL) $(TESTS)
 
+test-quick: $(GUEST_MODULE)
+	@./qemu-test/test --quick --driver $(DRIVER) --kernel $(KERNEL) $(TESTS)
+
 soak:
 	@./qemu-test/soak --driver $(DRIVER) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
@@ -79,6 +82,7 @@ help:
 #:
 #: make demo              shows the driver at work, in a virtual machine
 #: make test              runs all tests; TESTS='PATTERN...' those whose name contains one
+#: make test-quick        all but those that take minutes: no guest is booted in the virtual machine
 #: make soak              ten minutes of hostile userspace, under the debug kernel; SECONDS=N, SEED=N
 #: make shell             a shell in the virtual machine, with the driver loaded
 #: make vng               runs the guest tests under virtme-ng, on this host's root; TESTS as above
@@ -95,4 +99,4 @@ help:
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
 
 .PHONY: all modules install modules_install uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
-	soak shell vng help
+	test-quick soak shell vng help

@@ -17,7 +17,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -25,9 +25,10 @@ use std::time::{Duration, Instant};
 use crate::lab::qmp::Qmp;
 use crate::lab::scratch::Scratch;
 use crate::lab::skip;
+use crate::modules;
 use crate::runner::environment;
 
-/// How long a guest may take to come up. It is emulated by what is emulated itself.
+/// How long a guest may take to come up.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a line may take in the guest, and turning it off.
@@ -43,9 +44,11 @@ const DONE: &str = "\n@done ";
 #[derive(Debug)]
 pub struct Setup {
     folder: PathBuf,
-    mebibytes: u32,
-    cpus: u32,
     arguments: Vec<OsString>,
+    /// How much memory it has, in MiB.
+    pub memory: u32,
+    /// How many CPUs it has.
+    pub cpus: u32,
 }
 
 impl Setup {
@@ -57,22 +60,10 @@ impl Setup {
         };
         Self {
             folder: folder.into(),
-            mebibytes: 256,
-            cpus: 1,
             arguments: Vec::new(),
+            memory: 256,
+            cpus: 1,
         }
-    }
-
-    /// Has so much memory, in MiB.
-    pub fn memory(mut self, mebibytes: u32) -> Self {
-        self.mebibytes = mebibytes;
-        self
-    }
-
-    /// Has so many CPUs.
-    pub fn cpus(mut self, cpus: u32) -> Self {
-        self.cpus = cpus;
-        self
     }
 
     /// Adds arguments for QEMU: devices, `-trace`, `-incoming`.
@@ -106,13 +97,13 @@ impl Setup {
                 "-bios",
                 "qboot.rom",
             ])
-            .args(["-accel", "tcg", "-cpu", "max"])
+            .args(["-accel", accelerator(), "-cpu", "max"])
             .arg("-object")
             .arg(format!(
                 "memory-backend-memfd,id=memory,size={}M,share=on",
-                self.mebibytes
+                self.memory
             ))
-            .args(["-m", &format!("{}M", self.mebibytes)])
+            .args(["-m", &format!("{}M", self.memory)])
             .args(["-smp", &self.cpus.to_string()])
             .args(["-nodefaults", "-no-user-config", "-no-reboot"])
             .args(["-display", "none"])
@@ -141,6 +132,22 @@ impl Setup {
             socket,
             _scratch: scratch,
         }
+    }
+}
+
+/// How QEMU is to run the guest: with KVM, if the machine has it. Even a machine that is emulated
+/// has: the extensions that KVM needs are emulated as well, and the guest comes up several times
+/// as fast as when it is emulated inside of what is emulated.
+fn accelerator() -> &'static str {
+    let vendors = ["kvm_amd", "kvm_intel"];
+    let there = Path::new("/dev/kvm").exists()
+        || vendors
+            .iter()
+            .any(|m| modules::tool("modprobe", &[m]).is_ok());
+    if there {
+        "kvm"
+    } else {
+        "tcg"
     }
 }
 

@@ -113,7 +113,8 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
     let known_file = |name: &str| fs::read(known.join(name)).expect(name);
     let together = ["file6", "file5", "file3"].map(known_file).concat();
     assert_same(&read("together"), &together, "files put together");
-    let numbers: String = (1..=20_000).map(|n| format!("{n}\n")).collect();
+    let numbers: Vec<String> = (1..=20_000).map(|n| n.to_string()).collect();
+    let numbers = numbers.join("\n") + "\n";
     assert_same(&read("numbers"), numbers.as_bytes(), "numbers");
     assert_same(&read("sub/moved"), &known_file("file2"), "a moved file");
     assert_eq!(read("random").len(), 300_000);
@@ -126,7 +127,8 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
 }
 
 fn a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver() {
-    let setup = Setup::new();
+    let mut setup = Setup::new();
+    setup.cpus = 2;
     let scratch = Scratch::new();
     let image = scratch.file("image", BYTES);
     let name = unique_name();
@@ -134,7 +136,7 @@ fn a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver() {
     // So slow that there are always requests under way.
     let mut qsd = Qsd::start_slow(&name, &image);
     let on_bus = attach(&mut qsd, &name);
-    let mut guest = boot_with(setup.memory(320).cpus(2), &name);
+    let mut guest = boot_with(setup, &name);
     assert_eq!(guest.ok("nproc"), "2\n");
     guest.ok("modprobe virtio_blk");
     // Past the page cache, so that each write is a request; from several processes at once.
