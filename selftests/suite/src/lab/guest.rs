@@ -22,6 +22,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
 use crate::lab::qmp::Qmp;
 use crate::lab::scratch::Scratch;
 use crate::lab::skip;
@@ -198,6 +200,33 @@ impl Guest {
         if let Err(error) = writeln!(self.input, "{line}") {
             panic!("{line}: the guest is not there any more: {error}");
         }
+    }
+
+    /// The process of QEMU.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Moves the guest to a QEMU that was started with `-incoming defer`, and ends this one. The
+    /// guest runs there when this returns.
+    #[track_caller]
+    pub fn migrate_to(mut self, there: &mut Self) {
+        let uri = json!({ "uri": format!("unix:{}", there.socket.with_extension("in").display()) });
+        there.qmp().execute("migrate-incoming", uri.clone());
+        self.qmp().execute("migrate", uri);
+        let deadline = Instant::now() + RUN_LIMIT;
+        loop {
+            let state = self.qmp().execute("query-migrate", json!({}));
+            match state["status"].as_str() {
+                Some("completed") => break,
+                Some("failed" | "cancelled") => panic!("{state}"),
+                _ => assert!(Instant::now() < deadline, "it does not end: {state}"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        there.qmp().wait_for("RESUME", RUN_LIMIT);
+        self.qmp().execute("quit", json!({}));
+        self.wait_for_end();
     }
 
     /// The guest's monitor.

@@ -18,6 +18,7 @@ pub mod fs;
 pub mod fuse;
 pub mod groups;
 pub mod guest;
+pub mod guest_card;
 pub mod helper;
 pub mod memory;
 pub mod namespace;

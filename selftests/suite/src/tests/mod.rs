@@ -75,6 +75,7 @@ groups!(
     leaks,
     qsd,
     guest,
+    guest_net,
     unload,
 );
 

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A network card for a guest, on a TAP interface of this machine.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vduse::net::{Event, Net, Settings, Shape, Tap, What};
+use vduse::Device;
+
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::device::TestDevice;
+use crate::lab::namespace::ip;
+use crate::lab::serving::Serving;
+use crate::lab::spaces;
+
+/// A network interface of this machine, deleted on drop.
+#[derive(Debug)]
+pub struct Interface {
+    name: String,
+}
+
+impl Interface {
+    /// Makes a TAP interface for so many pairs of queues, and brings it up.
+    #[track_caller]
+    pub fn tap(name: &str, pairs: u16) -> Self {
+        crate::modules::tool("modprobe", &["tun"]).expect("loading tun");
+        let several = if pairs > 1 { "multi_queue" } else { "" };
+        ip(&format!("tuntap add dev {name} mode tap {several}"));
+        Self::up(name)
+    }
+
+    /// Makes a bridge, and brings it up.
+    #[track_caller]
+    pub fn bridge(name: &str) -> Self {
+        crate::modules::tool("modprobe", &["bridge"]).expect("loading bridge");
+        ip(&format!("link add {name} type bridge"));
+        Self::up(name)
+    }
+
+    #[track_caller]
+    fn up(name: &str) -> Self {
+        let interface = Self {
+            name: name.to_owned(),
+        };
+        ip(&format!("link set {name} up"));
+        interface
+    }
+
+    /// Gives it an address.
+    #[track_caller]
+    pub fn add_address(&self, address: &str) {
+        ip(&format!("address add {address}/24 dev {}", self.name));
+    }
+
+    /// Puts it into a bridge.
+    #[track_caller]
+    pub fn join(&self, bridge: &Self) {
+        ip(&format!("link set {} master {}", self.name, bridge.name));
+    }
+}
+
+impl Drop for Interface {
+    fn drop(&mut self) {
+        let _ = crate::modules::tool("ip", &["link", "delete", &self.name]);
+    }
+}
+
+/// A card that is served, and bound to vhost-vdpa.
+///
+/// The fields are dropped in this order: the driver goes while the card still answers.
+pub struct GuestCard {
+    /// On the bus.
+    pub on_bus: OnBus,
+    served: Serving<Net<Tap>>,
+    _device: TestDevice,
+    events: Receiver<Event>,
+    seen: Vec<Event>,
+}
+
+impl GuestCard {
+    /// Makes a card on a TAP interface. It is of version 1.
+    #[track_caller]
+    pub fn new(shape: &Shape, tap: &str) -> Self {
+        let device = spaces::create(&shape.config()).expect("creating the card");
+        let (sender, events) = mpsc::channel();
+        let ports = Tap::open(tap, shape.pairs).expect("opening the TAP interface");
+        let card = Net::new(shape.mac, ports)
+            .expect("a card")
+            .observed_by(move |event| drop(sender.send(event)));
+        let server = shape.server(device.open_nonblocking(), card);
+        let served = Serving::run(server.expect("serving the card"));
+        let on_bus = OnBus::add(device.name()).expect("adding the card");
+        on_bus.bind(Driver::Vhost).expect("binding the card");
+        Self {
+            on_bus,
+            served,
+            _device: device,
+            events,
+            seen: Vec::new(),
+        }
+    }
+
+    /// The node of the card for virtual machines.
+    #[track_caller]
+    pub fn node(&self) -> String {
+        let path = bus::vhost_path(self.on_bus.name()).expect("a node");
+        path.display().to_string()
+    }
+
+    /// The VDUSE device.
+    pub fn device(&self) -> &Arc<Device> {
+        self.served.device()
+    }
+
+    /// The address space that a virtqueue group is in.
+    pub fn address_space(&self, group: u32) -> u32 {
+        self.served.handle().address_space(group)
+    }
+
+    /// All that happened to the card so far.
+    pub fn events(&mut self) -> &[Event] {
+        self.seen.extend(self.events.try_iter());
+        &self.seen
+    }
+
+    /// Whether this has happened to the card.
+    pub fn has_seen(&mut self, what: &What) -> bool {
+        self.events().iter().any(|event| event.what == *what)
+    }
+
+    /// What is set. Something must have happened to the card.
+    #[track_caller]
+    pub fn settings(&mut self) -> Settings {
+        let last = self.events().last();
+        last.expect("something happened").settings.clone()
+    }
+
+    /// Waits until something happens, unless it has.
+    #[track_caller]
+    pub fn wait_for(&mut self, what: &str, limit: Duration, is: impl Fn(&Event) -> bool) {
+        let deadline = Instant::now() + limit;
+        while !self.events().iter().any(&is) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                Ok(event) => self.seen.push(event),
+                Err(_) => panic!("not within {limit:?}: {what}, but {:?}", self.seen),
+            }
+        }
+    }
+}
+
+/// A `ping` that goes on until it is ended.
+#[derive(Debug)]
+pub struct Pinger {
+    child: Child,
+}
+
+/// How many pings there are in a second.
+const PINGS: f64 = 5.0;
+
+impl Pinger {
+    /// Pings an address.
+    #[track_caller]
+    pub fn start(address: &str) -> Self {
+        let interval = (1.0 / PINGS).to_string();
+        let child = Command::new("ping")
+            .args(["-n", "-i", &interval, "-W", "2", address])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starting ping");
+        Self { child }
+    }
+
+    /// Ends it. Returns when there was an answer, in seconds from the first ping.
+    #[track_caller]
+    pub fn stop(mut self) -> Vec<f64> {
+        use rustix::process::{kill_process, Pid, Signal};
+        kill_process(Pid::from_child(&self.child), Signal::INT).expect("ending ping");
+        let mut text = String::new();
+        if let Some(mut output) = self.child.stdout.take() {
+            std::io::Read::read_to_string(&mut output, &mut text).expect("reading ping's output");
+        }
+        let number = |line: &str| {
+            let (_, rest) = line.split_once("icmp_seq=")?;
+            let number: u32 = rest.split(' ').next()?.parse().ok()?;
+            line.contains("time=").then(|| f64::from(number) / PINGS)
+        };
+        text.lines().filter_map(number).collect()
+    }
+}
+
+impl Drop for Pinger {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,328 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A guest's network card, with the control queue in an address space that is QEMU's own: what
+//! virtqueue groups are for.
+//!
+//! QEMU stands between the guest and the control queue: it has rings and buffers of its own there,
+//! which it maps in address space 1, and knows so what the guest has made of the card. The data
+//! queues go straight to the guest's memory, in address space 0.
+
+use std::collections::HashSet;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use vduse::net::{Command, Event, Groups, Mac, Shape, What};
+use vduse::{Device, Mapping};
+use vduse_uapi as uapi;
+
+use crate::lab::bus::Driver;
+use crate::lab::device::unique_name;
+use crate::lab::expect::within;
+use crate::lab::guest::{Guest, Setup};
+use crate::lab::guest_card::{GuestCard, Interface, Pinger};
+use crate::lab::note;
+use crate::lab::qsd::tool;
+
+tests![
+    the_control_queue_is_isolated_and_the_guest_migrates => 600,
+    two_pairs_of_queues_work_and_the_fifth_queue_is_isolated => 400,
+    without_a_group_of_its_own_the_control_queue_works_all_the_same => 400,
+];
+
+/// The host's address on the network of the guests, and the guest's.
+const HOST: &str = "10.9.0.1";
+const GUEST: &str = "10.9.0.2";
+
+/// How long the answer to something may take that goes through the guest.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The address of the guest's card, and the one that the guest gives it.
+const GIVEN: Mac = [0x52, 0x54, 0, 0, 0, 1];
+const CHANGED: Mac = [0x52, 0x54, 0, 0, 0x99, 0x99];
+
+/// The control queue's group, where it has one.
+const CONTROL_GROUP: u32 = 1;
+
+/// An address as people write it.
+fn text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// A card with a control queue, bound to vhost-vdpa.
+#[track_caller]
+fn card(tap: &str, groups: Groups, pairs: u16) -> GuestCard {
+    let mut shape = Shape::new(&unique_name(), GIVEN);
+    shape.control = true;
+    shape.groups = groups;
+    shape.pairs = pairs;
+    GuestCard::new(&shape, tap)
+}
+
+/// A guest that is to have a card; `options` are those of QEMU's device.
+fn setup(card: &GuestCard, options: &str) -> Setup {
+    let netdev = format!("vhost-vdpa,vhostdev={},id=net", card.node());
+    let mac = text(GIVEN);
+    let device = format!("virtio-net-pci,netdev=net,mac={mac},ctrl_vq=on,romfile=,{options}");
+    Setup::new().arguments(["-netdev", &netdev, "-device", &device])
+}
+
+/// Has the guest use its card, and sees that pings go through, both ways.
+#[track_caller]
+fn connect(guest: &mut Guest) {
+    for line in [
+        "modprobe virtio_net",
+        "ip link set eth0 up",
+        &format!("ip address add {GUEST}/24 dev eth0"),
+    ] {
+        guest.ok(line);
+    }
+    exchange_pings(guest);
+}
+
+#[track_caller]
+fn exchange_pings(guest: &mut Guest) {
+    guest.ok(&format!("ping -c 3 -W 20 {HOST}"));
+    tool("ping", &["-c", "3", "-W", "20", GUEST]);
+}
+
+/// Has the guest change its card through the control queue, and sees that the card is told.
+#[track_caller]
+fn change_through_the_control_queue(guest: &mut Guest, card: &mut GuestCard) {
+    // The groups of IPv6 that every interface joins.
+    card.wait_for("the groups of the guest", PATIENCE, |event| {
+        !event.settings.multicast.is_empty()
+    });
+    guest.ok(&format!("ip link set eth0 address {}", text(CHANGED)));
+    guest.ok("ifconfig eth0 allmulti");
+    for command in [
+        Command::MacAddress(CHANGED),
+        Command::AllMulticast(true),
+    ] {
+        let what = format!("{command:?}");
+        card.wait_for(&what, PATIENCE, |event| {
+            event.what == What::Done(command.clone())
+        });
+    }
+    let settings = card.settings();
+    assert_eq!(settings.mac, CHANGED);
+    assert!(settings.all_multicast && !settings.promiscuous, "{settings:?}");
+    assert!(!settings.multicast.is_empty(), "{settings:?}");
+    // The host has the old address in its table of neighbours.
+    tool("ip", &["neighbour", "flush", "all"]);
+    exchange_pings(guest);
+}
+
+/// A file: its device and its inode.
+type Identity = (u64, u64);
+
+/// A region of an address space, and the file behind it.
+struct Region {
+    file: Identity,
+    first: u64,
+    offset: u64,
+    mapping: Mapping,
+}
+
+/// All regions of an address space, as the daemon finds them.
+#[track_caller]
+fn regions(device: &Device, asid: u32) -> Vec<Region> {
+    let mut regions = Vec::new();
+    let mut next = Some(0);
+    while let Some(first) = next {
+        let Ok(region) = device.iotlb_fd2(asid, first, u64::MAX) else {
+            break;
+        };
+        let stat = rustix::fs::fstat(&region.file).expect("looking at the file");
+        let size = region.last - region.first + 1;
+        regions.push(Region {
+            file: (stat.st_dev, stat.st_ino),
+            first: region.first,
+            offset: region.offset,
+            mapping: Mapping::of_file(region.file.as_fd(), region.offset, size, uapi::ACCESS_RO)
+                .expect("mapping the region"),
+        });
+        next = region.last.checked_add(1);
+    }
+    regions
+}
+
+/// Whether some bytes are in one of the regions.
+fn contain(regions: &[Region], needle: &[u8]) -> bool {
+    const CHUNK: usize = 1 << 20;
+    let mut buffer = vec![0; CHUNK + needle.len()];
+    regions.iter().any(|region| {
+        (0..region.mapping.len()).step_by(CHUNK).any(|start| {
+            let len = buffer.len().min(region.mapping.len() - start);
+            let part = region.mapping.slice(start, len).expect("a part");
+            part.copy_to(&mut buffer[..len]);
+            let mut rest = &buffer[..len];
+            // The first byte is looked for by a library that is good at it.
+            while let Some(at) = rest.iter().position(|byte| *byte == needle[0]) {
+                rest = &rest[at..];
+                if rest.starts_with(needle) {
+                    return true;
+                }
+                rest = &rest[1..];
+            }
+            false
+        })
+    })
+}
+
+/// The files that a process has in memory only, which for QEMU is the guest's memory.
+fn memory_files(pid: u32) -> HashSet<Identity> {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("the files of QEMU")
+        .flatten()
+        .filter(|entry| {
+            std::fs::read_link(entry.path())
+                .is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:memory-backend"))
+        })
+        .filter_map(|entry| std::fs::metadata(entry.path()).ok())
+        .map(|file| (file.dev(), file.ino()))
+        .collect()
+}
+
+/// Sees that a card's control queue, of this index, is in memory that is QEMU's and not the guest's,
+/// and that the guest's memory is not to be found where the control queue is.
+#[track_caller]
+fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
+    let moved = What::Moved {
+        group: CONTROL_GROUP,
+        asid: 1,
+    };
+    assert!(card.has_seen(&moved), "{:?}", card.events());
+    assert_eq!(card.address_space(CONTROL_GROUP), 1);
+    assert_eq!(card.address_space(0), 0);
+
+    let device = card.device().clone();
+    let guests = memory_files(guest.pid());
+    assert_eq!(guests.len(), 1, "QEMU has one file for the guest's memory");
+    let of_guest = regions(&device, 0);
+    let of_qemu = regions(&device, 1);
+    assert!(!of_guest.is_empty() && !of_qemu.is_empty());
+    assert!(of_guest.iter().all(|region| guests.contains(&region.file)));
+    assert!(of_qemu.iter().all(|region| !guests.contains(&region.file)));
+
+    // The rings: at the same addresses, the two address spaces have something else.
+    let info = device.vq_info(control).expect("the control queue");
+    assert_eq!(info.ready, 1);
+    let at = |regions: &[Region], iova: u64| {
+        regions
+            .iter()
+            .find(|region| iova.wrapping_sub(region.first) < region.mapping.len() as u64)
+            .map(|region| (region.file, region.offset + (iova - region.first)))
+    };
+    for iova in [info.desc_addr, info.driver_addr, info.device_addr] {
+        let ours = at(&of_qemu, iova);
+        assert!(ours.is_some(), "{iova:#x} is not in address space 1");
+        assert_ne!(ours, at(&of_guest, iova), "{iova:#x}");
+    }
+    let collide = of_qemu
+        .iter()
+        .any(|region| at(&of_guest, region.first).is_some());
+    assert!(collide, "no IOVA is in use in both address spaces");
+
+    // A word that only the guest knows: it is in its memory, and nowhere else that can be reached.
+    guest.ok("echo -n 'a secret of ' >/secret; cat /secret /proc/sys/kernel/random/boot_id >/secret2");
+    let secret = guest.ok("cat /secret2").trim().to_owned();
+    assert!(secret.len() > 40, "{secret}");
+    assert!(contain(&of_guest, secret.as_bytes()));
+    assert!(!contain(&of_qemu, secret.as_bytes()));
+    // Nor do other regions come into view by asking once more.
+    assert!(!contain(&regions(&device, 1), secret.as_bytes()));
+}
+
+/// The longest time without an answer, in seconds.
+fn longest_gap(answered: &[f64]) -> f64 {
+    let gaps = answered.windows(2).map(|pair| pair[1] - pair[0]);
+    gaps.fold(0.0, f64::max)
+}
+
+fn the_control_queue_is_isolated_and_the_guest_migrates() {
+    // Both cards are on one network, which learns by itself where the guest is.
+    let bridge = Interface::bridge("br0");
+    bridge.add_address(HOST);
+    let _taps = ["tap0", "tap1"].map(|name| {
+        let tap = Interface::tap(name, 1);
+        tap.join(&bridge);
+        tap
+    });
+    let mut here = card("tap0", Groups::Isolated, 1);
+    let mut there = card("tap1", Groups::Isolated, 1);
+
+    let mut guest = setup(&here, "mq=off").boot();
+    connect(&mut guest);
+    assert_isolated(&mut guest, &mut here, 2);
+    change_through_the_control_queue(&mut guest, &mut here);
+    let before = here.settings();
+
+    let mut arrived = setup(&there, "mq=off")
+        .arguments(["-incoming", "defer"])
+        .start();
+    let pinger = Pinger::start(GUEST);
+    std::thread::sleep(Duration::from_secs(2));
+    guest.migrate_to(&mut arrived);
+
+    // It is the same guest, with the same card, though that is another one.
+    within(PATIENCE, "the card has what the guest has set", || {
+        there.settings() == before
+    });
+    let address = arrived.ok("cat /sys/class/net/eth0/address");
+    assert_eq!(address.trim(), text(CHANGED));
+    exchange_pings(&mut arrived);
+    let answered = pinger.stop();
+    note(format_args!(
+        "{} pings were answered, the longest time without an answer was {:.1} s",
+        answered.len(),
+        longest_gap(&answered)
+    ));
+    assert!(longest_gap(&answered) < PATIENCE.as_secs_f64());
+    // The data queues go on where they were.
+    for queue in [0, 1] {
+        let info = there.device().vq_info(queue).expect("a data queue");
+        assert_ne!(info.state.split(), 0, "queue {queue} began anew");
+    }
+    assert_isolated(&mut arrived, &mut there, 2);
+    // The card that the guest has left is free for others, its groups where they were at first.
+    assert_eq!(here.address_space(CONTROL_GROUP), 0);
+    here.on_bus.unbind(Driver::Vhost).expect("unbinding");
+    arrived.power_off();
+}
+
+fn two_pairs_of_queues_work_and_the_fifth_queue_is_isolated() {
+    let tap = Interface::tap("tap0", 2);
+    tap.add_address(HOST);
+    let mut card = card("tap0", Groups::Isolated, 2);
+    let mut setup = setup(&card, "mq=on");
+    setup.cpus = 2;
+    let mut guest = setup.boot();
+    connect(&mut guest);
+    // The driver uses as many pairs as there are CPUs.
+    assert!(card.has_seen(&What::Done(Command::Pairs(2))), "{:?}", card.events());
+    assert_eq!(card.settings().pairs, 2);
+    for queue in 0..5 {
+        assert_eq!(card.device().vq_info(queue).unwrap().ready, 1, "{queue}");
+    }
+    assert_isolated(&mut guest, &mut card, 4);
+    change_through_the_control_queue(&mut guest, &mut card);
+    guest.power_off();
+}
+
+fn without_a_group_of_its_own_the_control_queue_works_all_the_same() {
+    let tap = Interface::tap("tap0", 1);
+    tap.add_address(HOST);
+    let mut card = card("tap0", Groups::One, 1);
+    let mut guest = setup(&card, "mq=off").boot();
+    connect(&mut guest);
+    let moved = |event: &Event| matches!(event.what, What::Moved { .. });
+    assert!(!card.events().iter().any(moved), "{:?}", card.events());
+    // The control queue is the guest's own, in its own memory.
+    let guests = memory_files(guest.pid());
+    let of_guest = regions(card.device(), 0);
+    assert!(!of_guest.is_empty());
+    assert!(of_guest.iter().all(|region| guests.contains(&region.file)));
+    change_through_the_control_queue(&mut guest, &mut card);
+    guest.power_off();
+}
