@@ -65,7 +65,7 @@ soak:
 	@./qemu-test/soak --driver $(DRIVER) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 shell: $(GUEST_MODULE)
-	@./qemu-test/run --driver $(DRIVER) --kernel $(KERNEL) --timeout 86400 --tty -- bash -i
+	@./qemu-test/shell --driver $(DRIVER) --kernel $(KERNEL)
 
 vng: $(if $(filter rust,$(DRIVER)),modules)
 	@./qemu-test/vng --driver $(DRIVER) $(TESTS)
@@ -84,7 +84,7 @@ help:
 #: make test              runs all tests; TESTS='PATTERN...' those whose name contains one
 #: make test-quick        all but those that take minutes: no guest is booted in the virtual machine
 #: make soak              ten minutes of hostile userspace, under the debug kernel; SECONDS=N, SEED=N
-#: make shell             a shell in the virtual machine, with the driver loaded
+#: make shell             a shell in the virtual machine, with the driver loaded, to try things in
 #: make vng               runs the guest tests under virtme-ng, on this host's root; TESTS as above
 #:
 #: make lint              checks format, warnings, clippy, and that driver/ has no unsafe
