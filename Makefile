@@ -70,6 +70,9 @@ shell: $(GUEST_MODULE)
 vng: $(if $(filter rust,$(DRIVER)),modules)
 	@./qemu-test/vng --driver $(DRIVER) $(TESTS)
 
+bench: modules
+	@./qemu-test/bench $(if $(SMP),--smp $(SMP)) $(if $(CSV),--csv $(CSV)) $(ROWS)
+
 help:
 	@sed -n 's/^#: \?//p' $(firstword $(MAKEFILE_LIST))
 
@@ -86,6 +89,8 @@ help:
 #: make soak              ten minutes of hostile userspace, under the debug kernel; SECONDS=N, SEED=N
 #: make shell             a shell in the virtual machine, with the driver loaded, to try things in
 #: make vng               runs the guest tests under virtme-ng, on this host's root; TESTS as above
+#: make bench             measures our driver against the in-tree one; ROWS='PATTERN...' some of the rows, SMP=2 how
+#:                        it scales on two CPUs, CSV=FILE writes the figures there as well
 #:
 #: make lint              checks format, warnings, clippy, and that driver/ has no unsafe
 #: make fmt               formats the Rust files
@@ -99,4 +104,4 @@ help:
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
 
 .PHONY: all modules install modules_install uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
-	test-quick soak shell vng help
+	test-quick soak shell vng bench help

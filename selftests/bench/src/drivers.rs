@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The two drivers: only one can be loaded at a time.
+
+use std::path::Path;
+
+use vduse_selftests::differences::Driver;
+use vduse_selftests::modules;
+
+/// Both.
+pub const ALL: [Driver; 2] = [Driver::C, Driver::Rust];
+
+/// More mappings than any measurement makes.
+const PARAMETERS: &str = "max_iotlb_entries=65536";
+
+/// What a driver is called in the table.
+pub fn title(driver: Driver) -> &'static str {
+    match driver {
+        Driver::C => "C",
+        Driver::Rust => "ours",
+    }
+}
+
+/// Loads a driver; `module` is the file of ours.
+pub fn load(driver: Driver, module: &Path) -> Result<(), String> {
+    match driver {
+        Driver::C => modules::tool("modprobe", &[modules::name(driver), PARAMETERS]),
+        Driver::Rust => {
+            let module = module.to_str().ok_or("the module's path is no text")?;
+            modules::tool("insmod", &[module, PARAMETERS])
+        }
+    }
+}
+
+/// Unloads it.
+pub fn unload(driver: Driver) -> Result<(), String> {
+    let name = modules::name(driver);
+    match modules::references_settled(name, 0) {
+        Some(0) => modules::tool("rmmod", &[name]),
+        count => Err(format!("{name} is still in use: {count:?}")),
+    }
+}

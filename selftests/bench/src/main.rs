@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Measures our driver against the in-tree one: both are loaded in turn and do the same work for
+//! the same daemon.
+//!
+//! Runs as root in a machine that has neither loaded and nothing to lose (`qemu-test/bench`). Best
+//! in one whose clock counts instructions: there a figure is the same each time, whatever else the
+//! host does.
+//!
+//! - `rows` are the measurements.
+//! - `null` and `aio` are the device and the load of most of them.
+//! - The rest loads drivers and prints the table.
+
+mod aio;
+mod clock;
+mod drivers;
+mod null;
+mod options;
+mod rows;
+mod table;
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::process::ExitCode;
+
+use vduse_selftests::lab::bus;
+use vduse_selftests::modules;
+
+use crate::options::Options;
+use crate::rows::Bench;
+use crate::table::Results;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let options = match options::parse(&arguments) {
+        Ok(options) => options,
+        Err(message) => {
+            eprintln!("{message}\n\n{}", options::USAGE);
+            return ExitCode::from(2);
+        }
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let mut benches = rows::all(cpus);
+    benches.retain(|bench| bench.rows.iter().any(|row| options.wants(&row.name)));
+    if options.list {
+        for row in benches.iter().flat_map(|bench| &bench.rows) {
+            println!("{}", row.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    match measure(&options, &benches) {
+        Ok((results, failed)) => {
+            let rows: Vec<_> = benches
+                .iter()
+                .flat_map(|bench| &bench.rows)
+                .filter(|row| options.wants(&row.name))
+                .collect();
+            print!("{}", table::text(&rows, &results));
+            if options.csv {
+                print!("\n{}", table::csv(&rows, &results));
+            }
+            ExitCode::from(u8::from(failed))
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures all rows with all drivers, and says whether one of them could not be.
+fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), String> {
+    modules::load_bus()?;
+    bus::set_autoprobe(false)?;
+    let mut results = Results::default();
+    let mut failed = false;
+    for round in 1..=options.rounds {
+        for &driver in &options.drivers {
+            drivers::load(driver, &options.module)?;
+            for bench in benches {
+                let begin = std::time::Instant::now();
+                let name = &bench.rows[0].name;
+                match catch_unwind(AssertUnwindSafe(&bench.run)) {
+                    Ok(values) => {
+                        assert_eq!(values.len(), bench.rows.len(), "{name}: the number of rows");
+                        for (row, value) in bench.rows.iter().zip(values) {
+                            results.add(row, driver, value);
+                        }
+                    }
+                    // What went wrong has been said.
+                    Err(_) => {
+                        eprintln!("{name}: not measured");
+                        failed = true;
+                    }
+                }
+                if options.verbose {
+                    let took = begin.elapsed();
+                    let what = drivers::title(driver);
+                    eprintln!("round {round}, {what}: {name} and others: {took:.1?}");
+                }
+            }
+            drivers::unload(driver)?;
+        }
+    }
+    Ok((results, failed))
+}

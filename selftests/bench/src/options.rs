@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The command line.
+
+use std::path::PathBuf;
+
+use vduse_selftests::differences::Driver;
+
+use crate::drivers;
+
+/// What is printed with a complaint.
+pub const USAGE: &str = "\
+usage: vduse-bench [OPTION]... [PATTERN]...
+
+Measures the rows that have a PATTERN in their name (all, without one) with both drivers.
+As root, with neither of them loaded.
+
+  --module FILE            our module (or VDUSE_MODULE)
+  --rounds N               how often each driver is loaded and measured (2)
+  --driver-only rust|c     one driver only, to look at it with a profiler
+  --csv                    print the figures once more, as comma-separated values
+  --list                   print the names of the rows and end
+  --verbose                say how long each measurement takes";
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Our module.
+    pub module: PathBuf,
+    /// How often each driver is measured.
+    pub rounds: u32,
+    /// Which drivers are measured.
+    pub drivers: Vec<Driver>,
+    /// Print comma-separated values.
+    pub csv: bool,
+    /// Only print the names of rows.
+    pub list: bool,
+    /// Say what happens.
+    pub verbose: bool,
+    /// Which rows.
+    pub patterns: Vec<String>,
+}
+
+impl Options {
+    /// Whether a row is to be measured.
+    pub fn wants(&self, row: &str) -> bool {
+        self.patterns.is_empty() || self.patterns.iter().any(|pattern| row.contains(pattern))
+    }
+}
+
+/// Reads the command line.
+pub fn parse(arguments: &[String]) -> Result<Options, String> {
+    let mut options = Options {
+        module: std::env::var_os("VDUSE_MODULE")
+            .map_or_else(|| PathBuf::from("vduse_rs.ko"), PathBuf::from),
+        rounds: 2,
+        drivers: drivers::ALL.to_vec(),
+        csv: false,
+        list: false,
+        verbose: false,
+        patterns: Vec::new(),
+    };
+    let mut rest = arguments.iter();
+    while let Some(argument) = rest.next() {
+        let mut value = || {
+            rest.next()
+                .ok_or_else(|| format!("{argument} wants a value"))
+        };
+        match argument.as_str() {
+            "--module" => options.module = value()?.into(),
+            "--rounds" => {
+                options.rounds = match value()?.parse() {
+                    Ok(rounds @ 1..=100) => rounds,
+                    _ => return Err("--rounds is a number from 1 to 100".to_owned()),
+                }
+            }
+            "--driver-only" => {
+                options.drivers = match value()?.as_str() {
+                    "rust" => vec![Driver::Rust],
+                    "c" => vec![Driver::C],
+                    other => return Err(format!("{other}: no such driver")),
+                }
+            }
+            "--csv" => options.csv = true,
+            "--list" => options.list = true,
+            "--verbose" => options.verbose = true,
+            option if option.starts_with('-') => return Err(format!("{option}: no such option")),
+            pattern => options.patterns.push(pattern.to_owned()),
+        }
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        super::parse(&words)
+    }
+
+    #[test]
+    fn rows_are_chosen_by_a_part_of_their_name() {
+        let options = parse("--rounds 3 read latency").unwrap();
+        assert_eq!(options.rounds, 3);
+        assert!(options.wants("4 KiB random read"));
+        assert!(options.wants("kick latency"));
+        assert!(!options.wants("4 KiB random write"));
+        assert!(parse("").unwrap().wants("anything"));
+    }
+
+    #[test]
+    fn one_driver_can_be_measured_alone() {
+        let options = parse("--driver-only rust").unwrap();
+        assert_eq!(options.drivers, [Driver::Rust]);
+        assert!(parse("--driver-only java").is_err());
+    }
+}

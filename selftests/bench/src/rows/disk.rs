@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Requests to a disk through virtio_blk, one CPU.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use vduse_selftests::lab::block::Block;
+use vduse_selftests::lab::pattern::Random;
+use vduse_selftests::lab::sysfs;
+
+use crate::aio::{Direction, Flight};
+use crate::clock;
+use crate::null::{NullDisk, Shape, CAPACITY};
+use crate::rows::{Bench, Row};
+
+/// A disk's requests go to its driver as they come.
+pub fn open(disk: &NullDisk) -> Block {
+    let block = disk.block();
+    let scheduler = Path::new("/sys/block")
+        .join(block.name())
+        .join("queue/scheduler");
+    sysfs::write(&scheduler, "none").expect("choosing no scheduler");
+    block
+}
+
+/// How many requests there are in a second, with so many under way.
+pub fn per_second(
+    file: &impl AsFd,
+    depth: usize,
+    largest: usize,
+    count: usize,
+    mut what: impl FnMut() -> (Direction, u64, usize),
+) -> f64 {
+    let mut flight = Flight::new(depth, largest).expect("asynchronous I/O");
+    flight.run(file, depth.max(100), &mut what).expect("I/O");
+    let took = clock::time(|| flight.run(file, count, &mut what).expect("I/O"));
+    count as f64 * 1e9 / took as f64
+}
+
+/// Requests of one size at random places.
+pub fn random(direction: Direction, bytes: usize) -> impl FnMut() -> (Direction, u64, usize) {
+    let mut random = Random::new(1);
+    let places = CAPACITY / bytes as u64;
+    move || (direction, random.below(places) * bytes as u64, bytes)
+}
+
+/// Requests of one size, one behind the other.
+fn sequential(direction: Direction, bytes: usize) -> impl FnMut() -> (Direction, u64, usize) {
+    let mut next = 0;
+    move || {
+        let offset = next % CAPACITY;
+        next += bytes as u64;
+        (direction, offset, bytes)
+    }
+}
+
+/// Reads and writes of 512 bytes to 128 KiB that start at any sector.
+fn mixed() -> impl FnMut() -> (Direction, u64, usize) {
+    const SECTOR: u64 = 512;
+    const LARGEST: u64 = 256;
+    let mut random = Random::new(1);
+    move || {
+        let sectors = 1 + random.below(LARGEST);
+        let at = random.below(CAPACITY / SECTOR - sectors);
+        let direction = match random.below(2) {
+            0 => Direction::Read,
+            _ => Direction::Write,
+        };
+        (direction, at * SECTOR, (sectors * SECTOR) as usize)
+    }
+}
+
+const DIRECTIONS: [(Direction, &str); 2] = [(Direction::Read, "read"), (Direction::Write, "write")];
+
+/// The measurements.
+pub fn benches() -> Vec<Bench> {
+    let mut benches = Vec::new();
+    for (depth, count, target) in [(1, 4000, 1.3), (16, 6000, 1.15), (128, 6000, 1.15)] {
+        let row = |(_, verb)| {
+            let name = format!("4 KiB random {verb}, depth {depth}");
+            Row::higher(name, "IO/s", target)
+        };
+        benches.push(Bench::new(DIRECTIONS.map(row).to_vec(), move || {
+            let disk = NullDisk::new(Shape::default());
+            let block = open(&disk);
+            let measure =
+                |(direction, _)| per_second(&block, depth, 4096, count, random(direction, 4096));
+            DIRECTIONS.map(measure).to_vec()
+        }));
+    }
+    for (kib, depth, count) in [(128, 4, 800), (1024, 4, 120)] {
+        let row = |(_, verb)| {
+            let name = format!("{kib} KiB sequential {verb}, depth {depth}");
+            Row::higher(name, "MB/s", 1.0)
+        };
+        benches.push(Bench::new(DIRECTIONS.map(row).to_vec(), move || {
+            let disk = NullDisk::new(Shape::default());
+            let block = open(&disk);
+            let bytes = kib << 10;
+            let measure = |(direction, _)| {
+                per_second(&block, depth, bytes, count, sequential(direction, bytes)) * bytes as f64
+                    / 1e6
+            };
+            DIRECTIONS.map(measure).to_vec()
+        }));
+    }
+    let name = "512 B to 128 KiB mixed, any sector, depth 16";
+    benches.push(Bench::new(vec![Row::higher(name, "IO/s", 1.15)], || {
+        let disk = NullDisk::new(Shape::default());
+        vec![per_second(&open(&disk), 16, 128 << 10, 1500, mixed())]
+    }));
+    benches
+}

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What is measured.
+
+mod disk;
+mod latency;
+
+/// Which figures are good ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// Large ones.
+    Higher,
+    /// Small ones.
+    Lower,
+}
+
+/// A row of the table.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// What is measured.
+    pub name: String,
+    /// Its unit.
+    pub unit: &'static str,
+    /// Which figures are good ones.
+    pub better: Better,
+    /// The figure of our driver is to be so many times that of the in-tree one.
+    pub target: f64,
+}
+
+impl Row {
+    fn higher(name: impl Into<String>, unit: &'static str, target: f64) -> Self {
+        Self {
+            name: name.into(),
+            unit,
+            better: Better::Higher,
+            target,
+        }
+    }
+
+    fn lower(name: impl Into<String>, unit: &'static str, target: f64) -> Self {
+        Self {
+            better: Better::Lower,
+            ..Self::higher(name, unit, target)
+        }
+    }
+}
+
+/// A measurement, of one row or several.
+pub struct Bench {
+    /// The rows.
+    pub rows: Vec<Row>,
+    /// Measures them once, with the driver that is loaded.
+    pub run: Box<dyn Fn() -> Vec<f64>>,
+}
+
+impl Bench {
+    fn new(rows: Vec<Row>, run: impl Fn() -> Vec<f64> + 'static) -> Self {
+        Self {
+            rows,
+            run: Box::new(run),
+        }
+    }
+}
+
+/// All measurements that make sense on so many CPUs.
+pub fn all(_cpus: usize) -> Vec<Bench> {
+    let mut benches = Vec::new();
+    benches.extend(disk::benches());
+    benches.extend(latency::benches());
+    benches
+}
