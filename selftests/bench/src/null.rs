@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{eventfd, EventfdFlags};
@@ -21,6 +21,7 @@ use vduse_selftests::lab::responder::Responder;
 use vduse_selftests::lab::sysfs;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -92,6 +93,7 @@ struct Shared {
     queues: u16,
     threads: Mutex<Vec<QueueThread>>,
     stamps: Stamps,
+    gate: Gate,
 }
 
 /// When the last request came and went. Taken only when asked for.
@@ -122,6 +124,41 @@ impl Stamps {
         if self.wanted.load(Ordering::Relaxed) {
             which.store(clock::now(), Ordering::Release);
         }
+    }
+}
+
+/// A gate before which the virtqueues' threads wait, when it is closed.
+#[derive(Debug, Default)]
+pub struct Gate {
+    closed: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Closes it, until what is returned is dropped.
+    pub fn close(&self) -> Closed<'_> {
+        self.set_closed(true);
+        Closed(self)
+    }
+
+    fn set_closed(&self, closed: bool) {
+        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = closed;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_while(closed, |closed| *closed));
+    }
+}
+
+/// A gate that is closed.
+#[derive(Debug)]
+pub struct Closed<'a>(&'a Gate);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.0.set_closed(false);
     }
 }
 
@@ -230,8 +267,28 @@ impl Served {
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
+            self.shared.gate.pass();
             self.process().expect("serving a virtqueue");
         }
+    }
+
+    /// Where a request's status is, of which 0 is a good one: the last byte of the last descriptor.
+    /// With an indirect table, that does not depend on how many descriptors there are.
+    fn status(&self, head: u16) -> Result<GuestAddress, virtio_queue::Error> {
+        let read = |address| {
+            self.memory
+                .read_obj::<Descriptor>(GuestAddress(address))
+                .map_err(virtio_queue::Error::GuestMemoryError)
+        };
+        let size = size_of::<Descriptor>() as u64;
+        let mut last = read(self.queue.desc_table() + u64::from(head) * size)?;
+        if last.refers_to_indirect_table() {
+            last = read(last.addr().0 + u64::from(last.len()) - size)?;
+        }
+        while last.has_next() {
+            last = read(self.queue.desc_table() + u64::from(last.next()) * size)?;
+        }
+        Ok(GuestAddress(last.addr().0 + u64::from(last.len()) - 1))
     }
 
     fn process(&mut self) -> Result<(), virtio_queue::Error> {
@@ -241,14 +298,9 @@ impl Served {
             let mut any = false;
             while let Some(chain) = self.queue.iter(self.memory.clone())?.next() {
                 let head = chain.head_index();
-                // The last byte that the device may write is the status; 0 is fine.
-                let last = chain.writable().last();
-                if let Some(last) = last {
-                    let status = u64::from(last.len()).saturating_sub(1) + last.addr().0;
-                    memory
-                        .write_obj(0u8, GuestAddress(status))
-                        .map_err(virtio_queue::Error::GuestMemoryError)?;
-                }
+                memory
+                    .write_obj(0u8, self.status(head)?)
+                    .map_err(virtio_queue::Error::GuestMemoryError)?;
                 self.queue.add_used(memory, head, 1)?;
                 any = true;
             }
@@ -278,6 +330,7 @@ impl NullDisk {
             queues: shape.queues,
             threads: Mutex::default(),
             stamps: Stamps::default(),
+            gate: Gate::default(),
         });
         let ours = shared.clone();
         let responder = Responder::new(&file, move |request| Some(ours.answer(request)));
@@ -301,5 +354,15 @@ impl NullDisk {
     /// When requests came and went.
     pub fn stamps(&self) -> &Stamps {
         &self.shared.stamps
+    }
+
+    /// The gate that requests go through.
+    pub fn gate(&self) -> &Gate {
+        &self.shared.gate
+    }
+
+    /// The daemon's side of the device.
+    pub fn device(&self) -> &Device {
+        &self.shared.device
     }
 }

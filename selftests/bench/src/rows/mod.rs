@@ -3,7 +3,12 @@
 //! What is measured.
 
 mod disk;
+mod growth;
 mod latency;
+mod life;
+mod memory;
+mod parallel;
+mod segments;
 
 /// Which figures are good ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,9 +68,17 @@ impl Bench {
 }
 
 /// All measurements that make sense on so many CPUs.
-pub fn all(_cpus: usize) -> Vec<Bench> {
+pub fn all(cpus: usize) -> Vec<Bench> {
     let mut benches = Vec::new();
     benches.extend(disk::benches());
     benches.extend(latency::benches());
+    if cpus > 1 {
+        benches.extend(parallel::benches());
+    } else {
+        benches.extend(segments::benches());
+        benches.extend(memory::benches());
+        benches.extend(life::benches());
+        benches.extend(growth::benches());
+    }
     benches
 }

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What does not get slower when there is more of something.
+
+use std::os::fd::AsFd;
+
+use vduse::Mapping;
+use vduse_selftests::lab::memory::{self, PAGE};
+use vduse_selftests::lab::pattern::Random;
+use vduse_selftests::lab::spaces::Answered;
+use vduse_selftests::lab::vhost::access;
+
+use crate::aio::Direction;
+use crate::clock;
+use crate::null::{NullDisk, Shape};
+use crate::rows::{disk, Bench, Row};
+
+const COUNTS: [u32; 4] = [1, 16, 256, 4096];
+
+/// Reads of 4 KiB from a disk of a certain shape.
+fn reads(what: &str, count: u32, shape: Shape) -> Bench {
+    let row = Row::lower(format!("4 KiB read; {count} {what}"), "ns", 0.77);
+    // So large that each of 4,096 address spaces has a part of it.
+    let shape = Shape {
+        bounce: 1 << 30,
+        ..shape
+    };
+    Bench::new(vec![row], move || {
+        let disk = NullDisk::new(shape);
+        let what = disk::random(Direction::Read, 4096);
+        vec![1e9 / disk::per_second(&disk::open(&disk), 1, 4096, 1000, what)]
+    })
+}
+
+/// Looking for a region, and mapping another one, beside so many.
+fn regions(count: u32) -> Bench {
+    const CALLS: u64 = 1000;
+    const MAPS: u64 = 30;
+    let rows = vec![
+        Row::lower(format!("IOTLB_GET_FD; {count} regions"), "ns", 1.0),
+        Row::lower(format!("vhost map and unmap; {count} regions"), "ns", 1.0),
+    ];
+    Bench::new(rows, move || {
+        let answered = Answered::version_0(1);
+        let vhost = answered.vhost();
+        let page = Mapping::of_file(memory::file(PAGE).as_fd(), 0, PAGE, access::RW)
+            .expect("mapping a page");
+        // With gaps, in which nothing is found.
+        let at = |region: u64| (region + 1) * 2 * PAGE;
+        vhost.batch_begin(0).expect("beginning a batch");
+        for region in 0..count.into() {
+            vhost
+                .map_in(0, at(region), &page, access::RW)
+                .expect("mapping");
+        }
+        vhost.batch_end(0).expect("ending a batch");
+
+        let mut random = Random::new(1);
+        let mut look = || {
+            let iova = at(random.below(count.into()));
+            let region = answered.file.iotlb_fd(iova, iova).expect("a region");
+            assert_eq!(region.first, iova);
+        };
+        (0..100).for_each(|_| look());
+        let looking = clock::time(|| (0..CALLS).for_each(|_| look()));
+
+        let mut mapping = 0;
+        for _ in 0..MAPS {
+            mapping += clock::time(|| {
+                vhost
+                    .map_in(0, at(count.into()), &page, access::RW)
+                    .expect("mapping");
+                vhost
+                    .unmap_in(0, at(count.into()), PAGE)
+                    .expect("unmapping");
+            });
+            // It must not need memory while vhost has this process's locked.
+            answered.responder.take_kinds();
+        }
+        vec![looking as f64 / CALLS as f64, mapping as f64 / MAPS as f64]
+    })
+}
+
+/// The measurements.
+pub fn benches() -> Vec<Bench> {
+    let mut benches = Vec::new();
+    for count in COUNTS {
+        let shape = Shape {
+            spaces: count,
+            ..Shape::default()
+        };
+        benches.push(reads("address spaces", count, shape));
+    }
+    for count in COUNTS {
+        let shape = Shape {
+            groups: count,
+            ..Shape::default()
+        };
+        benches.push(reads("groups", count, shape));
+    }
+    for count in COUNTS {
+        let shape = Shape {
+            queues: count as u16,
+            ..Shape::default()
+        };
+        benches.push(reads("virtqueues", count, shape));
+    }
+    benches.extend(COUNTS.map(regions));
+    benches
+}

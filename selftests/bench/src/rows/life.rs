@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device's life: created, opened and set up, put on the bus, taken off it, destroyed.
+
+use vduse_selftests::lab::bus::OnBus;
+
+use crate::clock;
+use crate::null::Shape;
+use crate::rows::{Bench, Row};
+
+fn live(shape: Shape) {
+    let device = shape.create();
+    let file = device.open_ready(shape.queues);
+    let on_bus = OnBus::add(device.name()).expect("adding a device");
+    on_bus.delete().expect("deleting a device");
+    drop(file);
+    device.destroy().expect("destroying a device");
+}
+
+/// The measurements.
+pub fn benches() -> Vec<Bench> {
+    let bench = |(spaces, times): (u32, u64)| {
+        let name = format!("create, add, delete, destroy; {spaces} address spaces");
+        let rows = vec![Row::lower(name, "us", 0.8)];
+        let shape = Shape {
+            spaces,
+            ..Shape::default()
+        };
+        Bench::new(rows, move || {
+            live(shape);
+            let took = clock::time(|| (0..times).for_each(|_| live(shape)));
+            vec![took as f64 / 1000.0 / times as f64]
+        })
+    };
+    [(1, 100), (16, 60), (256, 20)].map(bench).into()
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A daemon's access to the driver's memory, and what a device takes of the kernel's.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::mm::{madvise, Advice};
+use vduse::Mapping;
+use vduse_selftests::lab::bus::{Driver, OnBus};
+use vduse_selftests::lab::device::TestDevice;
+use vduse_selftests::lab::memory::PAGE;
+use vduse_selftests::lab::sysfs;
+
+use crate::aio::{Direction, Flight};
+use crate::clock;
+use crate::null::{NullDisk, Shape};
+use crate::rows::{disk, Bench, Row};
+
+/// `IOTLB_GET_FD` of the bounce area, and closing the descriptor.
+fn get_fd() -> Vec<f64> {
+    const CALLS: u64 = 4000;
+    let disk = NullDisk::new(Shape::default());
+    let look = || drop(disk.device().iotlb_fd(0, 0).expect("the bounce area"));
+    (0..100).for_each(|_| look());
+    let took = clock::time(|| (0..CALLS).for_each(|_| look()));
+    vec![took as f64 / CALLS as f64]
+}
+
+/// Mapping a bounce area that is in use and touching its pages.
+fn faults() -> Vec<f64> {
+    /// About half of the area. (A larger part does not fit if it is in large pieces.)
+    const DEPTH: usize = 60;
+    /// As long as a request can be whose pages lie apart.
+    const BYTES: usize = 126 * PAGE as usize;
+    const TIMES: u64 = 4;
+
+    let disk = NullDisk::new(Shape::default());
+    let block = disk::open(&disk);
+    let mut flight = Flight::new(DEPTH, BYTES).expect("asynchronous I/O");
+    // All of them are mapped before the first one is served.
+    let closed = disk.gate().close();
+    let mut next = 0;
+    let what = || {
+        next += BYTES as u64;
+        (Direction::Write, next, BYTES)
+    };
+    let slots: Vec<usize> = (0..DEPTH).collect();
+    flight.submit(&block, &slots, what).expect("writing");
+
+    let region = disk.device().iotlb_fd(0, 0).expect("the bounce area");
+    let size = region.last - region.first + 1;
+    let map = || {
+        Mapping::of_file(region.file.as_fd(), region.offset, size, region.access)
+            .expect("mapping the bounce area")
+    };
+    // Not each page is there, and touching one that is not would be the end.
+    let mapping = map();
+    let there: Vec<usize> = (0..mapping.len())
+        .step_by(PAGE as usize)
+        .filter(|&at| {
+            let page = mapping.address().wrapping_add(at).cast();
+            // SAFETY: The advice changes nothing about what the memory holds.
+            unsafe { madvise(page, PAGE as usize, Advice::LinuxPopulateRead) }.is_ok()
+        })
+        .collect();
+    drop(mapping);
+    let least = DEPTH * BYTES / PAGE as usize;
+    assert!(there.len() >= least, "only {} pages are there", there.len());
+
+    let took = clock::time(|| {
+        for _ in 0..TIMES {
+            let mapping = map();
+            for &at in &there {
+                let byte = mapping.address().wrapping_add(at);
+                // SAFETY: The byte is inside the mapping, in a page that was found to be there.
+                unsafe { byte.read_volatile() };
+            }
+        }
+    });
+
+    drop(closed);
+    let mut left = DEPTH;
+    while left != 0 {
+        let mut done = Vec::new();
+        flight.wait(1, &mut done).expect("writing");
+        left -= done.len();
+    }
+    vec![took as f64 / (TIMES * there.len() as u64) as f64]
+}
+
+/// How much memory is free, in KiB, when what is about to be freed has been.
+fn free_memory() -> f64 {
+    std::thread::sleep(Duration::from_millis(100));
+    // Caches of objects keep pages without any.
+    for cache in std::fs::read_dir("/sys/kernel/slab").into_iter().flatten() {
+        // Not each name is a cache's own.
+        let _ = cache.map(|cache| sysfs::write(&cache.path().join("shrink"), "1"));
+    }
+    let vm = Path::new("/proc/sys/vm");
+    for (file, value) in [("drop_caches", "3"), ("stat_refresh", "1")] {
+        sysfs::write(&vm.join(file), value).expect("asking for memory");
+    }
+    // Pages that wait at a CPU for the next one who wants some are free, too.
+    let text = std::fs::read_to_string("/proc/zoneinfo").expect("reading about memory");
+    let free = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let pages = matches!(words.next(), Some("nr_free_pages" | "count:"));
+        pages.then(|| words.next()?.parse::<u64>().ok()).flatten()
+    });
+    (free.sum::<u64>() * PAGE / 1024) as f64
+}
+
+/// A device on the bus that nobody uses. The fields are dropped in this order.
+struct Idle {
+    _on_bus: OnBus,
+    _device: TestDevice,
+}
+
+impl Idle {
+    fn new(shape: Shape, driver: Option<Driver>) -> Self {
+        let device = shape.create();
+        let file = device.open_ready(shape.queues);
+        drop(file);
+        let on_bus = OnBus::add(device.name()).expect("adding a device");
+        if let Some(driver) = driver {
+            on_bus.bind(driver).expect("binding a device");
+        }
+        Self {
+            _on_bus: on_bus,
+            _device: device,
+        }
+    }
+}
+
+/// How much memory a device takes, in KiB.
+fn per_device(devices: usize, shape: Shape, driver: Option<Driver>) -> f64 {
+    // What the first one brings stays.
+    drop(Idle::new(shape, driver));
+    let before = free_memory();
+    let all: Vec<_> = (0..devices).map(|_| Idle::new(shape, driver)).collect();
+    let after = free_memory();
+    drop(all);
+    (before - after) / devices as f64
+}
+
+/// The measurements.
+pub fn benches() -> Vec<Bench> {
+    let spaces = |spaces| Shape {
+        spaces,
+        ..Shape::default()
+    };
+    let memory = vec![
+        Row::lower("memory of an idle device, unbound", "KiB", 0.5),
+        Row::lower("memory of an idle device, bound to vhost-vdpa", "KiB", 0.5),
+        Row::lower("memory of an idle address space", "KiB", 0.5),
+    ];
+    vec![
+        Bench::new(vec![Row::lower("IOTLB_GET_FD", "ns", 1.0)], get_fd),
+        Bench::new(
+            vec![Row::lower(
+                "first touch of a page of the bounce area",
+                "ns",
+                1.0,
+            )],
+            faults,
+        ),
+        Bench::new(memory, move || {
+            let unbound = per_device(256, spaces(1), None);
+            let bound = per_device(256, spaces(1), Some(Driver::Vhost));
+            let many = per_device(4, spaces(257), None);
+            vec![unbound, bound, (many - unbound) / 256.0]
+        }),
+    ]
+}

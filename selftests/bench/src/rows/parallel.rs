@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Several virtqueues at a time. virtio_blk uses one for each CPU at most, so beyond two of them
+//! there are several disks, of two each.
+
+use std::sync::Barrier;
+
+use vduse_selftests::lab::cpu;
+
+use crate::aio::{Direction, Flight};
+use crate::clock;
+use crate::null::{NullDisk, Shape};
+use crate::rows::{disk, Bench, Row};
+
+/// How many reads of 4 KiB there are in a second, by a thread for each virtqueue.
+fn reads(queues: usize, depth: usize, count: usize) -> f64 {
+    let disks: Vec<_> = (0..queues.div_ceil(2))
+        .map(|_| {
+            NullDisk::new(Shape {
+                queues: queues.min(2) as u16,
+                ..Shape::default()
+            })
+        })
+        .collect();
+    let blocks: Vec<_> = disks.iter().map(disk::open).collect();
+    let ready = Barrier::new(queues + 1);
+    let done = Barrier::new(queues + 1);
+    let took = std::thread::scope(|scope| {
+        for queue in 0..queues {
+            let (block, ready, done) = (&blocks[queue / 2], &ready, &done);
+            scope.spawn(move || {
+                cpu::run_on(queue % 2);
+                let mut flight = Flight::new(depth, 4096).expect("asynchronous I/O");
+                let mut what = disk::random(Direction::Read, 4096);
+                flight.run(block, 500, &mut what).expect("reading");
+                ready.wait();
+                flight.run(block, count, &mut what).expect("reading");
+                done.wait();
+            });
+        }
+        ready.wait();
+        clock::time(|| drop(done.wait()))
+    });
+    (queues * count) as f64 * 1e9 / took as f64
+}
+
+/// The measurements.
+pub fn benches() -> Vec<Bench> {
+    let mut benches = Vec::new();
+    for (depth, count) in [(1, 10_000), (16, 20_000)] {
+        for queues in [1, 2, 4] {
+            let name = format!("4 KiB random read, depth {depth}; {queues} queues at a time");
+            benches.push(Bench::new(
+                vec![Row::higher(name, "IO/s", 1.3)],
+                move || vec![reads(queues, depth, count / queues)],
+            ));
+        }
+    }
+    benches
+}
