@@ -13,6 +13,12 @@ pub const ALL: [Driver; 2] = [Driver::C, Driver::Rust];
 /// More mappings than any measurement makes.
 const PARAMETERS: &str = "max_iotlb_entries=65536";
 
+/// Loads what is on the vDPA bus beside the driver. vhost-vdpa has a limit of the same name.
+pub fn load_bus() -> Result<(), String> {
+    modules::tool("modprobe", &["vhost_vdpa", PARAMETERS])?;
+    modules::load_bus()
+}
+
 /// What a driver is called in the table.
 pub fn title(driver: Driver) -> &'static str {
     match driver {

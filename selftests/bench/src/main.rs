@@ -23,7 +23,6 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::ExitCode;
 
 use vduse_selftests::lab::bus;
-use vduse_selftests::modules;
 
 use crate::options::Options;
 use crate::rows::Bench;
@@ -69,7 +68,7 @@ fn main() -> ExitCode {
 
 /// Measures all rows with all drivers, and says whether one of them could not be.
 fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), String> {
-    modules::load_bus()?;
+    drivers::load_bus()?;
     bus::set_autoprobe(false)?;
     let mut results = Results::default();
     let mut failed = false;

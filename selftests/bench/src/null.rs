@@ -13,10 +13,8 @@ use rustix::event::{eventfd, EventfdFlags};
 use vduse::iotlb::{AddressSpace, SpaceOf};
 use vduse::request::{Answer, Kind, Request};
 use vduse::{blk, Control, Device, DeviceConfig};
-use vduse_selftests::lab::block::Block;
-use vduse_selftests::lab::bus::{self, Driver, OnBus};
+use vduse_selftests::lab::bus::{Driver, OnBus};
 use vduse_selftests::lab::device::{unique_name, TestDevice};
-use vduse_selftests::lab::expect::soon;
 use vduse_selftests::lab::responder::Responder;
 use vduse_selftests::lab::sysfs;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
@@ -83,7 +81,7 @@ pub struct NullDisk {
     _responder: Responder,
     shared: Arc<Shared>,
     /// Created.
-    pub device: TestDevice,
+    device: TestDevice,
 }
 
 /// What a disk's threads share.
@@ -344,11 +342,9 @@ impl NullDisk {
         }
     }
 
-    /// The disk, as the kernel has it.
-    pub fn block(&self) -> Block {
-        let name = self.device.name();
-        soon("the disk appears", || bus::disk_name(name).is_some());
-        Block::open(&bus::disk_name(name).expect("a disk")).expect("opening a disk")
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        self.device.name()
     }
 
     /// When requests came and went.

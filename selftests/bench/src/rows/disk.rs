@@ -6,7 +6,12 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use vduse_selftests::lab::block::Block;
+use vduse_selftests::lab::bus::{self, Driver};
+use vduse_selftests::lab::device::unique_name;
+use vduse_selftests::lab::expect::soon;
 use vduse_selftests::lab::pattern::Random;
+use vduse_selftests::lab::qsd::Qsd;
+use vduse_selftests::lab::scratch::Scratch;
 use vduse_selftests::lab::sysfs;
 
 use crate::aio::{Direction, Flight};
@@ -14,13 +19,12 @@ use crate::clock;
 use crate::null::{NullDisk, Shape, CAPACITY};
 use crate::rows::{Bench, Row};
 
-/// A disk's requests go to its driver as they come.
-pub fn open(disk: &NullDisk) -> Block {
-    let block = disk.block();
-    let scheduler = Path::new("/sys/block")
-        .join(block.name())
-        .join("queue/scheduler");
-    sysfs::write(&scheduler, "none").expect("choosing no scheduler");
+/// Opens the disk that virtio_blk has made of a device. Its requests go to the driver as they come.
+pub fn open(device: &str) -> Block {
+    soon("the disk appears", || bus::disk_name(device).is_some());
+    let block = Block::open(&bus::disk_name(device).expect("a disk")).expect("opening a disk");
+    let folder = Path::new("/sys/block").join(block.name());
+    sysfs::write(&folder.join("queue/scheduler"), "none").expect("choosing no scheduler");
     block
 }
 
@@ -73,6 +77,32 @@ fn mixed() -> impl FnMut() -> (Direction, u64, usize) {
 
 const DIRECTIONS: [(Direction, &str); 2] = [(Direction::Read, "read"), (Direction::Write, "write")];
 
+/// Reads from a disk that qemu-storage-daemon has in memory.
+fn qsd() -> Bench {
+    const MIB: usize = 1 << 20;
+    let kib = |depth, target| {
+        let name = format!("qemu-storage-daemon: 4 KiB random read, depth {depth}");
+        Row::higher(name, "IO/s", target)
+    };
+    let mib = "qemu-storage-daemon: 1024 KiB sequential read, depth 4";
+    let rows = vec![kib(1, 1.3), kib(16, 1.15), Row::higher(mib, "MB/s", 1.0)];
+    Bench::new(rows, || {
+        let scratch = Scratch::new();
+        let name = unique_name();
+        let mut daemon = Qsd::start(&name, &scratch.file("disk", CAPACITY));
+        let on_bus = daemon.add(&name);
+        on_bus.bind(Driver::Virtio).expect("binding a disk");
+        let block = open(&name);
+        let kib = |depth| per_second(&block, depth, 4096, 2000, random(Direction::Read, 4096));
+        let small = [kib(1), kib(16)];
+        let large = per_second(&block, 4, MIB, 120, sequential(Direction::Read, MIB));
+        drop(block);
+        drop(on_bus);
+        daemon.stop();
+        vec![small[0], small[1], large * MIB as f64 / 1e6]
+    })
+}
+
 /// The measurements.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
@@ -83,7 +113,7 @@ pub fn benches() -> Vec<Bench> {
         };
         benches.push(Bench::new(DIRECTIONS.map(row).to_vec(), move || {
             let disk = NullDisk::new(Shape::default());
-            let block = open(&disk);
+            let block = open(disk.name());
             let measure =
                 |(direction, _)| per_second(&block, depth, 4096, count, random(direction, 4096));
             DIRECTIONS.map(measure).to_vec()
@@ -96,7 +126,7 @@ pub fn benches() -> Vec<Bench> {
         };
         benches.push(Bench::new(DIRECTIONS.map(row).to_vec(), move || {
             let disk = NullDisk::new(Shape::default());
-            let block = open(&disk);
+            let block = open(disk.name());
             let bytes = kib << 10;
             let measure = |(direction, _)| {
                 per_second(&block, depth, bytes, count, sequential(direction, bytes)) * bytes as f64
@@ -108,7 +138,8 @@ pub fn benches() -> Vec<Bench> {
     let name = "512 B to 128 KiB mixed, any sector, depth 16";
     benches.push(Bench::new(vec![Row::higher(name, "IO/s", 1.15)], || {
         let disk = NullDisk::new(Shape::default());
-        vec![per_second(&open(&disk), 16, 128 << 10, 1500, mixed())]
+        vec![per_second(&open(disk.name()), 16, 128 << 10, 1500, mixed())]
     }));
+    benches.push(qsd());
     benches
 }

@@ -28,7 +28,7 @@ fn reads(what: &str, count: u32, shape: Shape) -> Bench {
     Bench::new(vec![row], move || {
         let disk = NullDisk::new(shape);
         let what = disk::random(Direction::Read, 4096);
-        vec![1e9 / disk::per_second(&disk::open(&disk), 1, 4096, 1000, what)]
+        vec![1e9 / disk::per_second(&disk::open(disk.name()), 1, 4096, 1000, what)]
     })
 }
 

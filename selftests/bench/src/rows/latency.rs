@@ -91,7 +91,7 @@ fn through_vhost() -> Vec<f64> {
 /// The parts of a read of one sector.
 fn through_virtio_blk() -> Vec<f64> {
     let disk = NullDisk::new(Shape::default());
-    let block = disk::open(&disk);
+    let block = disk::open(disk.name());
     disk.stamps().want();
     let mut buffer = Aligned::new(512);
     let mut kicks = Vec::new();

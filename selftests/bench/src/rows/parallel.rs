@@ -12,6 +12,9 @@ use crate::clock;
 use crate::null::{NullDisk, Shape};
 use crate::rows::{disk, Bench, Row};
 
+/// The best of so many counts: whatever else the host does makes it slower only.
+const TRIES: usize = 5;
+
 /// How many reads of 4 KiB there are in a second, by a thread for each virtqueue.
 fn reads(queues: usize, depth: usize, count: usize) -> f64 {
     let disks: Vec<_> = (0..queues.div_ceil(2))
@@ -22,7 +25,7 @@ fn reads(queues: usize, depth: usize, count: usize) -> f64 {
             })
         })
         .collect();
-    let blocks: Vec<_> = disks.iter().map(disk::open).collect();
+    let blocks: Vec<_> = disks.iter().map(|disk| disk::open(disk.name())).collect();
     let ready = Barrier::new(queues + 1);
     let done = Barrier::new(queues + 1);
     let took = std::thread::scope(|scope| {
@@ -32,14 +35,16 @@ fn reads(queues: usize, depth: usize, count: usize) -> f64 {
                 cpu::run_on(queue % 2);
                 let mut flight = Flight::new(depth, 4096).expect("asynchronous I/O");
                 let mut what = disk::random(Direction::Read, 4096);
-                flight.run(block, 500, &mut what).expect("reading");
+                flight.run(block, 100, &mut what).expect("reading");
                 ready.wait();
                 flight.run(block, count, &mut what).expect("reading");
                 done.wait();
             });
         }
         ready.wait();
-        clock::time(|| drop(done.wait()))
+        clock::time(|| {
+            done.wait();
+        })
     });
     (queues * count) as f64 * 1e9 / took as f64
 }
@@ -47,12 +52,15 @@ fn reads(queues: usize, depth: usize, count: usize) -> f64 {
 /// The measurements.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
-    for (depth, count) in [(1, 10_000), (16, 20_000)] {
+    for (depth, count) in [(1, 1000), (16, 4000)] {
         for queues in [1, 2, 4] {
             let name = format!("4 KiB random read, depth {depth}; {queues} queues at a time");
             benches.push(Bench::new(
                 vec![Row::higher(name, "IO/s", 1.3)],
-                move || vec![reads(queues, depth, count / queues)],
+                move || {
+                    let best = (0..TRIES).map(|_| reads(queues, depth, count / queues));
+                    vec![best.fold(0.0, f64::max)]
+                },
             ));
         }
     }
