@@ -52,7 +52,7 @@ fn reads(queues: usize, depth: usize, count: usize) -> f64 {
 /// The measurements.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
-    for (depth, count) in [(1, 1000), (16, 4000)] {
+    for (depth, count) in [(1, 400), (16, 2000)] {
         for queues in [1, 2, 4] {
             let name = format!("4 KiB random read, depth {depth}; {queues} queues at a time");
             benches.push(Bench::new(
