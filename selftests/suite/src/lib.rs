@@ -15,6 +15,7 @@
 
 // Lints for what strangers call. Both of this library's users are here.
 #![allow(
+    clippy::len_without_is_empty,
     clippy::new_without_default,
     clippy::not_unsafe_ptr_arg_deref,
     clippy::should_implement_trait

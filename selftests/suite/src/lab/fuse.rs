@@ -35,7 +35,8 @@ const MAX_LIST: usize = 4096;
 /// The longest name of a file.
 const MAX_NAME: usize = 255;
 
-/// What requests there are.
+/// What requests there are; the names are those of the ABI.
+#[allow(missing_docs)]
 pub mod op {
     use super::fuse_opcode as code;
 
