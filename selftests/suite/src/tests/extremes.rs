@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use vduse::request::{Answer, Kind, Request};
 use vduse::DeviceConfig;
 
 use crate::lab::block::Block;
@@ -34,9 +33,8 @@ tests![
     a_device_of_1_queue_works,
     a_device_of_256_queues_works,
     a_device_of_128_queues_in_128_groups_and_spaces_works => 40,
-    a_device_of_16384_queues_is_charged_to_its_creator => 120,
-    spaces_that_are_moved_to_are_charged_to_the_client => 180,
-    spaces_that_are_refused_are_charged_to_the_client => 180,
+    a_device_of_0xffff_queues_is_charged_to_its_creator => 120,
+    spaces_that_are_moved_to_are_charged_to_the_client => 60,
     bounce_pages_stay_and_are_no_more_than_bounce_size => 60,
 ];
 
@@ -220,13 +218,14 @@ fn a_device_of_128_queues_in_128_groups_and_spaces_works() {
     meter.step("a request in each queue");
 }
 
-/// What may go of the machine's memory beside what a group of processes is charged for, in KiB.
-const TOLERANCE: i64 = 12 << 10;
+/// What may go of the machine's memory beside what a group of processes is charged for, in KiB: sysfs
+/// takes some 400 bytes for each queue and charges nobody.
+const TOLERANCE: i64 = 36 << 10;
 
 /// Starts a process, waits until it ends, and asserts that what then is less of the machine's memory
-/// is charged to it: so that a container is stopped by its own limit.
+/// is charged to it: so that a container is stopped by its own limit. Returns what is charged, in KiB.
 #[track_caller]
-fn is_charged_for(command: &mut Command) {
+fn is_charged_for(command: &mut Command) -> i64 {
     let cgroup = Cgroup::new();
     let before = available();
     let status = cgroup.spawn(command).wait().expect("waiting");
@@ -235,6 +234,7 @@ fn is_charged_for(command: &mut Command) {
     note(format_args!("{fallen} KiB less memory, {charged} KiB of it charged"));
     assert!(status.success(), "{status}");
     assert!(fallen < charged + TOLERANCE, "{fallen} KiB, {charged} KiB charged");
+    charged
 }
 
 fn helper(arguments: &[&str]) -> Command {
@@ -243,36 +243,21 @@ fn helper(arguments: &[&str]) -> Command {
     command
 }
 
-fn a_device_of_16384_queues_is_charged_to_its_creator() {
+fn a_device_of_0xffff_queues_is_charged_to_its_creator() {
     let device = TestDevice::adopt(&unique_name());
-    // As many as 65,535 take minutes on a slow machine.
-    is_charged_for(&mut helper(&["queues", device.name(), "16384"]));
+    is_charged_for(&mut helper(&["queues", device.name(), "65535"]));
     device.destroy().unwrap();
 }
 
-/// Has a client move a group to each of many address spaces.
-#[track_caller]
-fn moved_through(answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static) {
-    // With more, there is no page for each.
-    const SPACES: u32 = 8192;
+fn spaces_that_are_moved_to_are_charged_to_the_client() {
+    const SPACES: u32 = 1024;
     let _expedited = Expedited::new();
-    let answered = Answered::with(&[0], 1, SPACES, answer);
+    let answered = Answered::new(&[0], 1, SPACES);
     let path = bus::vhost_path(answered.device.name()).unwrap();
     let spaces = SPACES.to_string();
-    is_charged_for(&mut helper(&["moves", path.to_str().unwrap(), &spaces]));
-    // The device is there for the next one.
-    answered.vhost().set_status(0).unwrap();
-}
-
-fn spaces_that_are_moved_to_are_charged_to_the_client() {
-    moved_through(agree);
-}
-
-fn spaces_that_are_refused_are_charged_to_the_client() {
-    moved_through(|request| match request.kind {
-        Kind::SetGroupAsid { .. } => Some(Answer::Failed),
-        _ => agree(request),
-    });
+    let charged = is_charged_for(&mut helper(&["moves", path.to_str().unwrap(), &spaces]));
+    // Nothing could do with less.
+    assert!(charged >= i64::from(SPACES) / 4, "{charged} KiB");
 }
 
 fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
