@@ -220,8 +220,12 @@ impl Mappings {
                     offset: map.offset,
                 },
             };
-            new.insert(map.start, mapping, RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?)
-                .map_err(|_| EINVAL)?;
+            new.insert(
+                map.start,
+                mapping,
+                RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?,
+            )
+            .map_err(|_| EINVAL)?;
         }
 
         Ok(new)
