@@ -394,23 +394,24 @@ impl<T: Operations> Device<T> {
     }
 
     /// Who drives the device. What a driver's own call finds is that driver: it is bound before it
-    /// is probed, until after it is removed.
+    /// is probed, until after it is removed. May sleep.
     fn driver(&self) -> BusDriver {
         // SAFETY: The device is alive, and the core initialises this before anybody else sees it.
         let dev = unsafe { &raw const (*self.vdpa.get()).dev };
         // SAFETY: As above. The bus does not change; the driver may, while netlink asks, and is only
-        // compared with another.
+        // compared with others.
         let (bus, driver) = unsafe { ((*dev).bus, (&raw const (*dev).driver).read_volatile()) };
 
         if driver.is_null() {
             return BusDriver::None;
         }
 
-        // SAFETY: The bus is valid, as a device is on it. What this returns is not dereferenced, so it
-        // does not matter if the driver goes meanwhile.
-        let vhost = unsafe { bindings::driver_find(c"vhost_vdpa".as_char_ptr(), bus) };
+        // SAFETY: The bus is valid, as a device is on it, and `is_vhost` fits.
+        let is_vhost = unsafe {
+            bindings::bus_for_each_drv(bus, ptr::null_mut(), driver.cast(), Some(is_vhost))
+        };
 
-        if driver == vhost {
+        if is_vhost != 0 {
             BusDriver::Vhost
         } else {
             BusDriver::Other
@@ -462,6 +463,22 @@ impl<T: Operations> Device<T> {
 fn device_as_raw(dev: &kernel::device::Device) -> *mut bindings::device {
     // `Device` is a transparent wrapper.
     ptr::from_ref(dev).cast_mut().cast()
+}
+
+/// Whether `driver`, which is on the bus, is the one at `wanted`, and vhost-vdpa.
+///
+/// # Safety
+///
+/// `driver` must be valid. `wanted` need not be.
+unsafe extern "C" fn is_vhost(driver: *mut bindings::device_driver, wanted: *mut c_void) -> c_int {
+    if !ptr::eq(driver.cast(), wanted) {
+        return 0;
+    }
+
+    // SAFETY: By the safety requirements; a driver has a name, which stays as long as it.
+    let name = unsafe { CStr::from_char_ptr((*driver).name) };
+
+    c_int::from(name.to_bytes() == b"vhost_vdpa")
 }
 
 struct VTable<T: Operations>(PhantomData<T>);
