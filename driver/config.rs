@@ -43,6 +43,8 @@ pub(crate) mod feature {
         | 1 << 53 // interrupts are coalesced
         | 1 << 57 // hashes are reported
         | 1 << 60; // receive side scaling
+    /// Net: the card stands by for another one of the same address (section 5.1.3).
+    pub(crate) const NET_STANDBY: u64 = 1 << 62;
     /// The device is a modern one.
     pub(crate) const VERSION_1: u64 = 1 << 32;
     /// The device's memory accesses are translated.
@@ -99,36 +101,43 @@ fn features_are_valid(device_id: u32, features: u64) -> bool {
 ///
 /// virtio_net waits for the answer to a command without end, in a loop that only the device can end,
 /// with the lock of all network configuration held. So a daemon that does not answer would hang
-/// more than itself. Virtual machines wait at their own expense.
+/// more than itself. Virtual machines wait at their own expense. And a card that stands by takes over
+/// the host's own card of the same address, which the daemon can choose.
 pub(crate) fn hidden_from_kernel(device_id: u32) -> u64 {
     match device_id {
-        device_id::NET => feature::NET_CONTROL,
+        device_id::NET => feature::NET_CONTROL | feature::NET_STANDBY,
         _ => 0,
     }
 }
 
-/// Where the link's status is in the configuration space of a network card, in little endian
-/// (section 5.1.4).
-const NET_STATUS: usize = 6;
-/// In the link's status: the driver is to announce itself, and to say through the control virtqueue
-/// that it has.
-const NET_STATUS_ANNOUNCE: u8 = 2;
+/// The field at `at` of a configuration space, of which `buf` is the part from `offset` on.
+fn field<const N: usize>(at: usize, offset: usize, buf: &mut [u8]) -> Option<&mut [u8; N]> {
+    buf.get_mut(at.checked_sub(offset)?..)?.first_chunk_mut()
+}
 
-/// Takes out of a part of a device's configuration space, from `offset` on, what the kernel's own
-/// drivers are not to see.
-///
-/// virtio_net obeys the bit that asks for an announcement whether or not it has a control virtqueue
-/// to acknowledge it with, and runs into its own BUG.
+/// Changes in a part of a device's configuration space, from `offset` on, what the kernel's own
+/// drivers cannot deal with. They read a field at a time, or more.
 pub(crate) fn hide_from_kernel(device_id: u32, offset: usize, buf: &mut [u8]) {
-    if device_id != device_id::NET {
-        return;
-    }
-
-    let status = NET_STATUS
-        .checked_sub(offset)
-        .and_then(|index| buf.get_mut(index));
-    if let Some(status) = status {
-        *status &= !NET_STATUS_ANNOUNCE;
+    match device_id {
+        device_id::NET => {
+            // The bit of the link's status that asks for an announcement (section 5.1.4), in little
+            // endian. virtio_net obeys it whether or not it has a control virtqueue to acknowledge
+            // it with, and runs into its own BUG.
+            if let Some([status, _]) = field(6, offset, buf) {
+                *status &= !2;
+            }
+        }
+        device_id::BLOCK => {
+            // The largest segment (section 5.2.4): the block layer warns of less than this.
+            if let Some(size_max) = field(8, offset, buf) {
+                *size_max = u32::from_le_bytes(*size_max).max(4096).to_le_bytes();
+            }
+            // The exponent of the physical block size, which virtio_blk shifts by.
+            if let Some([exponent]) = field(24, offset, buf) {
+                *exponent = (*exponent).min(15);
+            }
+        }
+        _ => (),
     }
 }
 
@@ -263,19 +272,35 @@ mod tests {
     }
 
     #[test]
-    fn announcements_are_hidden_wherever_reading_begins() {
-        let seen = |device_id, offset| {
-            let mut buf = [0xff; 4];
+    fn fields_are_changed_wherever_reading_begins() {
+        let seen = |device_id, offset, byte| {
+            let mut buf = [byte; 6];
             hide_from_kernel(device_id, offset, &mut buf);
             buf
         };
-        let all = [0xff; 4];
+        let ones = [0xff; 6];
 
-        assert_eq!(seen(device_id::NET, 2), all);
-        assert_eq!(seen(device_id::NET, 3), [0xff, 0xff, 0xff, 0xfd]);
-        assert_eq!(seen(device_id::NET, 6), [0xfd, 0xff, 0xff, 0xff]);
-        assert_eq!(seen(device_id::NET, 7), all);
-        assert_eq!(seen(device_id::BLOCK, 6), all);
+        assert_eq!(seen(device_id::NET, 0, 0xff), ones);
+        assert_eq!(
+            seen(device_id::NET, 3, 0xff),
+            [0xff, 0xff, 0xff, 0xfd, 0xff, 0xff]
+        );
+        assert_eq!(
+            seen(device_id::NET, 6, 0xff),
+            [0xfd, 0xff, 0xff, 0xff, 0xff, 0xff]
+        );
+        assert_eq!(seen(device_id::NET, 7, 0xff), ones);
+        assert_eq!(seen(device_id::NET, usize::MAX, 0xff), ones);
+        assert_eq!(seen(device_id::FS, 6, 0xff), ones);
+
+        assert_eq!(seen(device_id::BLOCK, 6, 0xff), ones);
+        assert_eq!(seen(device_id::BLOCK, 6, 0), [0, 0, 0, 0x10, 0, 0]);
+        assert_eq!(seen(device_id::BLOCK, 8, 0x1), [1; 6]);
+        assert_eq!(seen(device_id::BLOCK, 9, 0), [0; 6]);
+        assert_eq!(
+            seen(device_id::BLOCK, 22, 0xff),
+            [0xff, 0xff, 15, 0xff, 0xff, 0xff]
+        );
         hide_from_kernel(device_id::NET, 6, &mut []);
     }
 
@@ -284,7 +309,10 @@ mod tests {
         let hidden = hidden_from_kernel(device_id::NET);
         let bits: Vec<u32> = (0..64).filter(|bit| hidden >> bit & 1 != 0).collect();
 
-        assert_eq!(bits, [2, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 57, 60]);
+        assert_eq!(
+            bits,
+            [2, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 57, 60, 62]
+        );
         // The same bits mean something else there.
         assert_eq!(hidden_from_kernel(device_id::BLOCK), 0);
         assert_eq!(hidden_from_kernel(device_id::FS), 0);

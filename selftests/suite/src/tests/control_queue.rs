@@ -35,8 +35,9 @@ tests![
     a_daemon_that_dies_holds_nobody_up => 60,
 ];
 
-/// What a card with a control queue offers beside the rest, by the numbers of the bits.
-const CONTROL: [u32; 13] = [2, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 57, 60];
+/// What a card with a control queue offers beside the rest, by the numbers of the bits; the last one
+/// is that it stands by for another card.
+const CONTROL: [u32; 14] = [2, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 57, 60, 62];
 
 /// A card that offers all that has to do with its control queue.
 fn card() -> DeviceConfig {
