@@ -63,7 +63,10 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        rcu::read_lock,
+        rcu::{
+            read_lock,
+            Guard, //
+        },
         Arc,
         Mutex, //
     },
@@ -174,6 +177,33 @@ impl Slot {
                 // SAFETY: Nobody else has seen the page, whose one reference is ours.
                 unsafe { bindings::put_page(new.as_ptr()) };
                 NonNull::new(current)
+            }
+        }
+    }
+}
+
+impl Slot {
+    /// Copies a range of bytes between a page, which is in use for this slot, and the buffer that it
+    /// stands in for.
+    #[inline]
+    fn copy(&self, page: Option<NonNull<bindings::page>>, range: Range<usize>, to_device: bool) {
+        let orig = self.orig.load(Relaxed);
+        if orig == NO_BUFFER {
+            return;
+        }
+
+        if let Some(page) = page {
+            // SAFETY: The page is the slot's and the range is within it. By the type invariants,
+            // `orig` is where the slot's part of a mapped buffer begins; callers copy within a
+            // mapping, so as many bytes belong to it.
+            unsafe {
+                bindings::bounce_copy(
+                    page.as_ptr(),
+                    range.start,
+                    orig + range.start as u64,
+                    range.len(),
+                    to_device,
+                )
             }
         }
     }
@@ -299,7 +329,7 @@ impl Area {
     }
 
     /// Says which pages are in use. The RCU read lock must be held as long as the answer is used.
-    fn view<'a>(&'a self, _rcu: &'a kernel::sync::rcu::Guard) -> View<'a> {
+    fn view<'a>(&'a self, _rcu: &'a Guard) -> View<'a> {
         let mode = self.mode.load(Acquire);
         if mode == mode::KERNEL {
             return View::Kernel;
@@ -342,6 +372,7 @@ impl Area {
     }
 
     /// Copies a range of bytes of one slot.
+    #[inline]
     fn copy_slot(
         &self,
         view: &View<'_>,
@@ -350,74 +381,67 @@ impl Area {
         range: Range<usize>,
         to_device: bool,
     ) {
-        let orig = slot.orig.load(Relaxed);
-        if orig == NO_BUFFER {
-            return;
+        match view {
+            View::Kernel => slot.copy(NonNull::new(slot.page.load(Acquire)), range, to_device),
+            View::Lent(lent) => slot.copy(lent.page(index), range, to_device),
+            View::Switching(lent) => self.copy_switching(lent, index, slot, range, to_device),
         }
+    }
 
-        let kernel = || NonNull::new(slot.page.load(Acquire));
-        // Held during the copy: the page must not change hands meanwhile.
-        let mut _progress = None;
-        let page = match view {
-            View::Kernel => kernel(),
-            View::Lent(lent) => lent.page(index),
-            View::Switching(lent) => {
-                let progress = self.progress.lock();
-                let is_lent = index < progress.lent_below;
-
-                _progress = Some(progress);
-                if is_lent {
-                    lent.page(index)
-                } else {
-                    kernel()
-                }
-            }
+    /// The same, while pages change hands: this one must not do so during the copy.
+    #[cold]
+    fn copy_switching(
+        &self,
+        lent: &PinnedPages,
+        index: usize,
+        slot: &Slot,
+        range: Range<usize>,
+        to_device: bool,
+    ) {
+        let progress = self.progress.lock();
+        let page = if index < progress.lent_below {
+            lent.page(index)
+        } else {
+            NonNull::new(slot.page.load(Acquire))
         };
 
-        if let Some(page) = page {
-            // SAFETY: The page is the slot's and the range is within it. By the type invariants of
-            // `Slot`, `orig` is where the slot's part of a mapped buffer begins; callers copy within
-            // a mapping, so as many bytes belong to it.
-            unsafe {
-                bindings::bounce_copy(
-                    page.as_ptr(),
-                    range.start,
-                    orig + range.start as u64,
-                    range.len(),
-                    to_device,
-                )
-            }
-        }
+        slot.copy(page, range, to_device);
     }
 
     /// Maps a buffer and, if `sync` says so and the device reads it, copies it in.
     ///
     /// Returns its I/O virtual address, a multiple of the page size, or [`None`] if there is no
     /// room or no memory. Any context.
-    pub(super) fn map(&self, buffer: Buffer<'_>, dir: Direction, sync: bool) -> Option<u64> {
+    pub(super) fn map(
+        &self,
+        buffer: Buffer<'_>,
+        dir: Direction,
+        sync: bool,
+        rcu: &Guard,
+    ) -> Option<u64> {
         let iova = self.iova.alloc(buffer.len)?;
         let first = iova as usize >> PAGE_SHIFT;
-        let count = buffer.len.div_ceil(PAGE_SIZE);
-        let rcu = read_lock();
+        let view = (sync && dir.device_reads()).then(|| self.view(rcu));
+        let mut at = 0;
 
-        for i in 0..count {
-            let recorded = self.slot_or_alloc(first + i).and_then(|slot| {
-                slot.kernel_page()?;
-                // INVARIANT: The buffer is mapped from now on, and this part of it begins here.
-                slot.orig
-                    .store(buffer.phys + (i << PAGE_SHIFT) as u64, Relaxed);
-                Some(())
-            });
-
-            if recorded.is_none() {
-                self.forget(first, i);
+        while at < buffer.len {
+            let index = first + (at >> PAGE_SHIFT);
+            let part = (buffer.len - at).min(PAGE_SIZE);
+            let page = self
+                .slot_or_alloc(index)
+                .and_then(|slot| Some((slot, slot.kernel_page()?)));
+            let Some((slot, _)) = page else {
+                self.forget(first, index - first);
                 self.iova.free(iova, buffer.len);
                 return None;
-            }
-        }
+            };
 
-        if sync && dir.device_reads() {
-            self.copy(&self.view(&rcu), iova, buffer.len, true);
+            // INVARIANT: The buffer is mapped from now on, and this part of it begins here.
+            slot.orig.store(buffer.phys + at as u64, Relaxed);
+            if let Some(view) = &view {
+                self.copy_slot(view, index, slot, 0..part, true);
+            }
+            at += part;
         }
 
         Some(iova)
@@ -439,17 +463,34 @@ impl Area {
     /// # Safety
     ///
     /// `iova` and `len` must be those of a mapping of this area that has not ended.
-    pub(super) unsafe fn unmap(&self, iova: u64, len: usize, dir: Direction, sync: bool) {
+    pub(super) unsafe fn unmap(
+        &self,
+        iova: u64,
+        len: usize,
+        dir: Direction,
+        sync: bool,
+        rcu: &Guard,
+    ) {
         if !self.contains(iova) {
             return;
         }
-        let rcu = read_lock();
+        let first = iova as usize >> PAGE_SHIFT;
+        let view = (sync && dir.device_writes()).then(|| self.view(rcu));
+        let mut at = 0;
 
-        if sync && dir.device_writes() {
-            self.copy(&self.view(&rcu), iova, len, false);
+        while at < len {
+            let index = first + (at >> PAGE_SHIFT);
+            let part = (len - at).min(PAGE_SIZE);
+
+            if let Some(slot) = self.slot(index) {
+                if let Some(view) = &view {
+                    self.copy_slot(view, index, slot, 0..part, false);
+                }
+                slot.orig.store(NO_BUFFER, Relaxed);
+            }
+            at += part;
         }
 
-        self.forget(iova as usize >> PAGE_SHIFT, len.div_ceil(PAGE_SIZE));
         self.iova.free(iova, len);
     }
 
@@ -458,10 +499,15 @@ impl Area {
     /// # Safety
     ///
     /// The `len` bytes from `iova` on must be within one mapping of this area that has not ended.
-    pub(super) unsafe fn sync_for_device(&self, iova: u64, len: usize, dir: Direction) {
+    pub(super) unsafe fn sync_for_device(
+        &self,
+        iova: u64,
+        len: usize,
+        dir: Direction,
+        rcu: &Guard,
+    ) {
         if dir.device_reads() {
-            let rcu = read_lock();
-            self.copy(&self.view(&rcu), iova, len, true);
+            self.copy(&self.view(rcu), iova, len, true);
         }
     }
 
@@ -470,10 +516,9 @@ impl Area {
     /// # Safety
     ///
     /// The `len` bytes from `iova` on must be within one mapping of this area that has not ended.
-    pub(super) unsafe fn sync_for_cpu(&self, iova: u64, len: usize, dir: Direction) {
+    pub(super) unsafe fn sync_for_cpu(&self, iova: u64, len: usize, dir: Direction, rcu: &Guard) {
         if dir.device_writes() {
-            let rcu = read_lock();
-            self.copy(&self.view(&rcu), iova, len, false);
+            self.copy(&self.view(rcu), iova, len, false);
         }
     }
 

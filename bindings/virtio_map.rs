@@ -259,7 +259,7 @@ impl<T: Owner> VTable<T> {
 
         space
             .bounce
-            .map(buffer, Direction::from_raw(dir), syncs(attrs))
+            .map(buffer, Direction::from_raw(dir), syncs(attrs), &rcu)
             .unwrap_or(MAPPING_ERROR)
     }
 
@@ -282,7 +282,7 @@ impl<T: Owner> VTable<T> {
             unsafe {
                 space
                     .bounce
-                    .unmap(iova, size, Direction::from_raw(dir), syncs(attrs))
+                    .unmap(iova, size, Direction::from_raw(dir), syncs(attrs), &rcu)
             }
         }
     }
@@ -305,7 +305,7 @@ impl<T: Owner> VTable<T> {
             unsafe {
                 space
                     .bounce
-                    .sync_for_cpu(iova, size, Direction::from_raw(dir))
+                    .sync_for_cpu(iova, size, Direction::from_raw(dir), &rcu)
             }
         }
     }
@@ -328,7 +328,7 @@ impl<T: Owner> VTable<T> {
             unsafe {
                 space
                     .bounce
-                    .sync_for_device(iova, size, Direction::from_raw(dir))
+                    .sync_for_device(iova, size, Direction::from_raw(dir), &rcu)
             }
         }
     }

@@ -98,6 +98,13 @@ void vduse_rs_helper_bounce_copy(struct page *bounce, size_t offset, phys_addr_t
 {
 	char *addr = kmap_local_page(bounce);
 
+#ifdef CONFIG_X86_64
+	/* All memory is mapped as it is, and no cache has to be told: one copy for all pages. */
+	if (to_bounce)
+		memcpy(addr + offset, phys_to_virt(orig), len);
+	else
+		memcpy(phys_to_virt(orig), addr + offset, len);
+#else
 	while (len) {
 		struct page *page = pfn_to_page(PHYS_PFN(orig));
 		size_t start = offset_in_page(orig);
@@ -112,6 +119,7 @@ void vduse_rs_helper_bounce_copy(struct page *bounce, size_t offset, phys_addr_t
 		offset += part;
 		len -= part;
 	}
+#endif
 
 	kunmap_local(addr);
 }
