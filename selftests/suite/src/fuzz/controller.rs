@@ -38,7 +38,9 @@ fn features(stage: &mut Stage, device: u32) -> u64 {
             let more = stage.dice.next() & (blk::FEATURES | 1 << 13 | 1 << 14 | 1 << 16);
             base | more
         }
-        id::NET => base | feature::NET_MAC | stage.dice.next(),
+        // Not in order: a buffer of which the device says nothing is then taken to be full, which is
+        // what `rings::ruin` avoids.
+        id::NET => base | feature::NET_MAC | stage.dice.next() & !(1 << 35),
         _ => base | stage.dice.next(),
     }
 }

@@ -141,7 +141,8 @@ impl Supervisor<'_> {
             if Instant::now() >= next_kill {
                 let victim = dice.below(ACTORS.len() as u64) as usize;
                 self.kill(victim);
-                next_kill = Instant::now() + Duration::from_millis(100 + dice.below(600));
+                let pause = Duration::from_millis(100 + dice.below(600));
+                next_kill = Instant::now() + pause * self.plan.patience;
                 for name in DEVICES {
                     // Whoever is at sysfs may be killed between a long timeout and a short one.
                     let _ = sysfs::write(&sysfs::attribute(name, "msg_timeout"), "1");
