@@ -20,8 +20,8 @@ use crate::lab::qsd::{tool, Qsd};
 use crate::lab::scratch::Scratch;
 
 tests![
-    a_disk_of_qemu_storage_daemon_is_mounted_and_written => 900,
-    a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver => 900,
+    a_disk_of_qemu_storage_daemon_is_mounted_and_written => 600,
+    a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver => 600,
 ];
 
 /// Size of the disks, in bytes.
