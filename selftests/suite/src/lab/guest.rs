@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::lab::qmp::Qmp;
 use crate::lab::scratch::Scratch;
-use crate::lab::skip;
+use crate::lab::{note, skip};
 use crate::modules;
 use crate::runner::environment;
 
@@ -78,8 +78,11 @@ impl Setup {
     /// Starts the guest, and waits until it can be told what to do.
     #[track_caller]
     pub fn boot(self) -> Guest {
+        let begin = Instant::now();
         let mut guest = self.start();
         guest.wait_for(READY.as_bytes(), BOOT_LIMIT, "the guest comes up");
+        let took = begin.elapsed().as_secs_f64();
+        note(format_args!("the guest came up in {took:.1} s"));
         guest
     }
 
