@@ -180,9 +180,7 @@ impl Slot {
             }
         }
     }
-}
 
-impl Slot {
     /// Copies a range of bytes between a page, which is in use for this slot, and the buffer that it
     /// stands in for.
     #[inline]
@@ -261,7 +259,8 @@ enum View<'a> {
 impl Area {
     /// Returns an initialiser for an area of `size` bytes, a multiple of the page size.
     ///
-    /// Without a `cache`, nothing is ever mapped there, and it takes hardly any memory. May sleep. Errors: [`EINVAL`] if the area has no slot that can be given out.
+    /// Without a `cache`, nothing is ever mapped there, and it takes hardly any memory. May sleep.
+    /// Errors: [`EINVAL`] if the area has no slot that can be given out.
     pub(crate) fn new(
         cache: Option<&Arc<iova::Cache>>,
         size: usize,
@@ -427,10 +426,10 @@ impl Area {
         while at < buffer.len {
             let index = first + (at >> PAGE_SHIFT);
             let part = (buffer.len - at).min(PAGE_SIZE);
-            let page = self
+            let slot = self
                 .slot_or_alloc(index)
-                .and_then(|slot| Some((slot, slot.kernel_page()?)));
-            let Some((slot, _)) = page else {
+                .filter(|slot| slot.kernel_page().is_some());
+            let Some(slot) = slot else {
                 self.forget(first, index - first);
                 self.iova.free(iova, buffer.len);
                 return None;

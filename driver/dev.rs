@@ -307,14 +307,13 @@ impl Dev {
         self.status.store(status.into(), Relaxed);
     }
 
-    /// A driver of the kernel has written a status that the daemon did not agree to.
+    /// Notes whether a driver of the kernel is ready, for all that it knows, and the daemon did not
+    /// agree.
     ///
     /// Such drivers do not look whether they are ready: virtio_blk waits for its first requests. So
     /// they are ready in so far as another daemon can end what they wait for.
-    pub(super) fn set_unheeded_status(&self, status: u8) {
-        if status & status::DRIVER_OK != 0 {
-            self.unheeded.store(true, Relaxed);
-        }
+    pub(super) fn set_unheeded(&self, unheeded: bool) {
+        self.unheeded.store(unheeded, Relaxed);
     }
 
     /// Whether there is a driver that can be interrupted.
@@ -359,7 +358,7 @@ impl Dev {
     pub(super) fn reset(&self) {
         self.spaces.reset();
         self.set_status(0);
-        self.unheeded.store(false, Relaxed);
+        self.set_unheeded(false);
         self.driver_features.store(0, Relaxed);
         let _ = self.generation.fetch_add(1, Relaxed);
         for vq in &self.vqs {

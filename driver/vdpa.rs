@@ -14,6 +14,7 @@ use crate::{
         atomic_cpumask::AtomicCpumask,
         nospec::get_nospec,
         vdpa::{
+            status,
             BusDriver,
             Callbacks,
             Operations,
@@ -200,9 +201,10 @@ impl Operations for DriverSide {
         // out by reading it back.
         let told = self.send(uapi::SET_STATUS, RequestBody::from_status(status));
 
-        if told.is_err() && driver == BusDriver::Other {
-            self.dev.set_unheeded_status(status);
-        }
+        let is_ready = status & (status::DRIVER_OK | status::FAILED) == status::DRIVER_OK;
+
+        self.dev
+            .set_unheeded(is_ready && told.is_err() && driver == BusDriver::Other);
     }
 
     fn reset(&self) -> Result {
