@@ -284,7 +284,8 @@ fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
             "lent {lent}: {busy} KiB after I/O, {idle} KiB when idle, of {} KiB",
             SIZE >> 10
         ));
-        assert!(idle < (SIZE >> 10) as i64 + TOLERANCE, "{idle} KiB");
+        // A quarter more, for page tables and the like.
+        assert!(idle < (SIZE * 5 / 4 >> 10) as i64, "{idle} KiB");
         drop(block);
         drop(disk);
         soon("it is given back", || before - available() < TOLERANCE);
