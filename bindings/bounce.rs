@@ -299,15 +299,25 @@ impl Area {
         iova < self.size() as u64
     }
 
-    /// The most bytes that one mapping can have.
+    /// How many pages the largest mapping is to have, as a power of two.
     ///
-    /// Ranges are aligned to their size, rounded up to a power of two, and slot 0 is taken. So half
-    /// of the largest power of two within the area fits into an unused one, but not beside anything
-    /// else, such as the other parts of the same request; a quarter does.
-    pub(crate) fn max_mapping(&self) -> usize {
-        let largest = 1 << self.slots.checked_ilog2().unwrap_or(0);
+    /// It is that small for two requests of 254 parts, which is what a virtqueue of 256 descriptors
+    /// has room for, to fit beside one another.
+    fn largest_order(&self) -> u32 {
+        (self.slots / 512).checked_ilog2().unwrap_or(0)
+    }
 
-        (largest / 4).max(1) << PAGE_SHIFT
+    /// The most bytes that one mapping is to have, a power of two.
+    pub(crate) fn max_mapping(&self) -> usize {
+        PAGE_SIZE << self.largest_order()
+    }
+
+    /// How many mappings of the largest size there are multiples of it in the area.
+    ///
+    /// One less finds room there, as slot 0 is taken, whatever their sizes are and whatever was
+    /// there before: ranges are aligned to their size, rounded up to a power of two.
+    pub(crate) fn max_mappings(&self) -> usize {
+        self.slots >> self.largest_order()
     }
 
     /// Returns a slot, if its chunk has ever been used.

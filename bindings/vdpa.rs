@@ -320,8 +320,9 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn set_vq_state(&self, vq: u16, state: VqState) -> Result;
     /// Where in a virtqueue the device is.
     fn vq_state(&self, vq: u16) -> Result<VqState>;
-    /// The size of a virtqueue: the one chosen, or the largest.
-    fn vq_size(&self, vq: u16) -> u16;
+    /// The size of a virtqueue: the one chosen, or the largest that the driver can choose; 0 if it
+    /// cannot use it at all.
+    fn vq_size(&self, vq: u16, driver: BusDriver) -> u16;
     /// The group of a virtqueue.
     fn vq_group(&self, vq: u16) -> u32;
     /// What the memory of a virtqueue is mapped by; [`None`] if it cannot be mapped.
@@ -571,7 +572,7 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn get_vq_size(dev, vq: u16) -> u16 {
-            dev.data.vq_size(vq)
+            dev.data.vq_size(vq, dev.driver())
         }
     }
 

@@ -43,8 +43,19 @@ pub(crate) mod feature {
         | 1 << 53 // interrupts are coalesced
         | 1 << 57 // hashes are reported
         | 1 << 60; // receive side scaling
+    /// Net: the driver may get packets that are longer than the link's (section 5.1.3).
+    pub(crate) const NET_LARGE_PACKETS: u64 = 1 << 7 // TCP over IPv4
+        | 1 << 8 // TCP over IPv6
+        | 1 << 9 // TCP with ECN
+        | 1 << 10 // fragments of UDP
+        | 1 << 54 // UDP over IPv4
+        | 1 << 55; // UDP over IPv6
+    /// Net: a packet may be spread over several buffers.
+    pub(crate) const NET_MERGEABLE_BUFFERS: u64 = 1 << 15;
     /// Net: the card stands by for another one of the same address (section 5.1.3).
     pub(crate) const NET_STANDBY: u64 = 1 << 62;
+    /// A request may have a table of descriptors of its own, outside the virtqueue.
+    pub(crate) const INDIRECT_DESC: u64 = 1 << 28;
     /// The device is a modern one.
     pub(crate) const VERSION_1: u64 = 1 << 32;
     /// The device's memory accesses are translated.
@@ -103,10 +114,59 @@ fn features_are_valid(device_id: u32, features: u64) -> bool {
 /// with the lock of all network configuration held. So a daemon that does not answer would hang
 /// more than itself. Virtual machines wait at their own expense. And a card that stands by takes over
 /// the host's own card of the same address, which the daemon can choose.
-pub(crate) fn hidden_from_kernel(device_id: u32) -> u64 {
+///
+/// Where a large packet comes in one buffer, virtio_net takes the daemon's word for how much of it
+/// is full, and writes behind the packet's fragments if it is all.
+pub(crate) fn hidden_from_kernel(device_id: u32, features: u64) -> u64 {
     match device_id {
+        device_id::NET if features & feature::NET_MERGEABLE_BUFFERS == 0 => {
+            feature::NET_CONTROL | feature::NET_STANDBY | feature::NET_LARGE_PACKETS
+        }
         device_id::NET => feature::NET_CONTROL | feature::NET_STANDBY,
         _ => 0,
+    }
+}
+
+/// How much there is for one request of the kernel's own drivers.
+///
+/// They do not look whether a request can be made at all: one whose buffers do not fit into the bounce
+/// area, or whose descriptors do not fit into the virtqueue, they try again for ever.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// The size of the bounce area, in pages.
+    pub(crate) pages: usize,
+    /// How many times the largest mapping goes into it. One less can be had, as page 0 is none.
+    pub(crate) mappings: usize,
+    /// How many descriptors a request can have.
+    pub(crate) descriptors: usize,
+}
+
+impl Room {
+    /// The most segments of data that a request of a block device can have, beside its header and
+    /// its status (section 5.2.6), and the table of its descriptors, which is to be no longer than a
+    /// page. So many that a second request like it finds room as well, if there is room for more
+    /// than one at all.
+    fn segments(&self) -> usize {
+        (self.mappings / 2)
+            .min(self.mappings.saturating_sub(4))
+            .min(self.descriptors.saturating_sub(2))
+            .min(254)
+    }
+
+    /// The size that a virtqueue of `size` descriptors is to have for the kernel's own drivers, 0 if
+    /// they cannot use it.
+    pub(crate) fn vq_size(&self, device_id: u32, size: u16) -> u16 {
+        match device_id {
+            device_id::BLOCK if self.segments() == 0 => 0,
+            // virtiofs has at most as many pages of data in a request as there are descriptors, and
+            // each can take two of the area. So there is room for two requests, and where that is
+            // less, for the longest attribute, of 64 KiB.
+            device_id::FS => match (self.pages / 8).checked_ilog2() {
+                Some(order) => size.min(u16::try_from(1u64 << order).unwrap_or(size)),
+                None => 0,
+            },
+            _ => size,
+        }
     }
 }
 
@@ -117,7 +177,7 @@ fn field<const N: usize>(at: usize, offset: usize, buf: &mut [u8]) -> Option<&mu
 
 /// Changes in a part of a device's configuration space, from `offset` on, what the kernel's own
 /// drivers cannot deal with. They read a field at a time, or more.
-pub(crate) fn hide_from_kernel(device_id: u32, offset: usize, buf: &mut [u8]) {
+pub(crate) fn hide_from_kernel(device_id: u32, room: Room, offset: usize, buf: &mut [u8]) {
     match device_id {
         device_id::NET => {
             // The bit of the link's status that asks for an announcement (section 5.1.4), in little
@@ -131,6 +191,12 @@ pub(crate) fn hide_from_kernel(device_id: u32, offset: usize, buf: &mut [u8]) {
             // The largest segment (section 5.2.4): the block layer warns of less than this.
             if let Some(size_max) = field(8, offset, buf) {
                 *size_max = u32::from_le_bytes(*size_max).max(4096).to_le_bytes();
+            }
+            // The most segments of a request. Whoever is not offered this one has 1.
+            if let Some(seg_max) = field(12, offset, buf) {
+                let most = u32::try_from(room.segments()).unwrap_or(u32::MAX);
+
+                *seg_max = u32::from_le_bytes(*seg_max).min(most).to_le_bytes();
             }
             // The exponent of the physical block size, which virtio_blk shifts by.
             if let Some([exponent]) = field(24, offset, buf) {
@@ -275,7 +341,7 @@ mod tests {
     fn fields_are_changed_wherever_reading_begins() {
         let seen = |device_id, offset, byte| {
             let mut buf = [byte; 6];
-            hide_from_kernel(device_id, offset, &mut buf);
+            hide_from_kernel(device_id, ROOM, offset, &mut buf);
             buf
         };
         let ones = [0xff; 6];
@@ -301,21 +367,76 @@ mod tests {
             seen(device_id::BLOCK, 22, 0xff),
             [0xff, 0xff, 15, 0xff, 0xff, 0xff]
         );
-        hide_from_kernel(device_id::NET, 6, &mut []);
+        assert_eq!(seen(device_id::BLOCK, 10, 0xff), [0xff, 0xff, 254, 0, 0, 0]);
+        assert_eq!(seen(device_id::BLOCK, 12, 0x00), [0; 6]);
+        hide_from_kernel(device_id::NET, ROOM, 6, &mut []);
+    }
+
+    /// That of the default bounce area, and of a virtqueue of 256 descriptors.
+    const ROOM: Room = Room {
+        pages: 16384,
+        mappings: 512,
+        descriptors: 256,
+    };
+
+    #[test]
+    fn requests_have_as_many_segments_as_there_is_room_for() {
+        let segments = |mappings, descriptors| {
+            let room = Room {
+                pages: mappings,
+                mappings,
+                descriptors,
+            };
+            (room.segments(), room.vq_size(device_id::BLOCK, 64))
+        };
+
+        assert_eq!(segments(512, usize::MAX), (254, 64));
+        assert_eq!(segments(128, usize::MAX), (64, 64));
+        assert_eq!(segments(512, 128), (126, 64));
+        assert_eq!(segments(512, 3), (1, 64));
+        assert_eq!(segments(512, 2), (0, 0));
+        assert_eq!(segments(512, 0), (0, 0));
+        // One for each of table, header, segment and status; the first of the area is none.
+        assert_eq!(segments(5, usize::MAX), (1, 64));
+        assert_eq!(segments(4, usize::MAX), (0, 0));
+        assert_eq!(segments(0, usize::MAX), (0, 0));
+    }
+
+    #[test]
+    fn virtqueues_of_file_systems_are_as_long_as_there_is_room_for() {
+        let size = |pages, size| Room { pages, ..ROOM }.vq_size(device_id::FS, size);
+
+        assert_eq!(size(16384, 1024), 1024);
+        assert_eq!(size(16384, 4096), 2048);
+        assert_eq!(size(256, 1024), 32);
+        assert_eq!(size(300, 1024), 32);
+        assert_eq!(size(8, 1024), 1);
+        assert_eq!(size(7, 1024), 0);
+        assert_eq!(size(usize::MAX, 0x8000), 0x8000);
+        // Others get what there is.
+        assert_eq!(Room { pages: 0, ..ROOM }.vq_size(device_id::NET, 256), 256);
     }
 
     #[test]
     fn the_control_virtqueue_is_hidden_with_all_that_needs_it() {
-        let hidden = hidden_from_kernel(device_id::NET);
-        let bits: Vec<u32> = (0..64).filter(|bit| hidden >> bit & 1 != 0).collect();
+        let hidden = |features| {
+            let hidden = hidden_from_kernel(device_id::NET, features);
+            (0..64)
+                .filter(|bit| hidden >> bit & 1 != 0)
+                .collect::<Vec<u32>>()
+        };
 
         assert_eq!(
-            bits,
+            hidden(feature::NET_MERGEABLE_BUFFERS),
             [2, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 57, 60, 62]
         );
+        assert_eq!(
+            hidden(0),
+            [2, 7, 8, 9, 10, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 54, 55, 57, 60, 62]
+        );
         // The same bits mean something else there.
-        assert_eq!(hidden_from_kernel(device_id::BLOCK), 0);
-        assert_eq!(hidden_from_kernel(device_id::FS), 0);
+        assert_eq!(hidden_from_kernel(device_id::BLOCK, !0), 0);
+        assert_eq!(hidden_from_kernel(device_id::FS, 0), 0);
     }
 
     #[test]

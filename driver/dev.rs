@@ -17,6 +17,7 @@ use crate::{
     bindings::{
         iova,
         nospec::get_nospec,
+        page::PAGE_SHIFT,
         vdpa::{
             status,
             Callbacks, //
@@ -272,8 +273,36 @@ impl Dev {
         }
 
         if to_kernel {
-            config::hide_from_kernel(self.device_id, offset, buf);
+            config::hide_from_kernel(self.device_id, self.room(), offset, buf);
         }
+    }
+
+    /// How much there is for one request of a driver in the kernel. May sleep.
+    fn room(&self) -> config::Room {
+        let shortest = self.vqs.iter().map(|vq| vq.max_size()).min();
+        let area = self.spaces.get(0).map(|open| open.domain.bounce());
+
+        config::Room {
+            pages: area.map_or(0, |area| area.size() >> PAGE_SHIFT),
+            mappings: area.map_or(0, |area| area.max_mappings()),
+            descriptors: if self.features & config::feature::INDIRECT_DESC != 0 {
+                usize::MAX
+            } else {
+                shortest.unwrap_or(0).into()
+            },
+        }
+    }
+
+    /// The size of a virtqueue, the one chosen or the largest, for a driver in the kernel or for
+    /// somebody else. Errors: [`EINVAL`] if there is no such virtqueue. May sleep.
+    pub(super) fn vq_size(&self, index: u32, to_kernel: bool) -> Result<u16> {
+        let size = self.vq(index)?.size();
+
+        Ok(if to_kernel {
+            self.room().vq_size(self.device_id, size)
+        } else {
+            size
+        })
     }
 
     /// Writes to the configuration space, on behalf of the daemon. Errors: [`EINVAL`] if not all of
@@ -329,7 +358,7 @@ impl Dev {
     /// What it offers to a driver in the kernel, or to somebody else.
     pub(super) fn offered(&self, to_kernel: bool) -> u64 {
         if to_kernel {
-            self.features & !config::hidden_from_kernel(self.device_id)
+            self.features & !config::hidden_from_kernel(self.device_id, self.features)
         } else {
             self.features
         }

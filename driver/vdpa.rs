@@ -140,8 +140,10 @@ impl Operations for DriverSide {
         })
     }
 
-    fn vq_size(&self, vq: u16) -> u16 {
-        self.vq(vq, |vq| vq.size()).unwrap_or(0)
+    fn vq_size(&self, vq: u16, driver: BusDriver) -> u16 {
+        self.dev
+            .vq_size(vq.into(), driver == BusDriver::Other)
+            .unwrap_or(0)
     }
 
     fn vq_group(&self, vq: u16) -> u32 {

@@ -33,6 +33,8 @@ pub mod feature {
     pub const BLK_MQ: u64 = 1 << 12;
     /// A disk's cache mode can be written.
     pub const BLK_CONFIG_WCE: u64 = 1 << 11;
+    /// A request may have a table of descriptors of its own.
+    pub const RING_INDIRECT_DESC: u64 = 1 << 28;
     /// The device is of virtio 1.
     pub const VERSION_1: u64 = 1 << 32;
     /// The device sees IOVAs.
@@ -82,6 +84,19 @@ impl TestDevice {
     #[track_caller]
     pub fn new(config: &DeviceConfig) -> Self {
         Self::try_new(config).expect("creating a device")
+    }
+
+    /// Creates a device of one group and so many address spaces, or, if that is 0, of version 0.
+    #[track_caller]
+    pub fn with_spaces(mut config: DeviceConfig, spaces: u32) -> Self {
+        if spaces == 0 {
+            return Self::new(&config);
+        }
+        config.groups = 1;
+        config.address_spaces = spaces;
+        let control = Control::open_v1().expect("opening the control device");
+        control.create(&config).expect("creating a device");
+        Self::adopt(&config.name)
     }
 
     /// Creates a small disk of one queue, which is not set up.

@@ -21,10 +21,14 @@ use crate::lab::sysfs;
 pub type Served<B = Disk> = Serving<B>;
 
 impl Served {
-    /// Serves a device as a disk in a file.
+    /// Serves a device as a disk in a file, with queues of 256 descriptors.
     pub fn start(device: Device, queues: u16, file: Arc<File>) -> io::Result<Self> {
-        let sizes = vec![256; queues.into()];
-        Ok(Self::run(Server::new(device, &sizes, Disk::new(file))?))
+        Self::start_sized(device, &vec![256; queues.into()], file)
+    }
+
+    /// The same, with queues of these sizes.
+    pub fn start_sized(device: Device, sizes: &[u16], file: Arc<File>) -> io::Result<Self> {
+        Ok(Self::run(Server::new(device, sizes, Disk::new(file))?))
     }
 }
 
@@ -35,6 +39,12 @@ pub struct Shape {
     pub bytes: u64,
     /// How many queues it has.
     pub queues: u16,
+    /// How many descriptors each has room for.
+    pub queue_size: u16,
+    /// The most segments that a request can have, as the driver is told.
+    pub seg_max: u32,
+    /// How many address spaces share the bounce area; 0 is version 0 of the API.
+    pub spaces: u32,
     /// Features it does not offer.
     pub without: u64,
     /// The size of the bounce area in bytes; 0 is the default.
@@ -46,6 +56,9 @@ impl Default for Shape {
         Self {
             bytes: 4 << 20,
             queues: 1,
+            queue_size: 256,
+            seg_max: 126,
+            spaces: 0,
             without: 0,
             bounce: 0,
         }
@@ -65,7 +78,7 @@ pub struct LiveDisk {
     pub device: TestDevice,
     /// The disk's data.
     pub file: Arc<File>,
-    queues: u16,
+    sizes: Vec<u16>,
 }
 
 impl LiveDisk {
@@ -74,13 +87,15 @@ impl LiveDisk {
     pub fn new(shape: Shape) -> Self {
         let mut config = blk::device_config(&unique_name(), shape.bytes, shape.queues);
         config.features &= !shape.without;
-        let device = TestDevice::new(&config);
+        config.space[12..16].copy_from_slice(&shape.seg_max.to_le_bytes());
+        let device = TestDevice::with_spaces(config, shape.spaces);
         if shape.bounce != 0 {
             let path = sysfs::attribute(device.name(), "bounce_size");
             sysfs::write(&path, &shape.bounce.to_string()).expect("setting bounce_size");
         }
         let file = memory_file(shape.bytes);
-        let served = Served::start(device.open_nonblocking(), shape.queues, file.clone())
+        let sizes = vec![shape.queue_size; shape.queues.into()];
+        let served = Served::start_sized(device.open_nonblocking(), &sizes, file.clone())
             .expect("serving the disk");
         let on_bus = OnBus::add(device.name()).expect("adding the disk");
         on_bus.bind(Driver::Virtio).expect("binding the disk");
@@ -89,7 +104,7 @@ impl LiveDisk {
             served,
             device,
             file,
-            queues: shape.queues,
+            sizes,
         }
     }
 
@@ -123,7 +138,7 @@ impl LiveDisk {
         between();
         let device = self.device.open_nonblocking();
         let served =
-            Served::start(device, self.queues, self.file.clone()).expect("serving the disk");
+            Served::start_sized(device, &self.sizes, self.file.clone()).expect("serving the disk");
         Self { served, ..self }
     }
 }

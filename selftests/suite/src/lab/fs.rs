@@ -173,14 +173,15 @@ pub struct LiveFs<S> {
 }
 
 impl<S> LiveFs<S> {
-    /// Has a file system served as `serve` says of a device and a folder, and binds it.
+    /// Has a file system served as `serve` says of a device and a folder, and binds it. With other than
+    /// 0 `spaces`, it has so many address spaces, which share the bounce area.
     #[track_caller]
-    pub fn serve(serve: impl FnOnce(&TestDevice, &Path) -> S) -> Self {
+    pub fn serve(spaces: u32, serve: impl FnOnce(&TestDevice, &Path) -> S) -> Self {
         need_virtiofs();
         let scratch = Scratch::new();
         let folder = scratch.path("files");
         std::fs::create_dir(&folder).expect("making a folder");
-        let device = TestDevice::new(&device_config(&unique_name()));
+        let device = TestDevice::with_spaces(device_config(&unique_name()), spaces);
         let served = serve(&device, &folder);
         let on_bus = OnBus::add(device.name()).expect("adding the file system");
         on_bus
@@ -215,7 +216,13 @@ impl LiveFs<(Served<Files>, Log)> {
     /// One that a thread of the test serves.
     #[track_caller]
     pub fn new() -> Self {
-        Self::serve(|device, folder| {
+        Self::with_spaces(0)
+    }
+
+    /// The same, with so many address spaces; 0 is version 0 of the API.
+    #[track_caller]
+    pub fn with_spaces(spaces: u32) -> Self {
+        Self::serve(spaces, |device, folder| {
             let files = Files::new(folder);
             let log = files.log.clone();
             let sizes = [256; QUEUES as usize];

@@ -37,6 +37,7 @@ const GET_AS_NUM: u32 = number(READ, VHOST, 0x7a, 4);
 const GET_VQS_COUNT: u32 = number(READ, VHOST, 0x80, 4);
 const GET_GROUP_NUM: u32 = number(READ, VHOST, 0x81, 4);
 const GET_VRING_GROUP: u32 = number(READ | WRITE, VHOST, 0x7b, 8);
+const GET_VRING_SIZE: u32 = number(READ | WRITE, VHOST, 0x82, 8);
 const SET_GROUP_ASID: u32 = number(WRITE, VHOST, 0x7c, 8);
 
 /// Bits of the device status (virtio 1.3, section 2.1).
@@ -105,6 +106,15 @@ impl Vhost {
 
     fn set(&self, number: u32, mut bytes: Bytes) -> io::Result<()> {
         raw::call(&self.file, number, &mut bytes.0).map(drop)
+    }
+
+    /// Asks for the number that goes with an index.
+    fn get_pair(&self, request: u32, index: u32) -> io::Result<u32> {
+        let mut bytes = Bytes::new().u32(index).u32(0).0;
+        raw::call(&self.file, request, &mut bytes)?;
+        Ok(u32::from_ne_bytes(
+            bytes[4..8].try_into().unwrap_or_default(),
+        ))
     }
 
     fn set_pair(&self, number: u32, queue: u32, value: u32) -> io::Result<()> {
@@ -203,11 +213,12 @@ impl Vhost {
 
     /// The group of a virtqueue.
     pub fn group_of(&self, queue: u32) -> io::Result<u32> {
-        let mut bytes = Bytes::new().u32(queue).u32(0).0;
-        raw::call(&self.file, GET_VRING_GROUP, &mut bytes)?;
-        Ok(u32::from_ne_bytes(
-            bytes[4..8].try_into().unwrap_or_default(),
-        ))
+        self.get_pair(GET_VRING_GROUP, queue)
+    }
+
+    /// The size of a virtqueue: the one that was set, or the largest.
+    pub fn queue_size(&self, queue: u32) -> io::Result<u32> {
+        self.get_pair(GET_VRING_SIZE, queue)
     }
 
     /// Moves a virtqueue group to an address space. (vhost takes the group for a virtqueue's index
@@ -250,11 +261,7 @@ impl Vhost {
 
     /// Asks where the device is in a virtqueue.
     pub fn queue_base(&self, queue: u32) -> io::Result<u32> {
-        let mut bytes = Bytes::new().u32(queue).u32(0).0;
-        raw::call(&self.file, GET_VRING_BASE, &mut bytes)?;
-        Ok(u32::from_ne_bytes(
-            bytes[4..8].try_into().unwrap_or_default(),
-        ))
+        self.get_pair(GET_VRING_BASE, queue)
     }
 
     /// Sets the eventfd that kicks a virtqueue.

@@ -31,6 +31,7 @@ tests![
     statistics_without_a_control_queue_do_no_harm,
     changing_offloads_without_a_control_queue_does_no_harm,
     asking_for_announcements_without_a_control_queue_does_no_harm,
+    large_packets_in_one_buffer_are_hidden_from_virtio,
     a_daemon_that_falls_silent_holds_nobody_up => 90,
     a_daemon_that_dies_holds_nobody_up => 60,
 ];
@@ -143,8 +144,9 @@ fn statistics_without_a_control_queue_do_no_harm() {
 fn changing_offloads_without_a_control_queue_does_no_harm() {
     load_virtio_net();
     let mut config = net_config();
-    // Offloads can be changed; checksums, and segments of TCP, of which there is one to change.
-    let offloads = 1 << 0 | 1 << 1 | 1 << 7;
+    // Offloads can be changed; checksums, and segments of TCP, of which there is one to change. It is
+    // offered as packets can be spread over buffers.
+    let offloads = 1 << 0 | 1 << 1 | 1 << 7 | MERGEABLE_BUFFERS;
     config.features |= 1 << 2 | offloads;
     let card = Card::new(&config);
     card.on_bus.bind(Driver::Virtio).expect("binding");
@@ -153,6 +155,26 @@ fn changing_offloads_without_a_control_queue_does_no_harm() {
         // It may say that this cannot be changed.
         let _ = crate::modules::tool("ethtool", &["-K", &interface, "rx-gro-hw", value]);
     }
+}
+
+/// The driver may get packets that are longer than the link's.
+const LARGE_PACKETS: [u32; 6] = [7, 8, 9, 10, 54, 55];
+
+/// A packet may be spread over several buffers.
+const MERGEABLE_BUFFERS: u64 = 1 << 15;
+
+fn large_packets_in_one_buffer_are_hidden_from_virtio() {
+    load_virtio_net();
+    // With the checksums that they need.
+    let large = LARGE_PACKETS.iter().fold(1 << 1, |bits, bit| bits | 1 << bit);
+    let mut config = net_config();
+    config.features |= large;
+    let card = Card::new(&config);
+    assert_eq!(card.offered_by_vhost(), config.features);
+    assert_eq!(card.accepted_by_virtio(), WITHOUT | 1 << 1);
+    drop(card);
+    config.features |= MERGEABLE_BUFFERS;
+    assert_eq!(Card::new(&config).accepted_by_virtio(), WITHOUT | large | MERGEABLE_BUFFERS);
 }
 
 fn asking_for_announcements_without_a_control_queue_does_no_harm() {

@@ -12,13 +12,14 @@ use vduse::blk;
 use crate::lab::block::{exercise, sectors, Block, Exerciser};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::daemon::{Daemon, Manner};
-use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::device::{feature, unique_name, TestDevice};
 use crate::lab::disk::{LiveDisk, Served, Shape};
 use crate::lab::expect::{soon, within};
 use crate::lab::memory::HugePage;
 use crate::lab::pattern::assert_same;
 use crate::lab::scratch::Scratch;
 use crate::lab::sysfs;
+use crate::lab::vhost::Vhost;
 
 tests![
     what_is_written_is_in_the_file_and_read_back,
@@ -28,6 +29,9 @@ tests![
     large_requests_are_intact,
     more_data_than_the_bounce_area_is_intact,
     a_request_of_half_the_bounce_area_ends,
+    requests_larger_than_the_bounce_area_end,
+    requests_longer_than_the_virtqueue_end,
+    a_disk_without_room_for_a_request_is_not_driven,
     flushes_arrive,
     errors_of_the_device_are_errors_of_the_driver,
     a_live_disk_grows_and_shrinks,
@@ -155,6 +159,77 @@ fn a_request_of_half_the_bounce_area_ends() {
     let mut found = vec![0; LEN];
     disk.file.read_exact_at(&mut found, 0).unwrap();
     assert_same(&found, memory.bytes(), "2 MiB");
+}
+
+/// Writes 4 MiB in requests that are as large as the driver can be made to make them, in pages here
+/// and there, and reads them.
+#[track_caller]
+fn large_requests_end(shape: Shape) {
+    let disk = LiveDisk::new(shape);
+    let block = disk.block();
+    let queue = Path::new("/sys/block").join(block.name()).join("queue");
+    let most = sysfs::read(&queue.join("max_hw_sectors_kb")).unwrap();
+    sysfs::write(&queue.join("max_sectors_kb"), &most).unwrap();
+    let mut data = vec![0; shape.bytes as usize];
+    crate::lab::pattern::Random::new(12).fill(&mut data);
+    block.write(0, &data).unwrap();
+    let mut found = vec![0; data.len()];
+    disk.file.read_exact_at(&mut found, 0).unwrap();
+    assert_same(&found, &data, "the file");
+    assert_same(&block.read(0, data.len()).unwrap(), &data, "the disk");
+}
+
+fn requests_larger_than_the_bounce_area_end() {
+    // An area of 1 MiB, of 64 KiB, and of 6 pages, of which one is never used, and each request
+    // takes three beside its data.
+    for spaces in [1, 16, 43] {
+        large_requests_end(Shape {
+            bounce: 1 << 20,
+            spaces,
+            seg_max: u32::MAX,
+            ..Default::default()
+        });
+    }
+}
+
+fn requests_longer_than_the_virtqueue_end() {
+    for queue_size in [4, 16] {
+        large_requests_end(Shape {
+            queue_size,
+            without: feature::RING_INDIRECT_DESC,
+            seg_max: 254,
+            ..Default::default()
+        });
+    }
+}
+
+fn a_disk_without_room_for_a_request_is_not_driven() {
+    let too_short = Shape {
+        queue_size: 2,
+        without: feature::RING_INDIRECT_DESC,
+        ..Default::default()
+    };
+    // An area of 4 pages.
+    let too_small = Shape {
+        bounce: 1 << 20,
+        spaces: 64,
+        ..Default::default()
+    };
+    for shape in [too_short, too_small] {
+        let disk = LiveDisk::new(shape);
+        let status = bus::virtio_folder(disk.name()).expect("a virtio device").join("status");
+        // It has negotiated features, and failed.
+        soon("the driver gives up", || {
+            sysfs::read(&status).is_ok_and(|status| status == "0x0000008b")
+        });
+        assert_eq!(bus::disk_name(disk.name()), None);
+        // A virtual machine makes of it what it can.
+        disk.on_bus.unbind(Driver::Virtio).unwrap();
+        disk.on_bus.bind(Driver::Vhost).unwrap();
+        let vhost = Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap();
+        vhost.set_owner().unwrap();
+        assert_eq!(vhost.queue_size(0).unwrap(), u32::from(shape.queue_size));
+    }
 }
 
 fn flushes_arrive() {

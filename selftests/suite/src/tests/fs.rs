@@ -27,6 +27,7 @@ tests![
     a_folder_of_100_files_is_listed,
     files_are_cut_and_grow,
     errors_of_the_device_are_errors_of_the_driver,
+    requests_larger_than_the_bounce_area_end,
     several_threads_on_both_queues_are_intact => 40,
     what_is_forgotten_goes_through_the_first_queue,
     rebinding_and_mounting_again_works,
@@ -199,6 +200,18 @@ fn errors_of_the_device_are_errors_of_the_driver() {
     );
 }
 
+fn requests_larger_than_the_bounce_area_end() {
+    // Of the default bounce area, each space has 256 KiB, which is what the file system would like to
+    // have in one request.
+    let fs = LiveFs::with_spaces(256);
+    let mount = fs.mount();
+    let data = noise(1 << 20, 13);
+    let file = zeroes(&mount.path("file"), data.len() as u64);
+    file.write(0, &data).unwrap();
+    assert_same(&fs::read(fs.behind("file")).unwrap(), &data, "the file behind");
+    assert_same(&file.read(0, data.len()).unwrap(), &data, "the file");
+}
+
 fn several_threads_on_both_queues_are_intact() {
     const LEN: u64 = 1 << 20;
     let fs = LiveFs::new();
@@ -292,7 +305,7 @@ fn start(name: &str, folder: &Path, manner: Manner) -> Daemon {
 impl Remote {
     #[track_caller]
     fn remote() -> Self {
-        Self::serve(|device, folder| Some(start(device.name(), folder, Manner::Serve)))
+        Self::serve(0, |device, folder| Some(start(device.name(), folder, Manner::Serve)))
     }
 
     fn kill(&mut self) {
