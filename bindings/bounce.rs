@@ -23,6 +23,7 @@
 //! The mutex that serialises lending and taking back, then the spinlock that says how far that is.
 
 use super::{
+    atomic::Inlined,
     iova,
     lock::{
         new_spinlock_irqsave,
@@ -37,7 +38,8 @@ use super::{
     pin::PinnedPages,
     raw as bindings,
     rcu,
-    sched::cond_resched, //
+    sched::cond_resched,
+    slots::Slots, //
 };
 use core::{
     marker::PhantomData,
@@ -57,7 +59,6 @@ use kernel::{
     sync::{
         aref::ARef,
         atomic::{
-            Acquire,
             Atomic,
             Full,
             Relaxed,
@@ -73,36 +74,23 @@ use kernel::{
 };
 use pin_init::init_array_from_fn;
 
-/// In which direction a device uses a buffer.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
-    /// The device reads it.
-    ToDevice,
-    /// The device writes it.
-    FromDevice,
-    /// The device does both.
-    Both,
-    /// The device does neither.
-    Neither,
-}
+/// In which direction a device uses a buffer: `enum dma_data_direction`.
+#[derive(Clone, Copy)]
+pub(super) struct Direction(bindings::dma_data_direction);
 
 impl Direction {
-    /// Translates `enum dma_data_direction`.
     pub(super) fn from_raw(raw: bindings::dma_data_direction) -> Self {
-        match raw {
-            bindings::dma_data_direction_DMA_BIDIRECTIONAL => Self::Both,
-            bindings::dma_data_direction_DMA_TO_DEVICE => Self::ToDevice,
-            bindings::dma_data_direction_DMA_FROM_DEVICE => Self::FromDevice,
-            _ => Self::Neither,
-        }
+        Self(raw)
     }
 
     fn device_reads(self) -> bool {
-        matches!(self, Self::ToDevice | Self::Both)
+        self.0 == bindings::dma_data_direction_DMA_TO_DEVICE
+            || self.0 == bindings::dma_data_direction_DMA_BIDIRECTIONAL
     }
 
     fn device_writes(self) -> bool {
-        matches!(self, Self::FromDevice | Self::Both)
+        self.0 == bindings::dma_data_direction_DMA_FROM_DEVICE
+            || self.0 == bindings::dma_data_direction_DMA_BIDIRECTIONAL
     }
 }
 
@@ -162,12 +150,15 @@ impl Slot {
     }
 
     /// Returns the kernel's page of this slot, after allocating it if there is none.
+    #[inline]
     fn kernel_page(&self) -> Option<NonNull<bindings::page>> {
-        let page = self.page.load(Acquire);
-        if !page.is_null() {
-            return NonNull::new(page);
-        }
+        NonNull::new(self.page.read_acquire()).or_else(|| self.alloc_page())
+    }
 
+    /// Allocates the kernel's page of this slot, unless somebody else does.
+    #[cold]
+    #[inline(never)]
+    fn alloc_page(&self) -> Option<NonNull<bindings::page>> {
         let new = NonNull::new(Page::alloc_zeroed_atomic())?;
 
         match self.page.cmpxchg(ptr::null_mut(), new.as_ptr(), Full) {
@@ -185,7 +176,7 @@ impl Slot {
     /// stands in for.
     #[inline]
     fn copy(&self, page: Option<NonNull<bindings::page>>, range: Range<usize>, to_device: bool) {
-        let orig = self.orig.load(Relaxed);
+        let orig = self.orig.read();
         if orig == NO_BUFFER {
             return;
         }
@@ -228,6 +219,14 @@ struct Progress {
     lent_below: usize,
 }
 
+/// How many slots the largest mapping is to have, as a power of two, of an area of so many.
+///
+/// It is that small for two requests of 254 parts, which is what a virtqueue of 256 descriptors has
+/// room for, to fit beside one another.
+fn largest_order(slots: usize) -> u32 {
+    (slots / 512).checked_ilog2().unwrap_or(0)
+}
+
 /// A bounce area.
 ///
 /// # Invariants
@@ -236,9 +235,9 @@ struct Progress {
 /// - While `mode` is [`mode::SWITCHING`], no page of a slot is written or read but under `progress`.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Area {
-    /// Slot 0 is never given out: its address would be 0.
+    /// Which slots are in use. Slot 0 is never given out: its address would be 0.
     #[pin]
-    iova: iova::Domain,
+    allocator: Slots,
     chunks: KVVec<OnceBox<Chunk>>,
     slots: usize,
     mode: Atomic<u32>,
@@ -281,7 +280,7 @@ impl Area {
                 }
                 chunks
             },
-            iova <- iova::Domain::new(cache, PAGE_SIZE, size - 1),
+            allocator <- Slots::new(cache, *slots, largest_order(*slots)),
             mode: Atomic::new(mode::KERNEL),
             lent: Atomic::new(ptr::null()),
             progress <- new_spinlock_irqsave!(Progress { lent_below: 0 }),
@@ -299,17 +298,9 @@ impl Area {
         iova < self.size() as u64
     }
 
-    /// How many pages the largest mapping is to have, as a power of two.
-    ///
-    /// It is that small for two requests of 254 parts, which is what a virtqueue of 256 descriptors
-    /// has room for, to fit beside one another.
-    fn largest_order(&self) -> u32 {
-        (self.slots / 512).checked_ilog2().unwrap_or(0)
-    }
-
     /// The most bytes that one mapping is to have, a power of two.
     pub(crate) fn max_mapping(&self) -> usize {
-        PAGE_SIZE << self.largest_order()
+        PAGE_SIZE << largest_order(self.slots)
     }
 
     /// How many mappings of the largest size there are multiples of it in the area.
@@ -317,10 +308,11 @@ impl Area {
     /// One less finds room there, as slot 0 is taken, whatever their sizes are and whatever was
     /// there before: ranges are aligned to their size, rounded up to a power of two.
     pub(crate) fn max_mappings(&self) -> usize {
-        self.slots >> self.largest_order()
+        self.slots >> largest_order(self.slots)
     }
 
     /// Returns a slot, if its chunk has ever been used.
+    #[inline]
     fn slot(&self, index: usize) -> Option<&Slot> {
         self.chunks
             .get(index / CHUNK_SLOTS)?
@@ -329,7 +321,15 @@ impl Area {
     }
 
     /// Returns a slot, after allocating its chunk if need be.
+    #[inline]
     fn slot_or_alloc(&self, index: usize) -> Option<&Slot> {
+        self.slot(index).or_else(|| self.alloc_slot(index))
+    }
+
+    /// Allocates a slot's chunk, unless somebody else does.
+    #[cold]
+    #[inline(never)]
+    fn alloc_slot(&self, index: usize) -> Option<&Slot> {
         self.chunks
             .get(index / CHUNK_SLOTS)?
             .get_or_init(init_array_from_fn(|_| Slot::new()), GFP_ATOMIC)
@@ -338,15 +338,16 @@ impl Area {
     }
 
     /// Says which pages are in use. The RCU read lock must be held as long as the answer is used.
+    #[inline]
     fn view<'a>(&'a self, _rcu: &'a Guard) -> View<'a> {
-        let mode = self.mode.load(Acquire);
+        let mode = self.mode.read_acquire();
         if mode == mode::KERNEL {
             return View::Kernel;
         }
 
         // SAFETY: By the type invariants, it is valid, and stays so until the RCU read-side section
         // ends, which holds `'a`.
-        let lent = unsafe { &*self.lent.load(Acquire) };
+        let lent = unsafe { &*self.lent.read_acquire() };
 
         if mode == mode::LENT {
             View::Lent(lent)
@@ -381,7 +382,7 @@ impl Area {
     }
 
     /// Copies a range of bytes of one slot.
-    #[inline]
+    #[inline(always)]
     fn copy_slot(
         &self,
         view: &View<'_>,
@@ -391,7 +392,7 @@ impl Area {
         to_device: bool,
     ) {
         match view {
-            View::Kernel => slot.copy(NonNull::new(slot.page.load(Acquire)), range, to_device),
+            View::Kernel => slot.copy(NonNull::new(slot.page.read_acquire()), range, to_device),
             View::Lent(lent) => slot.copy(lent.page(index), range, to_device),
             View::Switching(lent) => self.copy_switching(lent, index, slot, range, to_device),
         }
@@ -399,6 +400,7 @@ impl Area {
 
     /// The same, while pages change hands: this one must not do so during the copy.
     #[cold]
+    #[inline(never)]
     fn copy_switching(
         &self,
         lent: &PinnedPages,
@@ -411,7 +413,7 @@ impl Area {
         let page = if index < progress.lent_below {
             lent.page(index)
         } else {
-            NonNull::new(slot.page.load(Acquire))
+            NonNull::new(slot.page.read_acquire())
         };
 
         slot.copy(page, range, to_device);
@@ -428,7 +430,7 @@ impl Area {
         sync: bool,
         rcu: &Guard,
     ) -> Option<u64> {
-        let iova = self.iova.alloc(buffer.len)?;
+        let iova = self.allocator.alloc(buffer.len)?;
         let first = iova as usize >> PAGE_SHIFT;
         let view = (sync && dir.device_reads()).then(|| self.view(rcu));
         let mut at = 0;
@@ -441,12 +443,12 @@ impl Area {
                 .filter(|slot| slot.kernel_page().is_some());
             let Some(slot) = slot else {
                 self.forget(first, index - first);
-                self.iova.free(iova, buffer.len);
+                self.allocator.free(iova, buffer.len);
                 return None;
             };
 
             // INVARIANT: The buffer is mapped from now on, and this part of it begins here.
-            slot.orig.store(buffer.phys + at as u64, Relaxed);
+            slot.orig.write(buffer.phys + at as u64);
             if let Some(view) = &view {
                 self.copy_slot(view, index, slot, 0..part, true);
             }
@@ -460,7 +462,7 @@ impl Area {
     fn forget(&self, first: usize, count: usize) {
         for index in first..first + count {
             if let Some(slot) = self.slot(index) {
-                slot.orig.store(NO_BUFFER, Relaxed);
+                slot.orig.write(NO_BUFFER);
             }
         }
     }
@@ -495,12 +497,12 @@ impl Area {
                 if let Some(view) = &view {
                     self.copy_slot(view, index, slot, 0..part, false);
                 }
-                slot.orig.store(NO_BUFFER, Relaxed);
+                slot.orig.write(NO_BUFFER);
             }
             at += part;
         }
 
-        self.iova.free(iova, len);
+        self.allocator.free(iova, len);
     }
 
     /// Copies a part of a mapped buffer in, if the device reads it. Any context.
@@ -537,11 +539,11 @@ impl Area {
     /// has those already. Any context.
     pub(crate) fn page(&self, iova: u64) -> Option<ARef<Page>> {
         let _rcu = read_lock();
-        if self.mode.load(Acquire) != mode::KERNEL {
+        if self.mode.read_acquire() != mode::KERNEL {
             return None;
         }
 
-        let page = self.slot(iova as usize >> PAGE_SHIFT)?.page.load(Acquire);
+        let page = self.slot(iova as usize >> PAGE_SHIFT)?.page.read_acquire();
 
         // SAFETY: By the type invariants of `Slot`, it is null or stays allocated as long as
         // `self`.
@@ -560,8 +562,8 @@ impl Area {
             let mut progress = self.progress.lock();
 
             if let Some(slot) = self.slot(index) {
-                let kernel = NonNull::new(slot.page.load(Acquire));
-                let in_use = slot.orig.load(Relaxed) != NO_BUFFER;
+                let kernel = NonNull::new(slot.page.read_acquire());
+                let in_use = slot.orig.read() != NO_BUFFER;
 
                 if let (true, Some(kernel), Some(lent)) = (in_use, kernel, lent.page(index)) {
                     // SAFETY: Both are whole pages that stay allocated, the one as long as `self`,
@@ -634,7 +636,7 @@ impl Area {
     pub(super) fn is_in_use(&self) -> bool {
         (0..self.slots)
             .filter_map(|index| self.slot(index))
-            .any(|slot| slot.orig.load(Relaxed) != NO_BUFFER)
+            .any(|slot| slot.orig.read() != NO_BUFFER)
     }
 
     /// Whether pages are lent. May sleep.

@@ -7,6 +7,7 @@
 mod raw;
 
 pub(crate) mod anon_inode;
+pub(crate) mod atomic;
 pub(crate) mod atomic_cpumask;
 pub(crate) mod bounce;
 pub(crate) mod capability;
@@ -30,6 +31,7 @@ pub(crate) mod pin;
 pub(crate) mod pod;
 pub(crate) mod rcu;
 pub(crate) mod sched;
+mod slots;
 pub(crate) mod sysfs;
 pub(crate) mod vdpa;
 pub(crate) mod vhost_iotlb;

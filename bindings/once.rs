@@ -2,12 +2,12 @@
 
 //! Boxes that are filled at most once, by whoever comes first.
 
+use super::atomic::Inlined;
 use core::ptr;
 use kernel::{
     alloc::Flags,
     prelude::*,
     sync::atomic::{
-        Acquire,
         Atomic,
         Full, //
     },
@@ -34,10 +34,11 @@ impl<T> OnceBox<T> {
     }
 
     /// Returns the value, if there is one. May be called in any context.
+    #[inline]
     pub(crate) fn get(&self) -> Option<&T> {
         // SAFETY: By the type invariants, the pointer is null or valid as long as `self` is. The
         // acquire load sees what was written before the pointer was installed.
-        unsafe { self.0.load(Acquire).as_ref() }
+        unsafe { self.0.read_acquire().as_ref() }
     }
 
     /// Returns the value, after making it in place if there was none.

@@ -10,6 +10,7 @@
 //! C header: [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
 use super::{
+    atomic::Inlined,
     bounce::{
         Area,
         Buffer,
@@ -33,9 +34,7 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
-            AtomicFlag,
             Full,
             Relaxed,
             Release, //
@@ -110,7 +109,7 @@ impl<T: Owner> Space<T> {
 ///   is given back after an RCU grace period.
 pub(crate) struct Token<T: Owner> {
     space: Atomic<*mut Space<T>>,
-    closed: AtomicFlag,
+    closed: Atomic<bool>,
 }
 
 // SAFETY: It owns a reference to a space, which goes along.
@@ -124,7 +123,7 @@ impl<T: Owner> Token<T> {
         // INVARIANT: The reference is ours from now on.
         Self {
             space: Atomic::new(Arc::into_raw(space).cast_mut()),
-            closed: AtomicFlag::new(false),
+            closed: Atomic::new(false),
         }
     }
 
@@ -157,12 +156,12 @@ impl<T: Owner> Token<T> {
     fn enter<'a>(&self, _rcu: &'a rcu::Guard) -> &'a Space<T> {
         // SAFETY: By the type invariants, our reference is not given back before the read-side
         // section ends, even if it leads elsewhere by then.
-        unsafe { &*self.space.load(Acquire) }
+        unsafe { &*self.space.read_acquire() }
     }
 
     /// The same, for mapping; [`None`] if the token is closed.
     fn enter_open<'a>(&self, rcu: &'a rcu::Guard) -> Option<&'a Space<T>> {
-        (!self.closed.load(Acquire)).then(|| self.enter(rcu))
+        (!self.closed.read_acquire()).then(|| self.enter(rcu))
     }
 
     /// The form in which C passes it around.

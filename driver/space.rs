@@ -23,7 +23,9 @@ use super::iotlb::{
 };
 use crate::{
     bindings::{
-        anon_inode, bounce,
+        anon_inode,
+        atomic::Inlined,
+        bounce,
         file_ops::FileOperations,
         iova,
         lock::{
@@ -65,7 +67,7 @@ use kernel::{
     sync::{
         aref::ARef,
         atomic::{
-            AtomicFlag,
+            Atomic,
             Relaxed, //
         },
         Arc,
@@ -93,7 +95,7 @@ pub(crate) struct Mappings {
     #[pin]
     iotlb: SpinLockIrqSave<Iotlb>,
     /// Whether the bounce area is mapped. Changes under the lock of `iotlb`.
-    bounce_mapped: AtomicFlag,
+    bounce_mapped: Atomic<bool>,
     bounce_size: usize,
     /// The addresses behind the bounce area.
     #[pin]
@@ -128,7 +130,7 @@ impl Mappings {
     ) -> impl PinInit<Self, Error> + use<'_> {
         try_pin_init!(Self {
             iotlb <- new_spinlock_irqsave!(Iotlb::new()),
-            bounce_mapped: AtomicFlag::new(false),
+            bounce_mapped: Atomic::new(false),
             bounce_size: bounce_size,
             coherent <- iova::Domain::new(cache, *bounce_size, LAST_IOVA),
             max_entries: max_entries,
@@ -137,7 +139,7 @@ impl Mappings {
 
     /// Whether there may be one more mapping.
     fn has_room(&self, iotlb: &Iotlb) -> bool {
-        iotlb.len() + usize::from(self.bounce_mapped.load(Relaxed)) < self.max_entries
+        iotlb.len() + usize::from(self.is_bounce_mapped()) < self.max_entries
     }
 
     /// Drops what a process mapped: a virtio driver of this kernel owns the address space now.
@@ -160,9 +162,27 @@ impl Mappings {
         self.bounce_mapped.store(false, Relaxed);
     }
 
+    /// Maps the bounce area, for a virtio driver of this kernel. Errors: [`ENOMEM`] if there are as
+    /// many mappings as there can be.
+    #[cold]
+    #[inline(never)]
+    fn map_bounce(&self) -> Result {
+        let mut iotlb = self.iotlb.lock();
+        let evicted = Self::evict_files(&mut iotlb);
+        let has_room = self.is_bounce_mapped() || self.has_room(&iotlb);
+        if has_room {
+            self.bounce_mapped.store(true, Relaxed);
+        }
+        drop(iotlb);
+        drop(evicted);
+
+        has_room.then_some(()).ok_or(ENOMEM)
+    }
+
     /// Whether a buffer has been mapped since the last reset.
+    #[inline]
     fn is_bounce_mapped(&self) -> bool {
-        self.bounce_mapped.load(Relaxed)
+        self.bounce_mapped.read()
     }
 
     /// Finds the first mapping that has an address of `start` to `last`.
@@ -311,21 +331,13 @@ impl Mappings {
 }
 
 impl Owner for Mappings {
+    #[inline]
     fn before_map(&self) -> Result {
         if self.is_bounce_mapped() {
             return Ok(());
         }
 
-        let mut iotlb = self.iotlb.lock();
-        let evicted = Self::evict_files(&mut iotlb);
-        let has_room = self.is_bounce_mapped() || self.has_room(&iotlb);
-        if has_room {
-            self.bounce_mapped.store(true, Relaxed);
-        }
-        drop(iotlb);
-        drop(evicted);
-
-        has_room.then_some(()).ok_or(ENOMEM)
+        self.map_bounce()
     }
 
     fn map_coherent(&self, pages: Pages, size: usize) -> Result<u64> {

@@ -2,6 +2,7 @@
 
 //! Data through the kernel's virtio_blk, and daemons that come and go.
 
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use vduse::blk;
 
-use crate::lab::block::{exercise, sectors, Block, Exerciser};
+use crate::lab::block::{exercise, sectors, Aligned, Block, Exerciser};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{feature, unique_name, TestDevice};
 use crate::lab::disk::{LiveDisk, Served, Shape};
 use crate::lab::expect::{soon, within};
-use crate::lab::memory::HugePage;
+use crate::lab::memory::{HugePage, PAGE};
 use crate::lab::pattern::assert_same;
 use crate::lab::scratch::Scratch;
 use crate::lab::sysfs;
@@ -30,6 +31,7 @@ tests![
     more_data_than_the_bounce_area_is_intact,
     a_request_of_half_the_bounce_area_ends,
     requests_larger_than_the_bounce_area_end,
+    larger_pieces_find_room_after_many_pages,
     requests_longer_than_the_virtqueue_end,
     a_disk_without_room_for_a_request_is_not_driven,
     flushes_arrive,
@@ -190,6 +192,58 @@ fn requests_larger_than_the_bounce_area_end() {
             ..Default::default()
         });
     }
+}
+
+/// Reads pages from a disk's start on, none of which lies behind the one before it in memory.
+fn read_pages_apart(block: &Block) -> Vec<u8> {
+    const PIECES: usize = 126;
+    let mut memory = Aligned::new(PIECES * 2 * PAGE as usize);
+    // So that the kernel does not take pages that lie together for those that are read to.
+    memory.fill(1);
+    let pieces = memory.chunks_mut(2 * PAGE as usize);
+    let mut pieces: Vec<_> = pieces
+        .map(|piece| IoSliceMut::new(&mut piece[..PAGE as usize]))
+        .collect();
+    let done = rustix::io::preadv(block, &mut pieces, 0).expect("reading");
+    assert_eq!(done, PIECES * PAGE as usize);
+    pieces.iter().flat_map(|piece| piece.iter().copied()).collect()
+}
+
+fn larger_pieces_find_room_after_many_pages() {
+    let disk = LiveDisk::new(Shape {
+        bounce: 16 << 20,
+        ..Default::default()
+    });
+    let block = disk.block();
+    let mut data = vec![0; 4 << 20];
+    crate::lab::pattern::Random::new(14).fill(&mut data);
+    block.write(0, &data).unwrap();
+    // Without a daemon, requests of twice as many pages as the area has wait for each other.
+    let in_flight = Path::new("/sys/block").join(block.name()).join("inflight");
+    let mut readers = Vec::new();
+    let disk = disk.restart(|| {
+        for _ in 0..64 {
+            let block = Block::open(block.name()).unwrap();
+            readers.push(std::thread::spawn(move || read_pages_apart(&block)));
+        }
+        // Those that have found room: each takes 126 pages and three more.
+        soon("the area is full", || {
+            let counts = sysfs::read(&in_flight).unwrap();
+            let reads: usize = counts.split_whitespace().next().unwrap().parse().unwrap();
+            reads >= 4095 / 129 - 1
+        });
+    });
+    for reader in readers {
+        let found = reader.join().unwrap();
+        assert_same(&found, &data[..found.len()], "the pages");
+    }
+    // In pieces of as many pages as can be had.
+    let mut memory = HugePage::new();
+    crate::lab::pattern::Random::new(15).fill(memory.bytes());
+    block.write_from(0, memory.bytes()).unwrap();
+    let mut found = vec![0; HugePage::LEN];
+    disk.file.read_exact_at(&mut found, 0).unwrap();
+    assert_same(&found, memory.bytes(), "2 MiB");
 }
 
 fn requests_longer_than_the_virtqueue_end() {

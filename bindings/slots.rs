@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Allocators of a bounce area's slots.
+//!
+//! Most mappings are of a page or less: requests' headers, their status, tables of descriptors, and
+//! all data in blocks of 4 KiB. Their slots come from *blocks*, ranges of slots with one bit for each
+//! that is free. Each CPU has a block of its own to take slots from, with one atomic operation each;
+//! when that has none left, it leaves the block and takes another. Blocks, and the slots of larger
+//! mappings, come from an [`iova::Domain`].
+//!
+//! When that has no room left, blocks all of whose slots are free go back to it. So a mapping finds
+//! room whenever it would with an allocator that knows of no blocks, as a block is no larger than the
+//! largest mapping (see [`Slots::new`]).
+//!
+//! # Context
+//!
+//! Any, interrupt handlers included. Nothing is locked but what the domain locks.
+
+use super::{
+    atomic::Inlined,
+    iova,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+};
+use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
+    cpu::{
+        nr_cpu_ids,
+        CpuId, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
+    },
+};
+
+/// The most slots that a block can have, as a power of two: one for each bit of a word.
+const MAX_BLOCK_ORDER: u32 = u64::BITS.ilog2();
+
+/// The fewest that are worth it.
+const MIN_BLOCK_ORDER: u32 = 3;
+
+/// In [`Slots::own`]: the CPU has no block.
+const NONE: usize = usize::MAX;
+
+/// An allocator of slots.
+///
+/// # Invariants
+///
+/// - A block whose bit in `claimed` is set was given out by the domain. Only whoever has the block
+///   changes that.
+/// - A block is had by a CPU, by one call of a method here, or, if its bit in `open` is set, by
+///   nobody. Whoever clears that bit has it.
+/// - A bit in `free` is set if its block is claimed and the slot is not given out.
+#[pin_data]
+pub(super) struct Slots {
+    #[pin]
+    iova: iova::Domain,
+    /// For each block, its free slots.
+    free: KVVec<Atomic<u64>>,
+    /// For each 64 blocks, those that are claimed.
+    claimed: KVVec<Atomic<u64>>,
+    /// For each 64 blocks, those claimed ones that nobody has.
+    open: KVVec<Atomic<u64>>,
+    /// For each CPU, its block.
+    own: KVVec<Atomic<usize>>,
+    /// How many slots a block has, as a power of two.
+    order: u32,
+}
+
+/// So many words, all 0.
+fn zeroes(count: usize) -> Result<KVVec<Atomic<u64>>> {
+    let mut words = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+    for _ in 0..count {
+        words.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
+    }
+
+    Ok(words)
+}
+
+impl Slots {
+    /// Returns an initialiser for an allocator of the slots from 1 to `count - 1`.
+    ///
+    /// Without a `cache` it never gives anything out. Blocks have at most `1 << largest_order` slots.
+    /// May sleep.
+    pub(super) fn new(
+        cache: Option<&Arc<iova::Cache>>,
+        count: usize,
+        largest_order: u32,
+    ) -> impl PinInit<Self, Error> + use<'_> {
+        let order = largest_order.min(MAX_BLOCK_ORDER);
+        let blocks = if cache.is_some() && order >= MIN_BLOCK_ORDER {
+            count >> order
+        } else {
+            0
+        };
+
+        try_pin_init!(Self {
+            iova <- iova::Domain::new(cache, PAGE_SIZE, (count << PAGE_SHIFT) - 1),
+            free: zeroes(blocks)?,
+            claimed: zeroes(blocks.div_ceil(64))?,
+            open: zeroes(blocks.div_ceil(64))?,
+            own: {
+                let cpus = if blocks == 0 { 0 } else { nr_cpu_ids() as usize };
+                let mut own = KVVec::with_capacity(cpus, GFP_KERNEL_ACCOUNT)?;
+                for _ in 0..cpus {
+                    own.push(Atomic::new(NONE), GFP_KERNEL_ACCOUNT)?;
+                }
+                own
+            },
+            order,
+        })
+    }
+
+    /// Allocates slots for `size` bytes, aligned to the next power of two.
+    ///
+    /// Returns the address of the first, or [`None`] if there is no room.
+    #[inline]
+    pub(super) fn alloc(&self, size: usize) -> Option<u64> {
+        if (1..=PAGE_SIZE).contains(&size) {
+            if let Some(slot) = self.alloc_one() {
+                return Some((slot << PAGE_SHIFT) as u64);
+            }
+        }
+
+        self.alloc_from_domain(size)
+    }
+
+    /// Allocates slots from the domain. If it has no room, free blocks go back there first.
+    #[inline(never)]
+    fn alloc_from_domain(&self, size: usize) -> Option<u64> {
+        self.iova.alloc(size).or_else(|| {
+            self.reclaim();
+
+            // What was free in the blocks of other CPUs can be found now.
+            let one = (1..=PAGE_SIZE).contains(&size).then(|| self.alloc_one());
+
+            match one.flatten() {
+                Some(slot) => Some((slot << PAGE_SHIFT) as u64),
+                None => self.iova.alloc(size),
+            }
+        })
+    }
+
+    /// Allocates a slot from a block.
+    #[inline]
+    fn alloc_one(&self) -> Option<usize> {
+        let own = self.own.get(CpuId::current().as_u32() as usize)?;
+
+        self.take(own.read()).or_else(|| self.alloc_elsewhere(own))
+    }
+
+    /// Allocates a slot of a block. [`None`] if it has none that is free, or if there is no such
+    /// block.
+    #[inline]
+    fn take(&self, block: usize) -> Option<usize> {
+        let free = self.free.get(block)?;
+        let mut bits = free.read();
+
+        while bits != 0 {
+            match free.cmpxchg(bits, bits & (bits - 1), Acquire) {
+                Ok(_) => return Some((block << self.order) + bits.trailing_zeros() as usize),
+                Err(now) => bits = now,
+            }
+        }
+
+        None
+    }
+
+    /// Allocates a slot of a block that nobody has, or of a new one, and makes it this CPU's.
+    #[cold]
+    #[inline(never)]
+    fn alloc_elsewhere(&self, own: &Atomic<usize>) -> Option<usize> {
+        let (block, slot) = self
+            .open_blocks()
+            .find_map(|block| {
+                let has_free = self.free.get(block).is_some_and(|free| free.read() != 0);
+                if !has_free || !self.enter(block) {
+                    return None;
+                }
+
+                let slot = self.take(block);
+                if slot.is_none() {
+                    self.leave(block);
+                }
+                Some((block, slot?))
+            })
+            .or_else(|| self.claim())?;
+
+        // The CPU may have got another one meanwhile, or it may be another CPU's by now.
+        self.leave(own.xchg(block, Relaxed));
+
+        Some(slot)
+    }
+
+    /// The blocks that nobody has, at about this time.
+    fn open_blocks(&self) -> impl Iterator<Item = usize> + use<'_> {
+        self.open.iter().enumerate().flat_map(|(index, word)| {
+            let bits = word.read();
+
+            (0..64).filter_map(move |bit| (bits >> bit & 1 != 0).then_some(index * 64 + bit))
+        })
+    }
+
+    /// Gets a block that nobody has. Returns whether that is so.
+    fn enter(&self, block: usize) -> bool {
+        let Some(open) = self.open.get(block / 64) else {
+            return false;
+        };
+        let bit = 1 << (block % 64);
+        let mut bits = open.read();
+
+        while bits & bit != 0 {
+            match open.cmpxchg(bits, bits & !bit, Acquire) {
+                Ok(_) => return true,
+                Err(now) => bits = now,
+            }
+        }
+
+        false
+    }
+
+    /// Gives up a block that we have, if it is one.
+    fn leave(&self, block: usize) {
+        if block == NONE {
+            return;
+        }
+        if let Some(open) = self.open.get(block / 64) {
+            // INVARIANT: The block was not open, as we had it.
+            let _ = open.fetch_add(1 << (block % 64), Release);
+        }
+    }
+
+    /// All slots of a block, as in `free`.
+    fn all(&self) -> u64 {
+        u64::MAX >> (64 - (1 << self.order))
+    }
+
+    /// Claims a block, which we have then. Returns its index and a slot of it.
+    fn claim(&self) -> Option<(usize, usize)> {
+        let size = PAGE_SIZE << self.order;
+        let iova = self.iova.alloc(size)?;
+        let first = iova as usize >> PAGE_SHIFT;
+        let block = first >> self.order;
+
+        let (Some(free), Some(claimed)) = (self.free.get(block), self.claimed.get(block / 64))
+        else {
+            // There is none behind the last whole one, so the domain gives none out.
+            self.iova.free(iova, size);
+            return None;
+        };
+
+        // INVARIANT: The domain has given it out to us; its first slot is given out just now.
+        let _ = claimed.fetch_add(1 << (block % 64), Relaxed);
+        free.store(self.all() & !1, Release);
+
+        Some((block, first))
+    }
+
+    /// Gives blocks back to the domain all of whose slots are free. Every CPU loses its block.
+    #[cold]
+    #[inline(never)]
+    fn reclaim(&self) {
+        for own in &self.own {
+            self.leave(own.xchg(NONE, Relaxed));
+        }
+
+        for block in self.open_blocks() {
+            let (Some(free), Some(claimed)) = (self.free.get(block), self.claimed.get(block / 64))
+            else {
+                continue;
+            };
+
+            if free.read() != self.all() || !self.enter(block) {
+                continue;
+            }
+            if free.cmpxchg(self.all(), 0, Acquire).is_ok() {
+                // INVARIANT: We have the block, and it was claimed.
+                let _ = claimed.fetch_sub(1 << (block % 64), Relaxed);
+                let first = block << self.order;
+                self.iova
+                    .free((first << PAGE_SHIFT) as u64, PAGE_SIZE << self.order);
+            } else {
+                self.leave(block);
+            }
+        }
+    }
+
+    /// Frees what [`alloc`](Self::alloc) returned for the same size.
+    ///
+    /// If it did not, slots may be given out twice: whoever owns the allocator must not rely on them
+    /// being unique for memory safety unless nobody else can call this.
+    #[inline]
+    pub(super) fn free(&self, iova: u64, size: usize) {
+        let slot = iova as usize >> PAGE_SHIFT;
+        let block = slot >> self.order;
+
+        // As long as the slot is given out, its block stays claimed, or stays not.
+        if size <= PAGE_SIZE {
+            if let (Some(free), Some(claimed)) =
+                (self.free.get(block), self.claimed.get(block / 64))
+            {
+                if claimed.read() >> (block % 64) & 1 != 0 {
+                    let _ = free.fetch_add(1 << (slot & ((1 << self.order) - 1)), Release);
+                    return;
+                }
+            }
+        }
+
+        self.iova.free(iova, size);
+    }
+}
