@@ -504,12 +504,44 @@ impl Spaces {
     /// that nothing could be mapped; [`ENOMEM`] if there is no memory.
     pub(super) fn get_or_make(&self, asid: u32) -> Result<&Open> {
         let space = get_nospec(&self.all, asid as usize).ok_or(EINVAL)?;
-        let mut making = self.making.lock();
         if let Some(open) = space.0.as_ref() {
             return Ok(open);
         }
 
-        let size = (making.bounce_size as usize / self.all.len()).next_multiple_of(PAGE_SIZE);
+        // Its allocator of addresses takes the lock of CPU hotplug, below which `mmap_lock` is
+        // taken: so the domain is not made under a lock that is taken below that.
+        let made = self.make(asid, self.freeze() as usize / self.all.len());
+        let mut making = self.making.lock();
+        match made {
+            // Somebody else may have been faster: then ours is dropped, without the lock.
+            Ok(open) if space.0.as_ref().is_none() => {
+                space.0.populate(open);
+            }
+            Ok(open) => {
+                drop(making);
+                drop(open);
+            }
+            Err(error) => {
+                making.frozen = self.made().next().is_some();
+                return Err(error);
+            }
+        }
+
+        space.0.as_ref().ok_or(ENOMEM)
+    }
+
+    /// Keeps the size of all bounce areas together as it is. Returns it, in bytes.
+    fn freeze(&self) -> u32 {
+        let mut making = self.making.lock();
+
+        making.frozen = true;
+        making.bounce_size
+    }
+
+    /// Makes an address space's domain, whose bounce area is to have `size` bytes or up to a page
+    /// more.
+    fn make(&self, asid: u32, size: usize) -> Result<Open> {
+        let size = size.next_multiple_of(PAGE_SIZE);
         // Only processes choose another one: a virtio driver of this kernel finds all groups in
         // address space 0, and maps its buffers there.
         let cache = (asid == 0).then_some(&self.cache);
@@ -522,9 +554,7 @@ impl Spaces {
         )?;
         let file = anon_inode::open::<DomainFile>(c"[vduse-domain]", domain.clone(), O_RDWR)?;
 
-        making.frozen = true;
-        space.0.populate(Open { domain, file });
-        space.0.as_ref().ok_or(ENOMEM)
+        Ok(Open { domain, file })
     }
 
     /// Those that have been made.
