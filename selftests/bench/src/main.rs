@@ -16,6 +16,7 @@ mod clock;
 mod drivers;
 mod null;
 mod options;
+mod packet;
 mod probes;
 mod rows;
 mod table;

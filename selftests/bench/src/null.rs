@@ -1,8 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk that does nothing: requests succeed without their data being looked at, so that what is
+//! Devices that do nothing: what the driver sends succeeds without being looked at, so that what is
 //! measured is the way there and back. Each virtqueue has a thread.
+//!
+//! - `disk` is a disk whose requests succeed.
+//! - `card` is a network card that counts what is sent and makes up what is received.
 
+mod card;
+mod disk;
+
+use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,69 +19,38 @@ use std::thread::JoinHandle;
 use rustix::event::{eventfd, EventfdFlags};
 use vduse::iotlb::{AddressSpace, SpaceOf};
 use vduse::request::{Answer, Kind, Request};
-use vduse::{blk, Control, Device, DeviceConfig};
+use vduse::server::Chain;
+use vduse::Device;
 use vduse_selftests::lab::bus::{Driver, OnBus};
-use vduse_selftests::lab::device::{unique_name, TestDevice};
+use vduse_selftests::lab::device::TestDevice;
 use vduse_selftests::lab::responder::Responder;
-use vduse_selftests::lab::sysfs;
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::GuestAddress;
 
 use crate::clock;
 
+pub use card::{ethernet, NullCard, LAST, OTHER};
+pub use disk::{NullDisk, Shape, CAPACITY};
+
 /// How long a virtqueue is, in descriptors.
-pub const QUEUE_SIZE: u16 = 256;
+const QUEUE_SIZE: u16 = 256;
 
-/// The capacity of a disk, in bytes.
-pub const CAPACITY: u64 = 1 << 30;
-
-/// What a disk is to be.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    /// How many virtqueues it has.
-    pub queues: u16,
-    /// How many groups it has; virtqueues are in group 0.
-    pub groups: u32,
-    /// How many address spaces it has.
-    pub spaces: u32,
-    /// The size of the bounce area in bytes, of all address spaces together; 0 is the default.
-    pub bounce: u64,
-}
-
-impl Default for Shape {
-    fn default() -> Self {
-        Self {
-            queues: 1,
-            groups: 1,
-            spaces: 1,
-            bounce: 0,
-        }
+/// What a device does.
+trait Work: Send + Sync + Debug {
+    /// Whether there is something to be done with the next request of a virtqueue.
+    fn wants(&self, _index: u32) -> bool {
+        true
     }
+
+    /// Serves a request of a virtqueue, and says how many bytes it has written.
+    fn serve(&self, index: u32, queue: &Queue, chain: Chain) -> Result<u32, virtio_queue::Error>;
 }
 
-impl Shape {
-    /// Creates a device of version 1 like this.
-    pub fn create(&self) -> TestDevice {
-        let mut config: DeviceConfig = blk::device_config(&unique_name(), CAPACITY, self.queues);
-        config.groups = self.groups;
-        config.address_spaces = self.spaces;
-        let control = Control::open_v1().expect("the control device");
-        control.create(&config).expect("creating a device");
-        let device = TestDevice::adopt(&config.name);
-        if self.bounce != 0 {
-            let path = sysfs::attribute(device.name(), "bounce_size");
-            sysfs::write(&path, &self.bounce.to_string()).expect("setting bounce_size");
-        }
-        device
-    }
-}
-
-/// A null disk that virtio_blk has. The fields are dropped in this order.
+/// A null device that the kernel's driver has. The fields are dropped in this order.
 #[derive(Debug)]
-pub struct NullDisk {
+struct NullDevice {
     /// On the bus.
     _on_bus: OnBus,
     /// Answers requests, and starts the virtqueues' threads.
@@ -84,10 +60,11 @@ pub struct NullDisk {
     device: TestDevice,
 }
 
-/// What a disk's threads share.
+/// What a device's threads share.
 #[derive(Debug)]
 struct Shared {
     device: Arc<Device>,
+    work: Arc<dyn Work>,
     queues: u16,
     threads: Mutex<Vec<QueueThread>>,
     stamps: Stamps,
@@ -163,9 +140,16 @@ impl Drop for Closed<'_> {
 /// A virtqueue's thread.
 #[derive(Debug)]
 struct QueueThread {
+    index: u32,
     stop: Arc<AtomicBool>,
     kick: Arc<OwnedFd>,
     thread: JoinHandle<()>,
+}
+
+impl QueueThread {
+    fn wake(&self) {
+        rustix::io::write(&self.kick, &1u64.to_ne_bytes()).expect("waking a thread");
+    }
 }
 
 impl Shared {
@@ -229,6 +213,7 @@ impl Shared {
                 stop: stop.clone(),
             };
             self.threads().push(QueueThread {
+                index: index.into(),
                 stop,
                 kick,
                 thread: std::thread::spawn(move || served.run()),
@@ -237,11 +222,18 @@ impl Shared {
         Ok(())
     }
 
+    /// Has a virtqueue's thread look for something to do.
+    fn wake(&self, index: u32) {
+        let threads = self.threads();
+        let thread = threads.iter().find(|thread| thread.index == index);
+        thread.expect("a virtqueue that is served").wake();
+    }
+
     /// Ends the threads.
     fn stop(&self) {
         for queue in std::mem::take(&mut *self.threads()) {
             queue.stop.store(true, Ordering::Release);
-            rustix::io::write(&queue.kick, &1u64.to_ne_bytes()).expect("waking a thread");
+            queue.wake();
             queue.thread.join().expect("a virtqueue's thread");
         }
     }
@@ -270,36 +262,19 @@ impl Served {
         }
     }
 
-    /// Where a request's status is, of which 0 is a good one: the last byte of the last descriptor.
-    /// With an indirect table, that does not depend on how many descriptors there are.
-    fn status(&self, head: u16) -> Result<GuestAddress, virtio_queue::Error> {
-        let read = |address| {
-            self.memory
-                .read_obj::<Descriptor>(GuestAddress(address))
-                .map_err(virtio_queue::Error::GuestMemoryError)
-        };
-        let size = size_of::<Descriptor>() as u64;
-        let mut last = read(self.queue.desc_table() + u64::from(head) * size)?;
-        if last.refers_to_indirect_table() {
-            last = read(last.addr().0 + u64::from(last.len()) - size)?;
-        }
-        while last.has_next() {
-            last = read(self.queue.desc_table() + u64::from(last.next()) * size)?;
-        }
-        Ok(GuestAddress(last.addr().0 + u64::from(last.len()) - 1))
-    }
-
     fn process(&mut self) -> Result<(), virtio_queue::Error> {
         let memory = &*self.memory;
         loop {
             self.queue.disable_notification(memory)?;
             let mut any = false;
-            while let Some(chain) = self.queue.iter(self.memory.clone())?.next() {
+            let work = &self.shared.work;
+            while work.wants(self.index) {
+                let Some(chain) = self.queue.iter(self.memory.clone())?.next() else {
+                    break;
+                };
                 let head = chain.head_index();
-                memory
-                    .write_obj(0u8, self.status(head)?)
-                    .map_err(virtio_queue::Error::GuestMemoryError)?;
-                self.queue.add_used(memory, head, 1)?;
+                let written = work.serve(self.index, &self.queue, chain)?;
+                self.queue.add_used(memory, head, written)?;
                 any = true;
             }
             let more = self.queue.enable_notification(memory)?;
@@ -308,57 +283,37 @@ impl Served {
                 // Refused while the driver resets the device, when nobody waits for it.
                 let _ = self.shared.device.inject_vq_irq(self.index);
             }
-            if !more {
+            if !(more && self.shared.work.wants(self.index)) {
                 return Ok(());
             }
         }
     }
 }
 
-impl NullDisk {
-    /// Creates a disk, serves it, and binds it to virtio_blk.
-    pub fn new(shape: Shape) -> Self {
-        let device = shape.create();
+impl NullDevice {
+    /// Serves a device that is created, with so many virtqueues, and binds it to the kernel's driver.
+    fn new(device: TestDevice, queues: u16, work: Arc<dyn Work>) -> Self {
         let file = Arc::new(device.open_nonblocking());
-        for index in 0..shape.queues {
+        for index in 0..queues {
             file.vq_setup(index, QUEUE_SIZE).expect("a virtqueue");
         }
         let shared = Arc::new(Shared {
             device: file.clone(),
-            queues: shape.queues,
+            work,
+            queues,
             threads: Mutex::default(),
             stamps: Stamps::default(),
             gate: Gate::default(),
         });
         let ours = shared.clone();
         let responder = Responder::new(&file, move |request| Some(ours.answer(request)));
-        let on_bus = OnBus::add(device.name()).expect("adding a disk");
-        on_bus.bind(Driver::Virtio).expect("binding a disk");
+        let on_bus = OnBus::add(device.name()).expect("adding a device");
+        on_bus.bind(Driver::Virtio).expect("binding a device");
         Self {
             _on_bus: on_bus,
             _responder: responder,
             shared,
             device,
         }
-    }
-
-    /// The device's name.
-    pub fn name(&self) -> &str {
-        self.device.name()
-    }
-
-    /// When requests came and went.
-    pub fn stamps(&self) -> &Stamps {
-        &self.shared.stamps
-    }
-
-    /// The gate that requests go through.
-    pub fn gate(&self) -> &Gate {
-        &self.shared.gate
-    }
-
-    /// The daemon's side of the device.
-    pub fn device(&self) -> &Device {
-        &self.shared.device
     }
 }

@@ -7,6 +7,7 @@ mod growth;
 mod latency;
 mod life;
 mod memory;
+mod net;
 mod parallel;
 mod segments;
 
@@ -71,6 +72,7 @@ impl Bench {
 pub fn all(cpus: usize) -> Vec<Bench> {
     let mut benches = Vec::new();
     benches.extend(disk::benches());
+    benches.extend(net::benches());
     benches.extend(latency::benches());
     if cpus > 1 {
         benches.extend(parallel::benches());

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A disk that does nothing.
+
+use std::sync::Arc;
+
+use vduse::iotlb::AddressSpace;
+use vduse::server::Chain;
+use vduse::{blk, Control, Device, DeviceConfig};
+use vduse_selftests::lab::device::{unique_name, TestDevice};
+use vduse_selftests::lab::sysfs;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::{Gate, NullDevice, Stamps, Work};
+
+/// The capacity of a disk, in bytes.
+pub const CAPACITY: u64 = 1 << 30;
+
+/// What a disk is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// How many virtqueues it has.
+    pub queues: u16,
+    /// How many groups it has; virtqueues are in group 0.
+    pub groups: u32,
+    /// How many address spaces it has.
+    pub spaces: u32,
+    /// The size of the bounce area in bytes, of all address spaces together; 0 is the default.
+    pub bounce: u64,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            groups: 1,
+            spaces: 1,
+            bounce: 0,
+        }
+    }
+}
+
+impl Shape {
+    /// Creates a device of version 1 like this.
+    pub fn create(&self) -> TestDevice {
+        let mut config: DeviceConfig = blk::device_config(&unique_name(), CAPACITY, self.queues);
+        config.groups = self.groups;
+        config.address_spaces = self.spaces;
+        let control = Control::open_v1().expect("the control device");
+        control.create(&config).expect("creating a device");
+        let device = TestDevice::adopt(&config.name);
+        if self.bounce != 0 {
+            let path = sysfs::attribute(device.name(), "bounce_size");
+            sysfs::write(&path, &self.bounce.to_string()).expect("setting bounce_size");
+        }
+        device
+    }
+}
+
+/// A null disk that virtio_blk has.
+#[derive(Debug)]
+pub struct NullDisk(NullDevice);
+
+impl NullDisk {
+    /// Creates a disk, serves it, and binds it to virtio_blk.
+    pub fn new(shape: Shape) -> Self {
+        Self(NullDevice::new(
+            shape.create(),
+            shape.queues,
+            Arc::new(Success),
+        ))
+    }
+
+    /// The device's name.
+    pub fn name(&self) -> &str {
+        self.0.device.name()
+    }
+
+    /// When requests came and went.
+    pub fn stamps(&self) -> &Stamps {
+        &self.0.shared.stamps
+    }
+
+    /// The gate that requests go through.
+    pub fn gate(&self) -> &Gate {
+        &self.0.shared.gate
+    }
+
+    /// The daemon's side of the device.
+    pub fn device(&self) -> &Device {
+        &self.0.shared.device
+    }
+}
+
+/// Says that a request has succeeded.
+#[derive(Debug)]
+struct Success;
+
+impl Work for Success {
+    fn serve(&self, _index: u32, queue: &Queue, chain: Chain) -> Result<u32, virtio_queue::Error> {
+        let memory = chain.memory();
+        memory
+            .write_obj(0u8, status(queue, memory, chain.head_index())?)
+            .map_err(virtio_queue::Error::GuestMemoryError)?;
+        Ok(1)
+    }
+}
+
+/// Where a request's status is, of which 0 is a good one: the last byte of the last descriptor.
+/// With an indirect table, that does not depend on how many descriptors there are.
+fn status(
+    queue: &Queue,
+    memory: &AddressSpace,
+    head: u16,
+) -> Result<GuestAddress, virtio_queue::Error> {
+    let read = |address| {
+        memory
+            .read_obj::<Descriptor>(GuestAddress(address))
+            .map_err(virtio_queue::Error::GuestMemoryError)
+    };
+    let size = size_of::<Descriptor>() as u64;
+    let mut last = read(queue.desc_table() + u64::from(head) * size)?;
+    if last.refers_to_indirect_table() {
+        last = read(last.addr().0 + u64::from(last.len()) - size)?;
+    }
+    while last.has_next() {
+        last = read(queue.desc_table() + u64::from(last.next()) * size)?;
+    }
+    Ok(GuestAddress(last.addr().0 + u64::from(last.len()) - 1))
+}

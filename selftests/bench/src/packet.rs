@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A network interface, and frames through it: packet(7).
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use libc::{c_int, sockaddr_ll, socklen_t};
+use vduse_selftests::lab::bus;
+use vduse_selftests::lab::expect::soon;
+use vduse_selftests::lab::namespace::ip;
+use vduse_selftests::lab::sysfs;
+
+/// An interface that is up, and a socket for the frames of one type.
+#[derive(Debug)]
+pub struct Interface {
+    folder: PathBuf,
+    socket: OwnedFd,
+}
+
+impl Interface {
+    /// The interface of a device that virtio_net has, and nobody else's frames.
+    pub fn of(device: &str, ether_type: u16) -> Self {
+        soon("the interface appears", || bus::interface(device).is_some());
+        let name = bus::interface(device).expect("an interface");
+        // It would send frames of its own.
+        let ipv6 = Path::new("/proc/sys/net/ipv6/conf").join(&name);
+        if ipv6.exists() {
+            sysfs::write(&ipv6.join("disable_ipv6"), "1").expect("disabling IPv6");
+        }
+        ip(&format!("link set {name} up"));
+        let folder = Path::new("/sys/class/net").join(name);
+        let index = sysfs::read(&folder.join("ifindex")).expect("an index");
+        let index = index.parse().expect("a number");
+        let socket = socket(index, ether_type).expect("a socket");
+        Self { folder, socket }
+    }
+
+    /// Sends a frame, when there is room.
+    pub fn send(&self, frame: &[u8]) {
+        let sent = rustix::io::write(&self.socket, frame);
+        assert_eq!(sent, Ok(frame.len()), "sending");
+    }
+
+    /// Waits for a frame of the socket's type.
+    pub fn wait(&self) {
+        rustix::io::read(&self.socket, &mut [0; 64]).expect("receiving");
+    }
+
+    /// How many frames were received.
+    pub fn received(&self) -> u64 {
+        let count = sysfs::read(&self.folder.join("statistics/rx_packets"));
+        count.expect("a counter").parse().expect("a number")
+    }
+}
+
+/// A socket that sends any frames to an interface and receives those of one type from it.
+fn socket(index: c_int, ether_type: u16) -> io::Result<OwnedFd> {
+    let family = libc::AF_PACKET;
+    // SAFETY: The call takes numbers.
+    let socket = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: It is open, and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    let address = sockaddr_ll {
+        sll_family: family as u16,
+        sll_protocol: ether_type.to_be(),
+        sll_ifindex: index,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let size = size_of_val(&address) as socklen_t;
+    // SAFETY: The address is as long as is said.
+    match unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) } {
+        0 => Ok(socket),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Frames through virtio_net, each way for itself, counted by who receives them; and there and back,
+//! through the library's card and its loopback.
+
+use vduse::net::{Loopback, Net, Shape};
+use vduse_selftests::lab::bus::{Driver, OnBus};
+use vduse_selftests::lab::device::{unique_name, TestDevice};
+use vduse_selftests::lab::net::MAC;
+use vduse_selftests::lab::serving::Serving;
+use vduse_selftests::modules;
+
+use crate::clock;
+use crate::null::{ethernet, NullCard, LAST, OTHER};
+use crate::packet::Interface;
+use crate::rows::{Bench, Row};
+
+/// How many frames are timed, after some that are not. The library's loopback has room for as many.
+const FRAMES: u64 = 4000;
+const WARM_UP: u64 = 1000;
+
+/// How many frames there are in a second, if `pass` has so many of them pass.
+fn per_second(mut pass: impl FnMut(u64)) -> f64 {
+    pass(WARM_UP);
+    let took = clock::time(|| pass(FRAMES));
+    FRAMES as f64 * 1e9 / took as f64
+}
+
+/// A frame of so many bytes, header included, that is for a card.
+fn frame(bytes: u32, ether_type: u16) -> Vec<u8> {
+    let mut frame = ethernet(ether_type).to_vec();
+    frame.resize(bytes as usize, 0);
+    frame
+}
+
+/// Has `start` begin to have so many frames received, and waits until the last one is there.
+fn receive(interface: &Interface, count: u64, start: impl FnOnce()) {
+    let before = interface.received();
+    start();
+    interface.wait();
+    assert_eq!(interface.received() - before, count, "frames received");
+}
+
+/// Each way for itself: frames that the driver sends, and frames that it receives.
+fn one_way(bytes: u32) -> [f64; 2] {
+    let card = NullCard::new();
+    let interface = Interface::of(card.name(), LAST);
+    let frame = frame(bytes, LAST);
+    let sent = per_second(|count| {
+        card.expect(count);
+        (0..count).for_each(|_| interface.send(&frame));
+        card.wait_sent();
+    });
+    let received = per_second(|count| receive(&interface, count, || card.receive(count, bytes)));
+    [sent, received]
+}
+
+/// There and back.
+fn loopback(bytes: u32) -> f64 {
+    let shape = Shape::new(&unique_name(), MAC);
+    let device = TestDevice::new(&shape.config());
+    let card = Net::new(MAC, vec![Loopback::new().expect("a loopback")]).expect("a card");
+    let server = shape.server(device.open_nonblocking(), card);
+    let _serving = Serving::run(server.expect("serving the card"));
+    let on_bus = OnBus::add(device.name()).expect("adding a card");
+    on_bus.bind(Driver::Virtio).expect("binding a card");
+    let interface = Interface::of(device.name(), LAST);
+    let (other, last) = (frame(bytes, OTHER), frame(bytes, LAST));
+    per_second(|count| {
+        receive(&interface, count, || {
+            (1..count).for_each(|_| interface.send(&other));
+            interface.send(&last);
+        });
+    })
+}
+
+/// The measurements.
+pub fn benches() -> Vec<Bench> {
+    let bench = |bytes: u32| {
+        let row = |what| Row::higher(format!("virtio-net: {bytes} B {what}"), "frames/s", 1.0);
+        let rows = vec![row("sent"), row("received"), row("there and back")];
+        Bench::new(rows, move || {
+            modules::tool("modprobe", &["virtio_net"]).expect("loading virtio_net");
+            let [sent, received] = one_way(bytes);
+            vec![sent, received, loopback(bytes)]
+        })
+    };
+    [64, 1500].map(bench).into()
+}
