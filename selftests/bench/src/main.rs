@@ -8,7 +8,9 @@
 //! host does.
 //!
 //! - `rows` are the measurements.
-//! - `null` and `aio` are the device and the load of most of them.
+//! - `null` has the devices of most of them, `aio` and `packet` the load, and `probes` looks inside the
+//!   driver.
+//! - `ublk` is a disk of the same kind to compare with.
 //! - The rest loads drivers and prints the table.
 
 mod aio;
@@ -20,6 +22,7 @@ mod packet;
 mod probes;
 mod rows;
 mod table;
+mod ublk;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::ExitCode;
@@ -75,31 +78,40 @@ fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), Stri
     let mut results = Results::default();
     let mut failed = false;
     for round in 1..=options.rounds {
+        let mut run = |bench: &Bench, column, measure: &dyn Fn() -> Vec<f64>| {
+            let begin = std::time::Instant::now();
+            let name = &bench.rows[0].name;
+            match catch_unwind(AssertUnwindSafe(measure)) {
+                Ok(values) => {
+                    assert_eq!(values.len(), bench.rows.len(), "{name}: the number of rows");
+                    for (row, value) in bench.rows.iter().zip(values) {
+                        results.add(row, column, value);
+                    }
+                }
+                // What went wrong has been said.
+                Err(_) => {
+                    eprintln!("{name}: not measured");
+                    failed = true;
+                }
+            }
+            if options.verbose {
+                let took = begin.elapsed();
+                eprintln!("round {round}, {column}: {name} and others: {took:.1?}");
+            }
+        };
         for &driver in &options.drivers {
             drivers::load(driver, &options.module)?;
             for bench in benches {
-                let begin = std::time::Instant::now();
-                let name = &bench.rows[0].name;
-                match catch_unwind(AssertUnwindSafe(&bench.run)) {
-                    Ok(values) => {
-                        assert_eq!(values.len(), bench.rows.len(), "{name}: the number of rows");
-                        for (row, value) in bench.rows.iter().zip(values) {
-                            results.add(row, driver, value);
-                        }
-                    }
-                    // What went wrong has been said.
-                    Err(_) => {
-                        eprintln!("{name}: not measured");
-                        failed = true;
-                    }
-                }
-                if options.verbose {
-                    let took = begin.elapsed();
-                    let what = drivers::title(driver);
-                    eprintln!("round {round}, {what}: {name} and others: {took:.1?}");
-                }
+                run(bench, drivers::title(driver), &bench.run);
             }
             drivers::unload(driver)?;
+        }
+        if options.ublk {
+            for bench in benches {
+                if let Some(on_ublk) = &bench.on_ublk {
+                    run(bench, table::UBLK, on_ublk);
+                }
+            }
         }
     }
     Ok((results, failed))

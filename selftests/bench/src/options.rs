@@ -18,6 +18,7 @@ As root, with neither of them loaded.
   --module FILE            our module (or VDUSE_MODULE)
   --rounds N               how often each driver is loaded and measured (2)
   --driver-only rust|c     one driver only, to look at it with a profiler
+  --ublk                   measure the rows of disks on one of ublk, too
   --csv                    print the figures once more, as comma-separated values
   --list                   print the names of the rows and end
   --verbose                say how long each measurement takes";
@@ -31,6 +32,8 @@ pub struct Options {
     pub rounds: u32,
     /// Which drivers are measured.
     pub drivers: Vec<Driver>,
+    /// Measure ublk, too.
+    pub ublk: bool,
     /// Print comma-separated values.
     pub csv: bool,
     /// Only print the names of rows.
@@ -55,6 +58,7 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
             .map_or_else(|| PathBuf::from("vduse_rs.ko"), PathBuf::from),
         rounds: 2,
         drivers: drivers::ALL.to_vec(),
+        ublk: false,
         csv: false,
         list: false,
         verbose: false,
@@ -81,6 +85,7 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
                     other => return Err(format!("{other}: no such driver")),
                 }
             }
+            "--ublk" => options.ublk = true,
             "--csv" => options.csv = true,
             "--list" => options.list = true,
             "--verbose" => options.verbose = true,

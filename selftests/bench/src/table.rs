@@ -10,21 +10,28 @@ use vduse_selftests::differences::Driver;
 use crate::drivers;
 use crate::rows::{Better, Row};
 
-/// What was measured: the figures of each driver, by the row's name.
+/// What the column of ublk is called; that of a driver is its [title](drivers::title).
+pub const UBLK: &str = "ublk";
+
+/// What was measured: the figures of each column, by the row's name.
 #[derive(Debug, Default)]
 pub struct Results(HashMap<(String, &'static str), Vec<f64>>);
 
 impl Results {
     /// Adds a figure.
-    pub fn add(&mut self, row: &Row, driver: Driver, value: f64) {
-        let key = (row.name.clone(), drivers::title(driver));
+    pub fn add(&mut self, row: &Row, column: &'static str, value: f64) {
+        let key = (row.name.clone(), column);
         self.0.entry(key).or_default().push(value);
     }
 
     /// The median of a row's figures.
-    fn median(&self, row: &Row, driver: Driver) -> Option<f64> {
-        let key = (row.name.clone(), drivers::title(driver));
-        median(self.0.get(&key)?.clone())
+    fn median(&self, row: &Row, column: &'static str) -> Option<f64> {
+        median(self.0.get(&(row.name.clone(), column))?.clone())
+    }
+
+    /// Whether ublk was measured.
+    fn has_ublk(&self) -> bool {
+        self.0.keys().any(|&(_, column)| column == UBLK)
     }
 }
 
@@ -45,14 +52,23 @@ struct Line {
     c: Option<f64>,
     ours: Option<f64>,
     ratio: Option<f64>,
+    ublk: Option<f64>,
+    ratio_to_ublk: Option<f64>,
 }
 
 impl Line {
     fn new(row: &Row, results: &Results) -> Self {
-        let c = results.median(row, Driver::C);
-        let ours = results.median(row, Driver::Rust);
-        let ratio = c.zip(ours).map(|(c, ours)| ours / c);
-        Self { c, ours, ratio }
+        let c = results.median(row, drivers::title(Driver::C));
+        let ours = results.median(row, drivers::title(Driver::Rust));
+        let ublk = results.median(row, UBLK);
+        let to = |other: Option<f64>| Some(ours? / other?);
+        Self {
+            c,
+            ours,
+            ratio: to(c),
+            ublk,
+            ratio_to_ublk: to(ublk),
+        }
     }
 }
 
@@ -73,9 +89,17 @@ fn figure(value: Option<f64>) -> String {
     }
 }
 
+fn ratio(value: Option<f64>) -> String {
+    value.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
+}
+
 /// The table.
 pub fn text(rows: &[&Row], results: &Results) -> String {
-    let mut lines = vec![["what", "unit", "C", "ours", "ours/C", "wanted", ""].map(str::to_owned)];
+    let titles = ["what", "unit", "C", "ours", "ours/C", "wanted", ""];
+    let mut lines = vec![titles.map(str::to_owned).to_vec()];
+    if results.has_ublk() {
+        lines[0].extend(["ublk", "ours/ublk"].map(str::to_owned));
+    }
     for row in rows {
         let line = Line::new(row, results);
         let sign = match row.better {
@@ -83,19 +107,22 @@ pub fn text(rows: &[&Row], results: &Results) -> String {
             Better::Lower => "<=",
         };
         let missed = line.ratio.is_some_and(|ratio| !reaches(row, ratio));
-        lines.push([
+        let mut cells = vec![
             row.name.clone(),
             row.unit.to_owned(),
             figure(line.c),
             figure(line.ours),
-            line.ratio
-                .map_or("-".to_owned(), |ratio| format!("{ratio:.2}")),
+            ratio(line.ratio),
             format!("{sign} {:.2}", row.target),
             if missed { "missed" } else { "" }.to_owned(),
-        ]);
+        ];
+        if results.has_ublk() {
+            cells.extend([figure(line.ublk), ratio(line.ratio_to_ublk)]);
+        }
+        lines.push(cells);
     }
     let width = |column: usize| lines.iter().map(|line| line[column].len()).max();
-    let widths: Vec<usize> = (0..7).filter_map(width).collect();
+    let widths: Vec<usize> = (0..lines[0].len()).filter_map(width).collect();
     let mut text = String::new();
     for line in &lines {
         let mut shown = String::new();
@@ -115,7 +142,7 @@ pub fn text(rows: &[&Row], results: &Results) -> String {
 
 /// The same as comma-separated values, one line for each row.
 pub fn csv(rows: &[&Row], results: &Results) -> String {
-    let mut text = "what,unit,better,c,ours,ratio,wanted\n".to_owned();
+    let mut text = "what,unit,better,c,ours,ratio,wanted,ublk\n".to_owned();
     for row in rows {
         let line = Line::new(row, results);
         let cell = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.4}"));
@@ -125,13 +152,14 @@ pub fn csv(rows: &[&Row], results: &Results) -> String {
         };
         let _ = writeln!(
             text,
-            "\"{}\",{},{better},{},{},{},{}",
+            "\"{}\",{},{better},{},{},{},{},{}",
             row.name,
             row.unit,
             cell(line.c),
             cell(line.ours),
             cell(line.ratio),
-            row.target
+            row.target,
+            cell(line.ublk)
         );
     }
     text
@@ -161,14 +189,25 @@ mod tests {
     fn what_is_missed_is_marked() {
         let mut results = Results::default();
         let cost = row(Better::Lower, 0.7);
-        results.add(&cost, Driver::C, 100.0);
-        results.add(&cost, Driver::Rust, 80.0);
+        results.add(&cost, "C", 100.0);
+        results.add(&cost, "ours", 80.0);
         assert!(text(&[&cost], &results).contains("0.80  <= 0.70  missed"));
         assert!(!text(&[&row(Better::Lower, 0.8)], &results).contains("missed"));
         assert!(text(&[&row(Better::Higher, 1.3)], &results).contains("missed"));
         assert!(!text(&[&row(Better::Higher, 0.5)], &results).contains("missed"));
         assert!(
-            csv(&[&cost], &results).ends_with("\"work\",ns,lower,100.0000,80.0000,0.8000,0.7\n")
+            csv(&[&cost], &results).ends_with("\"work\",ns,lower,100.0000,80.0000,0.8000,0.7,\n")
         );
+    }
+    #[test]
+    fn ublk_has_columns_if_it_was_measured() {
+        let mut results = Results::default();
+        let speed = row(Better::Higher, 1.0);
+        results.add(&speed, "ours", 80.0);
+        assert!(!text(&[&speed], &results).contains("ublk"));
+        results.add(&speed, UBLK, 100.0);
+        let text = text(&[&speed], &results);
+        assert!(text.lines().next().unwrap().ends_with("ublk  ours/ublk"));
+        assert!(text.ends_with("100       0.80\n"));
     }
 }

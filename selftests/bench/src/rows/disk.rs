@@ -18,11 +18,17 @@ use crate::aio::{Direction, Flight};
 use crate::clock;
 use crate::null::{NullDisk, Shape, CAPACITY};
 use crate::rows::{Bench, Row};
+use crate::ublk::UblkDisk;
 
-/// Opens the disk that virtio_blk has made of a device. Its requests go to the driver as they come.
+/// Opens the disk that virtio_blk has made of a device.
 pub fn open(device: &str) -> Block {
     soon("the disk appears", || bus::disk_name(device).is_some());
-    let block = Block::open(&bus::disk_name(device).expect("a disk")).expect("opening a disk");
+    open_block(&bus::disk_name(device).expect("a disk"))
+}
+
+/// Opens a disk of this name. Its requests go to the driver as they come.
+fn open_block(name: &str) -> Block {
+    let block = Block::open(name).expect("opening a disk");
     let folder = Path::new("/sys/block").join(block.name());
     sysfs::write(&folder.join("queue/scheduler"), "none").expect("choosing no scheduler");
     block
@@ -103,6 +109,23 @@ fn qsd() -> Bench {
     })
 }
 
+/// Measures something on a null disk of one queue, of VDUSE or of ublk.
+fn on_null_disks(rows: Vec<Row>, measure: impl Fn(&Block) -> Vec<f64> + Clone + 'static) -> Bench {
+    let on_ublk = measure.clone();
+    let mut bench = Bench::new(rows, move || {
+        let disk = NullDisk::new(Shape::default());
+        let block = open(disk.name());
+        measure(&block)
+    });
+    bench.on_ublk = Some(Box::new(move || {
+        let disk = UblkDisk::new();
+        // Closed before the disk goes, which waits for that.
+        let block = open_block(&disk.block());
+        on_ublk(&block)
+    }));
+    bench
+}
+
 /// The measurements.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
@@ -111,11 +134,10 @@ pub fn benches() -> Vec<Bench> {
             let name = format!("4 KiB random {verb}, depth {depth}");
             Row::higher(name, "IO/s", target)
         };
-        benches.push(Bench::new(DIRECTIONS.map(row).to_vec(), move || {
-            let disk = NullDisk::new(Shape::default());
-            let block = open(disk.name());
+        let rows = DIRECTIONS.map(row).to_vec();
+        benches.push(on_null_disks(rows, move |block| {
             let measure =
-                |(direction, _)| per_second(&block, depth, 4096, count, random(direction, 4096));
+                |(direction, _)| per_second(block, depth, 4096, count, random(direction, 4096));
             DIRECTIONS.map(measure).to_vec()
         }));
     }
@@ -124,21 +146,20 @@ pub fn benches() -> Vec<Bench> {
             let name = format!("{kib} KiB sequential {verb}, depth {depth}");
             Row::higher(name, "MB/s", 1.0)
         };
-        benches.push(Bench::new(DIRECTIONS.map(row).to_vec(), move || {
-            let disk = NullDisk::new(Shape::default());
-            let block = open(disk.name());
+        let rows = DIRECTIONS.map(row).to_vec();
+        benches.push(on_null_disks(rows, move |block| {
             let bytes = kib << 10;
             let measure = |(direction, _)| {
-                per_second(&block, depth, bytes, count, sequential(direction, bytes)) * bytes as f64
+                per_second(block, depth, bytes, count, sequential(direction, bytes)) * bytes as f64
                     / 1e6
             };
             DIRECTIONS.map(measure).to_vec()
         }));
     }
     let name = "512 B to 128 KiB mixed, any sector, depth 16";
-    benches.push(Bench::new(vec![Row::higher(name, "IO/s", 1.15)], || {
-        let disk = NullDisk::new(Shape::default());
-        vec![per_second(&open(disk.name()), 16, 128 << 10, 1500, mixed())]
+    let rows = vec![Row::higher(name, "IO/s", 1.15)];
+    benches.push(on_null_disks(rows, |block| {
+        vec![per_second(block, 16, 128 << 10, 1500, mixed())]
     }));
     benches.push(qsd());
     benches

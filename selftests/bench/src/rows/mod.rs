@@ -57,6 +57,8 @@ pub struct Bench {
     pub rows: Vec<Row>,
     /// Measures them once, with the driver that is loaded.
     pub run: Box<dyn Fn() -> Vec<f64>>,
+    /// Measures the same with ublk, which needs neither driver.
+    pub on_ublk: Option<Box<dyn Fn() -> Vec<f64>>>,
 }
 
 impl Bench {
@@ -64,6 +66,7 @@ impl Bench {
         Self {
             rows,
             run: Box::new(run),
+            on_ublk: None,
         }
     }
 }
