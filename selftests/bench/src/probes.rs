@@ -19,7 +19,9 @@ use crate::table::median;
 /// A function that is probed.
 struct Function {
     name: &'static str,
-    /// What the driver's function of the same purpose does not do: so many instructions.
+    /// How many instructions of its own it has, the driver's function not among them. That is what
+    /// Debian's compiler makes of Linux 7.2; elsewhere it may be a few more or fewer, for both
+    /// drivers.
     own: f64,
     /// Two figures that are noted when it begins. They are of the same kind in all functions, so
     /// that noting them takes as long.
