@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Time. In a machine that counts instructions, a nanosecond is one of them.
+//! Time, and waiting. In a machine that counts instructions, a nanosecond is one of them.
 
+use std::os::fd::AsFd;
+
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::time::{clock_gettime, ClockId};
 
 /// The time since some moment, in ns.
@@ -15,4 +18,18 @@ pub fn time(work: impl FnOnce()) -> u64 {
     let begin = now();
     work();
     now() - begin
+}
+
+/// How long something is waited for that may have got lost.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
+
+/// Reads what fits from a file, and waits for it if need be.
+#[track_caller]
+pub fn read(file: &impl AsFd, buffer: &mut [u8]) {
+    let mut fds = [PollFd::new(file, PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&PATIENCE)), Ok(1), "nothing came");
+    rustix::io::read(file, buffer).expect("reading");
 }

@@ -12,6 +12,8 @@ use vduse_selftests::lab::expect::soon;
 use vduse_selftests::lab::namespace::ip;
 use vduse_selftests::lab::sysfs;
 
+use crate::clock;
+
 /// An interface that is up, and a socket for the frames of one type.
 #[derive(Debug)]
 pub struct Interface {
@@ -45,13 +47,16 @@ impl Interface {
 
     /// Waits for a frame of the socket's type.
     pub fn wait(&self) {
-        rustix::io::read(&self.socket, &mut [0; 64]).expect("receiving");
+        clock::read(&self.socket, &mut [0; 64]);
     }
 
-    /// How many frames were received.
+    /// How many frames were received that are long enough to be some.
     pub fn received(&self) -> u64 {
-        let count = sysfs::read(&self.folder.join("statistics/rx_packets"));
-        count.expect("a counter").parse().expect("a number")
+        let count = |name| -> u64 {
+            let count = sysfs::read(&self.folder.join("statistics").join(name));
+            count.expect("a counter").parse().expect("a number")
+        };
+        count("rx_packets") - count("rx_length_errors")
     }
 }
 
