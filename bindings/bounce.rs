@@ -221,8 +221,8 @@ struct Progress {
 
 /// How many slots the largest mapping is to have, as a power of two, of an area of so many.
 ///
-/// It is that small for two requests of 254 parts, which is what a virtqueue of 256 descriptors has
-/// room for, to fit beside one another.
+/// It is that small for a request of 254 parts, which is what a virtqueue of 256 descriptors has room
+/// for, to take no more than half of the area.
 fn largest_order(slots: usize) -> u32 {
     (slots / 512).checked_ilog2().unwrap_or(0)
 }

@@ -8,9 +8,10 @@
 //! when that has none left, it leaves the block and takes another. Blocks, and the slots of larger
 //! mappings, come from an [`iova::Domain`].
 //!
-//! When that has no room left, blocks all of whose slots are free go back to it. So a mapping finds
-//! room whenever it would with an allocator that knows of no blocks, as a block is no larger than the
-//! largest mapping (see [`Slots::new`]).
+//! When that has no room left, blocks all of whose slots are free go back to it. A block is no larger
+//! than the largest mapping (see [`Slots::new`]). So where there are multiples of that in the area
+//! for all mappings that there are, for one more and for slot 0, that one finds room, once nobody
+//! else is allocating.
 //!
 //! # Context
 //!
@@ -59,7 +60,7 @@ const NONE: usize = usize::MAX;
 ///   changes that.
 /// - A block is had by a CPU, by one call of a method here, or, if its bit in `open` is set, by
 ///   nobody. Whoever clears that bit has it.
-/// - A bit in `free` is set if its block is claimed and the slot is not given out.
+/// - A bit in `free` is set only if its block is claimed and the slot is not given out.
 #[pin_data]
 pub(super) struct Slots {
     #[pin]
@@ -137,13 +138,17 @@ impl Slots {
     /// Allocates slots from the domain. If it has no room, free blocks go back there first.
     #[inline(never)]
     fn alloc_from_domain(&self, size: usize) -> Option<u64> {
-        self.iova.alloc(size).or_else(|| {
+        if size == 0 {
+            return None;
+        }
+
+        self.iova.alloc_quick(size).or_else(|| {
             self.reclaim();
 
             // What was free in the blocks of other CPUs can be found now.
-            let one = (1..=PAGE_SIZE).contains(&size).then(|| self.alloc_one());
+            let one = (size <= PAGE_SIZE).then(|| self.alloc_one()).flatten();
 
-            match one.flatten() {
+            match one {
                 Some(slot) => Some((slot << PAGE_SHIFT) as u64),
                 None => self.iova.alloc(size),
             }
@@ -195,7 +200,8 @@ impl Slots {
             })
             .or_else(|| self.claim())?;
 
-        // The CPU may have got another one meanwhile, or it may be another CPU's by now.
+        // The CPU may have got another one meanwhile, or it may be another CPU's by now. Whoever
+        // finds the block there and leaves it does so after it was entered: `leave` is a release.
         self.leave(own.xchg(block, Relaxed));
 
         Some(slot)
@@ -247,7 +253,7 @@ impl Slots {
     /// Claims a block, which we have then. Returns its index and a slot of it.
     fn claim(&self) -> Option<(usize, usize)> {
         let size = PAGE_SIZE << self.order;
-        let iova = self.iova.alloc(size)?;
+        let iova = self.iova.alloc_quick(size)?;
         let first = iova as usize >> PAGE_SHIFT;
         let block = first >> self.order;
 

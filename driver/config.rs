@@ -129,28 +129,58 @@ pub(crate) fn hidden_from_kernel(device_id: u32, features: u64) -> u64 {
 
 /// How much there is for one request of the kernel's own drivers.
 ///
-/// They do not look whether a request can be made at all: one whose buffers do not fit into the bounce
-/// area, or whose descriptors do not fit into the virtqueue, they try again for ever.
+/// They do not look whether a request can be made at all. One whose descriptors do not fit into the
+/// virtqueue is tried again for ever, and so is one of virtio_blk whose buffers do not fit into the
+/// bounce area.
 #[derive(Clone, Copy)]
 pub(crate) struct Room {
     /// The size of the bounce area, in pages.
     pub(crate) pages: usize,
     /// How many times the largest mapping goes into it. One less can be had, as page 0 is none.
     pub(crate) mappings: usize,
-    /// How many descriptors a request can have.
-    pub(crate) descriptors: usize,
+    /// The size of the shortest virtqueue, in descriptors.
+    pub(crate) shortest_vq: u16,
+    /// Whether a request can have a table of descriptors of its own.
+    pub(crate) indirect: bool,
 }
 
 impl Room {
     /// The most segments of data that a request of a block device can have, beside its header and
     /// its status (section 5.2.6), and the table of its descriptors, which is to be no longer than a
-    /// page. So many that a second request like it finds room as well, if there is room for more
-    /// than one at all.
+    /// page. They take half of the area, if there is room for more than one at all.
+    ///
+    /// A request that can have a table goes without one where the kernel is short of memory, so the
+    /// virtqueue has to have room for it; but the shortest ones would be of no use then.
     fn segments(&self) -> usize {
+        let least = if self.indirect { 3 } else { 0 };
+        let descriptors = usize::from(self.shortest_vq.max(least));
+
         (self.mappings / 2)
             .min(self.mappings.saturating_sub(4))
-            .min(self.descriptors.saturating_sub(2))
+            .min(descriptors.saturating_sub(2))
             .min(254)
+    }
+
+    /// The size that virtqueues are to have for virtiofs, 0 if it cannot use them.
+    ///
+    /// It puts no more pages of data into a request than the first queue of requests has descriptors,
+    /// less 4: so all are to be as long as the shortest. Each page can take two of the area, and
+    /// half of that stays for other requests. If a daemon says nothing of pages, there are up to 32
+    /// and some more descriptors in a request, which without a table have to fit.
+    fn fs_vq_size(&self) -> u16 {
+        let Some(order) = (self.pages / 8).checked_ilog2() else {
+            return 0;
+        };
+        let size = u16::try_from(1u64 << order)
+            .unwrap_or(self.shortest_vq)
+            .min(self.shortest_vq);
+        let least = if self.indirect { 8 } else { 64 };
+
+        if size < least {
+            0
+        } else {
+            size
+        }
     }
 
     /// The size that a virtqueue of `size` descriptors is to have for the kernel's own drivers, 0 if
@@ -158,13 +188,7 @@ impl Room {
     pub(crate) fn vq_size(&self, device_id: u32, size: u16) -> u16 {
         match device_id {
             device_id::BLOCK if self.segments() == 0 => 0,
-            // virtiofs has at most as many pages of data in a request as there are descriptors, and
-            // each can take two of the area. So there is room for two requests, and where that is
-            // less, for the longest attribute, of 64 KiB.
-            device_id::FS => match (self.pages / 8).checked_ilog2() {
-                Some(order) => size.min(u16::try_from(1u64 << order).unwrap_or(size)),
-                None => 0,
-            },
+            device_id::FS => self.fs_vq_size().min(size),
             _ => size,
         }
     }
@@ -376,43 +400,60 @@ mod tests {
     const ROOM: Room = Room {
         pages: 16384,
         mappings: 512,
-        descriptors: 256,
+        shortest_vq: 256,
+        indirect: true,
     };
 
     #[test]
     fn requests_have_as_many_segments_as_there_is_room_for() {
-        let segments = |mappings, descriptors| {
+        let segments = |mappings, shortest_vq, indirect| {
             let room = Room {
                 pages: mappings,
                 mappings,
-                descriptors,
+                shortest_vq,
+                indirect,
             };
             (room.segments(), room.vq_size(device_id::BLOCK, 64))
         };
 
-        assert_eq!(segments(512, usize::MAX), (254, 64));
-        assert_eq!(segments(128, usize::MAX), (64, 64));
-        assert_eq!(segments(512, 128), (126, 64));
-        assert_eq!(segments(512, 3), (1, 64));
-        assert_eq!(segments(512, 2), (0, 0));
-        assert_eq!(segments(512, 0), (0, 0));
+        assert_eq!(segments(512, 1024, true), (254, 64));
+        assert_eq!(segments(1023, 1024, false), (254, 64));
+        assert_eq!(segments(128, 1024, true), (64, 64));
+        assert_eq!(segments(512, 128, true), (126, 64));
+        assert_eq!(segments(512, 3, false), (1, 64));
+        assert_eq!(segments(512, 2, false), (0, 0));
+        assert_eq!(segments(512, 2, true), (1, 64));
+        assert_eq!(segments(512, 0, false), (0, 0));
         // One for each of table, header, segment and status; the first of the area is none.
-        assert_eq!(segments(5, usize::MAX), (1, 64));
-        assert_eq!(segments(4, usize::MAX), (0, 0));
-        assert_eq!(segments(0, usize::MAX), (0, 0));
+        assert_eq!(segments(5, 256, true), (1, 64));
+        assert_eq!(segments(4, 256, true), (0, 0));
+        assert_eq!(segments(0, 256, true), (0, 0));
     }
 
     #[test]
     fn virtqueues_of_file_systems_are_as_long_as_there_is_room_for() {
-        let size = |pages, size| Room { pages, ..ROOM }.vq_size(device_id::FS, size);
+        let size = |pages, shortest_vq, indirect| {
+            let room = Room {
+                pages,
+                shortest_vq,
+                indirect,
+                ..ROOM
+            };
+            room.vq_size(device_id::FS, 4096)
+        };
 
-        assert_eq!(size(16384, 1024), 1024);
-        assert_eq!(size(16384, 4096), 2048);
-        assert_eq!(size(256, 1024), 32);
-        assert_eq!(size(300, 1024), 32);
-        assert_eq!(size(8, 1024), 1);
-        assert_eq!(size(7, 1024), 0);
-        assert_eq!(size(usize::MAX, 0x8000), 0x8000);
+        assert_eq!(size(16384, 1024, true), 1024);
+        assert_eq!(size(16384, 4096, true), 2048);
+        assert_eq!(size(256, 1024, true), 32);
+        assert_eq!(size(300, 1024, true), 32);
+        assert_eq!(size(64, 1024, true), 8);
+        assert_eq!(size(63, 1024, true), 0);
+        assert_eq!(size(0, 1024, true), 0);
+        assert_eq!(size(16384, 4, true), 0);
+        assert_eq!(size(16384, 64, false), 64);
+        assert_eq!(size(16384, 32, false), 0);
+        assert_eq!(size(256, 1024, false), 0);
+        assert_eq!(size(usize::MAX, 0x8000, true), 4096);
         // Others get what there is.
         assert_eq!(Room { pages: 0, ..ROOM }.vq_size(device_id::NET, 256), 256);
     }

@@ -279,17 +279,14 @@ impl Dev {
 
     /// How much there is for one request of a driver in the kernel. May sleep.
     fn room(&self) -> config::Room {
-        let shortest = self.vqs.iter().map(|vq| vq.max_size()).min();
+        let shortest = self.vqs.iter().map(|vq| vq.size()).min();
         let area = self.spaces.get(0).map(|open| open.domain.bounce());
 
         config::Room {
             pages: area.map_or(0, |area| area.size() >> PAGE_SHIFT),
             mappings: area.map_or(0, |area| area.max_mappings()),
-            descriptors: if self.features & config::feature::INDIRECT_DESC != 0 {
-                usize::MAX
-            } else {
-                shortest.unwrap_or(0).into()
-            },
+            shortest_vq: shortest.unwrap_or(0),
+            indirect: self.features & config::feature::INDIRECT_DESC != 0,
         }
     }
 
