@@ -31,8 +31,15 @@ impl Interface {
         if ipv6.exists() {
             sysfs::write(&ipv6.join("disable_ipv6"), "1").expect("disabling IPv6");
         }
-        ip(&format!("link set {name} up"));
-        let folder = Path::new("/sys/class/net").join(name);
+        let folder = Path::new("/sys/class/net").join(&name);
+        let up = format!("link set {name} up");
+        ip(&up);
+        // Until the link's state has been dealt with, what is sent is dropped, without an error.
+        // Saying it again waits for the end of that, as both take the same lock.
+        soon("the link is up", || {
+            sysfs::read(&folder.join("operstate")).is_ok_and(|state| state == "up")
+        });
+        ip(&up);
         let index = sysfs::read(&folder.join("ifindex")).expect("an index");
         let index = index.parse().expect("a number");
         let socket = socket(index, ether_type).expect("a socket");
