@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::lab::cpu::run_on;
 use crate::lab::qmp::Qmp;
 use crate::lab::scratch::Scratch;
 use crate::lab::{note, skip};
@@ -56,7 +57,8 @@ impl Setup {
     /// to boot.
     ///
     /// It has one CPU: where KVM itself is emulated (SVM in QEMU 10's TCG), a second one brings down
-    /// the kernel outside in one boot of five, in the handler of a page fault with the guest's GS.
+    /// the kernel outside in one boot of five, in the handler of a page fault with the guest's GS. And
+    /// it stays on one CPU of the machine outside: one guest of fifty that did not ended of itself.
     pub fn new() -> Self {
         let Some(folder) = std::env::var_os(environment::GUEST) else {
             skip("there is no guest to boot: --guest DIR names what qemu-test/nested makes");
@@ -93,7 +95,8 @@ impl Setup {
         let socket = scratch.path("qmp");
         let command_line = std::fs::read_to_string(self.folder.join("cmdline"))
             .expect("the guest's kernel parameters");
-        let mut child = Command::new("qemu-system-x86_64")
+        let mut command = Command::new("qemu-system-x86_64");
+        command
             // qboot, as SeaBIOS would start the devices before the guest does. Devices of vDPA want
             // memory that can be shared.
             .args([
@@ -123,9 +126,14 @@ impl Setup {
             .args(&self.arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("starting QEMU");
+            .stderr(Stdio::piped());
+        // Emulated KVM is not to be moved to another CPU.
+        let spawn = || {
+            run_on(1);
+            command.spawn()
+        };
+        let child = std::thread::scope(|scope| scope.spawn(spawn).join());
+        let mut child = child.expect("a thread").expect("starting QEMU");
         Guest {
             input: child.stdin.take().expect("a pipe"),
             console: Said::by(child.stdout.take().expect("a pipe")),
