@@ -15,8 +15,12 @@ use crate::modules;
 /// How often a test does what is to leave nothing.
 const TIMES: i64 = 20;
 
-/// How often it does so before anything is counted: what is allocated once and kept is there then.
+/// How often it does so before anything is counted, at most: what is allocated once and kept is
+/// there then.
 const WARM_UP: i64 = 4;
+
+/// How many objects may be there for other reasons, however often something is done.
+const OTHERS: i64 = 3;
 
 /// How long it may take until all is freed whose freeing was put off.
 const SETTLING: Duration = Duration::from_secs(15);
@@ -46,18 +50,24 @@ pub fn available() -> i64 {
 /// Does something again and again, and asserts that the kernel then has no more than before: no
 /// references to the module, no objects of any size, no files, no memory.
 #[track_caller]
-pub fn leaves_nothing(mut order: impl FnMut()) {
+pub fn leaves_nothing(order: impl FnMut()) {
+    times_leave_nothing(TIMES, order);
+}
+
+/// The same, so many times, of something that does a lot.
+#[track_caller]
+pub fn times_leave_nothing(times: i64, mut order: impl FnMut()) {
     let _expedited = Expedited::new();
-    (0..WARM_UP).for_each(|_| order());
-    let first = left_by(&mut order);
+    (0..(times / 2).clamp(1, WARM_UP)).for_each(|_| order());
+    let first = left_by(times, &mut order);
     if first.is_empty() {
         return;
     }
     // What some part of the kernel keeps for later fills up; what leaks grows on.
-    let second = left_by(&mut order);
+    let second = left_by(times, &mut order);
     assert!(
         second.is_empty(),
-        "{TIMES} times left: {}; {TIMES} times more: {}",
+        "{times} times left: {}; {times} times more: {}",
         first.join(", "),
         second.join(", ")
     );
@@ -66,12 +76,14 @@ pub fn leaves_nothing(mut order: impl FnMut()) {
 /// Does something again and again, and says what there is then that was not there before, and does
 /// not go away.
 #[track_caller]
-fn left_by(order: &mut impl FnMut()) -> Vec<String> {
+fn left_by(times: i64, order: &mut impl FnMut()) -> Vec<String> {
+    // Others come and go meanwhile, so that one left by each time may not be counted in full.
+    let others = OTHERS.max(times / 2);
     let before = Counts::take();
-    (0..TIMES).for_each(|_| order());
+    (0..times).for_each(|_| order());
     let deadline = Instant::now() + SETTLING;
     loop {
-        let left = Counts::take().more_than(&before);
+        let left = Counts::take().more_than(&before, others);
         if left.is_empty() || Instant::now() >= deadline {
             return left;
         }
@@ -116,8 +128,8 @@ impl Counts {
         }
     }
 
-    /// What there is that was not there before.
-    fn more_than(&self, before: &Self) -> Vec<String> {
+    /// What there is that was not there before, but for so many objects of each size.
+    fn more_than(&self, before: &Self, others: i64) -> Vec<String> {
         let mut more = Vec::new();
         if self.references > before.references {
             let count = self.references - before.references;
@@ -129,8 +141,7 @@ impl Counts {
         }
         for (kind, &count) in &self.objects {
             let grown = count - before.objects.get(kind).copied().unwrap_or(0);
-            // Others come and go meanwhile, so that one left by each time may not be counted in full.
-            if grown > TIMES / 2 {
+            if grown > others {
                 more.push(format!("{grown} objects of {kind}"));
             }
         }

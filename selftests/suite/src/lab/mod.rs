@@ -20,6 +20,7 @@ pub mod groups;
 pub mod guest;
 pub mod guest_card;
 pub mod helper;
+pub mod injection;
 pub mod memory;
 pub mod namespace;
 pub mod net;

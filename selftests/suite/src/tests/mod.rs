@@ -77,6 +77,7 @@ groups!(
     guest,
     guest_net,
     unload,
+    faults,
 );
 
 /// All tests, in the order in which they are run.

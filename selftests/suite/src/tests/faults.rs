@@ -1,0 +1,854 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Allocations that fail, on every path, one after the other: the error is right, nothing is half
+//! made, nothing leaks.
+//!
+//! What fails is done again, and succeeds; each path is gone through several times, and leaves
+//! nothing. Where a path goes through much of the kernel, only what is below the driver's own code
+//! on the stack fails.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
+use std::sync::{mpsc, Arc, Mutex};
+use std::time::Duration;
+
+use rustix::event::{poll, PollFd, PollFlags};
+use rustix::io::Errno;
+use vduse::eventfd::EventFd;
+use vduse::request::{Answer, Kind};
+use vduse::{Control, Device, Mapping};
+use vduse_uapi::{IovaInfo, IovaUmem};
+
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::counts::times_leave_nothing;
+use crate::lab::device::{disk_config, TestDevice};
+use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::expect::{fails_at, soon};
+use crate::lab::injection::{Below, Fault, Injection, Tally};
+use crate::lab::memory::{pinned_kib, unlimited_memlock, Prober, PAGE};
+use crate::lab::responder::Responder;
+use crate::lab::spaces::{self, agree, first_byte, page_of};
+use crate::lab::sysfs;
+use crate::lab::vhost::Vhost;
+use crate::lab::window::Window;
+use crate::modules;
+use crate::runner::environment;
+
+tests![
+    loading_the_module_fails_cleanly => 120,
+    creating_a_device_fails_cleanly => 120,
+    creating_groups_and_spaces_fails_cleanly => 120,
+    destroying_a_device_fails_cleanly => 120,
+    opening_fails_cleanly_and_closing_succeeds => 120,
+    calls_of_a_daemon_fail_cleanly => 60,
+    adding_a_device_fails_cleanly => 120,
+    deleting_a_device_succeeds => 120,
+    binding_to_vhost_fails_cleanly => 120,
+    opening_through_vhost_fails_cleanly => 120,
+    mapping_through_vhost_fails_cleanly_and_unmapping_succeeds => 120,
+    moving_a_group_fails_cleanly => 120,
+    finding_a_mapping_fails_cleanly => 60,
+    binding_to_virtio_fails_cleanly => 240,
+    deleting_a_disk_succeeds => 240,
+    reading_and_writing_a_disk_succeeds => 240,
+    mapping_the_domains_file_fails_cleanly => 120,
+    registering_memory_fails_cleanly => 120,
+    closing_with_memory_registered_succeeds => 120,
+    copies_from_and_to_a_daemon_fail_cleanly => 60,
+];
+
+/// How often a path is gone through.
+const TIMES: i64 = 4;
+
+/// How often a path that takes long.
+const FEW: i64 = 1;
+
+/// What a call fails with that lacks memory.
+const NO_MEMORY: &[Errno] = &[Errno::NOMEM];
+
+/// What it fails with if it may be the request to the daemon that lacks memory: as if the daemon
+/// had not answered.
+const UNTOLD: &[Errno] = &[Errno::NOMEM, Errno::IO];
+
+/// Nothing, for a call that must not fail.
+const NEVER: &[Errno] = &[];
+
+/// Goes through paths several times, which is to leave nothing, and shows what came of the faults.
+///
+/// There must be some.
+#[track_caller]
+fn several<const N: usize>(times: i64, paths: [&str; N], mut go: impl FnMut() -> [Tally; N]) {
+    let mut tallies = [Tally::default(); N];
+    times_leave_nothing(times, || tallies = go());
+    for (tally, path) in tallies.iter().zip(paths) {
+        tally.note(path);
+    }
+    assert!(tallies.iter().any(|tally| tally.faults > 0));
+}
+
+/// The module's file, if it is not compressed.
+#[track_caller]
+fn module_file() -> File {
+    let path = std::env::var(environment::MODULE).map_or_else(
+        |_| {
+            let output = std::process::Command::new("modinfo")
+                .args(["-n", "vduse"])
+                .output()
+                .expect("modinfo");
+            PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+        },
+        PathBuf::from,
+    );
+    File::open(path).expect("opening the module")
+}
+
+fn loading_the_module_fails_cleanly() {
+    let injection = Injection::of_allocations(Below::Initcall);
+    let module = modules::name(crate::lab::driver());
+    let name = std::ffi::CString::new(module).unwrap();
+    let file = module_file();
+    let unload = || {
+        soon("the module is unloaded", || {
+            rustix::system::delete_module(&name, 0).is_ok()
+        });
+        assert!(!sysfs::folder("control").exists());
+        assert!(!PathBuf::from("/sys/devices/vduse").exists());
+    };
+    let load = || Ok(rustix::system::finit_module(&file, c"", 0)?);
+    // The counts are those of a module that is there.
+    several(FEW, ["loading the module"], || {
+        unload();
+        let tally = injection.survived("loading", NO_MEMORY, load, |()| unload());
+        load().expect("loading");
+        [tally]
+    });
+    soon("the control device appears", || Control::open().is_ok());
+}
+
+fn creating(control: &Control, config: &vduse::DeviceConfig) {
+    let injection = Injection::of_allocations(Below::Anything);
+    several(TIMES, ["creating"], || {
+        let tally = injection.each("creating", |fault| {
+            let made = fault.hit(NO_MEMORY, || control.create(config));
+            if made.is_none() {
+                assert!(!sysfs::folder(&config.name).exists(), "{fault}");
+                assert!(!Device::path(&config.name).exists(), "{fault}");
+                fault.again(|| control.create(config));
+                // All of it.
+                Device::open(&config.name).expect("opening it");
+                sysfs::read(&sysfs::affinity(&config.name, config.queues - 1)).expect("reading");
+            }
+            control.destroy(&config.name).expect("destroying it");
+        });
+        [tally]
+    });
+}
+
+fn creating_a_device_fails_cleanly() {
+    creating(&Control::open().unwrap(), &disk_config());
+}
+
+fn creating_groups_and_spaces_fails_cleanly() {
+    creating(&Control::open_v1().unwrap(), &spaces::config(3, 3, 4));
+}
+
+fn destroying_a_device_fails_cleanly() {
+    let injection = Injection::of_allocations(Below::Anything);
+    let control = Control::open().unwrap();
+    let config = disk_config();
+    several(TIMES, ["destroying"], || {
+        let tally = injection.each("destroying", |fault| {
+            control.create(&config).expect("creating");
+            let destroy = || control.destroy(&config.name);
+            if fault.hit(NO_MEMORY, destroy).is_none() {
+                // It is as it was.
+                let device = Device::open(&config.name).expect("opening it");
+                device.vq_setup(0, 256).expect("setting a queue up");
+                drop(device);
+                fault.again(destroy);
+            }
+            assert!(!sysfs::folder(&config.name).exists(), "{fault}");
+        });
+        [tally]
+    });
+}
+
+fn opening_fails_cleanly_and_closing_succeeds() {
+    let injection = Injection::of_allocations(Below::Anything);
+    let device = TestDevice::disk();
+    let paths = ["opening the control device", "opening", "closing"];
+    several(TIMES, paths, || {
+        let open = || Device::open(device.name());
+        [
+            injection.survived(paths[0], NO_MEMORY, Control::open, drop),
+            injection.survived(paths[1], NO_MEMORY, open, drop),
+            injection.each(paths[2], |fault| {
+                let opened = open().expect("opening");
+                fault.hit(NEVER, || {
+                    drop(opened);
+                    Ok(())
+                });
+                // Nobody has it open.
+                drop(fault.again(open));
+            }),
+        ]
+    });
+}
+
+fn calls_of_a_daemon_fail_cleanly() {
+    let injection = Injection::of_allocations(Below::Anything);
+    let device = TestDevice::disk();
+    let file = device.open_nonblocking();
+    let kick = EventFd::new().unwrap();
+    let paths = [
+        "VQ_SETUP",
+        "VQ_SETUP_KICKFD",
+        "VQ_GET_INFO",
+        "DEV_SET_CONFIG",
+        "DEV_GET_FEATURES",
+    ];
+    several(TIMES, paths, || {
+        let survived = |path, operation: &dyn Fn() -> io::Result<()>| {
+            injection.survived(path, NO_MEMORY, operation, drop)
+        };
+        [
+            survived(paths[0], &|| file.vq_setup(0, 64)),
+            survived(paths[1], &|| file.set_kick(0, kick.as_fd())),
+            survived(paths[2], &|| file.vq_info(0).map(drop)),
+            survived(paths[3], &|| file.set_config(0, &[0; 8])),
+            survived(paths[4], &|| file.features().map(drop)),
+        ]
+    });
+}
+
+/// A device that is not on the bus yet, whose daemon answers.
+struct Stage {
+    daemon: Option<(Responder, Arc<Device>)>,
+    device: TestDevice,
+}
+
+impl Stage {
+    /// Makes one of version 0.
+    #[track_caller]
+    fn disk() -> Self {
+        Self::new(TestDevice::disk(), &[0])
+    }
+
+    /// Makes one of version 1.
+    #[track_caller]
+    fn of_groups(queues: &[u32], groups: u32, spaces: u32) -> Self {
+        let config = spaces::config(queues.len() as u16, groups, spaces);
+        Self::new(spaces::create(&config).expect("creating"), queues)
+    }
+
+    #[track_caller]
+    fn new(device: TestDevice, queues: &[u32]) -> Self {
+        let mut stage = Self {
+            daemon: None,
+            device,
+        };
+        stage.begin();
+        for (index, &group) in (0..).zip(queues) {
+            spaces::set_up(stage.file(), index, group).expect("setting a queue up");
+        }
+        stage
+    }
+
+    #[track_caller]
+    fn begin(&mut self) {
+        let file = Arc::new(self.device.open_nonblocking());
+        self.daemon = Some((Responder::new(&file, agree), file));
+    }
+
+    /// The daemon's side.
+    fn file(&self) -> &Device {
+        &self.daemon.as_ref().expect("a daemon").1
+    }
+
+    fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    /// If the device has broken, as a request to the daemon could not be made, starts another
+    /// daemon, which mends it.
+    #[track_caller]
+    fn mend(&mut self) {
+        if let Err(error) = self.file().features() {
+            assert_eq!(Errno::from_io_error(&error), Some(Errno::PERM));
+            self.daemon = None;
+            self.begin();
+        }
+    }
+
+    /// The requests so far, which are forgotten.
+    fn take_kinds(&self) -> Vec<Kind> {
+        self.daemon.as_ref().expect("a daemon").0.take_kinds()
+    }
+}
+
+/// Adds devices, each a new one: what it is made of when it is added first stays with it.
+#[track_caller]
+fn adding(path: &str, injection: &Injection, make: impl Fn() -> Stage) -> Tally {
+    let vdpa = bus::vdpa();
+    injection.each(path, |fault| {
+        let stage = make();
+        let add = || vdpa.add(stage.name(), "vduse");
+        if fault.hit(NO_MEMORY, add).is_none() {
+            assert!(!bus::folder(stage.name()).exists(), "{fault}");
+            fault.again(add);
+        }
+        assert!(bus::folder(stage.name()).exists(), "{fault}");
+        vdpa.delete(stage.name()).expect("deleting");
+        drop(stage.daemon);
+        stage.device.destroy().expect("destroying");
+    })
+}
+
+fn adding_a_device_fails_cleanly() {
+    let injection = Injection::of_allocations(Below::Driver);
+    let paths = ["adding a device of version 0", "of version 1"];
+    several(FEW, paths, || {
+        [
+            adding(paths[0], &injection, Stage::disk),
+            adding(paths[1], &injection, || {
+                Stage::of_groups(&[0, 1, 1], 2, 3)
+            }),
+        ]
+    });
+}
+
+fn deleting_a_device_succeeds() {
+    let injection = Injection::of_allocations(Below::Driver);
+    let vdpa = bus::vdpa();
+    let paths = ["deleting a device", "deleting one bound to vhost"];
+    several(FEW, paths, || {
+        [false, true].map(|bound| {
+            let mut stage = Stage::disk();
+            injection.each("deleting", |fault| {
+                vdpa.add(stage.name(), "vduse").expect("adding");
+                if bound {
+                    bus::bind(stage.name(), Driver::Vhost).expect("binding");
+                }
+                fault.hit(NEVER, || vdpa.delete(stage.name()));
+                assert!(!bus::folder(stage.name()).exists(), "{fault}");
+                stage.mend();
+            })
+        })
+    });
+}
+
+fn binding_to_vhost_fails_cleanly() {
+    let injection = Injection::of_allocations(Below::Anything);
+    let stage = Stage::disk();
+    let on_bus = OnBus::add(stage.name()).unwrap();
+    let bind = || on_bus.bind(Driver::Vhost);
+    let unbind = |()| on_bus.unbind(Driver::Vhost).expect("unbinding");
+    several(FEW, ["binding to vhost"], || {
+        [injection.survived("binding to vhost", NO_MEMORY, bind, unbind)]
+    });
+}
+
+fn opening_through_vhost_fails_cleanly() {
+    let injection = Injection::of_allocations(Below::Anything);
+    let mut stage = Stage::disk();
+    let on_bus = OnBus::add(stage.name()).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let path = bus::vhost_path(stage.name()).unwrap();
+    let paths = ["opening through vhost", "closing"];
+    several(FEW, paths, || {
+        [
+            injection.each(paths[0], |fault| {
+                let opened = fault.hit(UNTOLD, || Vhost::open(&path));
+                stage.mend();
+                if opened.is_none() {
+                    fault.again(|| Vhost::open(&path));
+                }
+            }),
+            injection.each(paths[1], |fault| {
+                let opened = Vhost::open(&path).expect("opening");
+                opened.set_owner().expect("owning");
+                opened.set_backend_features().expect("backend features");
+                opened.map(0x10_0000, &page_of(1), 3).expect("mapping");
+                fault.hit(NEVER, || {
+                    drop(opened);
+                    Ok(())
+                });
+                stage.mend();
+                // Nothing of it is left.
+                fails_at(stage.file().iotlb_fd(0, u64::MAX), Errno::INVAL, fault.number());
+            }),
+        ]
+    });
+    drop(on_bus);
+}
+
+/// A device of version 1, bound to vhost.
+struct Driven {
+    vhost: Vhost,
+    _on_bus: OnBus,
+    stage: Stage,
+}
+
+impl Driven {
+    #[track_caller]
+    fn new(spaces: u32) -> Self {
+        let stage = Stage::of_groups(&[0], 1, spaces);
+        let on_bus = OnBus::add(stage.name()).expect("adding");
+        on_bus.bind(Driver::Vhost).expect("binding");
+        Self {
+            vhost: spaces::open(&stage.device),
+            _on_bus: on_bus,
+            stage,
+        }
+    }
+
+    /// If the device has broken, another daemon mends it.
+    ///
+    /// It has begun to answer when this returns: while vhost waits for an answer to a map, a thread
+    /// of this process cannot begin, as the process's memory is locked.
+    #[track_caller]
+    fn mend(&mut self) {
+        self.stage.mend();
+        self.vhost.queue_base(0).expect("an answer");
+    }
+
+    /// The first byte of what is mapped at an address of address space 1.
+    fn byte(&self, iova: u64) -> io::Result<u8> {
+        first_byte(self.stage.file(), 1, iova)
+    }
+}
+
+fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
+    const HERE: u64 = 0x10_0000;
+    const THERE: u64 = 0x20_0000;
+    // vhost says so of all that goes wrong with a message.
+    const REFUSED: &[Errno] = &[Errno::FAULT];
+    let injection = Injection::of_allocations(Below::Driver);
+    let page = page_of(1);
+    let other = page_of(2);
+    let paths = ["mapping through vhost", "unmapping"];
+    several(TIMES, paths, || {
+        let mut driven = Driven::new(3);
+        driven.vhost.map_in(1, THERE, &other, 3).expect("mapping");
+        // What is mapped elsewhere stays.
+        let check = |driven: &Driven, fault: &Fault<'_>| {
+            assert_eq!(driven.byte(THERE).expect("another page"), 2, "{fault}");
+        };
+        let mapped = injection.each(paths[0], |fault| {
+            let map = |driven: &Driven| driven.vhost.map_in(1, HERE, &page, 3);
+            let done = fault.hit(REFUSED, || map(&driven));
+            driven.mend();
+            check(&driven, fault);
+            if done.is_none() {
+                fails_at(driven.byte(HERE), Errno::INVAL, fault.number());
+                fault.again(|| map(&driven));
+            }
+            assert_eq!(driven.byte(HERE).expect("a page"), 1, "{fault}");
+            driven.vhost.unmap_in(1, HERE, PAGE).expect("unmapping");
+        });
+        let unmapped = injection.each(paths[1], |fault| {
+            driven.vhost.map_in(1, HERE, &page, 3).expect("mapping");
+            // vhost does not look what comes of it: the page is the client's again in any case.
+            fault.hit(NEVER, || driven.vhost.unmap_in(1, HERE, PAGE));
+            driven.mend();
+            fails_at(driven.byte(HERE), Errno::INVAL, fault.number());
+            check(&driven, fault);
+        });
+        [mapped, unmapped]
+    });
+}
+
+fn moving_a_group_fails_cleanly() {
+    /// What is made for an address space stays, so that each fault has one of its own.
+    const SPACES: u32 = 64;
+    let injection = Injection::of_allocations(Below::Driver);
+    several(FEW, ["moving a group"], || {
+        let mut driven = Driven::new(SPACES);
+        let tally = injection.each("moving a group", |fault| {
+            let asid = fault.number();
+            let go = |driven: &Driven| driven.vhost.set_group_asid(0, asid);
+            let done = fault.hit(UNTOLD, || go(&driven));
+            driven.mend();
+            let asked = |driven: &Driven| {
+                let is_it = |kind: &Kind| matches!(kind, Kind::SetGroupAsid { .. });
+                driven.stage.take_kinds().iter().any(is_it)
+            };
+            if done.is_none() {
+                assert!(!asked(&driven), "{fault}");
+                fault.again(|| go(&driven));
+                assert!(asked(&driven), "{fault}");
+            }
+            asked(&driven);
+        });
+        [tally]
+    });
+}
+
+fn finding_a_mapping_fails_cleanly() {
+    let injection = Injection::of_allocations(Below::Anything);
+    let driven = Driven::new(2);
+    driven.vhost.map_in(1, 0, &page_of(1), 3).unwrap();
+    let file = driven.stage.file();
+    let info = IovaInfo {
+        asid: 1,
+        ..Default::default()
+    };
+    // The table of descriptors is made larger, which takes memory, at powers of two.
+    raise_descriptor_limit();
+    let mut others: Vec<File> = Vec::new();
+    let open = || File::open("/dev/null").expect("opening a file");
+    let lowest_free = || open().as_raw_fd();
+    let found = injection.each("GET_FD", |fault| {
+        let size = 64 << (fault.number() - 1);
+        while others.last().is_none_or(|last| last.as_raw_fd() < size - 1) {
+            others.push(open());
+        }
+        let find = || file.iotlb_fd2(1, 0, 0);
+        if fault.hit(NO_MEMORY, find).is_none() {
+            assert_eq!(lowest_free(), size, "{fault}");
+            fault.again(find);
+        }
+        assert_eq!(lowest_free(), size, "{fault}");
+    });
+    found.note("GET_FD");
+    let told = injection.survived("GET_INFO", NO_MEMORY, || file.iotlb_info(info), drop);
+    told.note("GET_INFO");
+    assert!(found.failures > 0);
+}
+
+/// Lets this process open as many files as it may.
+#[track_caller]
+fn raise_descriptor_limit() {
+    use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = maximum;
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).expect("setting RLIMIT_NOFILE");
+}
+
+/// A disk that is served and on the bus, bound to nothing.
+struct Disk {
+    on_bus: OnBus,
+    served: Mutex<Option<Served>>,
+    file: Arc<File>,
+    device: TestDevice,
+}
+
+impl Disk {
+    #[track_caller]
+    fn new() -> Self {
+        let device = TestDevice::disk();
+        let file = memory_file(1 << 20);
+        let served = Served::start(device.open_nonblocking(), 1, file.clone()).expect("serving");
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        Self {
+            on_bus,
+            served: Mutex::new(Some(served)),
+            file,
+            device,
+        }
+    }
+
+    /// If the device has broken, another daemon mends it.
+    #[track_caller]
+    fn mend(&self) {
+        let mut served = self.served.lock().expect("the daemon");
+        let broken = |served: &Served| served.device().features().is_err();
+        if served.as_ref().is_some_and(broken) {
+            *served = None;
+            let device = self.device.open_nonblocking();
+            *served = Some(Served::start(device, 1, self.file.clone()).expect("serving"));
+        }
+    }
+
+    /// Does something that waits for the disk: for the next daemon, if the device breaks meanwhile.
+    fn mended<T>(&self, operation: impl FnOnce() -> T) -> T {
+        let (end, ended) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let moment = Duration::from_millis(5);
+                while ended.recv_timeout(moment) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    self.mend();
+                }
+            });
+            let result = operation();
+            drop(end);
+            result
+        })
+    }
+
+    /// Binds it, and reads from it.
+    #[track_caller]
+    fn works(&self) {
+        self.on_bus.bind(Driver::Virtio).expect("binding");
+        self.reads();
+        self.on_bus.unbind(Driver::Virtio).expect("unbinding");
+    }
+
+    #[track_caller]
+    fn reads(&self) {
+        let disk = bus::disk_name(self.device.name()).expect("a disk");
+        let block = crate::lab::block::Block::open(&disk).expect("opening the disk");
+        block.read(0, 4096).expect("reading");
+    }
+}
+
+fn binding_to_virtio_fails_cleanly() {
+    let injection = Injection::of_allocations(Below::Driver);
+    several(FEW, ["binding to virtio"], || {
+        let disk = Disk::new();
+        let tally = injection.each("binding to virtio", |fault| {
+            // The virtio device may be there without its driver.
+            let bind = || disk.on_bus.bind(Driver::Virtio);
+            let bound = disk.mended(|| fault.hit(UNTOLD, bind));
+            disk.mend();
+            if bound.is_some() {
+                disk.on_bus.unbind(Driver::Virtio).expect("unbinding");
+            }
+            disk.works();
+        });
+        [tally]
+    });
+}
+
+fn deleting_a_disk_succeeds() {
+    let injection = Injection::of_allocations(Below::Driver);
+    let vdpa = bus::vdpa();
+    several(FEW, ["deleting a disk"], || {
+        let tally = injection.each("deleting a disk", |fault| {
+            let disk = Disk::new();
+            let name = disk.device.name().to_owned();
+            disk.on_bus.bind(Driver::Virtio).expect("binding");
+            disk.mended(|| fault.hit(NEVER, || vdpa.delete(&name)));
+            assert!(!bus::folder(&name).exists(), "{fault}");
+            disk.mend();
+            vdpa.add(&name, "vduse").expect("adding");
+            disk.works();
+        });
+        [tally]
+    });
+}
+
+fn reading_and_writing_a_disk_succeeds() {
+    const LEN: usize = 32 << 10;
+    let injection = Injection::of_allocations(Below::Driver);
+    several(FEW, ["reading", "writing"], || {
+        [false, true].map(|write| {
+            injection.each("reading and writing a disk", |fault| {
+                // Pages that a disk once had, it keeps.
+                let disk = LiveDisk::new(Shape::default());
+                let block = disk.block();
+                // The block layer tries again.
+                if write {
+                    fault.hit(NEVER, || block.write(0, &[7; LEN]));
+                } else {
+                    fault.hit(NEVER, || block.read(0, LEN));
+                    block.write(0, &[7; LEN]).expect("writing");
+                }
+                let found = block.read(0, LEN).expect("reading");
+                assert!(found.iter().all(|&byte| byte == 7), "{fault}");
+            })
+        })
+    });
+}
+
+fn mapping_the_domains_file_fails_cleanly() {
+    let injection = Injection::of_allocations(Below::Anything);
+    let disk = LiveDisk::new(Shape::default());
+    disk.block().read(0, 4096).unwrap();
+    // The rings are behind the bounce area.
+    let region = disk.vduse().iotlb_fd(64 << 20, u64::MAX).unwrap();
+    let map = || Window::new(region.file.as_fd(), region.offset, PAGE as usize, true);
+    let paths = ["mapping the domain's file", "a page of it"];
+    several(TIMES, paths, || {
+        [
+            injection.survived(paths[0], NO_MEMORY, map, drop),
+            injection.each(paths[1], |fault| {
+                let window = map().expect("mapping");
+                let prober = Prober::new();
+                // The kernel looks, who says so if there is no memory for a page table.
+                let look = || prober.read(window.address(), 64).map(drop);
+                if fault.hit(&[Errno::NOMEM, Errno::FAULT], look).is_none() {
+                    fault.again(look);
+                }
+            }),
+        ]
+    });
+}
+
+/// A bounce area's size.
+const AREA: u64 = 1 << 20;
+
+/// A disk with a small bounce area in its first address space, and memory for it.
+#[track_caller]
+fn disk_and_memory(spaces: u32) -> (LiveDisk, Mapping, IovaUmem) {
+    unlimited_memlock();
+    let disk = LiveDisk::new(Shape {
+        bounce: AREA * u64::from(spaces.max(1)),
+        spaces,
+        ..Default::default()
+    });
+    disk.block().write(0, &[7; 4096]).expect("writing");
+    let memory = Mapping::anonymous(AREA as usize).expect("memory");
+    // All of it is there.
+    let bytes = memory.bytes();
+    for at in (0..AREA as usize).step_by(PAGE as usize) {
+        vm_memory::Bytes::write_slice(&bytes, &[1], at).expect("writing to memory");
+    }
+    let umem = IovaUmem {
+        uaddr: memory.address() as u64,
+        size: AREA,
+        ..Default::default()
+    };
+    (disk, memory, umem)
+}
+
+fn registering_memory_fails_cleanly() {
+    let injection = Injection::of_allocations(Below::Anything);
+    let paths = [
+        "registering memory, version 0",
+        "deregistering it",
+        "registering memory, version 1",
+        "deregistering it",
+    ];
+    let version_0 = disk_and_memory(0);
+    let version_1 = disk_and_memory(2);
+    several(FEW, paths, || {
+        let mut tallies = Vec::new();
+        for (disk, _memory, umem) in [&version_0, &version_1] {
+            let file = disk.vduse();
+            // SAFETY: The memory has volatile access only, and stays until it is deregistered.
+            let register = || unsafe { file.register_umem(umem) };
+            let deregister = || file.deregister_umem(umem);
+            // The daemon that serves the disk does not know of the memory meanwhile.
+            let works = |fault: &Fault<'_>| {
+                let found = disk.block().read(0, 4096).expect("reading");
+                assert!(found.iter().all(|&byte| byte == 7), "{fault}");
+            };
+            tallies.push(injection.each(paths[0], |fault| {
+                if fault.hit(NO_MEMORY, register).is_none() {
+                    assert_eq!(pinned_kib(), 0, "{fault}");
+                    works(fault);
+                    fault.again(register);
+                }
+                assert_eq!(pinned_kib(), AREA >> 10, "{fault}");
+                deregister().expect("deregistering");
+            }));
+            tallies.push(injection.each(paths[1], |fault| {
+                register().expect("registering");
+                if fault.hit(NO_MEMORY, deregister).is_none() {
+                    assert_eq!(pinned_kib(), AREA >> 10, "{fault}");
+                    fault.again(deregister);
+                }
+                assert_eq!(pinned_kib(), 0, "{fault}");
+                works(fault);
+            }));
+        }
+        tallies.try_into().expect("four of them")
+    });
+}
+
+fn closing_with_memory_registered_succeeds() {
+    let injection = Injection::of_allocations(Below::Anything);
+    let (disk, _memory, umem) = disk_and_memory(0);
+    let LiveDisk {
+        on_bus,
+        served,
+        device,
+        file: data,
+        ..
+    } = disk;
+    served.stop();
+    several(TIMES, ["closing with memory registered"], || {
+        let tally = injection.each("closing", |fault| {
+            let file = device.open_nonblocking();
+            // SAFETY: The memory has volatile access only, and stays until the file is closed.
+            unsafe { file.register_umem(&umem) }.expect("registering");
+            fault.hit(NEVER, || {
+                drop(file);
+                Ok(())
+            });
+            assert_eq!(pinned_kib(), 0, "{fault}");
+        });
+        [tally]
+    });
+    let served = Served::start(device.open_nonblocking(), 1, data).unwrap();
+    drop(on_bus);
+    drop(served);
+}
+
+fn copies_from_and_to_a_daemon_fail_cleanly() {
+    const FAULT: &[Errno] = &[Errno::FAULT];
+    let injection = Injection::of_copies();
+    let control = Control::open_v1().unwrap();
+    let config = spaces::config(1, 1, 2);
+    let created = injection.each("CREATE_DEV", |fault| {
+        if fault.hit(FAULT, || control.create(&config)).is_none() {
+            assert!(!sysfs::folder(&config.name).exists(), "{fault}");
+            fault.again(|| control.create(&config));
+        }
+        control.destroy(&config.name).expect("destroying");
+    });
+    created.note("CREATE_DEV");
+    let driven = Driven::new(2);
+    driven.vhost.map_in(1, 0, &page_of(1), 3).unwrap();
+    let file = driven.stage.file();
+    let kick = EventFd::new().unwrap();
+    let info = IovaInfo {
+        asid: 1,
+        ..Default::default()
+    };
+    let descriptors = || std::fs::read_dir("/proc/self/fd").expect("descriptors").count();
+    let before = descriptors();
+    let calls: [(&str, &dyn Fn() -> io::Result<()>); 6] = [
+        ("VQ_SETUP_KICKFD", &|| file.set_kick(0, kick.as_fd())),
+        ("VQ_GET_INFO", &|| file.vq_info(0).map(drop)),
+        ("DEV_GET_FEATURES", &|| file.features().map(drop)),
+        ("DEV_SET_CONFIG", &|| file.set_config(0, &[0; 8])),
+        ("IOTLB_GET_FD2", &|| file.iotlb_fd2(1, 0, 0).map(drop)),
+        ("IOTLB_GET_INFO", &|| file.iotlb_info(info).map(drop)),
+    ];
+    for (call, operation) in calls {
+        let tally = injection.survived(call, FAULT, operation, drop);
+        tally.note(call);
+        assert_eq!(tally.failures, tally.faults, "{call}");
+        assert!(tally.faults > 0, "{call}");
+        assert_eq!(descriptors(), before, "{call}");
+    }
+    reading_and_answering(&injection);
+}
+
+/// A request that cannot be handed over stays, as does one whose answer cannot be.
+#[track_caller]
+fn reading_and_answering(injection: &Injection) {
+    let device = TestDevice::disk();
+    let file = device.open_ready(1);
+    let on_bus = OnBus::add(device.name()).expect("adding");
+    on_bus.bind(Driver::Vhost).expect("binding");
+    let path = bus::vhost_path(device.name()).expect("a node");
+    let paths = ["reading a request", "answering it"];
+    let mut read = Tally::default();
+    let answered = injection.each(paths[1], |fault| {
+        std::thread::scope(|scope| {
+            // It is reset.
+            let opening = scope.spawn(|| Vhost::open(&path));
+            let mut fds = [PollFd::new(&file, PollFlags::IN)];
+            poll(&mut fds, None).expect("waiting for a request");
+            let mut request = None;
+            read = injection.each(paths[0], |fault| {
+                request = fault.hit(&[Errno::FAULT], || file.read_request());
+            });
+            let request = request.expect("a request");
+            let answer = || file.answer(&request, Answer::Ok);
+            // What is not as long as an answer is none.
+            if fault.hit(&[Errno::INVAL], answer).is_none() {
+                fault.again(answer);
+            }
+            opening.join().expect("a thread").expect("opening");
+        });
+    });
+    read.note(paths[0]);
+    answered.note(paths[1]);
+    assert!(read.failures > 0 && answered.failures > 0);
+}
