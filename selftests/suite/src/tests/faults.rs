@@ -10,22 +10,19 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::PathBuf;
-use std::sync::{mpsc, Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
 
-use rustix::event::{poll, PollFd, PollFlags};
 use rustix::io::Errno;
 use vduse::eventfd::EventFd;
-use vduse::request::{Answer, Kind};
+use vduse::request::Kind;
 use vduse::{Control, Device, Mapping};
 use vduse_uapi::{IovaInfo, IovaUmem};
 
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::counts::times_leave_nothing;
 use crate::lab::device::{disk_config, TestDevice};
-use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::expect::{fails_at, soon};
+use crate::lab::disk::{LiveDisk, Served, Shape};
+use crate::lab::expect::fails_at;
 use crate::lab::injection::{Below, Fault, Injection, Tally};
 use crate::lab::memory::{pinned_kib, unlimited_memlock, Prober, PAGE};
 use crate::lab::responder::Responder;
@@ -33,12 +30,8 @@ use crate::lab::spaces::{self, agree, first_byte, page_of};
 use crate::lab::sysfs;
 use crate::lab::vhost::Vhost;
 use crate::lab::window::Window;
-use crate::modules;
-use crate::runner::environment;
 
 tests![
-    loading_the_module_fails_cleanly => 120,
-    creating_a_device_fails_cleanly => 120,
     creating_groups_and_spaces_fails_cleanly => 120,
     destroying_a_device_fails_cleanly => 120,
     opening_fails_cleanly_and_closing_succeeds => 120,
@@ -50,9 +43,6 @@ tests![
     mapping_through_vhost_fails_cleanly_and_unmapping_succeeds => 120,
     moving_a_group_fails_cleanly => 120,
     finding_a_mapping_fails_cleanly => 60,
-    binding_to_virtio_fails_cleanly => 240,
-    deleting_a_disk_succeeds => 240,
-    reading_and_writing_a_disk_succeeds => 240,
     mapping_the_domains_file_fails_cleanly => 120,
     registering_memory_fails_cleanly => 120,
     closing_with_memory_registered_succeeds => 120,
@@ -88,45 +78,6 @@ fn several<const N: usize>(times: i64, paths: [&str; N], mut go: impl FnMut() ->
     assert!(tallies.iter().any(|tally| tally.faults > 0));
 }
 
-/// The module's file, if it is not compressed.
-#[track_caller]
-fn module_file() -> File {
-    let path = std::env::var(environment::MODULE).map_or_else(
-        |_| {
-            let output = std::process::Command::new("modinfo")
-                .args(["-n", "vduse"])
-                .output()
-                .expect("modinfo");
-            PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
-        },
-        PathBuf::from,
-    );
-    File::open(path).expect("opening the module")
-}
-
-fn loading_the_module_fails_cleanly() {
-    let injection = Injection::of_allocations(Below::Initcall);
-    let module = modules::name(crate::lab::driver());
-    let name = std::ffi::CString::new(module).unwrap();
-    let file = module_file();
-    let unload = || {
-        soon("the module is unloaded", || {
-            rustix::system::delete_module(&name, 0).is_ok()
-        });
-        assert!(!sysfs::folder("control").exists());
-        assert!(!PathBuf::from("/sys/devices/vduse").exists());
-    };
-    let load = || Ok(rustix::system::finit_module(&file, c"", 0)?);
-    // The counts are those of a module that is there.
-    several(FEW, ["loading the module"], || {
-        unload();
-        let tally = injection.survived("loading", NO_MEMORY, load, |()| unload());
-        load().expect("loading");
-        [tally]
-    });
-    soon("the control device appears", || Control::open().is_ok());
-}
-
 fn creating(control: &Control, config: &vduse::DeviceConfig) {
     let injection = Injection::of_allocations(Below::Anything);
     several(TIMES, ["creating"], || {
@@ -144,10 +95,6 @@ fn creating(control: &Control, config: &vduse::DeviceConfig) {
         });
         [tally]
     });
-}
-
-fn creating_a_device_fails_cleanly() {
-    creating(&Control::open().unwrap(), &disk_config());
 }
 
 fn creating_groups_and_spaces_fails_cleanly() {
@@ -530,132 +477,6 @@ fn raise_descriptor_limit() {
     setrlimit(Resource::Nofile, limit).expect("setting RLIMIT_NOFILE");
 }
 
-/// A disk that is served and on the bus, bound to nothing.
-struct Disk {
-    on_bus: OnBus,
-    served: Mutex<Option<Served>>,
-    file: Arc<File>,
-    device: TestDevice,
-}
-
-impl Disk {
-    #[track_caller]
-    fn new() -> Self {
-        let device = TestDevice::disk();
-        let file = memory_file(1 << 20);
-        let served = Served::start(device.open_nonblocking(), 1, file.clone()).expect("serving");
-        let on_bus = OnBus::add(device.name()).expect("adding");
-        Self {
-            on_bus,
-            served: Mutex::new(Some(served)),
-            file,
-            device,
-        }
-    }
-
-    /// If the device has broken, another daemon mends it.
-    #[track_caller]
-    fn mend(&self) {
-        let mut served = self.served.lock().expect("the daemon");
-        let broken = |served: &Served| served.device().features().is_err();
-        if served.as_ref().is_some_and(broken) {
-            *served = None;
-            let device = self.device.open_nonblocking();
-            *served = Some(Served::start(device, 1, self.file.clone()).expect("serving"));
-        }
-    }
-
-    /// Does something that waits for the disk: for the next daemon, if the device breaks meanwhile.
-    fn mended<T>(&self, operation: impl FnOnce() -> T) -> T {
-        let (end, ended) = mpsc::channel::<()>();
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                let moment = Duration::from_millis(5);
-                while ended.recv_timeout(moment) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    self.mend();
-                }
-            });
-            let result = operation();
-            drop(end);
-            result
-        })
-    }
-
-    /// Binds it, and reads from it.
-    #[track_caller]
-    fn works(&self) {
-        self.on_bus.bind(Driver::Virtio).expect("binding");
-        self.reads();
-        self.on_bus.unbind(Driver::Virtio).expect("unbinding");
-    }
-
-    #[track_caller]
-    fn reads(&self) {
-        let disk = bus::disk_name(self.device.name()).expect("a disk");
-        let block = crate::lab::block::Block::open(&disk).expect("opening the disk");
-        block.read(0, 4096).expect("reading");
-    }
-}
-
-fn binding_to_virtio_fails_cleanly() {
-    let injection = Injection::of_allocations(Below::Driver);
-    several(FEW, ["binding to virtio"], || {
-        let disk = Disk::new();
-        let tally = injection.each("binding to virtio", |fault| {
-            // The virtio device may be there without its driver.
-            let bind = || disk.on_bus.bind(Driver::Virtio);
-            let bound = disk.mended(|| fault.hit(UNTOLD, bind));
-            disk.mend();
-            if bound.is_some() {
-                disk.on_bus.unbind(Driver::Virtio).expect("unbinding");
-            }
-            disk.works();
-        });
-        [tally]
-    });
-}
-
-fn deleting_a_disk_succeeds() {
-    let injection = Injection::of_allocations(Below::Driver);
-    let vdpa = bus::vdpa();
-    several(FEW, ["deleting a disk"], || {
-        let tally = injection.each("deleting a disk", |fault| {
-            let disk = Disk::new();
-            let name = disk.device.name().to_owned();
-            disk.on_bus.bind(Driver::Virtio).expect("binding");
-            disk.mended(|| fault.hit(NEVER, || vdpa.delete(&name)));
-            assert!(!bus::folder(&name).exists(), "{fault}");
-            disk.mend();
-            vdpa.add(&name, "vduse").expect("adding");
-            disk.works();
-        });
-        [tally]
-    });
-}
-
-fn reading_and_writing_a_disk_succeeds() {
-    const LEN: usize = 32 << 10;
-    let injection = Injection::of_allocations(Below::Driver);
-    several(FEW, ["reading", "writing"], || {
-        [false, true].map(|write| {
-            injection.each("reading and writing a disk", |fault| {
-                // Pages that a disk once had, it keeps.
-                let disk = LiveDisk::new(Shape::default());
-                let block = disk.block();
-                // The block layer tries again.
-                if write {
-                    fault.hit(NEVER, || block.write(0, &[7; LEN]));
-                } else {
-                    fault.hit(NEVER, || block.read(0, LEN));
-                    block.write(0, &[7; LEN]).expect("writing");
-                }
-                let found = block.read(0, LEN).expect("reading");
-                assert!(found.iter().all(|&byte| byte == 7), "{fault}");
-            })
-        })
-    });
-}
-
 fn mapping_the_domains_file_fails_cleanly() {
     let injection = Injection::of_allocations(Below::Anything);
     let disk = LiveDisk::new(Shape::default());
@@ -819,39 +640,4 @@ fn copies_from_and_to_a_daemon_fail_cleanly() {
         assert!(tally.faults > 0, "{call}");
         assert_eq!(descriptors(), before, "{call}");
     }
-    reading_and_answering(&injection);
-}
-
-/// A request that cannot be handed over stays, as does one whose answer cannot be.
-#[track_caller]
-fn reading_and_answering(injection: &Injection) {
-    let device = TestDevice::disk();
-    let file = device.open_ready(1);
-    let on_bus = OnBus::add(device.name()).expect("adding");
-    on_bus.bind(Driver::Vhost).expect("binding");
-    let path = bus::vhost_path(device.name()).expect("a node");
-    let paths = ["reading a request", "answering it"];
-    let mut read = Tally::default();
-    let answered = injection.each(paths[1], |fault| {
-        std::thread::scope(|scope| {
-            // It is reset.
-            let opening = scope.spawn(|| Vhost::open(&path));
-            let mut fds = [PollFd::new(&file, PollFlags::IN)];
-            poll(&mut fds, None).expect("waiting for a request");
-            let mut request = None;
-            read = injection.each(paths[0], |fault| {
-                request = fault.hit(&[Errno::FAULT], || file.read_request());
-            });
-            let request = request.expect("a request");
-            let answer = || file.answer(&request, Answer::Ok);
-            // What is not as long as an answer is none.
-            if fault.hit(&[Errno::INVAL], answer).is_none() {
-                fault.again(answer);
-            }
-            opening.join().expect("a thread").expect("opening");
-        });
-    });
-    read.note(paths[0]);
-    answered.note(paths[1]);
-    assert!(read.failures > 0 && answered.failures > 0);
 }
