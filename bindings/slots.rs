@@ -210,9 +210,14 @@ impl Slots {
     /// The blocks that nobody has, at about this time.
     fn open_blocks(&self) -> impl Iterator<Item = usize> + use<'_> {
         self.open.iter().enumerate().flat_map(|(index, word)| {
-            let bits = word.read();
+            let mut bits = word.read();
 
-            (0..64).filter_map(move |bit| (bits >> bit & 1 != 0).then_some(index * 64 + bit))
+            core::iter::from_fn(move || {
+                let bit = (bits != 0).then(|| bits.trailing_zeros())?;
+
+                bits &= bits - 1;
+                Some(index * 64 + bit as usize)
+            })
         })
     }
 
