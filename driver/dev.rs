@@ -294,12 +294,15 @@ impl Dev {
     /// somebody else. Errors: [`EINVAL`] if there is no such virtqueue. May sleep.
     pub(super) fn vq_size(&self, index: u32, to_kernel: bool) -> Result<u16> {
         let size = self.vq(index)?.size();
+        if !to_kernel {
+            return Ok(size);
+        }
 
-        Ok(if to_kernel {
-            self.room().vq_size(self.device_id, size)
-        } else {
-            size
-        })
+        // A daemon of version 0 may just have set it up with another size.
+        let mut room = self.room();
+        room.shortest_vq = room.shortest_vq.min(size);
+
+        Ok(room.vq_size(self.device_id, size))
     }
 
     /// Writes to the configuration space, on behalf of the daemon. Errors: [`EINVAL`] if not all of

@@ -14,7 +14,8 @@
 //! # Lock order
 //!
 //! `mmap_lock` of a client of vhost, [`Spaces::making`]: so userspace memory is not touched under
-//! the latter. The IOTLB's lock is taken in any context and has nothing below it.
+//! the latter, nor the lock of CPU hotplug taken, whose owner waits for readers of sysfs, and those
+//! for `mmap_lock`. The IOTLB's lock is taken in any context and has nothing below it.
 
 use super::iotlb::{
     Backing,
@@ -508,13 +509,13 @@ impl Spaces {
             return Ok(open);
         }
 
-        // Its allocator of addresses takes the lock of CPU hotplug, below which `mmap_lock` is
-        // taken: so the domain is not made under a lock that is taken below that.
+        // Its allocator of addresses takes the lock of CPU hotplug: so it is made without ours.
         let made = self.make(asid, self.freeze() as usize / self.all.len());
         let mut making = self.making.lock();
         match made {
             // Somebody else may have been faster: then ours is dropped, without the lock.
             Ok(open) if space.0.as_ref().is_none() => {
+                making.frozen = true;
                 space.0.populate(open);
             }
             Ok(open) => {
