@@ -3,18 +3,18 @@
 //! A network card for a guest, on a TAP interface of this machine.
 
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::Receiver;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vduse::net::{Event, Net, Settings, Shape, Tap, What};
 use vduse::Device;
 
-use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::bus::{self, OnBus};
 use crate::lab::device::TestDevice;
 use crate::lab::namespace::ip;
+use crate::lab::net::Observed;
 use crate::lab::serving::Serving;
-use crate::lab::spaces;
 
 /// A network interface of this machine, deleted on drop.
 #[derive(Debug)]
@@ -84,16 +84,13 @@ impl GuestCard {
     /// Makes a card on a TAP interface. It is of version 1.
     #[track_caller]
     pub fn new(shape: &Shape, tap: &str) -> Self {
-        let device = spaces::create(&shape.config()).expect("creating the card");
-        let (sender, events) = mpsc::channel();
         let ports = Tap::open(tap, shape.pairs).expect("opening the TAP interface");
-        let card = Net::new(shape.mac, ports)
-            .expect("a card")
-            .observed_by(move |event| drop(sender.send(event)));
-        let server = shape.server(device.open_nonblocking(), card);
-        let served = Serving::run(server.expect("serving the card"));
-        let on_bus = OnBus::add(device.name()).expect("adding the card");
-        on_bus.bind(Driver::Vhost).expect("binding the card");
+        let Observed {
+            on_bus,
+            served,
+            device,
+            events,
+        } = Observed::new(shape, ports);
         Self {
             on_bus,
             served,

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 
-use vduse::net::{Event, Groups, Loopback, Mac, Net, Shape, Tap, What};
+use vduse::net::{Event, Groups, Loopback, Mac, Net, Port, Shape, Tap, What};
 
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{unique_name, TestDevice};
@@ -192,6 +192,43 @@ impl Drop for Example {
     }
 }
 
+/// A card of version 1 that is served and bound to vhost, and what happens to it.
+///
+/// The fields are to be dropped in this order.
+#[allow(missing_debug_implementations)]
+pub struct Observed<P: Port> {
+    /// On the bus.
+    pub on_bus: OnBus,
+    /// Served.
+    pub served: Serving<Net<P>>,
+    /// Created.
+    pub device: TestDevice,
+    /// What its driver does.
+    pub events: Receiver<Event>,
+}
+
+impl<P: Port + Send + 'static> Observed<P> {
+    /// Makes one with these ports.
+    #[track_caller]
+    pub fn new(shape: &Shape, ports: Vec<P>) -> Self {
+        let device = spaces::create(&shape.config()).expect("creating the card");
+        let (sender, events) = mpsc::channel();
+        let card = Net::new(shape.mac, ports)
+            .expect("a card")
+            .observed_by(move |event| drop(sender.send(event)));
+        let server = shape.server(device.open_nonblocking(), card);
+        let served = Serving::run(server.expect("serving the card"));
+        let on_bus = OnBus::add(device.name()).expect("adding the card");
+        on_bus.bind(Driver::Vhost).expect("binding the card");
+        Self {
+            on_bus,
+            served,
+            device,
+            events,
+        }
+    }
+}
+
 /// A card with a control queue in a group of its own and cables that come back, bound to
 /// vhost-vdpa. The fields are dropped in this order.
 pub struct IsolatedCard {
@@ -209,16 +246,13 @@ impl IsolatedCard {
         let mut shape = shape(pairs);
         shape.control = true;
         shape.groups = Groups::Isolated;
-        let device = spaces::create(&shape.config()).expect("creating the card");
-        let (sender, events) = mpsc::channel();
         let ports = (0..pairs).map(|_| Loopback::new().expect("a port"));
-        let card = Net::new(MAC, ports.collect())
-            .expect("a card")
-            .observed_by(move |event| drop(sender.send(event)));
-        let server = shape.server(device.open_nonblocking(), card);
-        let served = Serving::run(server.expect("serving the card"));
-        let on_bus = OnBus::add(device.name()).expect("adding the card");
-        on_bus.bind(Driver::Vhost).expect("binding the card");
+        let Observed {
+            on_bus,
+            served,
+            device,
+            events,
+        } = Observed::new(&shape, ports.collect());
         let card = Self {
             _on_bus: on_bus,
             served,
