@@ -184,8 +184,10 @@ impl Slots {
     #[cold]
     #[inline(never)]
     fn alloc_elsewhere(&self, own: &Atomic<usize>) -> Option<usize> {
+        // Requests mostly end in the order in which they began: what has been left for longest has
+        // the most free slots.
         let (block, slot) = self
-            .open_blocks()
+            .open_blocks(own.read())
             .find_map(|block| {
                 let has_free = self.free.get(block).is_some_and(|free| free.read() != 0);
                 if !has_free || !self.enter(block) {
@@ -207,16 +209,22 @@ impl Slots {
         Some(slot)
     }
 
-    /// The blocks that nobody has, at about this time.
-    fn open_blocks(&self) -> impl Iterator<Item = usize> + use<'_> {
-        self.open.iter().enumerate().flat_map(|(index, word)| {
-            let mut bits = word.read();
+    /// The blocks that nobody has, at about this time, from the one behind `last` on: first the 64 of
+    /// its word, then those of the other words.
+    fn open_blocks(&self, last: usize) -> impl Iterator<Item = usize> + use<'_> {
+        let words = self.open.len();
+        let shift = last as u32 % 64 + 1;
+
+        (0..words).flat_map(move |i| {
+            let index = (last / 64 + i) % words;
+            let bits = self.open.get(index).map_or(0, Inlined::read);
+            let mut bits = bits.rotate_right(shift);
 
             core::iter::from_fn(move || {
                 let bit = (bits != 0).then(|| bits.trailing_zeros())?;
 
                 bits &= bits - 1;
-                Some(index * 64 + bit as usize)
+                Some(index * 64 + ((bit + shift) % 64) as usize)
             })
         })
     }
@@ -284,7 +292,7 @@ impl Slots {
             self.leave(own.xchg(NONE, Relaxed));
         }
 
-        for block in self.open_blocks() {
+        for block in self.open_blocks(NONE) {
             let (Some(free), Some(claimed)) = (self.free.get(block), self.claimed.get(block / 64))
             else {
                 continue;
