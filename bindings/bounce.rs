@@ -320,6 +320,11 @@ impl Area {
             .get(index % CHUNK_SLOTS)
     }
 
+    /// All slots whose chunk has ever been used.
+    fn used_slots(&self) -> impl Iterator<Item = &Slot> {
+        self.chunks.iter().filter_map(OnceBox::get).flatten()
+    }
+
     /// Returns a slot, after allocating its chunk if need be.
     #[inline]
     fn slot_or_alloc(&self, index: usize) -> Option<&Slot> {
@@ -634,9 +639,7 @@ impl Area {
 
     /// Whether a buffer is mapped. Any context.
     pub(super) fn is_in_use(&self) -> bool {
-        (0..self.slots)
-            .filter_map(|index| self.slot(index))
-            .any(|slot| slot.orig.read() != NO_BUFFER)
+        self.used_slots().any(|slot| slot.orig.read() != NO_BUFFER)
     }
 
     /// Whether pages are lent. May sleep.
@@ -648,7 +651,7 @@ impl Area {
 #[pinned_drop]
 impl PinnedDrop for Area {
     fn drop(self: Pin<&mut Self>) {
-        for slot in (0..self.slots).filter_map(|index| self.slot(index)) {
+        for slot in self.used_slots() {
             let page = slot.page.load(Relaxed);
 
             if !page.is_null() {
