@@ -50,7 +50,7 @@ use kernel::{
 /// included: they must not sleep.
 pub(crate) trait Owner: Send + Sync + 'static {
     /// A buffer is about to be mapped into the bounce area.
-    fn before_map(&self) -> Result;
+    fn before_map(&self);
 
     /// Gives `size` bytes of coherent memory an I/O virtual address.
     ///
@@ -247,9 +247,7 @@ impl<T: Owner> VTable<T> {
         let Some(space) = token.enter_open(&rcu) else {
             return MAPPING_ERROR;
         };
-        if space.owner.before_map().is_err() {
-            return MAPPING_ERROR;
-        }
+        space.owner.before_map();
 
         // SAFETY: The virtio core maps this memory for a driver, which must not free it before it
         // has unmapped it by the same token. That leads to the same space as long as anything is

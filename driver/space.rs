@@ -138,11 +138,6 @@ impl Mappings {
         })
     }
 
-    /// Whether there may be one more mapping.
-    fn has_room(&self, iotlb: &Iotlb) -> bool {
-        iotlb.len() + usize::from(self.is_bounce_mapped()) < self.max_entries
-    }
-
     /// Drops what a process mapped: a virtio driver of this kernel owns the address space now.
     ///
     /// Whoever gets it back drops it without the lock.
@@ -163,21 +158,15 @@ impl Mappings {
         self.bounce_mapped.store(false, Relaxed);
     }
 
-    /// Maps the bounce area, for a virtio driver of this kernel. Errors: [`ENOMEM`] if there are as
-    /// many mappings as there can be.
+    /// Maps the bounce area, for a virtio driver of this kernel. Rings have left room for it.
     #[cold]
     #[inline(never)]
-    fn map_bounce(&self) -> Result {
+    fn map_bounce(&self) {
         let mut iotlb = self.iotlb.lock();
         let evicted = Self::evict_files(&mut iotlb);
-        let has_room = self.is_bounce_mapped() || self.has_room(&iotlb);
-        if has_room {
-            self.bounce_mapped.store(true, Relaxed);
-        }
+        self.bounce_mapped.store(true, Relaxed);
         drop(iotlb);
         drop(evicted);
-
-        has_room.then_some(()).ok_or(ENOMEM)
     }
 
     /// Whether a buffer has been mapped since the last reset.
@@ -333,12 +322,10 @@ impl Mappings {
 
 impl Owner for Mappings {
     #[inline]
-    fn before_map(&self) -> Result {
-        if self.is_bounce_mapped() {
-            return Ok(());
+    fn before_map(&self) {
+        if !self.is_bounce_mapped() {
+            self.map_bounce();
         }
-
-        self.map_bounce()
     }
 
     fn map_coherent(&self, pages: Pages, size: usize) -> Result<u64> {
@@ -352,7 +339,9 @@ impl Owner for Mappings {
 
         let mut iotlb = self.iotlb.lock();
         let evicted = Self::evict_files(&mut iotlb);
-        let inserted = if self.has_room(&iotlb) {
+        // One is left for the bounce area: without it no request could ever be mapped, and drivers
+        // try for ever.
+        let inserted = if iotlb.len() + 1 < self.max_entries {
             iotlb.insert(start, mapping, node)
         } else {
             Err(ENOMEM)

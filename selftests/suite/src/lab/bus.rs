@@ -141,6 +141,15 @@ pub fn virtio_folder(name: &str) -> Option<PathBuf> {
     Some(folder.join(child))
 }
 
+/// Waits for the kernel's driver to have negotiated features with a device, and failed.
+#[track_caller]
+pub fn driver_gives_up(name: &str) {
+    let status = virtio_folder(name).expect("a virtio device").join("status");
+    soon("the driver gives up", || {
+        sysfs::read(&status).is_ok_and(|status| status == "0x0000008b")
+    });
+}
+
 /// The block device of a vDPA device, if the kernel made one.
 pub fn disk_name(name: &str) -> Option<String> {
     children(&virtio_folder(name)?.join("block"), "vd").pop()

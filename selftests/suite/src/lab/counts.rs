@@ -47,6 +47,15 @@ pub fn available() -> i64 {
         + figures("/proc/zoneinfo", "count:") * (PAGE >> 10) as i64
 }
 
+/// Whether this kernel remembers every object that it allocates, which takes more memory than small
+/// objects themselves do, and charges nobody for it.
+pub fn has_kmemleak() -> bool {
+    let objects = fs::read_to_string("/proc/slabinfo").expect("reading what objects there are");
+    objects
+        .lines()
+        .any(|line| line.starts_with("kmemleak_object "))
+}
+
 /// Does something again and again, and asserts that the kernel then has no more than before: no
 /// references to the module, no objects of any size, no files, no memory.
 #[track_caller]

@@ -271,11 +271,7 @@ fn a_disk_without_room_for_a_request_is_not_driven() {
     };
     for shape in [too_short, too_small] {
         let disk = LiveDisk::new(shape);
-        let status = bus::virtio_folder(disk.name()).expect("a virtio device").join("status");
-        // It has negotiated features, and failed.
-        soon("the driver gives up", || {
-            sysfs::read(&status).is_ok_and(|status| status == "0x0000008b")
-        });
+        bus::driver_gives_up(disk.name());
         assert_eq!(bus::disk_name(disk.name()), None);
         // A virtual machine makes of it what it can.
         disk.on_bus.unbind(Driver::Virtio).unwrap();

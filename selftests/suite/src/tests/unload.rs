@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use vduse::control::CONTROL_PATH;
 use vduse::Mapping;
 
+use crate::lab::bus;
 use crate::lab::device::TestDevice;
 use crate::lab::disk::{LiveDisk, Shape};
 use crate::lab::expect::{fails_at, soon};
@@ -25,6 +26,7 @@ tests![
     a_descriptor_of_a_domain_keeps_the_module_until_it_is_closed,
     a_mapping_of_a_domain_keeps_the_module_until_it_is_gone,
     each_space_has_max_iotlb_entries_of_its_own,
+    rings_leave_room_for_the_bounce_area,
 ];
 
 /// Tries to unload the module.
@@ -70,7 +72,7 @@ fn an_idle_module_is_unloaded_and_leaves_nothing() {
     assert!(!Path::new("/sys/devices/vduse").exists());
     let devices = std::fs::read_to_string("/proc/devices").unwrap();
     assert!(!devices.contains(" vduse"), "{devices}");
-    let management = crate::lab::bus::vdpa().management_devices().unwrap();
+    let management = bus::vdpa().management_devices().unwrap();
     assert!(management.iter().all(|device| device.name != "vduse"));
 }
 
@@ -165,4 +167,19 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
     vhost.unmap_in(1, iova(3), PAGE).unwrap();
     vhost.map_in(1, iova(MOST), &page, 3).unwrap();
     assert_eq!(found(1, MOST).unwrap(), 1);
+}
+
+fn rings_leave_room_for_the_bounce_area() {
+    let two_queues = Shape {
+        queues: 2,
+        ..Default::default()
+    };
+    {
+        let _parameter = Parameter::set("max_iotlb_entries=2");
+        let disk = LiveDisk::new(two_queues);
+        bus::driver_gives_up(disk.name());
+    }
+    let _parameter = Parameter::set("max_iotlb_entries=3");
+    let disk = LiveDisk::new(two_queues);
+    disk.block().write(0, &[1; 4096]).unwrap();
 }
