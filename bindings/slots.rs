@@ -337,3 +337,185 @@ impl Slots {
         self.iova.free(iova, size);
     }
 }
+
+#[kunit_tests(vduse_rs_slots)]
+mod tests {
+    use super::*;
+    use kernel::alloc::flags::GFP_KERNEL;
+
+    /// Some slots, and which of them are given out.
+    struct Area {
+        slots: Pin<KBox<Slots>>,
+        given: KVVec<bool>,
+        order: u32,
+    }
+
+    impl Area {
+        fn new(count: usize, order: u32) -> Result<Self> {
+            let cache = iova::Cache::get()?;
+            let slots = KBox::pin_init(Slots::new(Some(&cache), count, order), GFP_KERNEL)?;
+            let given = KVVec::from_elem(false, count, GFP_KERNEL)?;
+
+            Ok(Self {
+                slots,
+                given,
+                order,
+            })
+        }
+
+        /// Allocates so many slots. [`None`] if there is no room; [`EINVAL`] if they are not to be
+        /// given out, are not aligned, or are given out already.
+        fn alloc(&mut self, count: usize) -> Result<Option<usize>> {
+            let Some(iova) = self.slots.alloc(count << PAGE_SHIFT) else {
+                return Ok(None);
+            };
+            let first = iova as usize >> PAGE_SHIFT;
+
+            if first == 0 || first % count.next_power_of_two() != 0 || iova % PAGE_SIZE as u64 != 0
+            {
+                return Err(EINVAL);
+            }
+            for slot in first..first + count {
+                let given = self.given.get_mut(slot).ok_or(EINVAL)?;
+                if core::mem::replace(given, true) {
+                    return Err(EINVAL);
+                }
+            }
+
+            Ok(Some(first))
+        }
+
+        fn free(&mut self, first: usize, count: usize) -> Result {
+            for slot in first..first + count {
+                *self.given.get_mut(slot).ok_or(EINVAL)? = false;
+            }
+            self.slots
+                .free((first << PAGE_SHIFT) as u64, count << PAGE_SHIFT);
+
+            Ok(())
+        }
+
+        /// Allocates single slots until there are none. Returns how many there were.
+        fn fill(&mut self) -> Result<usize> {
+            let mut count = 0;
+            while self.alloc(1)?.is_some() {
+                count += 1;
+            }
+
+            Ok(count)
+        }
+
+        fn free_all(&mut self) -> Result {
+            for slot in 0..self.given.len() {
+                if self.given.get(slot).is_some_and(|&given| given) {
+                    self.free(slot, 1)?;
+                }
+            }
+
+            Ok(())
+        }
+
+        /// Allocates mappings of the largest size until there is no room, and frees them.
+        fn largest(&mut self) -> Result<usize> {
+            let size = 1 << self.order;
+            let mut firsts = KVVec::new();
+            while let Some(first) = self.alloc(size)? {
+                firsts.push(first, GFP_KERNEL)?;
+            }
+            for &first in &firsts {
+                self.free(first, size)?;
+            }
+
+            Ok(firsts.len())
+        }
+    }
+
+    #[test]
+    fn all_slots_but_the_first_are_given_out_once() -> Result {
+        // With blocks, with a rest that is none, and without blocks.
+        for (count, order) in [(1024, 5), (1000, 6), (64, 0)] {
+            let mut area = Area::new(count, order)?;
+            for _ in 0..3 {
+                assert_eq!(area.fill()?, count - 1);
+                area.free_all()?;
+            }
+        }
+
+        Ok(())
+    }
+
+    #[test]
+    fn a_slot_that_is_freed_is_found_when_there_is_no_other() -> Result {
+        let mut area = Area::new(1024, 5)?;
+        area.fill()?;
+
+        for slot in [1, 31, 32, 500, 1023] {
+            area.free(slot, 1)?;
+            assert_eq!(area.alloc(1)?, Some(slot));
+            assert_eq!(area.alloc(1)?, None);
+        }
+
+        Ok(())
+    }
+
+    #[test]
+    fn the_largest_mappings_find_room_after_single_slots() -> Result {
+        let mut area = Area::new(1024, 5)?;
+        let room = 1024 / 32 - 1;
+
+        assert_eq!(area.largest()?, room);
+        area.fill()?;
+        area.free_all()?;
+        assert_eq!(area.largest()?, room);
+
+        // A slot that is given out takes the room of one of them.
+        let slot = area.alloc(1)?.ok_or(ENOMEM)?;
+        assert!(area.largest()? >= room - 1);
+        area.free(slot, 1)?;
+        assert_eq!(area.largest()?, room);
+
+        Ok(())
+    }
+
+    #[test]
+    fn sizes_that_come_and_go_do_not_overlap() -> Result {
+        let mut area = Area::new(2048, 6)?;
+        let mut held = KVVec::new();
+        let mut state = 1u32;
+
+        for _ in 0..20_000 {
+            // Numerical Recipes' generator; its upper bits are good enough.
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let random = (state >> 8) as usize;
+            // Mostly single slots, as of requests.
+            let size = if random & 3 != 0 { 1 } else { random % 64 + 1 };
+
+            match area.alloc(size)? {
+                Some(first) if held.len() < 256 => held.push((first, size), GFP_KERNEL)?,
+                Some(first) => area.free(first, size)?,
+                None => {}
+            }
+            if random & 4 != 0 || held.len() == 256 {
+                if let Ok((first, size)) = held.remove((random >> 3) % held.len().max(1)) {
+                    area.free(first, size)?;
+                }
+            }
+        }
+        for &(first, size) in &held {
+            area.free(first, size)?;
+        }
+        assert_eq!(area.fill()?, 2047);
+
+        Ok(())
+    }
+
+    #[test]
+    fn without_a_cache_nothing_is_given_out() -> Result {
+        let slots = KBox::pin_init(Slots::new(None, 1024, 5), GFP_KERNEL)?;
+
+        assert_eq!(slots.alloc(PAGE_SIZE), None);
+        assert_eq!(slots.alloc(32 * PAGE_SIZE), None);
+
+        Ok(())
+    }
+}

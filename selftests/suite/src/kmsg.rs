@@ -28,6 +28,13 @@ impl Log {
         Ok(Self { file })
     }
 
+    /// Opens the log at its beginning, as far as it is still there.
+    pub fn from_start() -> io::Result<Self> {
+        let mut log = Self::open()?;
+        log.file.seek(SeekFrom::Start(0))?;
+        Ok(log)
+    }
+
     /// The lines since the last call.
     pub fn lines(&mut self) -> Vec<String> {
         let mut lines = Vec::new();

@@ -51,6 +51,7 @@ macro_rules! groups {
 }
 
 groups!(
+    kunit,
     control,
     device,
     sysfs,
