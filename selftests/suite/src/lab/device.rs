@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use vduse::{blk, Control, Device, DeviceConfig};
 
+use crate::lab::sysfs;
+
 /// Virtio device ids.
 pub mod id {
     /// A network card.
@@ -115,6 +117,13 @@ impl TestDevice {
     /// The device's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Sets the size of its bounce areas together, in bytes, while it is not on the bus.
+    #[track_caller]
+    pub fn set_bounce_size(&self, bytes: u64) {
+        let path = sysfs::attribute(&self.name, "bounce_size");
+        sysfs::write(&path, &bytes.to_string()).expect("setting bounce_size");
     }
 
     /// Opens the device.

@@ -15,7 +15,6 @@ use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::expect::soon;
 use crate::lab::serving::Serving;
-use crate::lab::sysfs;
 
 /// The thread of a device, a disk if not said otherwise.
 pub type Served<B = Disk> = Serving<B>;
@@ -90,8 +89,7 @@ impl LiveDisk {
         config.space[12..16].copy_from_slice(&shape.seg_max.to_le_bytes());
         let device = TestDevice::with_spaces(config, shape.spaces);
         if shape.bounce != 0 {
-            let path = sysfs::attribute(device.name(), "bounce_size");
-            sysfs::write(&path, &shape.bounce.to_string()).expect("setting bounce_size");
+            device.set_bounce_size(shape.bounce);
         }
         let file = memory_file(shape.bytes);
         let sizes = vec![shape.queue_size; shape.queues.into()];

@@ -22,7 +22,7 @@ use crate::lab::responder::Responder;
 use crate::lab::ring::{self, HandQueue};
 use crate::lab::spaces::{self, agree, first_byte, page_of, Answered, ServedGroups};
 use crate::lab::vhost::Vhost;
-use crate::lab::{cpu, note, skip, sysfs};
+use crate::lab::{cpu, note, skip};
 
 tests![
     a_device_of_0xffff_groups_works,
@@ -76,8 +76,7 @@ fn life(what: &str, config: &DeviceConfig, bounce: u64, with: impl FnOnce(&Vhost
     let device = spaces::create(config).expect("creating");
     meter.step("creating");
     if bounce != 0 {
-        let path = sysfs::attribute(device.name(), "bounce_size");
-        sysfs::write(&path, &bounce.to_string()).expect("setting bounce_size");
+        device.set_bounce_size(bounce);
     }
     let file = Arc::new(device.open_nonblocking());
     spaces::set_up(&file, 0, config.groups - 1).expect("setting the queue up");

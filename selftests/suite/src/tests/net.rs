@@ -4,11 +4,15 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use vduse::net::{Command, Mac, Settings, What};
+use vduse::server::Handle;
 
 use crate::lab::bus::{Driver, OnBus};
 use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::memory::unlimited_memlock;
 use crate::lab::net::{self, Example, IsolatedCard, Peer, TapInterface, HERE, MAC, THERE};
 use crate::lab::pattern::{assert_same, Random};
 use crate::lab::ring::{self, HandQueue};
@@ -18,6 +22,7 @@ use crate::lab::vhost::Vhost;
 tests![
     pings_go_both_ways => 60,
     data_arrives_as_it_was_sent => 60,
+    data_is_intact_when_memory_comes_and_goes_meanwhile => 60,
     a_driver_uses_one_pair_of_two_without_mq => 60,
     a_new_daemon_takes_a_running_card_over => 60,
     a_control_queue_in_a_space_of_its_own_is_answered,
@@ -74,6 +79,39 @@ fn data_arrives_as_it_was_sent() {
     let _served = net::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
     exchange(&peer, 4 << 20);
+}
+
+/// virtio_net maps, unmaps and kicks in softirqs, which interrupt the daemon's calls.
+fn data_is_intact_when_memory_comes_and_goes_meanwhile() {
+    unlimited_memlock();
+    let tap = TapInterface::new(1);
+    let shape = net::shape(1);
+    let device = TestDevice::new(&shape.config());
+    // Four times what the card's empty buffers take: 1,024 slots.
+    device.set_bounce_size(16 << 20);
+    let served = net::serve(&shape, &device, &tap);
+    let peer = Peer::new(device.name());
+    let handle = served.handle();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                exchange(&peer, 1 << 20);
+            }
+        });
+        for _ in 0..10 {
+            for change in [Handle::register_umem, Handle::deregister_umem] {
+                let start = Instant::now();
+                change(handle).unwrap();
+                // The daemon did nothing else meanwhile: now it has as long for the traffic.
+                std::thread::sleep(start.elapsed());
+            }
+            if traffic.is_finished() {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 fn a_driver_uses_one_pair_of_two_without_mq() {

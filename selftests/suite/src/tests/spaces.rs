@@ -20,7 +20,6 @@ use crate::lab::memory::{self, unlimited_memlock, PAGE};
 use crate::lab::pattern::assert_same;
 use crate::lab::ring::{self, HandQueue, LEN};
 use crate::lab::spaces::{self, agree, first_byte, page_of, Answered, ServedGroups};
-use crate::lab::sysfs;
 use crate::lab::vhost::Vhost;
 
 tests![
@@ -461,8 +460,7 @@ fn groups_can_share_a_space_that_is_not_0() {
 fn virtio(bounce: u64) -> (ServedGroups, Block) {
     unlimited_memlock();
     let disk = ServedGroups::with(2, 2, |device| {
-        let path = sysfs::attribute(device.name(), "bounce_size");
-        sysfs::write(&path, &bounce.to_string()).expect("setting bounce_size");
+        device.set_bounce_size(bounce);
     });
     disk.on_bus.bind(Driver::Virtio).expect("binding");
     soon("the disk appears", || {
@@ -541,11 +539,10 @@ fn a_space_too_small_for_a_page_is_refused_when_it_is_attached() {
     // of an address space is never handed out.
     let device = spaces::create(&spaces::config(1, 1, 256)).unwrap();
     let file = device.open_ready(1);
-    let path = sysfs::attribute(device.name(), "bounce_size");
-    sysfs::write(&path, &(1 << 20).to_string()).unwrap();
+    device.set_bounce_size(1 << 20);
     fails(OnBus::add(device.name()).map(drop), Errno::INVAL);
     // With twice as much, it is fine.
-    sysfs::write(&path, &(2 << 20).to_string()).unwrap();
+    device.set_bounce_size(2 << 20);
     let file = Arc::new(file);
     let responder = crate::lab::responder::Responder::ok(&file);
     let on_bus = OnBus::add(device.name()).unwrap();
@@ -556,8 +553,7 @@ fn a_space_too_small_for_a_page_is_refused_when_it_is_attached() {
 fn the_bounce_area_is_divided_between_the_spaces() {
     for (total, spaces, each) in [(1 << 20, 3, 0x5_6000), (64 << 20, 4, 16 << 20)] {
         let disk = ServedGroups::with(1, spaces, |device| {
-            let path = sysfs::attribute(device.name(), "bounce_size");
-            sysfs::write(&path, &total.to_string()).expect("setting bounce_size");
+            device.set_bounce_size(total);
         });
         disk.on_bus.bind(Driver::Virtio).expect("binding");
         let found = disk.served.device().iotlb_info(info(0)).unwrap();
