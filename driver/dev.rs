@@ -195,8 +195,14 @@ impl Dev {
         if using.attached {
             return Err(EEXIST);
         }
-        if using.destroyed || self.vqs.iter().any(|vq| vq.max_size() == 0) {
+        if using.destroyed {
             return Err(EINVAL);
+        }
+        for vq in &self.vqs {
+            vq.settle_max_size();
+            if vq.max_size() == 0 {
+                return Err(EINVAL);
+            }
         }
 
         using.attached = true;
@@ -242,9 +248,17 @@ impl Dev {
 
         // Holding this keeps the device from getting on the bus meanwhile.
         let using = self.using.lock();
-        // Clients of version 0 may set up a virtqueue once more that is in use, with another size,
-        // which then counts for the next driver.
-        vq.set_up(config, using.attached && self.is_v1())
+        if !using.attached {
+            vq.set_up(config);
+        } else if !self.is_v1() {
+            // The driver that has it now knows of another size, and sees that to its end. There is
+            // one group only.
+            vq.set_next_max_size(config.max_size);
+        } else if !vq.is_set_up_as(config) {
+            return Err(EINVAL);
+        }
+
+        Ok(())
     }
 
     /// The size of the configuration space in bytes.
@@ -294,15 +308,12 @@ impl Dev {
     /// somebody else. Errors: [`EINVAL`] if there is no such virtqueue. May sleep.
     pub(super) fn vq_size(&self, index: u32, to_kernel: bool) -> Result<u16> {
         let size = self.vq(index)?.size();
-        if !to_kernel {
-            return Ok(size);
-        }
 
-        // A daemon of version 0 may just have set it up with another size.
-        let mut room = self.room();
-        room.shortest_vq = room.shortest_vq.min(size);
-
-        Ok(room.vq_size(self.device_id, size))
+        Ok(if to_kernel {
+            self.room().vq_size(self.device_id, size)
+        } else {
+            size
+        })
     }
 
     /// Writes to the configuration space, on behalf of the daemon. Errors: [`EINVAL`] if not all of

@@ -58,6 +58,8 @@ use kernel::{
 struct State {
     /// The largest size, in descriptors; 0 before the virtqueue is set up.
     max_size: u16,
+    /// The largest size for the next driver, if it is to be another one.
+    next_max_size: Option<u16>,
     group: u32,
     /// The size that the driver has chosen, in descriptors; 0 before that.
     num: u32,
@@ -136,21 +138,34 @@ impl Vq {
         )
     }
 
-    /// The daemon sets the virtqueue up. If it is `fixed`, that may only repeat what is there.
-    ///
-    /// Errors: [`EINVAL`].
-    pub(super) fn set_up(&self, config: &VqConfig, fixed: bool) -> Result {
+    /// The daemon sets the virtqueue up, which is not on the bus.
+    pub(super) fn set_up(&self, config: &VqConfig) {
         let mut state = self.state.lock();
-        let is_same = state.max_size == config.max_size && state.group == config.group;
-
-        if fixed && !is_same {
-            return Err(EINVAL);
-        }
 
         state.max_size = config.max_size;
+        state.next_max_size = None;
         state.group = config.group;
+    }
 
-        Ok(())
+    /// Whether this is how it is set up.
+    pub(super) fn is_set_up_as(&self, config: &VqConfig) -> bool {
+        let state = self.state.lock();
+
+        state.max_size == config.max_size && state.group == config.group
+    }
+
+    /// Sets the largest size for the next driver, which begins with a reset.
+    pub(super) fn set_next_max_size(&self, max_size: u16) {
+        self.state.lock().next_max_size = Some(max_size);
+    }
+
+    /// Has the largest size be what was last asked for: no driver has the virtqueue.
+    pub(super) fn settle_max_size(&self) {
+        let mut state = self.state.lock();
+
+        if let Some(max_size) = state.next_max_size.take() {
+            state.max_size = max_size;
+        }
     }
 
     /// The largest size, in descriptors; 0 if it is not set up.
@@ -261,7 +276,7 @@ impl Vq {
     pub(super) fn reset(&self) {
         let mut state = self.state.lock();
         let new = State {
-            max_size: state.max_size,
+            max_size: state.next_max_size.unwrap_or(state.max_size),
             group: state.group,
             ..State::default()
         };

@@ -20,6 +20,7 @@ use crate::lab::pattern::assert_same;
 use crate::lab::responder::Responder;
 use crate::lab::ring::{self, HandQueue};
 use crate::lab::spaces::{self, agree, Answered, ServedGroups};
+use crate::lab::vhost::Vhost;
 use crate::lab::{block, cpu, sysfs};
 use crate::modules;
 
@@ -34,6 +35,7 @@ tests![
     vq_setup_reserved_fields_must_be_0_in_version_1,
     vq_setup_is_refused_once_attached_unless_it_repeats_what_is_there,
     vq_setup_of_version_0_takes_group_0_only,
+    vq_setup_of_version_0_counts_for_the_next_driver,
     get_vq_group_is_what_was_set_up,
     the_token_of_a_queue_is_its_groups,
     set_group_asid_is_sent_to_the_daemon,
@@ -238,6 +240,30 @@ fn vq_setup_of_version_0_takes_group_0_only() {
         fails_at(spaces::set_up(&file, 0, group), Errno::INVAL, group);
     }
     spaces::set_up(&file, 0, 0).unwrap();
+}
+
+fn vq_setup_of_version_0_counts_for_the_next_driver() {
+    let answered = Answered::version_0(1);
+    let file = &answered.file;
+    let sizes = |vhost: &Vhost| (vhost.queue_size(0).unwrap(), vhost.max_queue_size().unwrap());
+    let vhost = answered.vhost();
+    file.vq_setup(0, 128).unwrap();
+    assert_eq!(sizes(&vhost), (256, 256));
+    vhost.set_status(0).unwrap();
+    assert_eq!(sizes(&vhost), (128, 128));
+    file.vq_setup(0, 64).unwrap();
+    drop(vhost);
+    // Which resets the device.
+    let vhost = answered.vhost();
+    assert_eq!(sizes(&vhost), (64, 64));
+    drop(vhost);
+    // Nobody resets it in between.
+    answered.on_bus.unbind(Driver::Vhost).unwrap();
+    file.vq_setup(0, 32).unwrap();
+    answered.on_bus.delete().unwrap();
+    let on_bus = OnBus::add(answered.device.name()).unwrap();
+    let largest = bus::vdpa().device(on_bus.name()).unwrap().max_queue_size;
+    assert_eq!(largest, 32);
 }
 
 fn get_vq_group_is_what_was_set_up() {
