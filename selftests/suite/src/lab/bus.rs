@@ -72,7 +72,12 @@ pub struct OnBus {
 impl OnBus {
     /// Puts a device on the bus.
     pub fn add(name: &str) -> io::Result<Self> {
-        vdpa().add(name, "vduse")?;
+        Self::add_by("vduse", name)
+    }
+
+    /// Has a management device put a device on the bus.
+    pub fn add_by(management_device: &str, name: &str) -> io::Result<Self> {
+        vdpa().add(name, management_device)?;
         Ok(Self {
             name: name.to_owned(),
             there: true,

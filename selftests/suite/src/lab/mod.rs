@@ -4,6 +4,7 @@
 
 pub mod block;
 pub mod bus;
+pub mod card_driver;
 pub mod cgroup;
 pub mod client;
 pub mod compat;

@@ -189,9 +189,17 @@ impl HandQueue {
         self.submit(&[(self.iova + DATA as u64, 2048, true)]);
     }
 
-    /// Waits for that frame.
+    /// Waits for that frame, which is in one buffer, as its header says.
     #[track_caller]
     pub fn receive_frame(&self) -> Vec<u8> {
+        let (header, frame) = self.receive();
+        assert_eq!(header, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        frame
+    }
+
+    /// Waits for that frame, and returns what stands before it, too.
+    #[track_caller]
+    pub fn receive(&self) -> ([u8; NET_HEADER], Vec<u8>) {
         self.finish();
         let used = self.part(USED);
         let slot = 4 + usize::from(self.next.wrapping_sub(1) % SIZE) * 8;
@@ -203,8 +211,8 @@ impl HandQueue {
         self.part(DATA)
             .read_slice(&mut bytes, 0)
             .expect("inside the memory");
-        assert_eq!(bytes[..NET_HEADER], [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
-        bytes.split_off(NET_HEADER)
+        let (header, frame) = bytes.split_first_chunk().expect("a header");
+        (*header, frame.to_vec())
     }
 
     /// Reads a sector of the disk: makes the request available and kicks.

@@ -128,7 +128,13 @@ impl Answered {
 /// Opens a device as a driver that is about to map memory.
 #[track_caller]
 pub fn open(device: &TestDevice) -> Vhost {
-    let vhost = Vhost::open(&bus::vhost_path(device.name()).expect("a node")).expect("opening");
+    open_by_name(device.name())
+}
+
+/// The same, with any device that is bound to vhost-vdpa.
+#[track_caller]
+pub fn open_by_name(name: &str) -> Vhost {
+    let vhost = Vhost::open(&bus::vhost_path(name).expect("a node")).expect("opening");
     vhost.set_owner().expect("owning");
     vhost.set_backend_features_asid().expect("backend features");
     vhost

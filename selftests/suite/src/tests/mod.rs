@@ -71,6 +71,7 @@ groups!(
     disk,
     fs,
     net,
+    reference,
     teardown,
     fuzz,
     leaks,

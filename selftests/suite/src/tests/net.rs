@@ -11,13 +11,13 @@ use vduse::net::{Command, Mac, Settings, What};
 use vduse::server::Handle;
 
 use crate::lab::bus::{Driver, OnBus};
+use crate::lab::card_driver::{frame, mac_set, CardDriver, TRANSMIT};
 use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::memory::unlimited_memlock;
 use crate::lab::net::{self, Example, IsolatedCard, Peer, TapInterface, HERE, MAC, THERE};
 use crate::lab::pattern::{assert_same, Random};
 use crate::lab::ring::{self, HandQueue};
 use crate::lab::spaces;
-use crate::lab::vhost::Vhost;
 
 tests![
     pings_go_both_ways => 60,
@@ -120,7 +120,7 @@ fn a_driver_uses_one_pair_of_two_without_mq() {
     let device = TestDevice::new(&shape.config());
     let served = net::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
-    // Several flows, which the TAP interface would spread over its queues.
+    // Several flows, which the TAP interface would spread over its driver.
     for _ in 0..4 {
         exchange(&peer, 64 << 10);
     }
@@ -147,68 +147,32 @@ fn a_new_daemon_takes_a_running_card_over() {
     drop(daemon);
 }
 
-const MAC_SET: [u8; 2] = [1, 1];
 const OTHER: Mac = [2, 0, 0, 0, 0, 2];
 const GROUP: Mac = [1, 0, 0x5e, 0, 0, 1];
 
-/// Where the memory of a card's queues is: the one and the other half of a pair.
-const RECEIVE: u64 = 0x10_0000;
-const TRANSMIT: u64 = 0x20_0000;
-
-/// Feature bit: several pairs of queues.
+/// Feature bit: several pairs of driver.
 const MQ: u64 = 1 << 22;
 
-/// The queues of a driver with one pair.
-struct Queues {
-    vhost: Vhost,
-    receive: HandQueue,
-    transmit: HandQueue,
-    /// At the addresses of the transmit queue.
-    control: HandQueue,
+/// Starts a driver, which the card notices.
+#[track_caller]
+fn start(card: &IsolatedCard, control: u32) -> CardDriver {
+    let driver = CardDriver::start(card.vhost(), control);
+    let features = driver.vhost.features().unwrap();
+    card.until(&What::Started(features));
+    driver
 }
 
-impl Queues {
-    /// Starts a driver whose control queue is in address space 1.
-    #[track_caller]
-    fn start(card: &IsolatedCard, control: u32) -> Self {
-        let vhost = card.vhost();
-        ring::agree(&vhost);
-        vhost.set_group_asid(1, 1).unwrap();
-        let queues = Self {
-            receive: HandQueue::prepare(&vhost, 0, 0, RECEIVE),
-            transmit: HandQueue::prepare(&vhost, 1, 0, TRANSMIT),
-            control: HandQueue::prepare(&vhost, control, 1, TRANSMIT),
-            vhost,
-        };
-        for queue in [&queues.receive, &queues.transmit, &queues.control] {
-            queue.set_up(&queues.vhost);
-        }
-        ring::start(&queues.vhost);
-        let features = queues.vhost.features().unwrap();
-        card.until(&What::Started(features));
-        queues
-    }
-
-    /// Sends a frame, which comes back.
-    #[track_caller]
-    fn frame_comes_back(&mut self, to: Mac, byte: u8) {
-        let frame = frame(to, byte);
-        self.transmit.send_frame(&frame);
-        assert_same(&self.receive.receive_frame(), &frame, "a frame");
-    }
-}
-
-fn frame(to: Mac, byte: u8) -> Vec<u8> {
-    [&to[..], &MAC, &[8, 0], &[byte; 100]].concat()
-}
-
-fn mac_set(mac: Mac) -> Vec<u8> {
-    [&MAC_SET[..], &mac].concat()
+/// Sends a frame, which comes back.
+#[track_caller]
+fn frame_comes_back(driver: &mut CardDriver, to: Mac, byte: u8) {
+    let frame = frame(to, byte);
+    driver.transmit.send_frame(&frame);
+    assert_same(&driver.receive.receive_frame(), &frame, "a frame");
 }
 
 fn a_control_queue_in_a_space_of_its_own_is_answered() {
     let card = IsolatedCard::new(1);
-    let mut queues = Queues::start(&card, 2);
+    let mut driver = start(&card, 2);
     let space = |group| card.served.handle().address_space(group);
     assert_eq!([space(0), space(1)], [0, 1]);
 
@@ -226,26 +190,26 @@ fn a_control_queue_in_a_space_of_its_own_is_answered() {
     ];
     for (byte, (bytes, command)) in (0..).zip(commands) {
         // What the transmit queue has at the same addresses is something else, and stays so.
-        queues.receive.expect_frame();
-        queues.frame_comes_back([0xff; 6], byte);
-        assert_eq!(queues.control.command(&bytes), Some(0));
+        driver.receive.expect_frame();
+        frame_comes_back(&mut driver, [0xff; 6], byte);
+        assert_eq!(driver.control.command(&bytes), Some(0));
         assert_eq!(card.next().what, What::Done(command));
     }
     // The address is where the driver looks for it.
-    assert_eq!(queues.vhost.config(0, 6).unwrap(), OTHER);
+    assert_eq!(driver.vhost.config(0, 6).unwrap(), OTHER);
     // What was set is heeded: of these frames, the second and the fourth are received.
-    queues.receive.expect_frame();
-    queues.transmit.send_frame(&frame(MAC, 1));
-    queues.frame_comes_back(OTHER, 2);
-    queues.receive.expect_frame();
-    queues.transmit.send_frame(&frame([1, 0, 0x5e, 0, 0, 2], 3));
-    queues.frame_comes_back(GROUP, 4);
+    driver.receive.expect_frame();
+    driver.transmit.send_frame(&frame(MAC, 1));
+    frame_comes_back(&mut driver, OTHER, 2);
+    driver.receive.expect_frame();
+    driver.transmit.send_frame(&frame([1, 0, 0x5e, 0, 0, 2], 3));
+    frame_comes_back(&mut driver, GROUP, 4);
     card.is_quiet();
 }
 
 fn a_malformed_command_is_refused_and_changes_nothing() {
     let card = IsolatedCard::new(1);
-    let mut queues = Queues::start(&card, 2);
+    let mut driver = start(&card, 2);
     let group = mac_set(GROUP);
     let short = mac_set(OTHER)[..7].to_vec();
     let huge = [1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
@@ -261,39 +225,39 @@ fn a_malformed_command_is_refused_and_changes_nothing() {
         &[4, 0, 1, 0],
         &[2, 0, 1, 0],
     ] {
-        assert_eq!(queues.control.command(bytes), Some(1), "{bytes:?}");
+        assert_eq!(driver.control.command(bytes), Some(1), "{bytes:?}");
         let event = card.next();
         let untouched = Settings::new(MAC);
         assert_eq!((event.what, event.settings), (What::Refused, untouched));
     }
-    assert_eq!(queues.vhost.config(0, 6).unwrap(), MAC);
-    assert_eq!(queues.control.command(&[0, 0, 0]), Some(0));
+    assert_eq!(driver.vhost.config(0, 6).unwrap(), MAC);
+    assert_eq!(driver.control.command(&[0, 0, 0]), Some(0));
 }
 
 fn a_reset_undoes_what_was_set_and_moved() {
     let card = IsolatedCard::new(1);
-    let mut queues = Queues::start(&card, 2);
-    assert_eq!(queues.control.command(&mac_set(OTHER)), Some(0));
+    let mut driver = start(&card, 2);
+    assert_eq!(driver.control.command(&mac_set(OTHER)), Some(0));
     assert_eq!(card.next().settings.mac, OTHER);
     assert_eq!(card.served.handle().address_space(1), 1);
-    queues.vhost.set_status(0).unwrap();
+    driver.vhost.set_status(0).unwrap();
     let event = card.until(&What::Reset);
     assert_eq!(event.settings, Settings::new(MAC));
     assert_eq!(card.served.handle().address_space(1), 0);
-    assert_eq!(queues.vhost.config(0, 6).unwrap(), MAC);
-    drop(queues);
+    assert_eq!(driver.vhost.config(0, 6).unwrap(), MAC);
+    drop(driver);
     // The next driver finds a card as new.
-    let mut queues = Queues::start(&card, 2);
-    queues.receive.expect_frame();
-    queues.frame_comes_back(OTHER, 7);
-    assert_eq!(queues.control.command(&[0, 0, 1]), Some(0));
+    let mut driver = start(&card, 2);
+    driver.receive.expect_frame();
+    frame_comes_back(&mut driver, OTHER, 7);
+    assert_eq!(driver.control.command(&[0, 0, 1]), Some(0));
 }
 
 fn pairs_come_into_use_when_the_driver_says_so() {
     let card = IsolatedCard::new(2);
-    let mut queues = Queues::start(&card, 4);
+    let mut driver = start(&card, 4);
     for (pairs, answer) in [(0, 1), (3, 1), (2, 0), (1, 0)] {
-        assert_eq!(queues.control.command(&[4, 0, pairs, 0]), Some(answer));
+        assert_eq!(driver.control.command(&[4, 0, pairs, 0]), Some(answer));
         let event = card.next();
         if answer == 0 {
             assert_eq!(event.what, What::Done(Command::Pairs(pairs.into())));
@@ -324,14 +288,14 @@ fn without_mq_the_control_queue_is_at_2() {
 
 fn frames_that_nobody_has_room_for_do_not_keep_the_daemon_busy() {
     let card = IsolatedCard::new(1);
-    let mut queues = Queues::start(&card, 2);
+    let mut driver = start(&card, 2);
     for byte in 0..3 {
-        queues.transmit.send_frame(&frame(MAC, byte));
+        driver.transmit.send_frame(&frame(MAC, byte));
     }
     card.served.falls_asleep();
     for byte in 0..3 {
-        queues.receive.expect_frame();
-        let received = queues.receive.receive_frame();
+        driver.receive.expect_frame();
+        let received = driver.receive.receive_frame();
         assert_same(&received, &frame(MAC, byte), "a frame");
     }
 }
