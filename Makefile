@@ -61,6 +61,9 @@ test: $(GUEST_MODULE)
 test-quick: $(GUEST_MODULE)
 	@./qemu-test/test --quick --driver $(DRIVER) --kernel $(KERNEL) $(TESTS)
 
+mutants:
+	@./qemu-test/mutants $(MUTANTS)
+
 soak:
 	@./qemu-test/soak --driver $(DRIVER) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
@@ -87,6 +90,8 @@ help:
 #: make test              runs all tests; TESTS='PATTERN...' those whose name contains one
 #: make test-quick        all but those that take minutes: no guest is booted in the virtual machine
 #: make soak              ten minutes of hostile userspace, under the debug kernel; SECONDS=N, SEED=N
+#: make mutants           tests the tests: makes one mistake after the other in a copy of the driver, and looks
+#:                        whether the tests that are to notice do; MUTANTS='PATTERN...' some of them
 #: make shell             a shell in the virtual machine, with the driver loaded, to try things in
 #: make vng               runs the guest tests under virtme-ng, on this host's root; TESTS as above
 #: make bench             measures our driver against the in-tree one; ROWS='PATTERN...' some of the rows, SMP=2 how
@@ -104,4 +109,4 @@ help:
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
 
 .PHONY: all modules install modules_install uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
-	test-quick soak shell vng bench help
+	test-quick mutants soak shell vng bench help

@@ -34,12 +34,13 @@ impl ModuleRef {
 ///
 /// `this` is the module that asks. It may be loaded or unloaded right after. May sleep.
 pub(crate) fn is_present(this: &'static ThisModule, name: &CStr) -> bool {
-    // SAFETY: A `ThisModule` is a module, which is in the set of all modules while it is loaded; or
-    // null for code that is built in.
-    let modules = match unsafe { this.as_ptr().as_ref() } {
-        Some(this) => this.mkobj.kobj.kset,
-        None => return false,
-    };
+    let this = this.as_ptr();
+    if this.is_null() {
+        return false;
+    }
+    // SAFETY: A `ThisModule` that is not null, for code that is built in, is a module, which is in the
+    // set of all modules while it is loaded.
+    let modules = unsafe { (*this).mkobj.kobj.kset };
     if modules.is_null() {
         return false;
     }

@@ -34,7 +34,14 @@ use kernel::{
         from_result, //
     },
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Release, //
+        },
+        Arc, //
+    },
     types::Opaque, //
 };
 
@@ -44,6 +51,8 @@ pub(crate) mod mgmt;
 pub(crate) mod status {
     use super::bindings;
 
+    /// A driver that knows the device sets it up.
+    pub(crate) const DRIVER: u8 = bindings::VIRTIO_CONFIG_S_DRIVER as u8;
     /// The driver is set up and drives the device.
     pub(crate) const DRIVER_OK: u8 = bindings::VIRTIO_CONFIG_S_DRIVER_OK as u8;
     /// The driver has given up on the device.
@@ -236,14 +245,11 @@ impl CallbackSlot {
     /// `cb` must be valid. Its callback must be callable from when the slot is enabled until the
     /// slot is emptied, given another callback, or disabled.
     unsafe fn fill(&self, cb: *const bindings::vdpa_callback) {
-        // SAFETY: By the safety requirements.
-        let cb = unsafe { &*cb };
+        // SAFETY: By the safety requirements. These two are always initialised, the rest need not be.
+        let (callback, private) = unsafe { ((*cb).callback, (*cb).private) };
 
         // INVARIANT: By the safety requirements.
-        self.state.lock().callback = cb.callback.map(|function| Callback {
-            function,
-            private: cb.private,
-        });
+        self.state.lock().callback = callback.map(|function| Callback { function, private });
     }
 
     /// Waits for a call that is under way.
@@ -255,9 +261,15 @@ impl CallbackSlot {
 }
 
 /// The callbacks of a device.
+///
+/// # Invariants
+///
+/// No more than one [`Device`] has them: it fills, enables and empties the slots.
 pub(crate) struct Callbacks {
     vqs: KVVec<Arc<CallbackSlot>>,
     config: Arc<CallbackSlot>,
+    /// Whether a device has them.
+    taken: Atomic<bool>,
 }
 
 impl Callbacks {
@@ -275,6 +287,7 @@ impl Callbacks {
             Self {
                 vqs: slots,
                 config: Arc::pin_init(CallbackSlot::new(), GFP_KERNEL_ACCOUNT)?,
+                taken: Atomic::new(false),
             },
             GFP_KERNEL_ACCOUNT,
         )?)
@@ -288,6 +301,20 @@ impl Callbacks {
     /// The slot of the configuration space.
     pub(crate) fn config(&self) -> &Arc<CallbackSlot> {
         &self.config
+    }
+
+    /// A device takes them. Errors: [`EBUSY`] if another one has them.
+    fn take(&self) -> Result {
+        if self.taken.xchg(true, Full) {
+            return Err(EBUSY);
+        }
+
+        Ok(())
+    }
+
+    /// The device that had them is gone.
+    fn give_back(&self) {
+        self.taken.store(false, Release);
     }
 
     fn clear(&self) {
@@ -420,6 +447,8 @@ impl<T: Operations> Device<T> {
     }
 
     /// Allocates a device. The caller owns a reference to it.
+    ///
+    /// Errors: [`EBUSY`] if another device has the callbacks, [`ENOMEM`].
     fn alloc(
         parent: &kernel::device::Device,
         name: &CStr,
@@ -432,6 +461,8 @@ impl<T: Operations> Device<T> {
         const {
             assert!(align_of::<Self>() <= align_of::<u64>());
         }
+
+        callbacks.take()?;
 
         // SAFETY: The tables are static and fit a `Device<T>`; the core copies the name and takes a
         // reference to the parent when the device is added, which is before the caller's ends. The
@@ -447,7 +478,8 @@ impl<T: Operations> Device<T> {
                 name.as_char_ptr(),
                 true,
             )
-        })?;
+        })
+        .inspect_err(|_| callbacks.give_back())?;
 
         let this = vdev.cast::<Self>();
         // SAFETY: The allocation has room for a `Device<T>`, and nobody else has seen it.
@@ -761,6 +793,7 @@ impl<T: Operations> VTable<T> {
         // SAFETY: By the safety requirements; the core frees the allocation after this. Both are
         // initialised by the type invariants of `Device`.
         unsafe {
+            (*this).callbacks.give_back();
             ptr::drop_in_place(&raw mut (*this).callbacks);
             ptr::drop_in_place(&raw mut (*this).data);
         }

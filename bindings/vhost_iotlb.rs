@@ -75,15 +75,19 @@ impl Iterator for Iter<'_> {
     type Item = Result<Map>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        // SAFETY: By the type invariants.
-        let map = unsafe { self.next.as_ref() }?;
+        let map = self.next;
+        if map.is_null() {
+            return None;
+        }
+        // SAFETY: By the type invariants. These are always initialised, the padding is not.
+        let (start, last, perm, opaque) =
+            unsafe { ((*map).start, (*map).last, (*map).perm, (*map).opaque) };
         // SAFETY: By the type invariants, the mapping is one of an IOTLB.
         // INVARIANT: So is the next one.
-        self.next = unsafe { bindings::vhost_iotlb_itree_next(self.next, 0, u64::MAX) };
+        self.next = unsafe { bindings::vhost_iotlb_itree_next(map, 0, u64::MAX) };
 
         // SAFETY: By the invariants of `Iotlb`, it is a `vdpa_map_file` or null.
-        let Some(backing) = (unsafe { map.opaque.cast::<bindings::vdpa_map_file>().as_ref() })
-        else {
+        let Some(backing) = (unsafe { opaque.cast::<bindings::vdpa_map_file>().as_ref() }) else {
             return Some(Err(EINVAL));
         };
         if backing.file.is_null() {
@@ -91,9 +95,9 @@ impl Iterator for Iter<'_> {
         }
 
         Some(Ok(Map {
-            start: map.start,
-            last: map.last,
-            perm: map.perm,
+            start,
+            last,
+            perm,
             // SAFETY: The mapping holds a reference to its file, a regular one that was taken from
             // a virtual memory area.
             file: unsafe { File::from_raw_file(backing.file) }.into(),

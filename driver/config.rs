@@ -201,7 +201,12 @@ fn field<const N: usize>(at: usize, offset: usize, buf: &mut [u8]) -> Option<&mu
 
 /// Changes in a part of a device's configuration space, from `offset` on, what the kernel's own
 /// drivers cannot deal with. They read a field at a time, or more.
-pub(crate) fn hide_from_kernel(device_id: u32, room: Room, offset: usize, buf: &mut [u8]) {
+pub(crate) fn hide_from_kernel(
+    device_id: u32,
+    room: impl FnOnce() -> Room,
+    offset: usize,
+    buf: &mut [u8],
+) {
     match device_id {
         device_id::NET => {
             // The bit of the link's status that asks for an announcement (section 5.1.4), in little
@@ -218,7 +223,7 @@ pub(crate) fn hide_from_kernel(device_id: u32, room: Room, offset: usize, buf: &
             }
             // The most segments of a request. Whoever is not offered this one has 1.
             if let Some(seg_max) = field(12, offset, buf) {
-                let most = u32::try_from(room.segments()).unwrap_or(u32::MAX);
+                let most = u32::try_from(room().segments()).unwrap_or(u32::MAX);
 
                 *seg_max = u32::from_le_bytes(*seg_max).min(most).to_le_bytes();
             }
@@ -365,7 +370,7 @@ mod tests {
     fn fields_are_changed_wherever_reading_begins() {
         let seen = |device_id, offset, byte| {
             let mut buf = [byte; 6];
-            hide_from_kernel(device_id, ROOM, offset, &mut buf);
+            hide_from_kernel(device_id, || ROOM, offset, &mut buf);
             buf
         };
         let ones = [0xff; 6];
@@ -393,7 +398,7 @@ mod tests {
         );
         assert_eq!(seen(device_id::BLOCK, 10, 0xff), [0xff, 0xff, 254, 0, 0, 0]);
         assert_eq!(seen(device_id::BLOCK, 12, 0x00), [0; 6]);
-        hide_from_kernel(device_id::NET, ROOM, 6, &mut []);
+        hide_from_kernel(device_id::NET, || ROOM, 6, &mut []);
     }
 
     /// That of the default bounce area, and of a virtqueue of 256 descriptors.

@@ -364,18 +364,13 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// Registers the nodes. To be done last: a file may be open as soon as they are there, and a
-    /// module that fails to load does not wait for it to be closed.
+    /// Registers the nodes. To be done last, and that of the control node last of all: a file may be
+    /// open from then on, and a module that fails to load does not wait for it to be closed.
     pub(crate) fn new(registry: &Arc<Registry>) -> Result<Self> {
         let region = &registry.region;
         let devices = Registration::new(
             region.clone(),
             CONTROL_INDEX + 1..Region::MAX,
-            registry.clone(),
-        )?;
-        let control = Registration::new(
-            region.clone(),
-            CONTROL_INDEX..CONTROL_INDEX + 1,
             registry.clone(),
         )?;
         let node = Node::new::<()>(
@@ -384,6 +379,11 @@ impl Nodes {
             CONTROL_INDEX,
             c"control",
             Arc::new((), GFP_KERNEL)?,
+        )?;
+        let control = Registration::new(
+            region.clone(),
+            CONTROL_INDEX..CONTROL_INDEX + 1,
+            registry.clone(),
         )?;
 
         Ok(Self {

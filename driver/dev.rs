@@ -18,6 +18,7 @@ use crate::{
         iova,
         nospec::get_nospec,
         page::PAGE_SHIFT,
+        sched,
         vdpa::{
             status,
             Callbacks, //
@@ -43,7 +44,16 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    },
 };
+
+/// The least time between two writes to a configuration space, in which a driver can read all of it
+/// that belongs together: some tens of bytes, one by one.
+const CONFIG_PAUSE: Delta = Delta::from_millis(5);
 
 /// What all devices share.
 pub(crate) struct Shared {
@@ -64,6 +74,13 @@ struct Using {
     attached: bool,
     /// It is gone for good.
     destroyed: bool,
+}
+
+/// A configuration space.
+struct ConfigSpace {
+    bytes: KVVec<u8>,
+    /// When it was last written to.
+    written: Option<Instant<Monotonic>>,
 }
 
 /// A device.
@@ -92,7 +109,7 @@ pub(super) struct Dev {
     using: Mutex<Using>,
     /// The configuration space.
     #[pin]
-    config: Mutex<KVVec<u8>>,
+    config: Mutex<ConfigSpace>,
     /// Moves whenever the configuration space may have changed.
     generation: Atomic<u32>,
     /// The device status, 8 bits.
@@ -145,7 +162,7 @@ impl Dev {
                     shared.max_iotlb_entries,
                 ),
                 using <- new_mutex!(Using::default()),
-                config <- new_mutex!(space),
+                config <- new_mutex!(ConfigSpace { bytes: space, written: None }),
                 generation: Atomic::new(0),
                 status: Atomic::new(0),
                 unheeded: AtomicFlag::new(false),
@@ -195,14 +212,9 @@ impl Dev {
         if using.attached {
             return Err(EEXIST);
         }
-        if using.destroyed {
+        self.settle_vq_sizes();
+        if using.destroyed || self.vqs.iter().any(|vq| vq.max_size() == 0) {
             return Err(EINVAL);
-        }
-        for vq in &self.vqs {
-            vq.settle_max_size();
-            if vq.max_size() == 0 {
-                return Err(EINVAL);
-            }
         }
 
         using.attached = true;
@@ -234,8 +246,8 @@ impl Dev {
 
     /// Sets a virtqueue up.
     ///
-    /// Errors: [`EINVAL`] if there is no such virtqueue or group, a reserved field is not 0, or, for
-    /// version 1, the device is on the bus and something else is there already.
+    /// Errors: [`EINVAL`] if there is no such virtqueue or group, or a reserved field is not 0; on the
+    /// bus, if it would be no virtqueue any more, or, for version 1, another one than it is.
     pub(super) fn set_up_vq(&self, config: &VqConfig) -> Result {
         let vq = self.vq(config.index)?;
 
@@ -250,20 +262,31 @@ impl Dev {
         let using = self.using.lock();
         if !using.attached {
             vq.set_up(config);
-        } else if !self.is_v1() {
+        } else if self.is_v1() {
+            if !vq.is_set_up_as(config) {
+                return Err(EINVAL);
+            }
+        } else if config.max_size != 0 {
             // The driver that has it now knows of another size, and sees that to its end. There is
             // one group only.
             vq.set_next_max_size(config.max_size);
-        } else if !vq.is_set_up_as(config) {
+        } else {
             return Err(EINVAL);
         }
 
         Ok(())
     }
 
+    /// Has all virtqueues be as large as was last asked for: no driver has begun with them.
+    pub(super) fn settle_vq_sizes(&self) {
+        for vq in &self.vqs {
+            vq.settle_max_size();
+        }
+    }
+
     /// The size of the configuration space in bytes.
     pub(super) fn config_size(&self) -> usize {
-        self.config.lock().len()
+        self.config.lock().bytes.len()
     }
 
     /// Whether a range is within the configuration space, whose size never changes.
@@ -279,7 +302,7 @@ impl Dev {
         {
             let config = self.config.lock();
 
-            if let Some(from) = config.get(offset..) {
+            if let Some(from) = config.bytes.get(offset..) {
                 for (to, from) in buf.iter_mut().zip(from) {
                     *to = *from;
                 }
@@ -287,7 +310,7 @@ impl Dev {
         }
 
         if to_kernel {
-            config::hide_from_kernel(self.device_id, self.room(), offset, buf);
+            config::hide_from_kernel(self.device_id, || self.room(), offset, buf);
         }
     }
 
@@ -316,16 +339,31 @@ impl Dev {
         })
     }
 
-    /// Writes to the configuration space, on behalf of the daemon. Errors: [`EINVAL`] if not all of
-    /// it is within the space.
+    /// Writes to the configuration space, on behalf of the daemon, some time after it was last
+    /// written to. May sleep. Errors: [`EINVAL`] if not all of it is within the space, [`EINTR`] if the
+    /// task is killed.
     pub(super) fn write_config(&self, offset: usize, buf: &[u8]) -> Result {
-        let mut config = self.config.lock();
+        // Drivers read what they need once more if it has changed meanwhile, for as long as it takes,
+        // and nothing ends that but this.
+        let mut config = loop {
+            let config = self.config.lock();
+            if config
+                .written
+                .is_none_or(|written| written.elapsed() >= CONFIG_PAUSE)
+            {
+                break config;
+            }
+            drop(config);
+            sched::sleep_killable(CONFIG_PAUSE)?;
+        };
         let to = config
+            .bytes
             .get_mut(offset..)
             .and_then(|space| space.get_mut(..buf.len()))
             .ok_or(EINVAL)?;
 
         to.copy_from_slice(buf);
+        config.written = Some(Instant::now());
         let _ = self.generation.fetch_add(1, Relaxed);
 
         Ok(())

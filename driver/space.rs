@@ -253,22 +253,29 @@ impl Mappings {
     ///
     /// If that fails, those mappings stay that were there before and that the process still has: so
     /// a mapping that could not be made leaves all as it was, and one that the process takes away is
-    /// gone whatever the daemon says. May sleep.
+    /// gone whatever the daemon says, which is told. May sleep.
     fn set(&self, iotlb: &vhost_iotlb::Iotlb, announce: impl FnOnce() -> Result) -> Result {
-        let (old, failure) = match self.import(iotlb) {
+        match self.import(iotlb) {
             Ok(new) => {
                 let old = self.replace(new);
-                match announce() {
-                    Ok(()) => return Ok(()),
-                    Err(error) => (old, error),
-                }
+
+                announce().inspect_err(|_| drop(self.replace(Self::common(old, iotlb))))
             }
-            Err(error) => (self.replace(Iotlb::new()), error),
-        };
+            Err(error) => {
+                let old = self.replace(Iotlb::new());
+                let before = old.len();
+                let common = Self::common(old, iotlb);
+                let has_less = common.len() < before;
 
-        drop(self.replace(Self::common(old, iotlb)));
+                drop(self.replace(common));
+                if has_less {
+                    // Whatever it says: the caller has an error already.
+                    let _ = announce();
+                }
 
-        Err(failure)
+                Err(error)
+            }
+        }
     }
 
     /// Those mappings that a process still has, just as they were.

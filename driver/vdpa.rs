@@ -199,6 +199,12 @@ impl Operations for DriverSide {
     }
 
     fn set_status(&self, status: u8, driver: BusDriver) {
+        let begun = status & !self.dev.status();
+        if begun & status::DRIVER != 0 && driver == BusDriver::Other {
+            // Drivers of the kernel take a device over that their predecessor has reset.
+            self.dev.settle_vq_sizes();
+        }
+
         // The status changes when the daemon agrees, which is before this returns; the driver finds
         // out by reading it back.
         let told = self.send(uapi::SET_STATUS, RequestBody::from_status(status));

@@ -154,7 +154,8 @@ impl Vq {
         state.max_size == config.max_size && state.group == config.group
     }
 
-    /// Sets the largest size for the next driver, which begins with a reset.
+    /// Sets the largest size for the next driver: from the next reset on, or until
+    /// [`settle_max_size`](Self::settle_max_size).
     pub(super) fn set_next_max_size(&self, max_size: u16) {
         self.state.lock().next_max_size = Some(max_size);
     }

@@ -123,7 +123,7 @@ impl Backend for Files {
 }
 
 /// Ends the test where the kernel has no virtiofs.
-fn need_virtiofs() {
+pub fn need_virtiofs() {
     // It may be there already, or built in.
     let _ = modules::tool("modprobe", &["virtiofs"]);
     let all = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();

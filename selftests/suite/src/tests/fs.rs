@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -14,14 +15,17 @@ use crate::lab::block::{exercise, Block, Exerciser};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::cpu::run_on;
 use crate::lab::daemon::{Daemon, Manner};
+use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::expect::{fails, soon, stays, within};
-use crate::lab::fs::{LiveFs, Mount, QUEUES, REQUEST_QUEUES};
+use crate::lab::fs::{device_config, need_virtiofs, LiveFs, Mount, QUEUES, REQUEST_QUEUES};
 use crate::lab::fuse::op;
 use crate::lab::pattern::{assert_same, Random};
+use crate::lab::responder::Responder;
 use crate::lab::sysfs;
 
 tests![
     the_driver_finds_the_tag_and_the_queues,
+    a_daemon_that_writes_the_tag_without_end_holds_no_driver_up,
     what_is_written_is_in_the_folder_and_read_back => 40,
     what_changes_in_the_folder_is_seen,
     a_folder_of_100_files_is_listed,
@@ -38,6 +42,28 @@ tests![
     deleting_a_mounted_device_without_a_daemon_ends,
     deleting_waits_for_a_request_until_a_daemon_answers_it,
 ];
+
+/// The driver reads the tag byte by byte, and again if the configuration space has changed meanwhile.
+fn a_daemon_that_writes_the_tag_without_end_holds_no_driver_up() {
+    need_virtiofs();
+    let config = device_config(&unique_name());
+    let device = TestDevice::new(&config);
+    let file = Arc::new(device.open_ready(QUEUES));
+    let _responder = Responder::ok(&file);
+    let on_bus = OnBus::add(device.name()).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    file.set_config(0, &config.space).unwrap();
+                }
+            });
+        }
+        on_bus.bind(Driver::Virtio).unwrap();
+        stop.store(true, Ordering::Relaxed);
+    });
+}
 
 /// Has the kernel forget all that it has cached of files.
 #[track_caller]

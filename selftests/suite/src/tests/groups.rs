@@ -14,7 +14,7 @@ use vduse_uapi::{IovaInfo, VqConfig};
 
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{disk_config, net_config, TestDevice};
-use crate::lab::disk::{memory_file, Served};
+use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
 use crate::lab::expect::{fails, fails_at, soon};
 use crate::lab::pattern::assert_same;
 use crate::lab::responder::Responder;
@@ -36,6 +36,7 @@ tests![
     vq_setup_is_refused_once_attached_unless_it_repeats_what_is_there,
     vq_setup_of_version_0_takes_group_0_only,
     vq_setup_of_version_0_counts_for_the_next_driver,
+    vq_setup_of_version_0_counts_when_a_driver_of_the_kernel_begins,
     get_vq_group_is_what_was_set_up,
     the_token_of_a_queue_is_its_groups,
     set_group_asid_is_sent_to_the_daemon,
@@ -256,6 +257,7 @@ fn vq_setup_of_version_0_counts_for_the_next_driver() {
     // Which resets the device.
     let vhost = answered.vhost();
     assert_eq!(sizes(&vhost), (64, 64));
+    fails(file.vq_setup(0, 0), Errno::INVAL);
     drop(vhost);
     // Nobody resets it in between.
     answered.on_bus.unbind(Driver::Vhost).unwrap();
@@ -264,6 +266,19 @@ fn vq_setup_of_version_0_counts_for_the_next_driver() {
     let on_bus = OnBus::add(answered.device.name()).unwrap();
     let largest = bus::vdpa().device(on_bus.name()).unwrap().max_queue_size;
     assert_eq!(largest, 32);
+}
+
+fn vq_setup_of_version_0_counts_when_a_driver_of_the_kernel_begins() {
+    let disk = LiveDisk::new(Shape::default());
+    let device = disk.served.device();
+    let folder = bus::virtio_folder(disk.device.name()).unwrap();
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    let driver = std::path::Path::new("/sys/bus/virtio/drivers/virtio_blk");
+    // Which resets the device; binding it does not.
+    sysfs::write(&driver.join("unbind"), name).unwrap();
+    device.vq_setup(0, 64).unwrap();
+    sysfs::write(&driver.join("bind"), name).unwrap();
+    assert_eq!(device.vq_info(0).unwrap().num, 64);
 }
 
 fn get_vq_group_is_what_was_set_up() {

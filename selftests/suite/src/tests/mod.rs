@@ -116,6 +116,21 @@ mod unit {
     }
 
     #[test]
+    fn mutants_are_to_be_noticed_by_tests_that_exist() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../mutants");
+        let mut mutants = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+            let tests = text.lines().find_map(|line| line.strip_prefix("Tests: "));
+            for name in tests.expect("a line that names tests").split(' ') {
+                assert!(all().any(|test| test.name == name), "{name}");
+            }
+            mutants += 1;
+        }
+        assert!(mutants > 20, "{mutants}");
+    }
+
+    #[test]
     fn the_documents_name_tests_that_exist() {
         for document in [
             include_str!("../../../../SECURITY.md"),

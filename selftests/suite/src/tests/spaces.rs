@@ -38,6 +38,7 @@ tests![
     an_asid_out_of_range_is_einval,
     get_info_of_an_asid_out_of_range_is_einval,
     indexes_at_and_behind_their_ends_are_einval,
+    what_is_taken_away_is_told_even_if_the_rest_cannot_be_mapped,
     two_groups_in_two_spaces_do_io,
     neither_group_reaches_the_other_ones_memory,
     groups_can_share_a_space_that_is_not_0,
@@ -133,6 +134,25 @@ fn set_map_that_the_daemon_refuses_leaves_what_was_there() {
     assert_eq!(first_byte(file, 0, 0x1000).unwrap(), 1);
     assert_eq!(first_byte(file, 1, 0x1000).unwrap(), 2);
     fails(file.iotlb_fd2(1, 0x2000, u64::MAX), Errno::INVAL);
+}
+
+fn what_is_taken_away_is_told_even_if_the_rest_cannot_be_mapped() {
+    let answered = Answered::new(&[0], 1, 2);
+    let vhost = answered.vhost();
+    let file = &answered.file;
+    let _kept = [map(&vhost, 1, 0x1000, 1), map(&vhost, 1, 0x2000, 2)];
+    // Nobody is allowed to do anything with this one. vhost keeps it all the same.
+    vhost.batch_begin(1).unwrap();
+    let page = page_of(3);
+    vhost.map_in(1, 0x3000, &page, 0).unwrap();
+    answered.responder.take_kinds();
+    let _ = vhost.batch_end(1);
+    assert_eq!(answered.responder.take_kinds(), []);
+    assert_eq!(first_byte(file, 1, 0x1000).unwrap(), 1);
+    let _ = vhost.unmap_in(1, 0x1000, PAGE);
+    assert_eq!(answered.responder.take_kinds(), [update(1)]);
+    fails(first_byte(file, 1, 0x1000), Errno::INVAL);
+    assert_eq!(first_byte(file, 1, 0x2000).unwrap(), 2);
 }
 
 fn set_map_of_a_space_out_of_range_fails() {
