@@ -9,6 +9,7 @@
 #include <linux/cpumask.h>
 #include <linux/eventfd.h>
 #include <linux/highmem.h>
+#include <linux/instrumented.h>
 #include <linux/io.h>
 #include <linux/mm.h>
 #include <linux/nospec.h>
@@ -89,6 +90,24 @@ bool vduse_rs_helper_spin_trylock_bh(spinlock_t *lock)
 	return spin_trylock_bh(lock);
 }
 
+#ifdef CONFIG_X86_64
+/*
+ * memcpy(), but whole pages by copy_page(). On a CPU without FSRM, memcpy() is a loop; copy_page()
+ * is a shorter one or, on all but very old CPUs, `rep movsq`. KASAN and the like do not see what it
+ * does, and are told. Two pages do not overlap, unless they are the same one.
+ */
+static __always_inline void bounce_memcpy(void *to, void *from, size_t len)
+{
+	if (len == PAGE_SIZE && PAGE_ALIGNED(to) && PAGE_ALIGNED(from)) {
+		instrument_memcpy_before(to, from, len);
+		copy_page(to, from);
+		instrument_memcpy_after(to, from, len, 0);
+	} else {
+		memcpy(to, from, len);
+	}
+}
+#endif
+
 /*
  * Copies between a bounce page and what it stands in for: @len bytes at @offset of @bounce, which
  * must fit into it, and physical memory from @orig on, which may span pages.
@@ -100,10 +119,11 @@ void vduse_rs_helper_bounce_copy(struct page *bounce, size_t offset, phys_addr_t
 
 #ifdef CONFIG_X86_64
 	/* All memory is mapped as it is, and no cache has to be told: one copy for all pages. */
-	if (to_bounce)
-		memcpy(addr + offset, phys_to_virt(orig), len);
-	else
-		memcpy(phys_to_virt(orig), addr + offset, len);
+	void *to = addr + offset, *from = phys_to_virt(orig);
+
+	if (!to_bounce)
+		swap(to, from);
+	bounce_memcpy(to, from, len);
 #else
 	while (len) {
 		struct page *page = pfn_to_page(PHYS_PFN(orig));
