@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Accesses to atomics that are inlined.
+//! Operations on atomics that are inlined.
 //!
 //! Those of [`kernel::sync::atomic`] are calls of C functions, each of them, unless the kernel is
 //! built with `CONFIG_RUST_INLINE_HELPERS`, for which it takes clang. Where a function has a handful
@@ -14,7 +14,8 @@ use kernel::sync::atomic::Atomic;
 #[cfg(not(CONFIG_X86_64))]
 use kernel::sync::atomic::{
     Acquire,
-    Relaxed, //
+    Relaxed,
+    Release, //
 };
 
 /// An atomic that can be read and written without a call: on x86-64 in one instruction, elsewhere by
@@ -79,3 +80,57 @@ macro_rules! inlined {
 }
 
 inlined!({} bool, {} u32, {} u64, {} usize, {T} *mut T, {T} *const T);
+
+/// A word of bits that can be changed without a call as well: on x86-64 in one instruction.
+pub(crate) trait InlinedBits {
+    /// As `cmpxchg(old, new, Acquire)`.
+    fn replace_acquire(&self, old: u64, new: u64) -> Result<u64, u64>;
+    /// As `fetch_add(bits, Release)`, whose answer nobody wants.
+    fn add_release(&self, bits: u64);
+}
+
+impl InlinedBits for Atomic<u64> {
+    #[inline(always)]
+    fn replace_acquire(&self, old: u64, new: u64) -> Result<u64, u64> {
+        #[cfg(CONFIG_X86_64)]
+        {
+            let found;
+
+            // SAFETY: The word is valid and aligned, and whoever else changes it does so by the
+            // same instructions. They order all accesses before and after them, the CPU's and, as
+            // they may touch any memory, the compiler's.
+            unsafe {
+                asm!(
+                    "lock cmpxchg qword ptr [{word}], {new}",
+                    word = in(reg) self.as_ptr(),
+                    new = in(reg) new,
+                    inout("rax") old => found,
+                    options(nostack),
+                )
+            };
+            if found == old {
+                Ok(found)
+            } else {
+                Err(found)
+            }
+        }
+        #[cfg(not(CONFIG_X86_64))]
+        self.cmpxchg(old, new, Acquire)
+    }
+
+    #[inline(always)]
+    fn add_release(&self, bits: u64) {
+        #[cfg(CONFIG_X86_64)]
+        // SAFETY: As above.
+        unsafe {
+            asm!(
+                "lock add qword ptr [{word}], {bits}",
+                word = in(reg) self.as_ptr(),
+                bits = in(reg) bits,
+                options(nostack),
+            )
+        };
+        #[cfg(not(CONFIG_X86_64))]
+        let _ = self.fetch_add(bits, Release);
+    }
+}

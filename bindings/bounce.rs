@@ -31,6 +31,7 @@ use super::{
     },
     once::OnceBox,
     page::{
+        page_to_phys,
         Page,
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -115,7 +116,7 @@ impl Buffer<'_> {
     /// them from the same area.
     pub(super) unsafe fn new(page: *mut bindings::page, offset: usize, len: usize) -> Self {
         // SAFETY: By the safety requirements, `page` is a page.
-        let phys = unsafe { bindings::page_to_phys(page) };
+        let phys = unsafe { page_to_phys(page) };
 
         // INVARIANT: By the safety requirements.
         Self {
@@ -577,7 +578,7 @@ impl Area {
                         bindings::bounce_copy(
                             lent.as_ptr(),
                             0,
-                            bindings::page_to_phys(kernel.as_ptr()),
+                            page_to_phys(kernel.as_ptr()),
                             PAGE_SIZE,
                             lend,
                         )

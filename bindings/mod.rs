@@ -32,6 +32,7 @@ pub(crate) mod pod;
 pub(crate) mod rcu;
 pub(crate) mod sched;
 mod slots;
+mod smp;
 pub(crate) mod sysfs;
 pub(crate) mod vdpa;
 pub(crate) mod vhost_iotlb;

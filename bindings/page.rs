@@ -71,6 +71,31 @@ impl Page {
     }
 }
 
+/// Returns the physical address of a page.
+///
+/// # Safety
+///
+/// `page` must be a page.
+#[inline(always)]
+pub(super) unsafe fn page_to_phys(page: *mut bindings::page) -> u64 {
+    #[cfg(CONFIG_X86_64)]
+    {
+        // All page structures are in one array there, as if there was memory everywhere; it is
+        // somewhere else after each boot.
+        // SAFETY: It is written when the kernel starts, and never again.
+        let first = unsafe { bindings::vmemmap_base };
+
+        let pfn = (page as usize).wrapping_sub(first) / size_of::<bindings::page>();
+
+        (pfn << PAGE_SHIFT) as u64
+    }
+    #[cfg(not(CONFIG_X86_64))]
+    // SAFETY: By the safety requirements.
+    unsafe {
+        bindings::page_to_phys(page)
+    }
+}
+
 /// The pages of memory that a driver allocated, for as long as somebody wants to look at them.
 ///
 /// They are contiguous. Whoever allocated them may free them in the meantime; that only drops a

@@ -18,19 +18,20 @@
 //! Any, interrupt handlers included. Nothing is locked but what the domain locks.
 
 use super::{
-    atomic::Inlined,
+    atomic::{
+        Inlined,
+        InlinedBits, //
+    },
     iova,
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
+    smp::current_cpu, //
 };
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
-    cpu::{
-        nr_cpu_ids,
-        CpuId, //
-    },
+    cpu::nr_cpu_ids,
     prelude::*,
     sync::{
         atomic::{
@@ -121,6 +122,17 @@ impl Slots {
         })
     }
 
+    /// The block that a slot would be of.
+    fn block(&self, slot: usize) -> usize {
+        // `order` is never as large as the number of a word's bits.
+        slot.wrapping_shr(self.order)
+    }
+
+    /// The first slot of a block.
+    fn first(&self, block: usize) -> usize {
+        block.wrapping_shl(self.order)
+    }
+
     /// Allocates slots for `size` bytes, aligned to the next power of two.
     ///
     /// Returns the address of the first, or [`None`] if there is no room.
@@ -158,7 +170,7 @@ impl Slots {
     /// Allocates a slot from a block.
     #[inline]
     fn alloc_one(&self) -> Option<usize> {
-        let own = self.own.get(CpuId::current().as_u32() as usize)?;
+        let own = self.own.get(current_cpu())?;
 
         self.take(own.read()).or_else(|| self.alloc_elsewhere(own))
     }
@@ -171,8 +183,8 @@ impl Slots {
         let mut bits = free.read();
 
         while bits != 0 {
-            match free.cmpxchg(bits, bits & (bits - 1), Acquire) {
-                Ok(_) => return Some((block << self.order) + bits.trailing_zeros() as usize),
+            match free.replace_acquire(bits, bits & (bits - 1)) {
+                Ok(_) => return Some(self.first(block) | bits.trailing_zeros() as usize),
                 Err(now) => bits = now,
             }
         }
@@ -268,7 +280,7 @@ impl Slots {
         let size = PAGE_SIZE << self.order;
         let iova = self.iova.alloc_quick(size)?;
         let first = iova as usize >> PAGE_SHIFT;
-        let block = first >> self.order;
+        let block = self.block(first);
 
         let (Some(free), Some(claimed)) = (self.free.get(block), self.claimed.get(block / 64))
         else {
@@ -304,7 +316,7 @@ impl Slots {
             if free.cmpxchg(self.all(), 0, Acquire).is_ok() {
                 // INVARIANT: We have the block, and it was claimed.
                 let _ = claimed.fetch_sub(1 << (block % 64), Relaxed);
-                let first = block << self.order;
+                let first = self.first(block);
                 self.iova
                     .free((first << PAGE_SHIFT) as u64, PAGE_SIZE << self.order);
             } else {
@@ -320,7 +332,7 @@ impl Slots {
     #[inline]
     pub(super) fn free(&self, iova: u64, size: usize) {
         let slot = iova as usize >> PAGE_SHIFT;
-        let block = slot >> self.order;
+        let block = self.block(slot);
 
         // As long as the slot is given out, its block stays claimed, or stays not.
         if size <= PAGE_SIZE {
@@ -328,8 +340,7 @@ impl Slots {
                 (self.free.get(block), self.claimed.get(block / 64))
             {
                 if claimed.read() >> (block % 64) & 1 != 0 {
-                    let _ = free.fetch_add(1 << (slot & ((1 << self.order) - 1)), Release);
-                    return;
+                    return free.add_release(1 << (slot ^ self.first(block)) % 64);
                 }
             }
         }
