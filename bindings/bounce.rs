@@ -177,24 +177,25 @@ impl Slot {
     /// stands in for.
     #[inline]
     fn copy(&self, page: Option<NonNull<bindings::page>>, range: Range<usize>, to_device: bool) {
+        let Some(page) = page else {
+            return;
+        };
         let orig = self.orig.read();
         if orig == NO_BUFFER {
             return;
         }
 
-        if let Some(page) = page {
-            // SAFETY: The page is the slot's and the range is within it. By the type invariants,
-            // `orig` is where the slot's part of a mapped buffer begins; callers copy within a
-            // mapping, so as many bytes belong to it.
-            unsafe {
-                bindings::bounce_copy(
-                    page.as_ptr(),
-                    range.start,
-                    orig + range.start as u64,
-                    range.len(),
-                    to_device,
-                )
-            }
+        // SAFETY: The page is the slot's and the range is within it. By the type invariants, `orig`
+        // is where the slot's part of a mapped buffer begins; callers copy within a mapping, so as
+        // many bytes belong to it.
+        unsafe {
+            bindings::bounce_copy(
+                page.as_ptr(),
+                range.start,
+                orig + range.start as u64,
+                range.len(),
+                to_device,
+            )
         }
     }
 }
@@ -439,11 +440,10 @@ impl Area {
         let iova = self.allocator.alloc(buffer.len)?;
         let first = iova as usize >> PAGE_SHIFT;
         let view = (sync && dir.device_reads()).then(|| self.view(rcu));
-        let mut at = 0;
+        let (mut index, mut phys, mut left) = (first, buffer.phys, buffer.len);
 
-        while at < buffer.len {
-            let index = first + (at >> PAGE_SHIFT);
-            let part = (buffer.len - at).min(PAGE_SIZE);
+        while left > 0 {
+            let part = left.min(PAGE_SIZE);
             let slot = self
                 .slot_or_alloc(index)
                 .filter(|slot| slot.kernel_page().is_some());
@@ -454,11 +454,13 @@ impl Area {
             };
 
             // INVARIANT: The buffer is mapped from now on, and this part of it begins here.
-            slot.orig.write(buffer.phys + at as u64);
+            slot.orig.write(phys);
             if let Some(view) = &view {
                 self.copy_slot(view, index, slot, 0..part, true);
             }
-            at += part;
+            index += 1;
+            phys += part as u64;
+            left -= part;
         }
 
         Some(iova)
@@ -491,13 +493,11 @@ impl Area {
         if !self.contains(iova) {
             return;
         }
-        let first = iova as usize >> PAGE_SHIFT;
         let view = (sync && dir.device_writes()).then(|| self.view(rcu));
-        let mut at = 0;
+        let (mut index, mut left) = (iova as usize >> PAGE_SHIFT, len);
 
-        while at < len {
-            let index = first + (at >> PAGE_SHIFT);
-            let part = (len - at).min(PAGE_SIZE);
+        while left > 0 {
+            let part = left.min(PAGE_SIZE);
 
             if let Some(slot) = self.slot(index) {
                 if let Some(view) = &view {
@@ -505,7 +505,8 @@ impl Area {
                 }
                 slot.orig.write(NO_BUFFER);
             }
-            at += part;
+            index += 1;
+            left -= part;
         }
 
         self.allocator.free(iova, len);
