@@ -13,11 +13,10 @@ use crate::lab::bus;
 use crate::lab::device::TestDevice;
 use crate::lab::disk::{LiveDisk, Shape};
 use crate::lab::expect::{fails_at, soon};
+use crate::lab::loading::{self, load, try_unload, unload, LoadAgain};
 use crate::lab::memory::PAGE;
 use crate::lab::spaces::{self, first_byte, Answered};
 use crate::lab::sysfs;
-use crate::modules;
-use crate::runner::environment;
 
 tests![
     an_idle_module_is_unloaded_and_leaves_nothing,
@@ -28,41 +27,6 @@ tests![
     each_space_has_max_iotlb_entries_of_its_own,
     rings_leave_room_for_the_bounce_area,
 ];
-
-/// Tries to unload the module.
-fn try_unload() -> Result<(), String> {
-    modules::tool("rmmod", &[modules::name(crate::lab::driver())])
-}
-
-#[track_caller]
-fn unload() {
-    try_unload().expect("unloading");
-    assert!(!modules::is_loaded(modules::name(crate::lab::driver())));
-}
-
-#[track_caller]
-fn load(parameters: &[&str]) {
-    let file = std::env::var(environment::MODULE);
-    let (program, module) = match &file {
-        Ok(file) => ("insmod", file.as_str()),
-        Err(_) => ("modprobe", "vduse"),
-    };
-    modules::tool(program, &[&[module], parameters].concat()).expect("loading");
-    soon("the control device appears", || {
-        Path::new(CONTROL_PATH).exists()
-    });
-}
-
-/// Loads the module on drop, for the tests that follow.
-struct LoadAgain;
-
-impl Drop for LoadAgain {
-    fn drop(&mut self) {
-        if !modules::is_loaded(modules::name(crate::lab::driver())) {
-            load(&[]);
-        }
-    }
-}
 
 fn an_idle_module_is_unloaded_and_leaves_nothing() {
     let _again = LoadAgain;
@@ -134,7 +98,7 @@ impl Parameter {
 
 impl Drop for Parameter {
     fn drop(&mut self) {
-        if modules::is_loaded(modules::name(crate::lab::driver())) {
+        if loading::is_loaded() {
             let _ = try_unload();
         }
         drop(LoadAgain);

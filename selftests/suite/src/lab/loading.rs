@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Loading the driver's module, and unloading it.
+
+use std::path::Path;
+
+use vduse::control::CONTROL_PATH;
+
+use crate::lab::driver;
+use crate::lab::expect::soon;
+use crate::modules;
+use crate::runner::environment;
+
+/// Whether the module is loaded.
+pub fn is_loaded() -> bool {
+    modules::is_loaded(modules::name(driver()))
+}
+
+/// Tries to unload the module.
+pub fn try_unload() -> Result<(), String> {
+    modules::tool("rmmod", &[modules::name(driver())])
+}
+
+/// Unloads the module.
+#[track_caller]
+pub fn unload() {
+    try_unload().expect("unloading");
+    assert!(!is_loaded());
+}
+
+/// Loads the module with parameters.
+#[track_caller]
+pub fn load(parameters: &[&str]) {
+    let file = std::env::var(environment::MODULE);
+    let (program, module) = match &file {
+        Ok(file) => ("insmod", file.as_str()),
+        Err(_) => ("modprobe", "vduse"),
+    };
+    modules::tool(program, &[&[module], parameters].concat()).expect("loading");
+    soon("the control device appears", || {
+        Path::new(CONTROL_PATH).exists()
+    });
+}
+
+/// Loads the module on drop, for the tests that follow.
+#[derive(Debug)]
+pub struct LoadAgain;
+
+impl Drop for LoadAgain {
+    fn drop(&mut self) {
+        if !is_loaded() {
+            load(&[]);
+        }
+    }
+}
