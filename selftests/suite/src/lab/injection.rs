@@ -33,6 +33,11 @@ const NOWHERE: Range<u64> = 0..1;
 /// All addresses: the kernel looks at no stack then.
 const EVERYWHERE: Range<u64> = 0..u64::MAX;
 
+/// A function of the kernel that a driver cannot do without, and whose first allocation must not
+/// fail: the second time that all caches for addresses are made, it frees one of those that are
+/// gone (7.2, `drivers/iommu/iova.c`).
+const FREED_TWICE: &str = "iova_cache_get";
+
 /// What code a fault must be below, on the stack.
 #[derive(Clone, Copy, Debug)]
 pub enum Below {
@@ -40,6 +45,8 @@ pub enum Below {
     Anything,
     /// The driver's.
     Driver,
+    /// What calls a module's own function when it is loaded, but for [`FREED_TWICE`].
+    Initcall,
 }
 
 impl Below {
@@ -48,6 +55,7 @@ impl Below {
         match self {
             Self::Anything => EVERYWHERE,
             Self::Driver => text_of(modules::name(driver())),
+            Self::Initcall => function("do_one_initcall"),
         }
     }
 }
@@ -72,6 +80,9 @@ impl Injection {
         for kind in [SLAB, PAGES] {
             injection.set(kind, "ignore-gfp-wait", "N");
             injection.limit(kind, &addresses);
+            if matches!(below, Below::Initcall) {
+                injection.range(kind, "reject", &function(FREED_TWICE));
+            }
         }
         injection.set(PAGES, "ignore-gfp-highmem", "N");
         injection.set(PAGES, "min-order", "0");
@@ -127,8 +138,15 @@ impl Injection {
     fn limit(&mut self, kind: &str, addresses: &Range<u64>) {
         // What fails is told in the log otherwise.
         self.set(kind, "verbose", "0");
-        self.set(kind, "require-start", &format!("{:#x}", addresses.start));
-        self.set(kind, "require-end", &format!("{:#x}", addresses.end));
+        self.range(kind, "require", addresses);
+    }
+
+    /// Says where a kind of fault comes, or does not come.
+    #[track_caller]
+    fn range(&mut self, kind: &str, what: &str, addresses: &Range<u64>) {
+        let text = |address: u64| format!("{address:#x}");
+        self.set(kind, &format!("{what}-start"), &text(addresses.start));
+        self.set(kind, &format!("{what}-end"), &text(addresses.end));
     }
 
     /// Has `trial` do something with the first fault, then with the second, and so on, until there
@@ -306,4 +324,20 @@ fn text_of(module: &str) -> Range<u64> {
     assert!(start != 0, "no addresses here");
     let next = all.iter().map(|&(_, _, at)| at).filter(|&at| at > start);
     start..next.min().unwrap_or(u64::MAX).min(start + size)
+}
+
+/// Where a function of the kernel or of a module is: up to the next one.
+#[track_caller]
+fn function(name: &str) -> Range<u64> {
+    let table = fs::read_to_string("/proc/kallsyms").expect("reading /proc/kallsyms");
+    // An address, a letter, a name.
+    let symbols = || {
+        table.lines().filter_map(|line| {
+            let mut fields = line.split_whitespace();
+            Some((address(fields.next()?)?, fields.nth(1)?))
+        })
+    };
+    let (start, _) = symbols().find(|&(_, it)| it == name).expect("a function");
+    let behind = symbols().map(|(at, _)| at).filter(|&at| at > start);
+    start..behind.min().expect("another function")
 }

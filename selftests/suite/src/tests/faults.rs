@@ -10,28 +10,35 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{mpsc, Arc, Mutex};
+use std::time::Duration;
 
+use rustix::event::{poll, PollFd, PollFlags};
 use rustix::io::Errno;
 use vduse::eventfd::EventFd;
-use vduse::request::Kind;
+use vduse::request::{Answer, Kind};
 use vduse::{Control, Device, Mapping};
 use vduse_uapi::{IovaInfo, IovaUmem};
 
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::counts::times_leave_nothing;
 use crate::lab::device::{disk_config, TestDevice};
-use crate::lab::disk::{LiveDisk, Served, Shape};
+use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
 use crate::lab::expect::fails_at;
 use crate::lab::injection::{Below, Fault, Injection, Tally};
+use crate::lab::loading::{self, LoadAgain};
 use crate::lab::memory::{pinned_kib, unlimited_memlock, Prober, PAGE};
 use crate::lab::responder::Responder;
 use crate::lab::spaces::{self, agree, first_byte, page_of};
 use crate::lab::sysfs;
 use crate::lab::vhost::Vhost;
 use crate::lab::window::Window;
+use crate::runner::environment;
 
 tests![
+    loading_the_module_fails_cleanly => 120,
     creating_groups_and_spaces_fails_cleanly => 120,
     destroying_a_device_fails_cleanly => 120,
     opening_fails_cleanly_and_closing_succeeds => 120,
@@ -42,7 +49,10 @@ tests![
     opening_through_vhost_fails_cleanly => 120,
     mapping_through_vhost_fails_cleanly_and_unmapping_succeeds => 120,
     moving_a_group_fails_cleanly => 120,
+    requests_fail_cleanly => 120,
     finding_a_mapping_fails_cleanly => 60,
+    binding_to_virtio_fails_cleanly => 240,
+    reading_and_writing_a_disk_succeeds => 240,
     mapping_the_domains_file_fails_cleanly => 120,
     registering_memory_fails_cleanly => 120,
     closing_with_memory_registered_succeeds => 120,
@@ -76,6 +86,65 @@ fn several<const N: usize>(times: i64, paths: [&str; N], mut go: impl FnMut() ->
         tally.note(path);
     }
     assert!(tallies.iter().any(|tally| tally.faults > 0));
+}
+
+/// The module's file, if it is not compressed.
+#[track_caller]
+fn module_file() -> File {
+    let path = std::env::var(environment::MODULE).unwrap_or_else(|_| {
+        let output = std::process::Command::new("modinfo")
+            .args(["-n", "vduse"])
+            .output()
+            .expect("modinfo");
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    });
+    File::open(path).expect("opening the module")
+}
+
+/// Has KUnit run none of the module's own tests when it is loaded: they take 10 s each time.
+///
+/// On drop, it runs all tests again.
+struct WithoutKunit;
+
+impl WithoutKunit {
+    const FILTER: &str = "/sys/module/kunit/parameters/filter_glob";
+
+    #[track_caller]
+    fn new() -> Self {
+        if Path::new(Self::FILTER).exists() {
+            sysfs::write(Path::new(Self::FILTER), "none").expect("choosing tests");
+        }
+        Self
+    }
+}
+
+impl Drop for WithoutKunit {
+    fn drop(&mut self) {
+        let _ = sysfs::write(Path::new(Self::FILTER), "*");
+    }
+}
+
+fn loading_the_module_fails_cleanly() {
+    let _without = WithoutKunit::new();
+    let again = LoadAgain;
+    let injection = Injection::of_allocations(Below::Initcall);
+    let file = module_file();
+    // The faults are for this thread.
+    let load = || Ok(rustix::system::finit_module(&file, c"", 0)?);
+    loading::unload();
+    // A load takes a second, and one that fails shows that the one before left nothing in its way:
+    // each gets further than that by an allocation. kmemleak sees the rest.
+    let tally = injection.each("loading the module", |fault| {
+        if fault.hit(NO_MEMORY, load).is_some() {
+            loading::unload();
+        }
+        assert!(!sysfs::folder("control").exists(), "{fault}");
+        assert!(!Path::new("/sys/devices/vduse").exists(), "{fault}");
+    });
+    tally.note("loading the module");
+    assert!(tally.failures > 0);
+    drop(again);
+    Control::open().unwrap();
 }
 
 fn creating(control: &Control, config: &vduse::DeviceConfig) {
@@ -433,6 +502,62 @@ fn moving_a_group_fails_cleanly() {
     });
 }
 
+fn requests_fail_cleanly() {
+    const ACKNOWLEDGE: u8 = 1;
+    let injection = Injection::of_allocations(Below::Driver);
+    let paths = ["setting the status", "resetting", "asking for a queue's state"];
+    several(TIMES, paths, || {
+        let mut driven = Driven::new(2);
+        // A daemon that cannot be told is cut off: its device is broken, and its status stays.
+        let told = |driven: &mut Driven, kind: &Kind, fault: &Fault<'_>| {
+            let told = driven.stage.take_kinds().contains(kind);
+            let broken = driven.stage.file().features().is_err();
+            assert_eq!(told, !broken, "{fault}");
+            driven.mend();
+            told
+        };
+        let mut untold = [0; 3];
+        let mut tell = |path: usize, status: u8| {
+            injection.each(paths[path], |fault| {
+                driven.vhost.set_status(ACKNOWLEDGE - status).expect("setting the status");
+                driven.stage.take_kinds();
+                // vhost does not look what comes of a status, but of a reset.
+                let errors = if status == 0 { UNTOLD } else { NEVER };
+                let done = fault.hit(errors, || driven.vhost.set_status(status));
+                let now = driven.vhost.status().expect("reading the status");
+                if told(&mut driven, &Kind::SetStatus(status), fault) {
+                    assert!(done.is_some(), "{fault}");
+                    assert_eq!(now, status, "{fault}");
+                } else {
+                    untold[path] += 1;
+                    // A reset is one, whoever knows of it.
+                    assert_eq!(now, 0, "{fault}");
+                    fault.again(|| driven.vhost.set_status(status));
+                    assert_eq!(driven.vhost.status().expect("reading it"), status, "{fault}");
+                    assert!(told(&mut driven, &Kind::SetStatus(status), fault), "{fault}");
+                }
+            })
+        };
+        let set = tell(0, ACKNOWLEDGE);
+        let reset = tell(1, 0);
+        let asked = injection.each(paths[2], |fault| {
+            driven.stage.take_kinds();
+            let ask = |driven: &Driven| driven.vhost.queue_base(0);
+            let done = fault.hit(UNTOLD, || ask(&driven));
+            let was_told = told(&mut driven, &Kind::GetVqState { index: 0 }, fault);
+            assert_eq!(done.is_some(), was_told, "{fault}");
+            if done.is_none() {
+                untold[2] += 1;
+                assert_eq!(fault.again(|| ask(&driven)), 0, "{fault}");
+            }
+        });
+        let tallies = [set, reset, asked];
+        // The driver's one allocation; the others are the kernel's own, which does without.
+        assert!(untold.iter().all(|&faults| faults == 1), "{untold:?}");
+        tallies
+    });
+}
+
 fn finding_a_mapping_fails_cleanly() {
     let injection = Injection::of_allocations(Below::Anything);
     let driven = Driven::new(2);
@@ -475,6 +600,121 @@ fn raise_descriptor_limit() {
         maximum: most,
     };
     setrlimit(Resource::Nofile, limit).expect("setting RLIMIT_NOFILE");
+}
+
+/// A disk that is served and on the bus, bound to nothing.
+struct Disk {
+    on_bus: OnBus,
+    served: Mutex<Option<Served>>,
+    file: Arc<File>,
+    device: TestDevice,
+}
+
+impl Disk {
+    #[track_caller]
+    fn new() -> Self {
+        let device = TestDevice::disk();
+        let file = memory_file(1 << 20);
+        let served = Served::start(device.open_nonblocking(), 1, file.clone()).expect("serving");
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        Self {
+            on_bus,
+            served: Mutex::new(Some(served)),
+            file,
+            device,
+        }
+    }
+
+    /// If the device has broken, another daemon mends it.
+    #[track_caller]
+    fn mend(&self) {
+        let mut served = self.served.lock().expect("the daemon");
+        let broken = |served: &Served| served.device().features().is_err();
+        if served.as_ref().is_some_and(broken) {
+            *served = None;
+            let device = self.device.open_nonblocking();
+            *served = Some(Served::start(device, 1, self.file.clone()).expect("serving"));
+        }
+    }
+
+    /// Does something that waits for the disk: for the next daemon, if the device breaks meanwhile.
+    fn mended<T>(&self, operation: impl FnOnce() -> T) -> T {
+        let (end, ended) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let moment = Duration::from_millis(5);
+                while ended.recv_timeout(moment) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    self.mend();
+                }
+            });
+            let result = operation();
+            drop(end);
+            result
+        })
+    }
+
+    /// Binds it, and reads from it.
+    #[track_caller]
+    fn works(&self) {
+        self.on_bus.bind(Driver::Virtio).expect("binding");
+        self.reads();
+        self.on_bus.unbind(Driver::Virtio).expect("unbinding");
+    }
+
+    #[track_caller]
+    fn reads(&self) {
+        let disk = bus::disk_name(self.device.name()).expect("a disk");
+        let block = crate::lab::block::Block::open(&disk).expect("opening the disk");
+        block.read(0, 4096).expect("reading");
+    }
+}
+
+fn binding_to_virtio_fails_cleanly() {
+    let injection = Injection::of_allocations(Below::Driver);
+    several(FEW, ["binding to virtio"], || {
+        let disk = Disk::new();
+        let tally = injection.each("binding to virtio", |fault| {
+            // The virtio device may be there without its driver.
+            let bind = || disk.on_bus.bind(Driver::Virtio);
+            let bound = disk.mended(|| fault.hit(UNTOLD, bind));
+            disk.mend();
+            if bound.is_some() {
+                disk.on_bus.unbind(Driver::Virtio).expect("unbinding");
+            }
+            disk.works();
+        });
+        [tally]
+    });
+}
+
+fn reading_and_writing_a_disk_succeeds() {
+    const LEN: usize = 32 << 10;
+    let injection = Injection::of_allocations(Below::Driver);
+    let paths = ["reading", "writing"];
+    several(FEW, paths, || {
+        [false, true].map(|write| {
+            let tally = injection.each(paths[usize::from(write)], |fault| {
+                // Pages that a disk once had, it keeps.
+                let disk = LiveDisk::new(Shape::default());
+                // With a scheduler, requests are not started by the thread that makes them.
+                let scheduler = Path::new("/sys/block").join(disk.disk()).join("queue/scheduler");
+                sysfs::write(&scheduler, "none").expect("choosing no scheduler");
+                let block = disk.block();
+                // The block layer tries again.
+                if write {
+                    fault.hit(NEVER, || block.write(0, &[7; LEN]));
+                } else {
+                    disk.file.write_all_at(&[7; LEN], 0).expect("writing to the file");
+                    let found = fault.hit(NEVER, || block.read(0, LEN)).expect("a read");
+                    assert!(found.iter().all(|&byte| byte == 7), "{fault}");
+                }
+                let found = block.read(0, LEN).expect("reading");
+                assert!(found.iter().all(|&byte| byte == 7), "{fault}");
+            });
+            assert!(tally.faults > 0);
+            tally
+        })
+    });
 }
 
 fn mapping_the_domains_file_fails_cleanly() {
@@ -640,4 +880,43 @@ fn copies_from_and_to_a_daemon_fail_cleanly() {
         assert!(tally.faults > 0, "{call}");
         assert_eq!(descriptors(), before, "{call}");
     }
+    reading_and_answering(&injection);
+}
+
+/// A request that cannot be handed over stays, as does one whose answer cannot be.
+#[track_caller]
+fn reading_and_answering(injection: &Injection) {
+    let mut stage = Stage::disk();
+    let on_bus = OnBus::add(stage.name()).expect("adding");
+    on_bus.bind(Driver::Vhost).expect("binding");
+    let path = bus::vhost_path(stage.name()).expect("a node");
+    let (responder, file) = stage.daemon.take().expect("a daemon");
+    drop(responder);
+    let paths = ["reading a request", "answering it"];
+    let mut read = Tally::default();
+    let answered = injection.each(paths[1], |fault| {
+        let opened = std::thread::scope(|scope| {
+            // It is reset.
+            let opening = scope.spawn(|| Vhost::open(&path));
+            let mut fds = [PollFd::new(&file, PollFlags::IN)];
+            poll(&mut fds, None).expect("waiting for a request");
+            let mut request = None;
+            read = injection.each(paths[0], |fault| {
+                request = fault.hit(&[Errno::FAULT], || file.read_request());
+            });
+            let request = request.expect("a request");
+            let answer = || file.answer(&request, Answer::Ok);
+            // What is not as long as an answer is none.
+            if fault.hit(&[Errno::INVAL], answer).is_none() {
+                fault.again(answer);
+            }
+            opening.join().expect("a thread").expect("opening")
+        });
+        // It is reset again, which somebody must answer.
+        let _responder = Responder::new(&file, agree);
+        drop(opened);
+    });
+    read.note(paths[0]);
+    answered.note(paths[1]);
+    assert!(read.failures > 0 && answered.failures > 0);
 }
