@@ -78,7 +78,7 @@ impl Page {
 /// `page` must be a page.
 #[inline(always)]
 pub(super) unsafe fn page_to_phys(page: *mut bindings::page) -> u64 {
-    #[cfg(CONFIG_X86_64)]
+    #[cfg(all(CONFIG_X86_64, not(CONFIG_UML)))]
     {
         // All page structures are in one array there, as if there was memory everywhere; it is
         // somewhere else after each boot.
@@ -89,7 +89,7 @@ pub(super) unsafe fn page_to_phys(page: *mut bindings::page) -> u64 {
 
         (pfn << PAGE_SHIFT) as u64
     }
-    #[cfg(not(CONFIG_X86_64))]
+    #[cfg(not(all(CONFIG_X86_64, not(CONFIG_UML))))]
     // SAFETY: By the safety requirements.
     unsafe {
         bindings::page_to_phys(page)

@@ -4,11 +4,11 @@
 //!
 //! C header: [`include/linux/smp.h`](srctree/include/linux/smp.h)
 
-#[cfg(all(CONFIG_X86_64, CONFIG_SMP))]
+#[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
 use super::raw as bindings;
-#[cfg(all(CONFIG_X86_64, CONFIG_SMP))]
+#[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
 use core::arch::asm;
-#[cfg(not(all(CONFIG_X86_64, CONFIG_SMP)))]
+#[cfg(not(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML))))]
 use kernel::cpu::CpuId;
 
 /// The number of the CPU that the caller is on, or was just now. Any context.
@@ -17,7 +17,7 @@ use kernel::cpu::CpuId;
 /// [`atomic`](super::atomic)).
 #[inline(always)]
 pub(crate) fn current_cpu() -> usize {
-    #[cfg(all(CONFIG_X86_64, CONFIG_SMP))]
+    #[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
     {
         let cpu;
 
@@ -33,7 +33,7 @@ pub(crate) fn current_cpu() -> usize {
         };
         cpu
     }
-    #[cfg(not(all(CONFIG_X86_64, CONFIG_SMP)))]
+    #[cfg(not(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML))))]
     {
         CpuId::current().as_u32() as usize
     }
