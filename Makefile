@@ -56,7 +56,7 @@ demo: $(GUEST_MODULE)
 	@./qemu-test/demo --driver $(DRIVER) --kernel $(KERNEL)
 
 test: $(GUEST_MODULE)
-	@./qemu-test/test --driver $(DRIVER) --kernel $(KERNEL) $(TESTS)
+	@./qemu-test/test --driver $(DRIVER) --kernel $(KERNEL) $(foreach s,$(SKIP),--skip '$(s)') $(TESTS)
 
 test-quick: $(GUEST_MODULE)
 	@./qemu-test/test --quick --driver $(DRIVER) --kernel $(KERNEL) $(TESTS)
