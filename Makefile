@@ -87,7 +87,7 @@ help:
 #: make update            looks for a newer stock kernel (otherwise the choice, once made, is kept)
 #:
 #: make demo              shows the driver at work, in a virtual machine
-#: make test              runs all tests; TESTS='PATTERN...' those whose name contains one
+#: make test              runs all tests; TESTS='PATTERN...' those whose name contains one, SKIP='PATTERN...' not those
 #: make test-quick        all but those that take minutes: no guest is booted in the virtual machine
 #: make soak              ten minutes of hostile userspace, under the debug kernel; SECONDS=N, SEED=N
 #: make mutants           tests the tests: makes one mistake after the other in a copy of the driver, and looks
