@@ -345,28 +345,23 @@ impl Dev {
     pub(super) fn write_config(&self, offset: usize, buf: &[u8]) -> Result {
         // Drivers read what they need once more if it has changed meanwhile, for as long as it takes,
         // and nothing ends that but this.
-        let mut config = loop {
-            let config = self.config.lock();
-            if config
-                .written
-                .is_none_or(|written| written.elapsed() >= CONFIG_PAUSE)
-            {
-                break config;
+        loop {
+            let mut config = self.config.lock();
+            let ConfigSpace { bytes, written } = &mut *config;
+            let to = bytes
+                .get_mut(offset..)
+                .and_then(|space| space.get_mut(..buf.len()))
+                .ok_or(EINVAL)?;
+
+            if written.is_none_or(|written| written.elapsed() >= CONFIG_PAUSE) {
+                to.copy_from_slice(buf);
+                *written = Some(Instant::now());
+                let _ = self.generation.fetch_add(1, Relaxed);
+                return Ok(());
             }
             drop(config);
             sched::sleep_killable(CONFIG_PAUSE)?;
-        };
-        let to = config
-            .bytes
-            .get_mut(offset..)
-            .and_then(|space| space.get_mut(..buf.len()))
-            .ok_or(EINVAL)?;
-
-        to.copy_from_slice(buf);
-        config.written = Some(Instant::now());
-        let _ = self.generation.fetch_add(1, Relaxed);
-
-        Ok(())
+        }
     }
 
     /// A number that moves whenever the configuration space may have changed.

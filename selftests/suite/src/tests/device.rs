@@ -3,6 +3,7 @@
 //! A device's file: opening it, its commands and their arguments, while no driver has the device.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use vduse::Device;
@@ -22,6 +23,7 @@ tests![
     set_config_changes_what_lies_inside,
     set_config_beyond_the_end_is_einval,
     set_config_of_nothing_is_einval,
+    set_config_without_end_leaves_time_in_between,
     set_config_from_nothing_is_efault_and_changes_nothing,
     vq_setup_needs_an_index_below_vq_num,
     vq_setup_reserved_fields_must_be_0,
@@ -147,6 +149,31 @@ fn set_config_beyond_the_end_is_einval() {
     ] {
         fails_at(set(offset, length), Errno::INVAL, (offset, length));
     }
+}
+
+/// A driver reads what belongs together once more if something was written meanwhile.
+fn set_config_without_end_leaves_time_in_between() {
+    const WRITERS: u32 = 4;
+    const WRITES: u32 = 20;
+    const BETWEEN: Duration = Duration::from_millis(5);
+    let config = disk_config();
+    let device = TestDevice::new(&config);
+    let file = device.open();
+    let begin = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..WRITERS {
+            scope.spawn(|| (0..WRITES).for_each(|_| file.set_config(0, &config.space).unwrap()));
+        }
+    });
+    let took = begin.elapsed();
+    assert!(took >= BETWEEN * (WRITERS * WRITES - 1), "{took:?}");
+    // What is refused waits for nobody.
+    let begin = Instant::now();
+    for _ in 0..1000 {
+        fails(file.set_config(1, &config.space), Errno::INVAL);
+    }
+    let took = begin.elapsed();
+    assert!(took < BETWEEN * 999, "{took:?}");
 }
 
 fn set_config_of_nothing_is_einval() {
