@@ -39,6 +39,7 @@ use crate::runner::environment;
 
 tests![
     loading_the_module_fails_cleanly => 120,
+    creating_a_device_fails_cleanly => 120,
     creating_groups_and_spaces_fails_cleanly => 120,
     destroying_a_device_fails_cleanly => 120,
     opening_fails_cleanly_and_closing_succeeds => 120,
@@ -52,6 +53,7 @@ tests![
     requests_fail_cleanly => 120,
     finding_a_mapping_fails_cleanly => 60,
     binding_to_virtio_fails_cleanly => 240,
+    deleting_a_disk_succeeds => 240,
     reading_and_writing_a_disk_succeeds => 240,
     mapping_the_domains_file_fails_cleanly => 120,
     registering_memory_fails_cleanly => 120,
@@ -147,10 +149,10 @@ fn loading_the_module_fails_cleanly() {
     Control::open().unwrap();
 }
 
-fn creating(control: &Control, config: &vduse::DeviceConfig) {
+fn creating(times: i64, path: &str, control: &Control, config: &vduse::DeviceConfig) {
     let injection = Injection::of_allocations(Below::Anything);
-    several(TIMES, ["creating"], || {
-        let tally = injection.each("creating", |fault| {
+    several(times, [path], || {
+        let tally = injection.each(path, |fault| {
             let made = fault.hit(NO_MEMORY, || control.create(config));
             if made.is_none() {
                 assert!(!sysfs::folder(&config.name).exists(), "{fault}");
@@ -166,8 +168,14 @@ fn creating(control: &Control, config: &vduse::DeviceConfig) {
     });
 }
 
+fn creating_a_device_fails_cleanly() {
+    let control = Control::open().unwrap();
+    creating(FEW, "creating, version 0", &control, &disk_config());
+}
+
 fn creating_groups_and_spaces_fails_cleanly() {
-    creating(&Control::open_v1().unwrap(), &spaces::config(3, 3, 4));
+    let control = Control::open_v1().unwrap();
+    creating(TIMES, "creating, version 1", &control, &spaces::config(3, 3, 4));
 }
 
 fn destroying_a_device_fails_cleanly() {
@@ -602,9 +610,8 @@ fn raise_descriptor_limit() {
     setrlimit(Resource::Nofile, limit).expect("setting RLIMIT_NOFILE");
 }
 
-/// A disk that is served and on the bus, bound to nothing.
+/// A disk that is served.
 struct Disk {
-    on_bus: OnBus,
     served: Mutex<Option<Served>>,
     file: Arc<File>,
     device: TestDevice,
@@ -616,9 +623,7 @@ impl Disk {
         let device = TestDevice::disk();
         let file = memory_file(1 << 20);
         let served = Served::start(device.open_nonblocking(), 1, file.clone()).expect("serving");
-        let on_bus = OnBus::add(device.name()).expect("adding");
         Self {
-            on_bus,
             served: Mutex::new(Some(served)),
             file,
             device,
@@ -653,14 +658,7 @@ impl Disk {
         })
     }
 
-    /// Binds it, and reads from it.
-    #[track_caller]
-    fn works(&self) {
-        self.on_bus.bind(Driver::Virtio).expect("binding");
-        self.reads();
-        self.on_bus.unbind(Driver::Virtio).expect("unbinding");
-    }
-
+    /// Reads from it, which is bound to virtio.
     #[track_caller]
     fn reads(&self) {
         let disk = bus::disk_name(self.device.name()).expect("a disk");
@@ -673,15 +671,36 @@ fn binding_to_virtio_fails_cleanly() {
     let injection = Injection::of_allocations(Below::Driver);
     several(FEW, ["binding to virtio"], || {
         let disk = Disk::new();
+        let on_bus = OnBus::add(disk.device.name()).expect("adding");
+        let bind = || on_bus.bind(Driver::Virtio);
+        let unbind = || on_bus.unbind(Driver::Virtio).expect("unbinding");
         let tally = injection.each("binding to virtio", |fault| {
             // The virtio device may be there without its driver.
-            let bind = || disk.on_bus.bind(Driver::Virtio);
             let bound = disk.mended(|| fault.hit(UNTOLD, bind));
             disk.mend();
             if bound.is_some() {
-                disk.on_bus.unbind(Driver::Virtio).expect("unbinding");
+                unbind();
             }
-            disk.works();
+            bind().expect("binding");
+            disk.reads();
+            unbind();
+        });
+        drop(on_bus);
+        [tally]
+    });
+}
+
+fn deleting_a_disk_succeeds() {
+    let injection = Injection::of_allocations(Below::Driver);
+    several(FEW, ["deleting a disk"], || {
+        let disk = Disk::new();
+        let tally = injection.each("deleting a disk", |fault| {
+            let on_bus = OnBus::add(disk.device.name()).expect("adding");
+            on_bus.bind(Driver::Virtio).expect("binding");
+            disk.reads();
+            disk.mended(|| fault.hit(NEVER, || on_bus.delete()));
+            disk.mend();
+            assert!(!bus::folder(disk.device.name()).exists(), "{fault}");
         });
         [tally]
     });
