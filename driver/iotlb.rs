@@ -8,6 +8,7 @@ use kernel::{
     prelude::*,
     rbtree::{
         RBTree,
+        RBTreeNode,
         RBTreeNodeReservation, //
     },
     sync::aref::ARef, //
@@ -29,6 +30,8 @@ pub(super) enum Backing {
 
 /// A mapping.
 pub(super) struct Mapping {
+    /// Its first address.
+    pub(super) start: u64,
     /// Its last address.
     pub(super) last: u64,
     /// [`ACCESS_RO`](crate::uapi::ACCESS_RO), `ACCESS_WO` or `ACCESS_RW`.
@@ -37,10 +40,21 @@ pub(super) struct Mapping {
     pub(super) backing: Backing,
 }
 
-/// Mappings, each under its first address.
+impl Mapping {
+    /// Whether a kernel driver allocated what is behind it.
+    pub(super) fn is_coherent(&self) -> bool {
+        matches!(self.backing, Backing::Coherent(_))
+    }
+}
+
+/// Mappings.
 pub(super) struct Iotlb {
+    /// Each under its last address: the first that ends at an address or after it is the one that has
+    /// the address, if one has.
     tree: RBTree<u64, Mapping>,
     len: usize,
+    /// No mapping has an address above this one.
+    highest: Option<u64>,
 }
 
 impl Iotlb {
@@ -49,6 +63,7 @@ impl Iotlb {
         Self {
             tree: RBTree::new(),
             len: 0,
+            highest: None,
         }
     }
 
@@ -57,65 +72,69 @@ impl Iotlb {
         self.len
     }
 
-    /// Finds the first mapping that has an address of `start` to `last`. Any context.
-    pub(super) fn find(&self, start: u64, last: u64) -> Option<(u64, &Mapping)> {
-        let at_or_after = self.tree.cursor_lower_bound(&start);
+    /// Shows `f` the first mapping that has an address of `start` to `last`. Any context.
+    pub(super) fn find<R>(
+        &self,
+        start: u64,
+        last: u64,
+        f: impl FnOnce(&Mapping) -> R,
+    ) -> Option<R> {
+        let cursor = self.tree.cursor_lower_bound(&start)?;
+        let (_, mapping) = cursor.current();
 
-        // The mapping before `start` may reach into the range. It is borrowed from the tree, not
-        // from a cursor, by looking its key up again.
-        let before = match &at_or_after {
-            Some(cursor) => cursor.peek_prev().map(|(&key, _)| key),
-            None => self.tree.cursor_back().map(|cursor| *cursor.current().0),
-        };
-        let found = |key: u64| self.tree.get(&key).map(|mapping| (key, mapping));
-
-        before
-            .and_then(found)
-            .filter(|(_, mapping)| mapping.last >= start)
-            .or_else(|| {
-                at_or_after
-                    .map(|cursor| *cursor.current().0)
-                    .filter(|&key| key <= last)
-                    .and_then(found)
-            })
+        (mapping.start <= last).then(|| f(mapping))
     }
 
-    /// Adds a mapping from `start` on. Any context.
+    /// Adds a mapping. Any context.
     ///
     /// Errors: [`EINVAL`] if it ends before its start, [`EEXIST`] if it overlaps another.
     pub(super) fn insert(
         &mut self,
-        start: u64,
         mapping: Mapping,
         node: RBTreeNodeReservation<u64, Mapping>,
     ) -> Result {
-        if mapping.last < start {
+        let Mapping { start, last, .. } = mapping;
+        if last < start {
             return Err(EINVAL);
         }
-        if self.find(start, mapping.last).is_some() {
+        // Those of a process come in the order of their addresses: no need to look.
+        let is_above = self.highest.is_none_or(|highest| start > highest);
+        if !is_above && self.find(start, last, |_| ()).is_some() {
             return Err(EEXIST);
         }
 
-        self.tree.insert(node.into_node(start, mapping));
-        self.len += 1;
+        self.add(node.into_node(last, mapping), last);
 
         Ok(())
     }
 
-    /// Moves the mapping that begins at `start`, if there is one, to where none overlaps it.
-    pub(super) fn move_to(&mut self, start: u64, other: &mut Self) {
-        if let Some(node) = self.tree.remove_node(&start) {
+    /// Moves the mapping that ends at `last`, if there is one, to where none overlaps it.
+    pub(super) fn move_to(&mut self, last: u64, other: &mut Self) {
+        if let Some(node) = self.tree.remove_node(&last) {
             self.len -= 1;
-            other.tree.insert(node);
-            other.len += 1;
+            other.add(node, last);
         }
     }
 
-    /// Removes the mapping that begins at `start`. Any context.
-    pub(super) fn remove(&mut self, start: u64) -> Option<Mapping> {
-        let mapping = self.tree.remove(&start)?;
+    /// Removes the mapping that begins at `start`, if `is_it` says so. Any context.
+    pub(super) fn remove_if(
+        &mut self,
+        start: u64,
+        is_it: impl FnOnce(&Mapping) -> bool,
+    ) -> Option<Mapping> {
+        let found =
+            |mapping: &Mapping| (mapping.start == start && is_it(mapping)).then_some(mapping.last);
+        let last = self.find(start, start, found)??;
+        let mapping = self.tree.remove(&last)?;
         self.len -= 1;
 
         Some(mapping)
+    }
+
+    /// Adds a mapping that ends at `last` and overlaps no other.
+    fn add(&mut self, node: RBTreeNode<u64, Mapping>, last: u64) {
+        self.tree.insert(node);
+        self.len += 1;
+        self.highest = self.highest.max(Some(last));
     }
 }

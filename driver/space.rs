@@ -143,10 +143,9 @@ impl Mappings {
     /// Whoever gets it back drops it without the lock.
     fn evict_files(iotlb: &mut Iotlb) -> Option<Iotlb> {
         // The owners do not mix, so that the first mapping tells.
-        let (_, first) = iotlb.find(0, u64::MAX)?;
+        let is_coherent = iotlb.find(0, u64::MAX, Mapping::is_coherent)?;
 
-        matches!(first.backing, Backing::File { .. })
-            .then(|| core::mem::replace(iotlb, Iotlb::new()))
+        (!is_coherent).then(|| core::mem::replace(iotlb, Iotlb::new()))
     }
 
     /// Unmaps the bounce area, until the next buffer is mapped.
@@ -190,19 +189,20 @@ impl Mappings {
             });
         }
 
-        let (start, mapping) = iotlb.find(start, last)?;
-        let (file, offset) = match &mapping.backing {
-            Backing::Coherent(_) => (None, start),
-            Backing::File { file, offset } => (Some(file.clone()), *offset),
-        };
+        iotlb.find(start, last, |mapping| {
+            let (file, offset) = match &mapping.backing {
+                Backing::Coherent(_) => (None, mapping.start),
+                Backing::File { file, offset } => (Some(file.clone()), *offset),
+            };
 
-        Some(Found {
-            start,
-            last: mapping.last,
-            perm: mapping.perm,
-            capability: 0,
-            file,
-            offset,
+            Found {
+                start: mapping.start,
+                last: mapping.last,
+                perm: mapping.perm,
+                capability: 0,
+                file,
+                offset,
+            }
         })
     }
 
@@ -220,6 +220,7 @@ impl Mappings {
             }
 
             let mapping = Mapping {
+                start: map.start,
                 last: map.last,
                 perm: u8::try_from(map.perm)
                     .ok()
@@ -230,12 +231,8 @@ impl Mappings {
                     offset: map.offset,
                 },
             };
-            new.insert(
-                map.start,
-                mapping,
-                RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?,
-            )
-            .map_err(|_| EINVAL)?;
+            new.insert(mapping, RBTreeNodeReservation::new(GFP_KERNEL_ACCOUNT)?)
+                .map_err(|_| EINVAL)?;
         }
 
         Ok(new)
@@ -283,22 +280,20 @@ impl Mappings {
         let mut common = Iotlb::new();
 
         for map in iotlb.iter().flatten() {
-            let is_same = old
-                .find(map.start, map.start)
-                .is_some_and(|(start, mapping)| {
-                    let is_same_memory = matches!(
-                        &mapping.backing,
-                        Backing::File { file, offset }
-                            if core::ptr::eq(&**file, &*map.file) && *offset == map.offset
-                    );
+            let is_same = old.find(map.start, map.start, |mapping| {
+                let is_same_memory = matches!(
+                    &mapping.backing,
+                    Backing::File { file, offset }
+                        if core::ptr::eq(&**file, &*map.file) && *offset == map.offset
+                );
 
-                    start == map.start
-                        && mapping.last == map.last
-                        && u32::from(mapping.perm) == map.perm
-                        && is_same_memory
-                });
-            if is_same {
-                old.move_to(map.start, &mut common);
+                mapping.start == map.start
+                    && mapping.last == map.last
+                    && u32::from(mapping.perm) == map.perm
+                    && is_same_memory
+            });
+            if is_same == Some(true) {
+                old.move_to(map.last, &mut common);
             }
         }
 
@@ -316,14 +311,13 @@ impl Mappings {
     /// mean something to those only.
     fn coherent_page(&self, iova: u64) -> Option<ARef<Page>> {
         let iotlb = self.iotlb.lock();
-        let (start, mapping) = iotlb.find(iova, iova)?;
 
-        match &mapping.backing {
+        iotlb.find(iova, iova, |mapping| match &mapping.backing {
             Backing::Coherent(pages) => {
-                pages.page(usize::try_from(iova - start).ok()? >> PAGE_SHIFT)
+                pages.page(usize::try_from(iova - mapping.start).ok()? >> PAGE_SHIFT)
             }
             Backing::File { .. } => None,
-        }
+        })?
     }
 }
 
@@ -339,6 +333,7 @@ impl Owner for Mappings {
         let node = RBTreeNodeReservation::new(GFP_ATOMIC)?;
         let start = self.coherent.alloc(size).ok_or(ENOMEM)?;
         let mapping = Mapping {
+            start,
             last: start + (size - 1) as u64,
             perm: ACCESS_RW,
             backing: Backing::Coherent(pages),
@@ -349,7 +344,7 @@ impl Owner for Mappings {
         // One is left for the bounce area: without it no request could ever be mapped, and drivers
         // try for ever.
         let inserted = if iotlb.len() + 1 < self.max_entries {
-            iotlb.insert(start, mapping, node)
+            iotlb.insert(mapping, node)
         } else {
             Err(ENOMEM)
         };
@@ -365,21 +360,11 @@ impl Owner for Mappings {
         let iotlb = self.iotlb.lock();
 
         // The owners do not mix, so that the first mapping tells.
-        iotlb
-            .find(0, u64::MAX)
-            .is_some_and(|(_, first)| matches!(first.backing, Backing::Coherent(_)))
+        iotlb.find(0, u64::MAX, Mapping::is_coherent) == Some(true)
     }
 
     fn unmap_coherent(&self, iova: u64, size: usize) {
-        let removed = {
-            let mut iotlb = self.iotlb.lock();
-            let is_ours = matches!(
-                iotlb.find(iova, iova),
-                Some((start, Mapping { backing: Backing::Coherent(_), .. })) if start == iova
-            );
-
-            is_ours.then(|| iotlb.remove(iova)).flatten()
-        };
+        let removed = self.iotlb.lock().remove_if(iova, Mapping::is_coherent);
 
         drop(removed);
         self.coherent.free(iova, size);
