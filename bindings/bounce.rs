@@ -13,10 +13,11 @@
 //!
 //! # Context
 //!
-//! Mapping, unmapping and copying work in any context, interrupt handlers included. They take no
-//! lock that another CPU's mapping could hold: they are RCU readers of the area's mode, and only
-//! while pages are being lent or taken back does a lock decide which of the two pages of a slot is
-//! the one in use.
+//! Mapping, unmapping and copying work in any context, interrupt handlers included. Those of a page
+//! at most take no lock that another CPU's could hold, as long as the CPU has slots left of its own;
+//! others take the locks of the allocator of addresses. All are RCU readers of the area's mode, and
+//! only while pages are being lent or taken back does a lock decide which of the two pages of a slot
+//! is the one in use.
 //!
 //! # Lock order
 //!

@@ -9,6 +9,7 @@ use crate::uapi::{
     DevConfig,
     API_VERSION_1, //
 };
+use core::ffi::CStr;
 
 /// Virtio device ids (virtio 1.3, section 5).
 pub(crate) mod device_id {
@@ -75,23 +76,43 @@ pub(crate) const MAX_SPACES: u32 = 0xffff;
 /// area of a split virtqueue.
 const MIN_VQ_ALIGN: u32 = 4;
 
-/// A name that a device cannot have, because `/dev/vduse` has it.
-const CONTROL: &[u8] = b"control";
+/// Names that a device cannot have, because something else has them in `/dev/vduse`, or in the
+/// device's own directory, where that of its vDPA device is.
+const TAKEN: &[&[u8]] = &[
+    b"control",
+    b"bounce_size",
+    b"dev",
+    b"msg_timeout",
+    b"power",
+    b"subsystem",
+    b"uevent",
+];
 
 /// Returns the name up to its NUL, or [`None`] if no device can be called that.
 ///
 /// The name becomes that of a file in sysfs and in `/dev`, and part of events that are lines of
 /// text.
-pub(crate) fn name(name: &[u8]) -> Option<&[u8]> {
-    let len = name.iter().position(|&byte| byte == 0)?;
-    let name = name.get(..len)?;
+pub(crate) fn name(name: &[u8]) -> Option<&CStr> {
+    let name = CStr::from_bytes_until_nul(name).ok()?;
+    let bytes = name.to_bytes();
 
-    let reserved = matches!(name, b"" | b"." | b".." | CONTROL);
-    let unfit = name
+    let reserved = matches!(bytes, b"" | b"." | b"..") || TAKEN.contains(&bytes);
+    let unfit = bytes
         .iter()
         .any(|&byte| byte == b'/' || byte.is_ascii_control());
 
     (!reserved && !unfit).then_some(name)
+}
+
+/// Whether a virtqueue's directory, `vqN`, has this name.
+fn is_of_vq(name: &CStr, vq_num: u32) -> bool {
+    let digits = name.to_str().ok().and_then(|name| name.strip_prefix("vq"));
+
+    digits
+        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+        .filter(|&digits| digits == "0" || !digits.starts_with('0'))
+        .and_then(|digits| digits.parse().ok())
+        .is_some_and(|index: u32| index < vq_num)
 }
 
 /// Whether a device can offer these features.
@@ -247,6 +268,7 @@ pub(crate) fn is_valid(config: &DevConfig, api_version: u64, page_size: u32) -> 
     };
 
     counts_are_valid
+        && name(&config.name).is_some_and(|name| !is_of_vq(name, config.vq_num))
         && config.reserved.iter().all(|&word| word == 0)
         && config.vq_align.is_power_of_two()
         && (MIN_VQ_ALIGN..=page_size).contains(&config.vq_align)
@@ -263,9 +285,15 @@ mod tests {
 
     const PAGE_SIZE: u32 = 4096;
 
+    fn named(name: &[u8]) -> [u8; 256] {
+        let mut bytes = [0; 256];
+        bytes[..name.len()].copy_from_slice(name);
+        bytes
+    }
+
     fn valid() -> DevConfig {
         DevConfig {
-            name: [0; 256],
+            name: named(b"disk"),
             vendor_id: 0,
             device_id: device_id::BLOCK,
             features: feature::VERSION_1 | feature::ACCESS_PLATFORM,
@@ -492,6 +520,8 @@ mod tests {
             b".\0",
             b"..\0",
             b"control\0",
+            b"power\0",
+            b"msg_timeout\0",
             b"a/b\0",
             b"/\0",
             b"a\nb\0",
@@ -502,9 +532,29 @@ mod tests {
             assert_eq!(name(bad), None, "{bad:?}");
         }
 
-        assert_eq!(name(b"disk0\0rest"), Some(&b"disk0"[..]));
-        assert_eq!(name(b"a!b\0"), Some(&b"a!b"[..]));
-        assert_eq!(name(b"...\0"), Some(&b"..."[..]));
-        assert_eq!(name(b"control0\0"), Some(&b"control0"[..]));
+        assert_eq!(name(b"disk0\0rest"), Some(c"disk0"));
+        assert_eq!(name(b"a!b\0"), Some(c"a!b"));
+        assert_eq!(name(b"...\0"), Some(c"..."));
+        assert_eq!(name(b"control0\0"), Some(c"control0"));
+        assert_eq!(name(b"b\xfcro\0"), Some(c"b\xfcro"));
+    }
+
+    #[test]
+    fn names_are_not_those_of_virtqueues() {
+        for (name, expected) in [
+            ("vq0", false),
+            ("vq9", false),
+            ("vq10", true),
+            ("vq00", true),
+            ("vq", true),
+            ("vq+1", true),
+            ("vq99999999999", true),
+            ("", false),
+        ] {
+            check(0, expected, |config| {
+                config.name = named(name.as_bytes());
+                config.vq_num = 10;
+            });
+        }
     }
 }

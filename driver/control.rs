@@ -72,7 +72,6 @@ use kernel::{
     prelude::*,
     rbtree::RBTree,
     str::{
-        BStr,
         CString, //
     },
     sync::{
@@ -291,7 +290,7 @@ impl Control {
     fn name(bytes: &[u8]) -> Result<CString> {
         let name = config::name(bytes).ok_or(EINVAL)?;
 
-        CString::try_from_fmt(fmt!("{}", BStr::from_bytes(name)))
+        Ok(CString::try_from(name)?)
     }
 }
 

@@ -254,17 +254,26 @@ impl Mappings {
     fn set(&self, iotlb: &vhost_iotlb::Iotlb, announce: impl FnOnce() -> Result) -> Result {
         match self.import(iotlb) {
             Ok(new) => {
-                let old = self.replace(new);
+                let mut old = self.replace(new);
 
-                announce().inspect_err(|_| drop(self.replace(Self::common(old, iotlb))))
+                announce().inspect_err(|_| {
+                    let common = Self::common(&mut old, iotlb);
+
+                    drop(self.replace(common));
+                })
             }
             Err(error) => {
-                let old = self.replace(Iotlb::new());
-                let before = old.len();
-                let common = Self::common(old, iotlb);
-                let has_less = common.len() < before;
+                // Who looks meanwhile finds what stays.
+                let gone = {
+                    let mut now = self.iotlb.lock();
+                    let common = Self::common(&mut now, iotlb);
 
-                drop(self.replace(common));
+                    self.bounce_mapped.store(false, Relaxed);
+                    core::mem::replace(&mut *now, common)
+                };
+                let has_less = gone.len() > 0;
+
+                drop(gone);
                 if has_less {
                     // Whatever it says: the caller has an error already.
                     let _ = announce();
@@ -275,8 +284,8 @@ impl Mappings {
         }
     }
 
-    /// Those mappings that a process still has, just as they were.
-    fn common(mut old: Iotlb, iotlb: &vhost_iotlb::Iotlb) -> Iotlb {
+    /// Takes those mappings out that a process still has, just as they were. Any context.
+    fn common(old: &mut Iotlb, iotlb: &vhost_iotlb::Iotlb) -> Iotlb {
         let mut common = Iotlb::new();
 
         for map in iotlb.iter().flatten() {

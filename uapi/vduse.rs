@@ -114,7 +114,7 @@ pub struct DevConfig {
     pub device_id: u32,
     /// The virtio feature bits that the device offers.
     pub features: u64,
-    /// How many virtqueues there are, 0 to 65,535.
+    /// How many virtqueues there are, up to 65,535; `vduse_rs` wants 1 at least.
     pub vq_num: u32,
     /// Alignment in bytes of a virtqueue's parts: a power of two from 4 to the page size.
     pub vq_align: u32,

@@ -70,6 +70,11 @@ void vduse_rs_helper_put_page(struct page *page)
 	put_page(page);
 }
 
+bool vduse_rs_helper_is_killed(void)
+{
+	return fatal_signal_pending(current);
+}
+
 unsigned long vduse_rs_helper_rlimit(unsigned int limit)
 {
 	return rlimit(limit);

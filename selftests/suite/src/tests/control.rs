@@ -12,7 +12,7 @@ use vduse::control::CONTROL_PATH;
 use vduse::{Control, Device, DeviceConfig};
 use vduse_uapi::{ioctl, DevConfig, NAME_MAX};
 
-use crate::lab::bus::OnBus;
+use crate::lab::bus::{self, OnBus};
 use crate::lab::device::{disk_config, feature, id, net_config, unique_name, TestDevice};
 use crate::lab::expect::{fails, fails_at};
 use crate::lab::memory::PAGE;
@@ -37,6 +37,8 @@ tests![
     an_exclamation_mark_is_a_part_of_a_name,
     a_name_with_control_characters_is_einval,
     a_name_of_255_bytes_works,
+    a_name_in_utf_8_stays_as_it_is,
+    names_in_the_devices_own_folder_are_einval,
     a_name_without_end_is_einval,
     vq_align_is_a_power_of_two_from_4_to_a_page,
     config_size_is_at_most_a_page,
@@ -284,6 +286,35 @@ fn a_name_of_255_bytes_works() {
     let device = TestDevice::new(&changed(|c| c.name.clone_from(&name)));
     device.open();
     assert!(crate::lab::sysfs::folder(&name).exists());
+}
+
+fn a_name_in_utf_8_stays_as_it_is() {
+    // The longest one is no longer in an event about it.
+    for name in ["b\u{fc}ro".to_owned(), "\u{fc}".repeat((NAME_MAX - 1) / 2)] {
+        let device = TestDevice::new(&changed(|c| c.name.clone_from(&name)));
+        device.open_ready(1);
+        assert!(crate::lab::sysfs::folder(&name).exists(), "{name}");
+    }
+    let device = TestDevice::new(&changed(|c| c.name = "b\u{fc}ro".to_owned()));
+    device.open_ready(1);
+    let on_bus = OnBus::add(device.name()).unwrap();
+    assert!(bus::folder(device.name()).exists());
+    on_bus.delete().unwrap();
+}
+
+/// The folder of a device on the bus is in that of its node, beside these.
+fn names_in_the_devices_own_folder_are_einval() {
+    for name in ["uevent", "dev", "power", "subsystem", "msg_timeout", "bounce_size", "vq0"] {
+        fails_at(
+            create(&changed(|c| c.name = name.to_owned())),
+            Errno::INVAL,
+            name,
+        );
+    }
+    // There is no such virtqueue.
+    let device = TestDevice::new(&changed(|c| c.name = "vq1".to_owned()));
+    device.open_ready(1);
+    OnBus::add(device.name()).unwrap().delete().unwrap();
 }
 
 fn a_name_without_end_is_einval() {

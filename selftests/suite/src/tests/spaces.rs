@@ -39,6 +39,7 @@ tests![
     get_info_of_an_asid_out_of_range_is_einval,
     indexes_at_and_behind_their_ends_are_einval,
     what_is_taken_away_is_told_even_if_the_rest_cannot_be_mapped,
+    what_stays_is_there_while_another_map_fails,
     two_groups_in_two_spaces_do_io,
     neither_group_reaches_the_other_ones_memory,
     groups_can_share_a_space_that_is_not_0,
@@ -153,6 +154,27 @@ fn what_is_taken_away_is_told_even_if_the_rest_cannot_be_mapped() {
     assert_eq!(answered.responder.take_kinds(), [update(1)]);
     fails(first_byte(file, 1, 0x1000), Errno::INVAL);
     assert_eq!(first_byte(file, 1, 0x2000).unwrap(), 2);
+}
+
+fn what_stays_is_there_while_another_map_fails() {
+    let answered = Answered::new(&[0], 1, 2);
+    let vhost = answered.vhost();
+    let _kept: Vec<_> = (1..100).map(|n| map(&vhost, 1, n << 12, 1)).collect();
+    let page = page_of(2);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                answered.file.iotlb_fd2(1, 0x1000, 0x1000).unwrap();
+            }
+        });
+        // Nobody is allowed to do anything with it.
+        let mapped = (0..500).filter(|_| vhost.map_in(1, 0x100_0000, &page, 0).is_ok());
+        let mapped = mapped.count();
+        over.store(true, Ordering::Relaxed);
+        looking.join().unwrap();
+        assert_eq!(mapped, 0);
+    });
 }
 
 fn set_map_of_a_space_out_of_range_fails() {
