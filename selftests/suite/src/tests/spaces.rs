@@ -169,7 +169,7 @@ fn what_stays_is_there_while_another_map_fails() {
             }
         });
         // Nobody is allowed to do anything with it.
-        let mapped = (0..500).filter(|_| vhost.map_in(1, 0x100_0000, &page, 0).is_ok());
+        let mapped = (0..150).filter(|_| vhost.map_in(1, 0x100_0000, &page, 0).is_ok());
         let mapped = mapped.count();
         over.store(true, Ordering::Relaxed);
         looking.join().unwrap();
