@@ -78,7 +78,8 @@ pub fn times_leave_nothing(times: i64, mut order: impl FnMut()) {
     if first.is_empty() {
         return;
     }
-    // What some part of the kernel keeps for later fills up; what leaks grows on: the same.
+    // What some part of the kernel keeps for later fills up; what leaks grows on, and is of the same
+    // kind each time.
     let second = left_by(times, &mut order);
     let leaks = first.keys().any(|kind| second.contains_key(kind));
     assert!(
