@@ -80,12 +80,18 @@ pub fn times_leave_nothing(times: i64, mut order: impl FnMut()) {
     }
     // What some part of the kernel keeps for later fills up; what leaks grows on, and is of the same
     // kind each time.
+    let before = sites();
     let second = left_by(times, &mut order);
     let leaks = first.keys().any(|kind| second.contains_key(kind));
-    assert!(
-        !leaks,
-        "{times} times left: {first:?}; {times} times more: {second:?}"
-    );
+    if leaks {
+        for (site, count) in sites() {
+            let grown = count - before.get(&site).copied().unwrap_or(0);
+            if grown > 0 {
+                eprintln!("{grown} objects more of {site}");
+            }
+        }
+        panic!("{times} times left: {first:?}; {times} times more: {second:?}");
+    }
 }
 
 /// Does something again and again, and says what there is then that was not there before, and does
@@ -173,6 +179,35 @@ impl Allocators {
         assert!(objects.len() > 8, "{objects:?}");
         objects
     }
+}
+
+/// Who allocated the objects that there are, innermost function first, and how many each: for those
+/// allocators of which the kernel remembers it (`slab_debug=U`).
+fn sites() -> BTreeMap<String, i64> {
+    let mut sites = BTreeMap::new();
+    let Ok(table) = fs::read_to_string("/proc/slabinfo") else {
+        return sites;
+    };
+    for (cache, _) in counted(&table) {
+        let folder = Path::new("/sys/kernel/debug/slab").join(cache);
+        let text = fs::read_to_string(folder.join("alloc_traces")).unwrap_or_default();
+        for site in text.split("\n\n") {
+            // How many there are, of what age and on which CPUs; and below that each caller's function,
+            // as `name+offset/size [module]`.
+            let mut lines = site.lines();
+            let count = lines
+                .next()
+                .and_then(|line| line.split_whitespace().next()?.parse().ok());
+            let Some::<i64>(count) = count else { continue };
+            let callers: Vec<_> = lines
+                .filter_map(|line| line.trim().split('+').next())
+                .collect();
+            *sites
+                .entry(format!("{cache}: {}", callers.join(" < ")))
+                .or_default() += count;
+        }
+    }
+    sites
 }
 
 /// What there is at a moment.
