@@ -30,6 +30,9 @@ const SETTLING: Duration = Duration::from_secs(15);
 /// How long until it is worth while to count again.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// The kind of what the driver allocated, of any size.
+const OWN: &str = "objects of the driver";
+
 /// How much memory may be less afterwards for other reasons, in KiB: logs, page tables, caches.
 const TOLERANCE: i64 = 3 << 10;
 
@@ -174,7 +177,7 @@ impl Allocators {
         for (cache, active) in counted(&table) {
             // The kernel has several caches for each size.
             let kind = cache.rsplit('-').next().unwrap_or(cache).to_owned();
-            *objects.entry(kind).or_default() += active;
+            *objects.entry(format!("objects of {kind}")).or_default() += active;
         }
         assert!(objects.len() > 8, "{objects:?}");
         objects
@@ -182,25 +185,27 @@ impl Allocators {
 }
 
 /// Who allocated the objects that there are, innermost function first, and how many each: for those
-/// allocators of which the kernel remembers it (`slab_debug=U`).
+/// caches of which the kernel remembers it (`slab_debug=U`).
 fn sites() -> BTreeMap<String, i64> {
     let mut sites = BTreeMap::new();
-    let Ok(table) = fs::read_to_string("/proc/slabinfo") else {
-        return sites;
-    };
+    let table = fs::read_to_string("/proc/slabinfo").unwrap_or_default();
     for (cache, _) in counted(&table) {
         let folder = Path::new("/sys/kernel/debug/slab").join(cache);
         let text = fs::read_to_string(folder.join("alloc_traces")).unwrap_or_default();
         for site in text.split("\n\n") {
-            // How many there are, of what age and on which CPUs; and below that each caller's function,
-            // as `name+offset/size [module]`.
+            // How many there are, how old and on which CPUs; then the callers, each as
+            // `name+offset/size [module]`.
             let mut lines = site.lines();
             let count = lines
                 .next()
-                .and_then(|line| line.split_whitespace().next()?.parse().ok());
-            let Some::<i64>(count) = count else { continue };
+                .and_then(|line| line.split_whitespace().next()?.parse::<i64>().ok());
+            let Some(count) = count else { continue };
             let callers: Vec<_> = lines
-                .filter_map(|line| line.trim().split('+').next())
+                .map(|line| {
+                    let (name, rest) = line.trim().split_once('+').unwrap_or((line, ""));
+                    let module = rest.split_once(' ').unwrap_or_default().1;
+                    format!("{name} {module}").trim_end().to_owned()
+                })
                 .collect();
             *sites
                 .entry(format!("{cache}: {}", callers.join(" < ")))
@@ -210,22 +215,45 @@ fn sites() -> BTreeMap<String, i64> {
     sites
 }
 
+/// How many objects there are that the driver allocated, or had allocated, where the kernel remembers
+/// it.
+fn own_objects() -> Option<i64> {
+    // What an allocator has of its own stays with it.
+    const ALLOCATORS: &[&str] = &["alloc_slab_obj_exts", "__alloc_empty_sheaf"];
+    let module = format!("[{}]", modules::name(driver()));
+    let sites = sites();
+    let own = |site: &String| {
+        site.contains(&module) && !ALLOCATORS.iter().any(|name| site.contains(name))
+    };
+    (!sites.is_empty()).then(|| {
+        sites
+            .iter()
+            .filter(|(site, _)| own(site))
+            .map(|(_, count)| count)
+            .sum()
+    })
+}
+
 /// What there is at a moment.
 #[derive(Debug)]
 struct Counts {
     references: i64,
     available: i64,
-    /// By the size of the object, or by their cache's name.
+    /// By the size of the object, or by their cache's name; and `OWN`, where it is known.
     objects: BTreeMap<String, i64>,
 }
 
 impl Counts {
     #[track_caller]
     fn take(allocators: &Allocators) -> Self {
+        // Asking who has objects allocates some that stay for a while: so each count is after that.
+        let own = own_objects();
+        let mut objects = allocators.objects();
+        objects.extend(own.map(|count| (OWN.to_owned(), count)));
         Self {
             references: modules::references(modules::name(driver())).expect("the module"),
             available: available(),
-            objects: allocators.objects(),
+            objects,
         }
     }
 
@@ -255,8 +283,10 @@ impl Counts {
         }
         for (kind, &count) in &self.objects {
             let grown = count - before.objects.get(kind).copied().unwrap_or(0);
-            if grown > others {
-                more.insert(format!("objects of {kind}"), grown);
+            // Of the driver's own, there are none for other reasons.
+            let allowed = if kind == OWN { 0 } else { others };
+            if grown > allowed {
+                more.insert(kind.clone(), grown);
             }
         }
         more
