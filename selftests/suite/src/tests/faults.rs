@@ -175,7 +175,7 @@ fn creating_a_device_fails_cleanly() {
 
 fn creating_groups_and_spaces_fails_cleanly() {
     let control = Control::open_v1().unwrap();
-    creating(TIMES, "creating, version 1", &control, &spaces::config(3, 3, 4));
+    creating(FEW, "creating, version 1", &control, &spaces::config(3, 3, 4));
 }
 
 fn destroying_a_device_fails_cleanly() {
