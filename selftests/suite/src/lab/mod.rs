@@ -39,6 +39,7 @@ pub mod scratch;
 pub mod serving;
 pub mod spaces;
 pub mod sysfs;
+pub mod trace;
 pub mod vhost;
 pub mod window;
 

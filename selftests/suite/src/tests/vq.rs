@@ -13,7 +13,7 @@ use vduse::Device;
 use vduse_uapi::PackedState;
 
 use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::cpu::OfflineCpu;
+use crate::lab::cpu::{self, OfflineCpu};
 use crate::lab::device::{disk_config, feature, TestDevice};
 use crate::lab::disk::{LiveDisk, Shape};
 use crate::lab::expect::{fails, soon, stays};
@@ -22,6 +22,7 @@ use crate::lab::pattern::assert_same;
 use crate::lab::responder::Responder;
 use crate::lab::ring::{HandDriver, SIZE};
 use crate::lab::sysfs;
+use crate::lab::trace::Trace;
 use crate::lab::vhost::{status, RingAddress, Vhost};
 
 tests![
@@ -49,6 +50,7 @@ tests![
     get_info_shows_addresses_that_were_set_together => 40,
     a_config_space_is_written_as_a_whole => 40,
     affinity_is_kept,
+    an_interrupt_holds_softirqs_back_and_no_interrupts,
     affinity_of_an_offline_cpu_delivers_all_the_same,
     queues_enabled_after_driver_ok_are_served,
 ];
@@ -518,9 +520,7 @@ fn affinity_is_kept() {
     let block = disk.block();
     let rq_affinity = format!("/sys/block/{}/queue/rq_affinity", block.name());
     sysfs::write(rq_affinity.as_ref(), "0").unwrap();
-    let Some(trace) = Trace::start("block/block_rq_complete") else {
-        crate::lab::skip("no tracefs here");
-    };
+    let trace = Trace::start("block/block_rq_complete");
     for cpu in [0usize, 1] {
         for queue in 0..2 {
             let mask = format!("{:x}", 1 << cpu);
@@ -530,7 +530,7 @@ fn affinity_is_kept() {
         for sector in 0..20 {
             block.read(sector * 512, 512).unwrap();
         }
-        let cpus = trace.cpus();
+        let cpus: Vec<usize> = trace.events().iter().map(|event| event.cpu).collect();
         assert!(cpus.len() >= 20, "{} completions", cpus.len());
         assert!(
             cpus.iter().all(|&found| found == cpu),
@@ -539,38 +539,35 @@ fn affinity_is_kept() {
     }
 }
 
-/// The kernel's record of an event, switched off on drop.
-struct Trace(String);
-
-impl Trace {
-    const ROOT: &str = "/sys/kernel/tracing";
-
-    fn start(event: &str) -> Option<Self> {
-        let enable = format!("{}/events/{event}/enable", Self::ROOT);
-        std::fs::write(&enable, "1").ok()?;
-        std::fs::write(format!("{}/tracing_on", Self::ROOT), "1").ok()?;
-        Some(Self(enable))
+fn an_interrupt_holds_softirqs_back_and_no_interrupts() {
+    // The daemon's threads as well.
+    cpu::run_on(0);
+    let disk = LiveDisk::new(Shape::default());
+    let block = disk.block();
+    let called = |function: &str, interrupt: &dyn Fn()| {
+        let trace = Trace::of_function(&format!("virtio_vdpa:{function}"));
+        interrupt();
+        soon("the driver is called", || !trace.events().is_empty());
+        let events = trace.events();
+        for event in &events {
+            let context = (event.irqs_off, event.softirqs_off, event.in_irq);
+            assert_eq!(context, (false, true, false), "{function}: {event:?}");
+        }
+        events
+    };
+    for cpu in [0, 1] {
+        let mask = format!("{:x}", 1 << cpu);
+        sysfs::write(&sysfs::affinity(disk.name(), 0), &mask).unwrap();
+        let events = called("virtio_vdpa_virtqueue_cb", &|| {
+            for sector in 0..10 {
+                block.read(sector * 512, 512).unwrap();
+            }
+        });
+        assert!(events.len() >= 10 && events.iter().all(|event| event.cpu == cpu), "{events:?}");
     }
-
-    fn clear(&self) {
-        let _ = std::fs::write(format!("{}/trace", Self::ROOT), "");
-    }
-
-    /// The CPUs of the events so far: the lines have them in brackets.
-    fn cpus(&self) -> Vec<usize> {
-        let text = std::fs::read_to_string(format!("{}/trace", Self::ROOT)).unwrap_or_default();
-        text.lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| line.split_once(" [")?.1.split_once(']')?.0.parse().ok())
-            .collect()
-    }
-}
-
-impl Drop for Trace {
-    fn drop(&mut self) {
-        let _ = std::fs::write(&self.0, "0");
-        self.clear();
-    }
+    called("virtio_vdpa_config_cb", &|| {
+        disk.vduse().inject_config_irq().expect("interrupting");
+    });
 }
 
 fn affinity_of_an_offline_cpu_delivers_all_the_same() {
