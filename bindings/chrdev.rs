@@ -106,7 +106,8 @@ pub(crate) trait CharDevice: FileOperations {
 /// Freed by the release function of `owner`. The character device holds a reference to `owner`,
 /// a file one to the character device, and the registration has one to each. A file's reference
 /// comes with one to the module, given back after it, so the release function never runs without
-/// its code.
+/// its code (but for `CONFIG_DEBUG_KOBJECT_RELEASE`, which puts it off on purpose: there, as with any
+/// module that has a character device, unloading it is not safe).
 struct Shared<T: CharDevice> {
     cdev: Opaque<raw::cdev>,
     owner: Opaque<raw::kobject>,

@@ -68,20 +68,15 @@ impl Events {
 /// What can be done with an open file.
 ///
 /// Every method runs in process context and may sleep. A file holds a reference to the module from
-/// before its data exists until after [`release`](Self::release).
+/// before its data exists until after that is dropped.
 #[vtable]
 pub(crate) trait FileOperations: Sized + 'static {
     /// The private data of an open file.
-    type Data: ForeignOwnable + Send + Sync + 'static;
-
-    /// Called when the last reference to the file is gone, with no other call in progress or to
-    /// come.
     ///
-    /// This may be in another task than any that used the file, or long after the descriptor was
-    /// closed (a call in progress and a mapping hold references too).
-    fn release(data: Self::Data, _file: &File) {
-        drop(data);
-    }
+    /// It is dropped when the last reference to the file is gone, with no other call in progress or
+    /// to come. This may be in another task than any that used the file, or long after the
+    /// descriptor was closed (a call in progress and a mapping hold references too).
+    type Data: ForeignOwnable + Send + Sync + 'static;
 
     /// Reads, and returns the number of bytes put into `iov`.
     ///
@@ -230,12 +225,7 @@ impl<T: FileOperations> VTable<T> {
         let private = unsafe { (*file).private_data };
         // SAFETY: It came from `into_foreign()`, see `build()`. A file is released once, with no
         // other operation in progress, so no borrow is left.
-        let data = unsafe { T::Data::from_foreign(private) };
-        // SAFETY: The file is valid until this returns, and nothing can be reading or writing it
-        // by way of a descriptor any more.
-        let file = unsafe { File::from_raw_file(file) };
-
-        T::release(data, file);
+        drop(unsafe { T::Data::from_foreign(private) });
         0
     }
 

@@ -348,7 +348,7 @@ impl<T: Owner> VTable<T> {
 
         // SAFETY: Any size may be asked for.
         let memory =
-            unsafe { bindings::alloc_pages_exact_noprof(size, gfp | bindings::__GFP_ZERO) };
+            unsafe { bindings::alloc_pages_exact(size, gfp | bindings::__GFP_ZERO) };
         if memory.is_null() {
             return ptr::null_mut();
         }

@@ -5,10 +5,7 @@
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
 use super::raw as bindings;
-use core::{
-    ops::Deref,
-    ptr::NonNull, //
-};
+use core::ptr::NonNull;
 use kernel::{
     cpu::CpuId,
     prelude::*,
@@ -43,16 +40,26 @@ impl OwnedQueue {
     }
 
     fn new(name: &'static CStr, flags: c_uint) -> Result<Self> {
-        // SAFETY: The name has no format directives that take arguments: it goes through "%s".
-        let queue = unsafe {
-            bindings::alloc_workqueue_noprof(c"%s".as_char_ptr(), flags, 0, name.as_char_ptr())
-        };
+        // SAFETY: The name is a string.
+        let queue = unsafe { bindings::alloc_workqueue(name.as_char_ptr(), flags) };
 
         // INVARIANT: `alloc_workqueue` returned a workqueue that nobody else has.
         Ok(Self(NonNull::new(queue).ok_or(ENOMEM)?))
     }
 
-    /// Enqueues a work item to run on `cpu`, as [`Queue::enqueue`] does for any CPU.
+    /// Enqueues a work item, as [`Queue::enqueue`] does. May be called in any context.
+    ///
+    /// There is no delayed work here: a timer that is to queue it would not be waited for when the
+    /// workqueue is destroyed.
+    pub(crate) fn enqueue<W, const ID: u64>(&self, work: W) -> W::EnqueueOutput
+    where
+        W: RawWorkItem<ID> + Send + 'static,
+    {
+        // SAFETY: By the type invariants, the workqueue is valid as long as `self` is.
+        unsafe { Queue::from_raw(self.0.as_ptr()) }.enqueue(work)
+    }
+
+    /// Enqueues a work item to run on `cpu`, as [`enqueue`](Self::enqueue) does for any CPU.
     ///
     /// If the CPU is offline, or goes offline before the work runs, it runs on another one. May be
     /// called in any context.
@@ -94,15 +101,6 @@ impl Drop for Drained {
     fn drop(&mut self) {
         // SAFETY: By the invariants of `OwnedQueue`, it is a workqueue.
         unsafe { bindings::__flush_workqueue(self.0 .0.as_ptr()) }
-    }
-}
-
-impl Deref for OwnedQueue {
-    type Target = Queue;
-
-    fn deref(&self) -> &Queue {
-        // SAFETY: By the type invariants, the workqueue is valid as long as `self` is.
-        unsafe { Queue::from_raw(self.0.as_ptr()) }
     }
 }
 

@@ -16,6 +16,7 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/spinlock.h>
+#include <linux/workqueue.h>
 
 bool vduse_rs_helper_eventfd_signal_allowed(void)
 {
@@ -53,6 +54,16 @@ phys_addr_t vduse_rs_helper_page_to_phys(struct page *page)
 phys_addr_t vduse_rs_helper_virt_to_phys(void *address)
 {
 	return virt_to_phys(address);
+}
+
+void *vduse_rs_helper_alloc_pages_exact(size_t size, gfp_t gfp)
+{
+	return alloc_pages_exact(size, gfp);
+}
+
+struct workqueue_struct *vduse_rs_helper_alloc_workqueue(const char *name, unsigned int flags)
+{
+	return alloc_workqueue("%s", flags, 0, name);
 }
 
 struct page *vduse_rs_helper_phys_to_page(phys_addr_t phys)
