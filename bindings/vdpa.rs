@@ -14,6 +14,7 @@ use super::{
         new_spinlock_bh,
         SpinLockBh, //
     },
+    page::PAGE_SIZE,
     raw as bindings,
     vhost_iotlb::Iotlb,
     virtio_map::{
@@ -37,7 +38,9 @@ use kernel::{
     sync::{
         atomic::{
             Atomic,
+            AtomicFlag,
             Full,
+            Relaxed,
             Release, //
         },
         Arc, //
@@ -173,7 +176,10 @@ unsafe impl Send for Callback {}
 
 struct SlotState {
     callback: Option<Callback>,
+    /// The virtqueue is ready.
     enabled: bool,
+    /// The driver is.
+    live: bool,
 }
 
 /// The place of a driver's callback: of a virtqueue's, or of the configuration space's.
@@ -181,10 +187,11 @@ struct SlotState {
 /// The [`Device`] that the slot was given to fills it and empties it. A callback is only called under
 /// the slot's lock, and only
 ///
-/// - before the device is reset or has been removed from the bus,
-/// - for a virtqueue, while that is ready: a driver disables a virtqueue before it frees it,
-/// - for the configuration space, as long as the driver has not failed: a driver that failed to
-///   probe may be gone without a reset.
+/// - from when the driver has said `DRIVER_OK` on (virtio 1.3, section 3.1.1): before that it is not
+///   ready to be called, even if its virtqueues are,
+/// - until the device has been reset, or the driver has failed, or the device is no more on the bus: a
+///   driver that failed to probe may be gone without a reset,
+/// - for a virtqueue, while that is ready: a driver disables a virtqueue before it frees it.
 ///
 /// The callback's eventfd, which vhost offers as a short cut, is not used: vhost releases it before it
 /// passes another callback, so that it may be gone here. Calling back does the same, and looks the
@@ -198,11 +205,13 @@ struct SlotState {
 ///
 /// # Invariants
 ///
-/// If there is a callback and the slot is enabled, the callback may be called.
+/// If there is a callback and the slot is enabled and live, the callback may be called.
 #[pin_data]
 pub(crate) struct CallbackSlot {
     #[pin]
     state: SpinLockBh<SlotState>,
+    /// Whether the callback is vhost's.
+    is_vhost: Atomic<bool>,
 }
 
 impl CallbackSlot {
@@ -211,7 +220,9 @@ impl CallbackSlot {
             state <- new_spinlock_bh!(SlotState {
                 callback: None,
                 enabled: false,
+                live: false,
             }),
+            is_vhost: Atomic::new(false),
         })
     }
 
@@ -222,7 +233,7 @@ impl CallbackSlot {
         let state = self.state.lock();
 
         match &state.callback {
-            Some(callback) if state.enabled => {
+            Some(callback) if state.enabled && state.live => {
                 // SAFETY: By the type invariants, the callback may be called. Softirqs are
                 // disabled, as they are in an interrupt handler; those that it raises run when the
                 // lock is released.
@@ -233,21 +244,33 @@ impl CallbackSlot {
         }
     }
 
+    /// Whether it is all the same where [`call`](Self::call) is called: vhost's callbacks signal an
+    /// eventfd, whoever waits for that.
+    pub(crate) fn takes_any_cpu(&self) -> bool {
+        self.is_vhost.load(Relaxed)
+    }
+
     /// Waits for a call that is under way.
     fn set_enabled(&self, enabled: bool) {
         self.state.lock().enabled = enabled;
     }
 
     /// Waits for a call that is under way.
+    fn set_live(&self, live: bool) {
+        self.state.lock().live = live;
+    }
+
+    /// Waits for a call that is under way.
     ///
     /// # Safety
     ///
-    /// `cb` must be valid. Its callback must be callable from when the slot is enabled until the
-    /// slot is emptied, given another callback, or disabled.
-    unsafe fn fill(&self, cb: *const bindings::vdpa_callback) {
+    /// `cb` must be valid. Its callback must be callable while the slot is enabled and live, until it
+    /// is emptied or given another callback.
+    unsafe fn fill(&self, cb: *const bindings::vdpa_callback, driver: BusDriver) {
         // SAFETY: By the safety requirements. These two are always initialised, the rest need not be.
         let (callback, private) = unsafe { ((*cb).callback, (*cb).private) };
 
+        self.is_vhost.store(driver == BusDriver::Vhost, Relaxed);
         // INVARIANT: By the safety requirements.
         self.state.lock().callback = callback.map(|function| Callback { function, private });
     }
@@ -257,6 +280,7 @@ impl CallbackSlot {
         let mut state = self.state.lock();
         state.callback = None;
         state.enabled = false;
+        state.live = false;
     }
 }
 
@@ -317,11 +341,17 @@ impl Callbacks {
         self.taken.store(false, Release);
     }
 
+    /// All slots.
+    fn slots(&self) -> impl Iterator<Item = &Arc<CallbackSlot>> {
+        Iterator::chain(self.vqs.iter(), [&self.config])
+    }
+
+    fn set_live(&self, live: bool) {
+        self.slots().for_each(|slot| slot.set_live(live))
+    }
+
     fn clear(&self) {
-        self.config.clear();
-        for slot in &self.vqs {
-            slot.clear();
-        }
+        self.slots().for_each(|slot| CallbackSlot::clear(slot))
     }
 }
 
@@ -358,7 +388,8 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn vq_affinity(&self, vq: u16) -> Option<&AtomicCpumask>;
     /// The driver chooses the CPUs that a virtqueue's interrupts go to; [`None`] for any.
     fn set_vq_affinity(&self, vq: u16, mask: Option<&Cpumask>) -> Result;
-    /// The alignment of a virtqueue's parts, in bytes.
+    /// The alignment of a virtqueue's parts, in bytes: a power of two, of a page at most. Anything else
+    /// counts as a page.
     fn vq_align(&self) -> u32;
     /// The largest size of any virtqueue.
     fn vq_num_max(&self) -> u16;
@@ -377,7 +408,8 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn status(&self) -> u8;
     /// The driver sets the device status, to other than 0.
     fn set_status(&self, status: u8, driver: BusDriver);
-    /// The driver resets the device. Its callbacks have been forgotten by then.
+    /// The driver resets the device. Its callbacks are forgotten after that. An error is not passed on if
+    /// the device is being deleted.
     fn reset(&self) -> Result;
     /// The size of the configuration space in bytes.
     fn config_size(&self) -> usize;
@@ -407,6 +439,8 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
 struct Device<T: Operations> {
     vdpa: Opaque<bindings::vdpa_device>,
     callbacks: Arc<Callbacks>,
+    /// Whether it is being deleted.
+    leaving: AtomicFlag,
     data: T,
 }
 
@@ -485,6 +519,7 @@ impl<T: Operations> Device<T> {
         // SAFETY: The allocation has room for a `Device<T>`, and nobody else has seen it.
         unsafe {
             (&raw mut (*this).callbacks).write(callbacks);
+            (&raw mut (*this).leaving).write(AtomicFlag::new(false));
             (&raw mut (*this).data).write(data);
         }
 
@@ -559,18 +594,24 @@ impl<T: Operations> VTable<T> {
     operation! {
         fn set_vq_cb(dev, vq: u16, cb: *mut bindings::vdpa_callback) {
             if let Some(slot) = dev.callbacks.vqs.get(usize::from(vq)) {
-                // SAFETY: The driver passes a callback that may be called while the virtqueue is
-                // ready, until it passes another or resets the device.
-                unsafe { slot.fill(cb) }
+                // SAFETY: The driver passes a callback that may be called while it is ready and the
+                // virtqueue is, until it passes another or resets the device.
+                unsafe { slot.fill(cb, dev.driver()) }
             }
         }
     }
 
     operation! {
         fn set_vq_ready(dev, vq: u16, ready: bool) {
+            let slot = dev.callbacks.vqs.get(usize::from(vq));
+
+            // Whoever sees that it is ready can interrupt the driver.
+            if let (Some(slot), true) = (slot, ready) {
+                slot.set_enabled(true);
+            }
             dev.data.set_vq_ready(vq, ready);
-            if let Some(slot) = dev.callbacks.vqs.get(usize::from(vq)) {
-                slot.set_enabled(ready);
+            if let (Some(slot), false) = (slot, ready) {
+                slot.set_enabled(false);
             }
         }
     }
@@ -628,7 +669,14 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn get_vq_align(dev) -> u32 {
-            dev.data.vq_align()
+            let align = dev.data.vq_align();
+
+            // Drivers of the kernel lay rings out by it, and rely on that.
+            if align.is_power_of_two() && align as usize <= PAGE_SIZE {
+                align
+            } else {
+                PAGE_SIZE as u32
+            }
         }
     }
 
@@ -672,9 +720,9 @@ impl<T: Operations> VTable<T> {
         fn set_config_cb(dev, cb: *mut bindings::vdpa_callback) {
             let slot = dev.callbacks.config();
 
-            // SAFETY: The driver passes a callback that may be called until it passes another,
-            // resets the device, or fails.
-            unsafe { slot.fill(cb) };
+            // SAFETY: The driver passes a callback that may be called while it is ready, until it
+            // passes another, resets the device, or fails.
+            unsafe { slot.fill(cb, dev.driver()) };
             slot.set_enabled(true);
         }
     }
@@ -687,8 +735,11 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn set_status(dev, status: u8) {
+            // It is before anybody is told of it that a driver is ready.
             if status & status::FAILED != 0 {
-                dev.callbacks.config.set_enabled(false);
+                dev.callbacks.set_live(false);
+            } else if status & status::DRIVER_OK != 0 {
+                dev.callbacks.set_live(true);
             }
             dev.data.set_status(status, dev.driver())
         }
@@ -696,8 +747,17 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn reset(dev) -> c_int {
+            let result = dev.data.reset();
+
+            // The driver takes interrupts until this returns.
             dev.callbacks.clear();
-            from_result(|| dev.data.reset().map(|()| 0))
+            // vhost-vdpa resets a device when it is opened. If that fails, nobody tells who waits for
+            // the device to be closed (7.2), which `dev_del` does, with the core's lock held.
+            if result.is_err() && dev.leaving.load(Relaxed) {
+                return 0;
+            }
+
+            from_result(|| result.map(|()| 0))
         }
     }
 
@@ -834,4 +894,49 @@ impl<T: Operations> VTable<T> {
         free: Some(Self::free),
         ..pin_init::zeroed()
     };
+}
+
+#[kunit_tests(vduse_rs_callbacks)]
+mod tests {
+    use super::*;
+    use kernel::alloc::flags::GFP_KERNEL;
+
+    /// Counts the calls.
+    unsafe extern "C" fn called(private: *mut c_void) -> bindings::irqreturn_t {
+        // SAFETY: The test passes such a counter.
+        let _ = unsafe { &*private.cast::<Atomic<u32>>() }.fetch_add(1, Relaxed);
+
+        0
+    }
+
+    #[test]
+    fn a_driver_is_called_while_it_and_its_virtqueue_are_ready() -> Result {
+        let calls = Atomic::new(0_u32);
+        let callback = bindings::vdpa_callback {
+            callback: Some(called),
+            private: ptr::from_ref(&calls).cast_mut().cast(),
+            trigger: ptr::null_mut(),
+        };
+        let slot = KBox::pin_init(CallbackSlot::new(), GFP_KERNEL)?;
+
+        // Two drivers, one after the other: that there was one before makes no difference.
+        for before in [0, 2] {
+            // SAFETY: The callback and the counter are valid until the end.
+            unsafe { slot.fill(&callback, BusDriver::Other) };
+            assert!(!slot.call());
+            slot.set_enabled(true);
+            assert!(!slot.call());
+            slot.set_live(true);
+            assert!(slot.call());
+            slot.set_enabled(false);
+            assert!(!slot.call());
+            slot.set_enabled(true);
+            assert!(slot.call());
+            slot.clear();
+            assert!(!slot.call());
+            assert_eq!(calls.load(Relaxed), before + 2);
+        }
+
+        Ok(())
+    }
 }

@@ -427,7 +427,7 @@ impl Dev {
 
     /// Forgets what the driver has made of the device.
     ///
-    /// The driver's callbacks are forgotten before this is called.
+    /// The driver's callbacks are forgotten after this: until then it may be interrupted.
     pub(super) fn reset(&self) {
         self.spaces.reset();
         self.set_status(0);

@@ -318,9 +318,11 @@ impl Vq {
     /// Interrupts the driver.
     ///
     /// It is called back in this very context if this CPU is one of those it wants to be called on,
-    /// or if none of them is online. Process context.
+    /// if none of them is online, or if it is vhost, whatever a former driver wanted. Process context.
     pub(super) fn inject(self: &Arc<Self>) {
-        match self.affinity().and_then(|mask| self.elsewhere(mask)) {
+        let mask = self.affinity().filter(|_| !self.callback.takes_any_cpu());
+
+        match mask.and_then(|mask| self.elsewhere(mask)) {
             Some(cpu) => {
                 // If it is queued already, the driver will be called after this.
                 let _ = self

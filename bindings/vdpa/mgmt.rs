@@ -23,7 +23,10 @@ use kernel::{
         to_result, //
     },
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::Relaxed,
+        Arc, //
+    },
     types::Opaque, //
 };
 
@@ -181,9 +184,9 @@ impl<T: ManagementOperations> Registration<T> {
         vdev: *mut bindings::vdpa_device,
     ) {
         // SAFETY: The core passes a device that this management device has added; it is alive.
-        let callbacks = unsafe { Device::<T::Device>::from_raw(vdev) }
-            .callbacks
-            .clone();
+        let device = unsafe { Device::<T::Device>::from_raw(vdev) };
+        let callbacks = device.callbacks.clone();
+        device.leaving.store(true, Relaxed);
 
         // SAFETY: The core holds its lock. Unregistering the device gives back the reference that
         // `Adding::add` left to the core.

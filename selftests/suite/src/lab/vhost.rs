@@ -285,6 +285,11 @@ impl Vhost {
         self.set_pair(SET_VRING_ENABLE, queue, 1)
     }
 
+    /// Disables a virtqueue.
+    pub fn disable_queue(&self, queue: u32) -> io::Result<()> {
+        self.set_pair(SET_VRING_ENABLE, queue, 0)
+    }
+
     /// Maps memory of this process, which must be of a shared file.
     pub fn map(&self, iova: u64, memory: &vduse::Mapping, access: u8) -> io::Result<()> {
         let (size, uaddr) = (memory.len() as u64, memory.address() as u64);

@@ -20,6 +20,7 @@ use crate::lab::memory::PAGE;
 use crate::lab::responder::Responder;
 use crate::lab::scratch::Scratch;
 use crate::lab::spaces::agree;
+use crate::lab::vhost::Vhost;
 use crate::modules;
 
 tests![
@@ -34,6 +35,7 @@ tests![
     the_module_stays_while_the_control_device_is_open,
     the_module_stays_while_a_mapping_exists,
     a_daemon_that_closes_first_is_let_go,
+    deleting_a_device_beside_an_open_that_is_refused_ends,
 ];
 
 fn deleting_a_device_under_io_ends_the_io() {
@@ -268,4 +270,30 @@ fn a_daemon_that_closes_first_is_let_go() {
     on_bus.delete().unwrap();
     assert!(begin.elapsed() < Duration::from_secs(10));
     device.destroy().unwrap();
+}
+
+fn deleting_a_device_beside_an_open_that_is_refused_ends() {
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let path = bus::vhost_path(device.name()).unwrap();
+    let opening = std::thread::spawn(move || Vhost::open(&path));
+    let mut request = None;
+    within(Duration::from_secs(5), "the reset is asked for", || {
+        request = file.read_request().ok();
+        request.is_some()
+    });
+    let request = request.unwrap();
+    assert_eq!(request.kind, Kind::SetStatus(0));
+    let deleting = std::thread::spawn(move || on_bus.delete());
+    // It waits for the device to be closed.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!deleting.is_finished());
+    file.answer(&request, Answer::Failed).unwrap();
+    // Whether it was opened or not.
+    let _responder = Responder::ok(&file);
+    drop(opening.join().unwrap());
+    within(Duration::from_secs(10), "it is deleted", || deleting.is_finished());
+    deleting.join().unwrap().unwrap();
 }

@@ -3,8 +3,8 @@
 //! Virtqueues in use: what the driver made of them, kicks, interrupts.
 
 use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{mpsc, Arc};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use vduse::eventfd::EventFd;
@@ -21,6 +21,7 @@ use crate::lab::memory;
 use crate::lab::pattern::assert_same;
 use crate::lab::responder::Responder;
 use crate::lab::ring::{HandDriver, SIZE};
+use crate::lab::spaces::agree;
 use crate::lab::sysfs;
 use crate::lab::trace::Trace;
 use crate::lab::vhost::{status, RingAddress, Vhost};
@@ -41,6 +42,8 @@ tests![
     a_kick_between_two_daemons_reaches_the_second,
     an_interrupt_reaches_the_driver,
     an_interrupt_before_driver_ok_is_einval,
+    an_interrupt_right_after_a_queue_is_enabled_arrives => 40,
+    an_interrupt_before_a_reset_is_answered_arrives,
     a_config_interrupt_reaches_the_driver,
     a_config_interrupt_before_driver_ok_is_einval,
     interrupts_from_several_threads_all_arrive,
@@ -52,6 +55,7 @@ tests![
     affinity_is_kept,
     an_interrupt_holds_softirqs_back_and_no_interrupts,
     affinity_of_an_offline_cpu_delivers_all_the_same,
+    affinity_is_not_for_vhost,
     queues_enabled_after_driver_ok_are_served,
 ];
 
@@ -334,6 +338,58 @@ fn an_interrupt_before_driver_ok_is_einval() {
     });
 }
 
+fn an_interrupt_right_after_a_queue_is_enabled_arrives() {
+    let bare = Bare::started();
+    let (vhost, call, file) = (&bare.driver.vhost, &bare.driver.call, &bare.file);
+    let ready = || file.vq_info(0).unwrap().ready;
+    // The daemon waits for the queue, and interrupts as soon as it is there.
+    let (begin, begun) = mpsc::sync_channel::<()>(0);
+    let (done, end) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while begun.recv().is_ok() {
+                while ready() == 0 {}
+                file.inject_vq_irq(0).unwrap();
+                done.send(()).unwrap();
+            }
+        });
+        // The other thread ends with this.
+        let begin = begin;
+        let last = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < last {
+            vhost.disable_queue(0).unwrap();
+            call.take().unwrap();
+            begin.send(()).unwrap();
+            vhost.enable_queue(0).unwrap();
+            end.recv().unwrap();
+            soon("the interrupt arrives", || call.take().unwrap() == 1);
+        }
+    });
+}
+
+fn an_interrupt_before_a_reset_is_answered_arrives() {
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    let daemon = file.clone();
+    // Until it answers, it knows of no reset.
+    let _responder = Responder::new(&file, move |request| {
+        if request.kind == Kind::SetStatus(0) {
+            let _ = daemon.inject_vq_irq(0);
+        }
+        agree(request)
+    });
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let driver = HandDriver::prepare(open_vhost(device.name()), IOVA);
+    driver.set_queue_up();
+    driver.start();
+    assert_eq!(driver.call.take().unwrap(), 0);
+    driver.vhost.set_status(0).unwrap();
+    soon("the interrupt arrives", || driver.call.take().unwrap() == 1);
+    drop(driver);
+    drop(on_bus);
+}
+
 fn a_config_interrupt_reaches_the_driver() {
     let bare = Bare::new();
     let changed = EventFd::new().unwrap();
@@ -434,10 +490,10 @@ fn beside(other: impl Fn() + Sync, mut here: impl FnMut()) {
                 other();
             }
         });
-        let end = std::time::Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + Duration::from_secs(2);
         // Whatever happens here, the other thread is to end.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            while std::time::Instant::now() < end {
+            while Instant::now() < end {
                 here();
             }
         }));
@@ -581,6 +637,23 @@ fn affinity_of_an_offline_cpu_delivers_all_the_same() {
     }
     drop(offline);
     block.read(0, 512).unwrap();
+}
+
+fn affinity_is_not_for_vhost() {
+    const TIMES: usize = 20;
+    let bare = Bare::started();
+    // As a driver of the kernel may have left it.
+    sysfs::write(&sysfs::affinity(bare.device.name(), 0), "2").unwrap();
+    cpu::run_on(0);
+    // Either driver signals vhost's eventfd.
+    let trace = Trace::of_function("eventfd_signal_mask");
+    for _ in 0..TIMES {
+        bare.file.inject_vq_irq(0).unwrap();
+        soon("it arrives", || bare.driver.call.take().unwrap() == 1);
+    }
+    let events = trace.events();
+    let here = events.iter().filter(|event| event.cpu == 0).count();
+    assert_eq!(here, TIMES, "{events:?}");
 }
 
 fn queues_enabled_after_driver_ok_are_served() {
