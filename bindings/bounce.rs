@@ -66,10 +66,6 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        rcu::{
-            read_lock,
-            Guard, //
-        },
         Arc,
         Mutex, //
     },
@@ -345,9 +341,9 @@ impl Area {
             .get(index % CHUNK_SLOTS)
     }
 
-    /// Says which pages are in use. The RCU read lock must be held as long as the answer is used.
+    /// Says which pages are in use. For the time of a read-side critical section.
     #[inline]
-    fn view<'a>(&'a self, _rcu: &'a Guard) -> View<'a> {
+    fn view<'a>(&'a self, _rcu: &'a rcu::Reader) -> View<'a> {
         let mode = self.mode.read_acquire();
         if mode == mode::KERNEL {
             return View::Kernel;
@@ -436,35 +432,64 @@ impl Area {
         buffer: Buffer<'_>,
         dir: Direction,
         sync: bool,
-        rcu: &Guard,
+        rcu: &rcu::Reader,
     ) -> Option<u64> {
         let iova = self.allocator.alloc(buffer.len)?;
         let first = iova as usize >> PAGE_SHIFT;
         let view = (sync && dir.device_reads()).then(|| self.view(rcu));
+
+        let filled = if buffer.len <= PAGE_SIZE {
+            self.fill_slot(first, buffer.phys, buffer.len, &view)
+        } else {
+            self.fill_slots(first, &buffer, &view)
+        };
+        if filled.is_none() {
+            self.allocator.free(iova, buffer.len);
+        }
+
+        filled.map(|()| iova)
+    }
+
+    /// Has a slot stand in for a part of a buffer that is being mapped, and copies that in if there is
+    /// a `view` of the pages. [`None`] if there is no memory.
+    #[inline(always)]
+    fn fill_slot(
+        &self,
+        index: usize,
+        phys: u64,
+        len: usize,
+        view: &Option<View<'_>>,
+    ) -> Option<()> {
+        let slot = self.slot_or_alloc(index)?;
+        let _ = slot.kernel_page()?;
+
+        // INVARIANT: The buffer is mapped from now on, and this part of it begins here.
+        slot.orig.write(phys);
+        if let Some(view) = view {
+            self.copy_slot(view, index, slot, 0..len, true);
+        }
+
+        Some(())
+    }
+
+    /// The same for all slots of a buffer, or for none.
+    #[inline(never)]
+    fn fill_slots(&self, first: usize, buffer: &Buffer<'_>, view: &Option<View<'_>>) -> Option<()> {
         let (mut index, mut phys, mut left) = (first, buffer.phys, buffer.len);
 
         while left > 0 {
             let part = left.min(PAGE_SIZE);
-            let slot = self
-                .slot_or_alloc(index)
-                .filter(|slot| slot.kernel_page().is_some());
-            let Some(slot) = slot else {
-                self.forget(first, index - first);
-                self.allocator.free(iova, buffer.len);
-                return None;
-            };
 
-            // INVARIANT: The buffer is mapped from now on, and this part of it begins here.
-            slot.orig.write(phys);
-            if let Some(view) = &view {
-                self.copy_slot(view, index, slot, 0..part, true);
+            if self.fill_slot(index, phys, part, view).is_none() {
+                self.forget(first, index - first);
+                return None;
             }
             index += 1;
             phys += part as u64;
             left -= part;
         }
 
-        Some(iova)
+        Some(())
     }
 
     /// Makes slots stand in for nothing.
@@ -489,28 +514,47 @@ impl Area {
         len: usize,
         dir: Direction,
         sync: bool,
-        rcu: &Guard,
+        rcu: &rcu::Reader,
     ) {
         if !self.contains(iova) {
             return;
         }
         let view = (sync && dir.device_writes()).then(|| self.view(rcu));
-        let (mut index, mut left) = (iova as usize >> PAGE_SHIFT, len);
+        let first = iova as usize >> PAGE_SHIFT;
+
+        if len <= PAGE_SIZE {
+            self.empty_slot(first, len, &view);
+        } else {
+            self.empty_slots(first, len, &view);
+        }
+
+        self.allocator.free(iova, len);
+    }
+
+    /// Has a slot stand in for nothing, after copying the part of the buffer out if there is a `view`
+    /// of the pages.
+    #[inline(always)]
+    fn empty_slot(&self, index: usize, len: usize, view: &Option<View<'_>>) {
+        if let Some(slot) = self.slot(index) {
+            if let Some(view) = view {
+                self.copy_slot(view, index, slot, 0..len, false);
+            }
+            slot.orig.write(NO_BUFFER);
+        }
+    }
+
+    /// The same for all slots of a buffer.
+    #[inline(never)]
+    fn empty_slots(&self, first: usize, len: usize, view: &Option<View<'_>>) {
+        let (mut index, mut left) = (first, len);
 
         while left > 0 {
             let part = left.min(PAGE_SIZE);
 
-            if let Some(slot) = self.slot(index) {
-                if let Some(view) = &view {
-                    self.copy_slot(view, index, slot, 0..part, false);
-                }
-                slot.orig.write(NO_BUFFER);
-            }
+            self.empty_slot(index, part, view);
             index += 1;
             left -= part;
         }
-
-        self.allocator.free(iova, len);
     }
 
     /// Copies a part of a mapped buffer in, if the device reads it. Any context.
@@ -523,7 +567,7 @@ impl Area {
         iova: u64,
         len: usize,
         dir: Direction,
-        rcu: &Guard,
+        rcu: &rcu::Reader,
     ) {
         if dir.device_reads() {
             self.copy(&self.view(rcu), iova, len, true);
@@ -535,7 +579,13 @@ impl Area {
     /// # Safety
     ///
     /// The `len` bytes from `iova` on must be within one mapping of this area that has not ended.
-    pub(super) unsafe fn sync_for_cpu(&self, iova: u64, len: usize, dir: Direction, rcu: &Guard) {
+    pub(super) unsafe fn sync_for_cpu(
+        &self,
+        iova: u64,
+        len: usize,
+        dir: Direction,
+        rcu: &rcu::Reader,
+    ) {
         if dir.device_writes() {
             self.copy(&self.view(rcu), iova, len, false);
         }
@@ -546,7 +596,7 @@ impl Area {
     /// [`None`] if no mapping has ever used it, or if the pages in use are lent ones: the lender
     /// has those already. Any context.
     pub(crate) fn page(&self, iova: u64) -> Option<ARef<Page>> {
-        let _rcu = read_lock();
+        let _rcu = rcu::Reader::new();
         if self.mode.read_acquire() != mode::KERNEL {
             return None;
         }

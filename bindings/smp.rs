@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which CPU this is.
+//! Which CPU this is, and for how long.
 //!
 //! C header: [`include/linux/smp.h`](srctree/include/linux/smp.h)
 
@@ -37,4 +37,34 @@ pub(crate) fn current_cpu() -> usize {
     {
         CpuId::current().as_u32() as usize
     }
+}
+
+/// Whether the caller may be preempted, for all that this CPU's counter says: `false` in interrupt
+/// handlers and softirqs, and where those or preemption are disabled; `true` elsewhere, and on kernels
+/// that do not count. Any context.
+///
+/// C header: [`include/linux/preempt.h`](srctree/include/linux/preempt.h)
+#[inline(always)]
+pub(crate) fn is_preemptible() -> bool {
+    #[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
+    {
+        /// In the counter: the kernel is not to be asked to schedule (inverted).
+        const NEED_RESCHED: u32 = 0x8000_0000;
+        let count: u32;
+
+        // SAFETY: As in `current_cpu`. A task that is not on this CPU any more has not been preempted
+        // with a count, so that the one it reads is its own.
+        unsafe {
+            asm!(
+                "mov {count:e}, dword ptr gs:[rip + {variable}]",
+                count = out(reg) count,
+                variable = sym bindings::__preempt_count,
+                options(nostack, preserves_flags, readonly),
+            )
+        };
+        count & !NEED_RESCHED == 0
+    }
+    // Elsewhere, the counter is not within reach.
+    #[cfg(not(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML))))]
+    true
 }

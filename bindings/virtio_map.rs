@@ -5,7 +5,7 @@
 //! A virtio driver whose device has map operations hands its buffers and rings to those, with the
 //! *token* that belongs to the virtqueue. Here, a token leads to a [`Space`]: buffers are mapped into
 //! its [bounce area](Area), rings (coherent memory) are allocated here and given addresses by the
-//! space's owner. Who follows a token to its space holds the RCU read lock, and no other.
+//! space's owner. Who follows a token to its space is an RCU reader, and needs no lock.
 //!
 //! C header: [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
@@ -39,7 +39,6 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        rcu::read_lock,
         Arc, //
     },
 };
@@ -143,8 +142,8 @@ impl<T: Owner> Token<T> {
 
         // Whoever saw the token open is done mapping after this.
         rcu::synchronize_expedited();
-        let guard = read_lock();
-        let space = self.enter(&guard);
+        let rcu = rcu::Reader::new();
+        let space = self.enter(&rcu);
         if space.bounce.is_in_use() || space.owner.has_coherent() {
             return Err(EBUSY);
         }
@@ -152,15 +151,15 @@ impl<T: Owner> Token<T> {
         Ok(closed)
     }
 
-    /// The space that it leads to, for as long as the RCU read lock is held.
-    fn enter<'a>(&self, _rcu: &'a rcu::Guard) -> &'a Space<T> {
+    /// The space that it leads to, for the time of a read-side critical section.
+    fn enter<'a>(&self, _rcu: &'a rcu::Reader) -> &'a Space<T> {
         // SAFETY: By the type invariants, our reference is not given back before the read-side
         // section ends, even if it leads elsewhere by then.
         unsafe { &*self.space.read_acquire() }
     }
 
     /// The same, for mapping; [`None`] if the token is closed.
-    fn enter_open<'a>(&self, rcu: &'a rcu::Guard) -> Option<&'a Space<T>> {
+    fn enter_open<'a>(&self, rcu: &'a rcu::Reader) -> Option<&'a Space<T>> {
         (!self.closed.read_acquire()).then(|| self.enter(rcu))
     }
 
@@ -243,7 +242,8 @@ impl<T: Owner> VTable<T> {
         let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
             return MAPPING_ERROR;
         };
-        let rcu = read_lock();
+        // SAFETY: The caller's locks stay, as nothing here knows of them.
+        let rcu = unsafe { rcu::Reader::new_nested() };
         let Some(space) = token.enter_open(&rcu) else {
             return MAPPING_ERROR;
         };
@@ -272,7 +272,8 @@ impl<T: Owner> VTable<T> {
     ) {
         // SAFETY: The virtio core passes a device's token.
         if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
-            let rcu = read_lock();
+            // SAFETY: As in `map_page`.
+            let rcu = unsafe { rcu::Reader::new_nested() };
             let space = token.enter(&rcu);
 
             // SAFETY: The virtio core ends a mapping that `map_page` made by the same token.
@@ -295,7 +296,8 @@ impl<T: Owner> VTable<T> {
     ) {
         // SAFETY: The virtio core passes a device's token.
         if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
-            let rcu = read_lock();
+            // SAFETY: As in `map_page`.
+            let rcu = unsafe { rcu::Reader::new_nested() };
             let space = token.enter(&rcu);
 
             // SAFETY: The virtio core syncs within a mapping that `map_page` made by this token.
@@ -318,7 +320,8 @@ impl<T: Owner> VTable<T> {
     ) {
         // SAFETY: The virtio core passes a device's token.
         if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
-            let rcu = read_lock();
+            // SAFETY: As in `map_page`.
+            let rcu = unsafe { rcu::Reader::new_nested() };
             let space = token.enter(&rcu);
 
             // SAFETY: The virtio core syncs within a mapping that `map_page` made by this token.
@@ -347,8 +350,7 @@ impl<T: Owner> VTable<T> {
         };
 
         // SAFETY: Any size may be asked for.
-        let memory =
-            unsafe { bindings::alloc_pages_exact(size, gfp | bindings::__GFP_ZERO) };
+        let memory = unsafe { bindings::alloc_pages_exact(size, gfp | bindings::__GFP_ZERO) };
         if memory.is_null() {
             return ptr::null_mut();
         }
@@ -358,7 +360,7 @@ impl<T: Owner> VTable<T> {
         let mapped = NonNull::new(first).ok_or(ENOMEM).and_then(|first| {
             // SAFETY: `alloc_pages_exact` gives contiguous pages, each with a count of its own.
             let pages = unsafe { Pages::get(first, size.div_ceil(PAGE_SIZE)) };
-            let rcu = read_lock();
+            let rcu = rcu::Reader::new();
 
             token
                 .enter_open(&rcu)
@@ -393,7 +395,7 @@ impl<T: Owner> VTable<T> {
     ) {
         // SAFETY: The virtio core passes a device's token.
         if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
-            let rcu = read_lock();
+            let rcu = rcu::Reader::new();
             let space = token.enter(&rcu);
 
             space.owner.unmap_coherent(iova, size);
@@ -408,7 +410,7 @@ impl<T: Owner> VTable<T> {
     unsafe extern "C" fn need_sync(map: bindings::virtio_map, iova: bindings::dma_addr_t) -> bool {
         // SAFETY: The virtio core passes a device's token.
         unsafe { Token::<T>::from_raw(map) }
-            .is_some_and(|token| token.enter(&read_lock()).bounce.contains(iova))
+            .is_some_and(|token| token.enter(&rcu::Reader::new()).bounce.contains(iova))
     }
 
     /// # Safety
@@ -430,8 +432,9 @@ impl<T: Owner> VTable<T> {
     /// `map` must be a live token, as described above.
     unsafe extern "C" fn max_mapping_size(map: bindings::virtio_map) -> usize {
         // SAFETY: The virtio core passes a device's token.
-        unsafe { Token::<T>::from_raw(map) }
-            .map_or(0, |token| token.enter(&read_lock()).bounce.max_mapping())
+        unsafe { Token::<T>::from_raw(map) }.map_or(0, |token| {
+            token.enter(&rcu::Reader::new()).bounce.max_mapping()
+        })
     }
 
     /// The operations, as C wants them.
