@@ -9,7 +9,7 @@
 //!
 //! - `rows` are the measurements.
 //! - `null` has the devices of most of them, `aio` and `packet` the load, and `probes` looks inside the
-//!   driver.
+//!   driver. `profile` has the machine do so.
 //! - `ublk` is a disk of the same kind to compare with.
 //! - The rest loads drivers and prints the table.
 
@@ -20,6 +20,7 @@ mod null;
 mod options;
 mod packet;
 mod probes;
+mod profile;
 mod rows;
 mod table;
 mod ublk;
@@ -73,6 +74,9 @@ fn main() -> ExitCode {
 
 /// Measures all rows with all drivers, and says whether one of them could not be.
 fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), String> {
+    if let Some(folder) = &options.profile {
+        profile::start(folder.clone());
+    }
     drivers::load_bus()?;
     bus::set_autoprobe(false)?;
     let mut results = Results::default();
@@ -101,6 +105,7 @@ fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), Stri
         };
         for &driver in &options.drivers {
             drivers::load(driver, &options.module)?;
+            profile::set_driver(driver);
             for bench in benches {
                 run(bench, drivers::title(driver), &bench.run);
             }

@@ -19,6 +19,7 @@ As root, with neither of them loaded.
   --rounds N               how often each driver is loaded and measured (2)
   --driver-only rust|c     one driver only, to look at it with a profiler
   --ublk                   measure the rows of disks on one of ublk, too
+  --profile FOLDER         mark what the machine counts the instructions of, in one round, and tell it about that there
   --csv                    print the figures once more, as comma-separated values
   --list                   print the names of the rows and end
   --verbose                say how long each measurement takes";
@@ -34,6 +35,8 @@ pub struct Options {
     pub drivers: Vec<Driver>,
     /// Measure ublk, too.
     pub ublk: bool,
+    /// Where the machine that makes a profile looks for what it is of.
+    pub profile: Option<PathBuf>,
     /// Print comma-separated values.
     pub csv: bool,
     /// Only print the names of rows.
@@ -59,6 +62,7 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
         rounds: 2,
         drivers: drivers::ALL.to_vec(),
         ublk: false,
+        profile: None,
         csv: false,
         list: false,
         verbose: false,
@@ -86,12 +90,17 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
                 }
             }
             "--ublk" => options.ublk = true,
+            "--profile" => options.profile = Some(value()?.into()),
             "--csv" => options.csv = true,
             "--list" => options.list = true,
             "--verbose" => options.verbose = true,
             option if option.starts_with('-') => return Err(format!("{option}: no such option")),
             pattern => options.patterns.push(pattern.to_owned()),
         }
+    }
+    if options.profile.is_some() {
+        // Each time it is loaded, a driver is somewhere else.
+        options.rounds = 1;
     }
     Ok(options)
 }

@@ -17,6 +17,7 @@ use vduse_selftests::lab::sysfs;
 use crate::aio::{Direction, Flight};
 use crate::clock;
 use crate::null::{NullDisk, Shape, CAPACITY};
+use crate::profile;
 use crate::rows::{Bench, Row};
 use crate::ublk::UblkDisk;
 
@@ -44,7 +45,8 @@ pub fn per_second(
 ) -> f64 {
     let mut flight = Flight::new(depth, largest).expect("asynchronous I/O");
     flight.run(file, depth.max(100), &mut what).expect("I/O");
-    let took = clock::time(|| flight.run(file, count, &mut what).expect("I/O"));
+    let run = || flight.run(file, count, &mut what).expect("I/O");
+    let took = clock::time(|| profile::watch(count, run));
     count as f64 * 1e9 / took as f64
 }
 

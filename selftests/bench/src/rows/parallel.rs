@@ -10,6 +10,7 @@ use vduse_selftests::lab::cpu;
 use crate::aio::{Direction, Flight};
 use crate::clock;
 use crate::null::{NullDisk, Shape};
+use crate::profile;
 use crate::rows::{disk, Bench, Row};
 
 /// The best of so many counts: whatever else the host does makes it slower only.
@@ -43,7 +44,7 @@ fn reads(queues: usize, depth: usize, count: usize) -> f64 {
         }
         ready.wait();
         clock::time(|| {
-            done.wait();
+            profile::watch(queues * count, || done.wait());
         })
     });
     (queues * count) as f64 * 1e9 / took as f64
