@@ -248,6 +248,7 @@ pub(crate) struct Area {
 }
 
 /// The pages of an area's slots, for the time of one copy.
+#[derive(Clone, Copy)]
 enum View<'a> {
     Kernel,
     Lent(&'a PinnedPages),
@@ -363,7 +364,7 @@ impl Area {
     /// Copies between the slots of a mapping and its buffer.
     ///
     /// Slots that stand in for nothing, and addresses that are not in the area, are passed over.
-    fn copy(&self, view: &View<'_>, iova: u64, len: usize, to_device: bool) {
+    fn copy(&self, view: View<'_>, iova: u64, len: usize, to_device: bool) {
         if !self.contains(iova) {
             return;
         }
@@ -389,7 +390,7 @@ impl Area {
     #[inline(always)]
     fn copy_slot(
         &self,
-        view: &View<'_>,
+        view: View<'_>,
         index: usize,
         slot: &Slot,
         range: Range<usize>,
@@ -434,17 +435,18 @@ impl Area {
         sync: bool,
         rcu: &rcu::Reader,
     ) -> Option<u64> {
-        let iova = self.allocator.alloc(buffer.len)?;
+        let Buffer { phys, len, .. } = buffer;
+        let iova = self.allocator.alloc(len)?;
         let first = iova as usize >> PAGE_SHIFT;
         let view = (sync && dir.device_reads()).then(|| self.view(rcu));
 
-        let filled = if buffer.len <= PAGE_SIZE {
-            self.fill_slot(first, buffer.phys, buffer.len, &view)
+        let filled = if len <= PAGE_SIZE {
+            self.fill_slot(first, phys, len, view)
         } else {
-            self.fill_slots(first, &buffer, &view)
+            self.fill_slots(first, phys, len, view)
         };
         if filled.is_none() {
-            self.allocator.free(iova, buffer.len);
+            self.allocator.free(iova, len);
         }
 
         filled.map(|()| iova)
@@ -453,13 +455,7 @@ impl Area {
     /// Has a slot stand in for a part of a buffer that is being mapped, and copies that in if there is
     /// a `view` of the pages. [`None`] if there is no memory.
     #[inline(always)]
-    fn fill_slot(
-        &self,
-        index: usize,
-        phys: u64,
-        len: usize,
-        view: &Option<View<'_>>,
-    ) -> Option<()> {
+    fn fill_slot(&self, index: usize, phys: u64, len: usize, view: Option<View<'_>>) -> Option<()> {
         let slot = self.slot_or_alloc(index)?;
         let _ = slot.kernel_page()?;
 
@@ -474,8 +470,14 @@ impl Area {
 
     /// The same for all slots of a buffer, or for none.
     #[inline(never)]
-    fn fill_slots(&self, first: usize, buffer: &Buffer<'_>, view: &Option<View<'_>>) -> Option<()> {
-        let (mut index, mut phys, mut left) = (first, buffer.phys, buffer.len);
+    fn fill_slots(
+        &self,
+        first: usize,
+        phys: u64,
+        len: usize,
+        view: Option<View<'_>>,
+    ) -> Option<()> {
+        let (mut index, mut phys, mut left) = (first, phys, len);
 
         while left > 0 {
             let part = left.min(PAGE_SIZE);
@@ -523,9 +525,9 @@ impl Area {
         let first = iova as usize >> PAGE_SHIFT;
 
         if len <= PAGE_SIZE {
-            self.empty_slot(first, len, &view);
+            self.empty_slot(first, len, view);
         } else {
-            self.empty_slots(first, len, &view);
+            self.empty_slots(first, len, view);
         }
 
         self.allocator.free(iova, len);
@@ -534,7 +536,7 @@ impl Area {
     /// Has a slot stand in for nothing, after copying the part of the buffer out if there is a `view`
     /// of the pages.
     #[inline(always)]
-    fn empty_slot(&self, index: usize, len: usize, view: &Option<View<'_>>) {
+    fn empty_slot(&self, index: usize, len: usize, view: Option<View<'_>>) {
         if let Some(slot) = self.slot(index) {
             if let Some(view) = view {
                 self.copy_slot(view, index, slot, 0..len, false);
@@ -545,7 +547,7 @@ impl Area {
 
     /// The same for all slots of a buffer.
     #[inline(never)]
-    fn empty_slots(&self, first: usize, len: usize, view: &Option<View<'_>>) {
+    fn empty_slots(&self, first: usize, len: usize, view: Option<View<'_>>) {
         let (mut index, mut left) = (first, len);
 
         while left > 0 {
@@ -570,7 +572,7 @@ impl Area {
         rcu: &rcu::Reader,
     ) {
         if dir.device_reads() {
-            self.copy(&self.view(rcu), iova, len, true);
+            self.copy(self.view(rcu), iova, len, true);
         }
     }
 
@@ -587,7 +589,7 @@ impl Area {
         rcu: &rcu::Reader,
     ) {
         if dir.device_writes() {
-            self.copy(&self.view(rcu), iova, len, false);
+            self.copy(self.view(rcu), iova, len, false);
         }
     }
 
