@@ -39,17 +39,18 @@ pub(crate) fn current_cpu() -> usize {
     }
 }
 
-/// Whether the caller may be preempted, for all that this CPU's counter says: `false` in interrupt
-/// handlers and softirqs, and where those or preemption are disabled; `true` elsewhere, and on kernels
-/// that do not count. Any context.
+/// Whether neither preemption nor softirqs are disabled, for all that this CPU's counter says: `false`
+/// in softirqs and where they or preemption are disabled; `true` elsewhere, in other interrupt handlers,
+/// and on kernels that do not count. Any context.
 ///
 /// C header: [`include/linux/preempt.h`](srctree/include/linux/preempt.h)
 #[inline(always)]
 pub(crate) fn is_preemptible() -> bool {
     #[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
     {
-        /// In the counter: the kernel is not to be asked to schedule (inverted).
-        const NEED_RESCHED: u32 = 0x8000_0000;
+        /// In the counter: how often preemption and softirqs were disabled (`PREEMPT_MASK`,
+        /// `SOFTIRQ_MASK`).
+        const DISABLED: u32 = 0xffff;
         let count: u32;
 
         // SAFETY: As in `current_cpu`. A task that is not on this CPU any more has not been preempted
@@ -62,7 +63,7 @@ pub(crate) fn is_preemptible() -> bool {
                 options(nostack, preserves_flags, readonly),
             )
         };
-        count & !NEED_RESCHED == 0
+        count & DISABLED == 0
     }
     // Elsewhere, the counter is not within reach.
     #[cfg(not(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML))))]

@@ -189,8 +189,8 @@ struct SlotState {
 ///
 /// - from when the driver has said `DRIVER_OK` on (virtio 1.3, section 3.1.1): before that it is not
 ///   ready to be called, even if its virtqueues are,
-/// - until the device has been reset, or the driver has failed, or the device is no more on the bus: a
-///   driver that failed to probe may be gone without a reset,
+/// - until the device is reset, by vhost until it has been, or the driver has failed, or the device is
+///   no more on the bus: a driver that failed to probe may be gone without a reset,
 /// - for a virtqueue, while that is ready: a driver disables a virtqueue before it frees it.
 ///
 /// The callback's eventfd, which vhost offers as a short cut, is not used: vhost releases it before it
@@ -408,8 +408,8 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn status(&self) -> u8;
     /// The driver sets the device status, to other than 0.
     fn set_status(&self, status: u8, driver: BusDriver);
-    /// The driver resets the device. Its callbacks are forgotten after that. An error is not passed on if
-    /// the device is being deleted.
+    /// The driver resets the device. The callbacks of one of the kernel are forgotten by then, vhost's
+    /// after that. An error is not passed on if there was no driver and the device is being deleted.
     fn reset(&self) -> Result;
     /// The size of the configuration space in bytes.
     fn config_size(&self) -> usize;
@@ -735,9 +735,12 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn set_status(dev, status: u8) {
-            // It is before anybody is told of it that a driver is ready.
-            if status & status::FAILED != 0 {
-                dev.callbacks.set_live(false);
+            let begun = status & !dev.data.status();
+
+            // It is before anybody is told of it that a driver is ready. One that tries again after
+            // another has failed says so of that as well: the core did not reset the device.
+            if begun & status::FAILED != 0 {
+                dev.callbacks.clear();
             } else if status & status::DRIVER_OK != 0 {
                 dev.callbacks.set_live(true);
             }
@@ -747,13 +750,20 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn reset(dev) -> c_int {
+            // Drivers of the kernel have no use for interrupts any more, and what those leave to be
+            // done may come too late (virtio_fs, 7.2). A process takes its rings over as they are, and
+            // is told of what is in them until the daemon knows of the reset.
+            if dev.driver() != BusDriver::Vhost {
+                dev.callbacks.clear();
+            }
+
+            let was_driven = dev.data.status() & status::DRIVER_OK != 0;
             let result = dev.data.reset();
 
-            // The driver takes interrupts until this returns.
             dev.callbacks.clear();
             // vhost-vdpa resets a device when it is opened. If that fails, nobody tells who waits for
             // the device to be closed (7.2), which `dev_del` does, with the core's lock held.
-            if result.is_err() && dev.leaving.load(Relaxed) {
+            if result.is_err() && !was_driven && dev.leaving.load(Relaxed) {
                 return 0;
             }
 

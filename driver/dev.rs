@@ -427,7 +427,7 @@ impl Dev {
 
     /// Forgets what the driver has made of the device.
     ///
-    /// The driver's callbacks are forgotten after this: until then it may be interrupted.
+    /// vhost's callbacks are forgotten after this, those of a driver of the kernel before.
     pub(super) fn reset(&self) {
         self.spaces.reset();
         self.set_status(0);

@@ -101,6 +101,9 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
     if options.profile.is_some() {
         // Each time it is loaded, a driver is somewhere else.
         options.rounds = 1;
+        if options.ublk {
+            return Err("--profile is of the two drivers: not with --ublk".to_owned());
+        }
     }
     Ok(options)
 }

@@ -14,7 +14,7 @@ use crate::lab::block::{exercise, sectors, Aligned, Block, Exerciser};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{feature, unique_name, TestDevice};
-use crate::lab::disk::{LiveDisk, Served, Shape};
+use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
 use crate::lab::expect::{soon, within};
 use crate::lab::memory::{HugePage, PAGE};
 use crate::lab::pattern::assert_same;
@@ -38,6 +38,7 @@ tests![
     errors_of_the_device_are_errors_of_the_driver,
     a_live_disk_grows_and_shrinks,
     a_disk_grows_between_two_drivers,
+    a_driver_that_tries_again_after_it_has_failed_is_interrupted,
     a_daemon_that_ends_and_comes_again_goes_on,
     a_daemon_killed_under_io_is_taken_over => 40,
     a_daemon_killed_with_requests_begun_is_taken_over,
@@ -337,6 +338,31 @@ fn a_disk_grows_between_two_drivers() {
     blk::resize(disk.vduse(), 8 << 20).unwrap();
     disk.on_bus.bind(Driver::Virtio).unwrap();
     assert_eq!(sectors(&disk.disk()), Some((8 << 20) / 512));
+}
+
+fn a_driver_that_tries_again_after_it_has_failed_is_interrupted() {
+    const BYTES: u64 = 4 << 20;
+    // In `struct virtio_blk_config`.
+    const BLOCK_SIZE: std::ops::Range<usize> = 20..24;
+    let mut config = blk::device_config(&unique_name(), BYTES, 1);
+    config.space[BLOCK_SIZE].copy_from_slice(&3u32.to_le_bytes());
+    let device = TestDevice::new(&config);
+    let served = Served::start(device.open_nonblocking(), 1, memory_file(BYTES)).unwrap();
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Virtio).unwrap();
+    bus::driver_gives_up(device.name());
+    // Nobody resets the device in between.
+    let offset = BLOCK_SIZE.start as u32;
+    served.device().set_config(offset, &512u32.to_le_bytes()).unwrap();
+    let folder = bus::virtio_folder(device.name()).unwrap();
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    sysfs::write(Path::new("/sys/bus/virtio/drivers/virtio_blk/bind"), name).unwrap();
+    let block = Block::open(&bus::disk_name(device.name()).unwrap()).unwrap();
+    block.write(4096, &[0xab; 4096]).unwrap();
+    assert_same(&block.read(4096, 4096).unwrap(), &[0xab; 4096], "the disk");
+    drop(block);
+    drop(on_bus);
+    drop(served);
 }
 
 fn a_daemon_that_ends_and_comes_again_goes_on() {

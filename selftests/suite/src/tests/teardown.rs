@@ -277,7 +277,8 @@ fn deleting_a_device_beside_an_open_that_is_refused_ends() {
     let file = Arc::new(device.open_ready(1));
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Vhost).unwrap();
-    let path = bus::vhost_path(device.name()).unwrap();
+    let node = bus::vhost_path(device.name()).unwrap();
+    let path = node.clone();
     let opening = std::thread::spawn(move || Vhost::open(&path));
     let mut request = None;
     within(Duration::from_secs(5), "the reset is asked for", || {
@@ -287,8 +288,9 @@ fn deleting_a_device_beside_an_open_that_is_refused_ends() {
     let request = request.unwrap();
     assert_eq!(request.kind, Kind::SetStatus(0));
     let deleting = std::thread::spawn(move || on_bus.delete());
-    // It waits for the device to be closed.
-    std::thread::sleep(Duration::from_millis(500));
+    // It waits for the device to be closed, after it has taken the node away.
+    within(Duration::from_secs(5), "the node goes", || !node.exists());
+    std::thread::sleep(Duration::from_millis(100));
     assert!(!deleting.is_finished());
     file.answer(&request, Answer::Failed).unwrap();
     // Whether it was opened or not.
