@@ -14,7 +14,7 @@ use vduse_uapi::PackedState;
 
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::cpu::{self, OfflineCpu};
-use crate::lab::device::{disk_config, feature, TestDevice};
+use crate::lab::device::{disk_config, feature, net_config, TestDevice};
 use crate::lab::disk::{LiveDisk, Shape};
 use crate::lab::expect::{fails, soon, stays};
 use crate::lab::memory;
@@ -25,6 +25,7 @@ use crate::lab::spaces::agree;
 use crate::lab::sysfs;
 use crate::lab::trace::Trace;
 use crate::lab::vhost::{status, RingAddress, Vhost};
+use crate::modules;
 
 tests![
     features_are_those_that_the_driver_accepted,
@@ -44,6 +45,7 @@ tests![
     an_interrupt_before_driver_ok_is_einval,
     an_interrupt_right_after_a_queue_is_enabled_arrives => 40,
     an_interrupt_before_a_reset_is_answered_arrives,
+    a_driver_of_the_kernel_that_resets_is_not_interrupted,
     a_config_interrupt_reaches_the_driver,
     a_config_interrupt_before_driver_ok_is_einval,
     interrupts_from_several_threads_all_arrive,
@@ -387,6 +389,31 @@ fn an_interrupt_before_a_reset_is_answered_arrives() {
     driver.vhost.set_status(0).unwrap();
     soon("the interrupt arrives", || driver.call.take().unwrap() == 1);
     drop(driver);
+    drop(on_bus);
+}
+
+fn a_driver_of_the_kernel_that_resets_is_not_interrupted() {
+    modules::tool("modprobe", &["virtio_net"]).unwrap();
+    let device = TestDevice::new(&net_config());
+    let file = Arc::new(device.open_ready(2));
+    let daemon = file.clone();
+    let responder = Responder::new(&file, move |request| {
+        if request.kind == Kind::SetStatus(0) {
+            let _ = daemon.inject_vq_irq(0);
+        }
+        agree(request)
+    });
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Virtio).unwrap();
+    soon("the card appears", || bus::interface(device.name()).is_some());
+    let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_virtqueue_cb");
+    // Until then it is.
+    file.inject_vq_irq(0).unwrap();
+    soon("the driver is called", || trace.events().len() == 1);
+    responder.take_kinds();
+    on_bus.unbind(Driver::Virtio).unwrap();
+    assert!(responder.take_kinds().contains(&Kind::SetStatus(0)));
+    assert_eq!(trace.events().len(), 1);
     drop(on_bus);
 }
 
