@@ -349,6 +349,7 @@ fn an_interrupt_right_after_a_queue_is_enabled_arrives() {
     let (done, end) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(move || {
+            cpu::run_on(1);
             while begun.recv().is_ok() {
                 while ready() == 0 {}
                 file.inject_vq_irq(0).unwrap();
@@ -357,7 +358,8 @@ fn an_interrupt_right_after_a_queue_is_enabled_arrives() {
         });
         // The other thread ends with this.
         let begin = begin;
-        let last = Instant::now() + Duration::from_secs(2);
+        cpu::run_on(0);
+        let last = Instant::now() + Duration::from_secs(4);
         while Instant::now() < last {
             vhost.disable_queue(0).unwrap();
             call.take().unwrap();
