@@ -11,27 +11,34 @@ use core::arch::asm;
 #[cfg(not(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML))))]
 use kernel::cpu::CpuId;
 
-/// The number of the CPU that the caller is on, or was just now. Any context.
-///
-/// As [`kernel::cpu::CpuId::current`], which is a call of a C function; this is none on x86-64 (see
+/// Reads a variable of 4 bytes that each CPU has: that of the one that the caller is on, or was just
+/// now. In one instruction; the kernel crate's ways are calls of C functions (see
 /// [`atomic`](super::atomic)).
-#[inline(always)]
-pub(crate) fn current_cpu() -> usize {
-    #[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
-    {
-        let cpu;
+#[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
+macro_rules! read_per_cpu {
+    ($variable:path) => {{
+        let value: usize;
 
         // SAFETY: It reads a variable that each CPU has, at the same distance from its base, `gs`.
         // A move of 4 bytes clears the upper 4 of a register.
         unsafe {
             asm!(
-                "mov {cpu:e}, dword ptr gs:[rip + {number}]",
-                cpu = out(reg) cpu,
-                number = sym bindings::cpu_number,
+                "mov {value:e}, dword ptr gs:[rip + {variable}]",
+                value = out(reg) value,
+                variable = sym $variable,
                 options(nostack, preserves_flags, readonly),
             )
         };
-        cpu
+        value
+    }};
+}
+
+/// The number of the CPU that the caller is on, or was just now. Any context.
+#[inline(always)]
+pub(crate) fn current_cpu() -> usize {
+    #[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
+    {
+        read_per_cpu!(bindings::cpu_number)
     }
     #[cfg(not(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML))))]
     {
@@ -50,20 +57,11 @@ pub(crate) fn is_preemptible() -> bool {
     {
         /// In the counter: how often preemption and softirqs were disabled (`PREEMPT_MASK`,
         /// `SOFTIRQ_MASK`).
-        const DISABLED: u32 = 0xffff;
-        let count: u32;
+        const DISABLED: usize = 0xffff;
 
-        // SAFETY: As in `current_cpu`. A task that is not on this CPU any more has not been preempted
-        // with a count, so that the one it reads is its own.
-        unsafe {
-            asm!(
-                "mov {count:e}, dword ptr gs:[rip + {variable}]",
-                count = out(reg) count,
-                variable = sym bindings::__preempt_count,
-                options(nostack, preserves_flags, readonly),
-            )
-        };
-        count & DISABLED == 0
+        // A task that is not on this CPU any more has not been preempted with a count, so that the
+        // one it reads is its own.
+        read_per_cpu!(bindings::__preempt_count) & DISABLED == 0
     }
     // Elsewhere, the counter is not within reach.
     #[cfg(not(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML))))]
