@@ -8,44 +8,42 @@ use super::{
     raw as bindings,
     smp::is_preemptible, //
 };
+use core::marker::PhantomData;
 use kernel::sync::rcu::{
     read_lock,
     Guard, //
 };
 
-/// An RCU read-side critical section, which ends when this is dropped.
+/// Shows that the caller is in an RCU read-side critical section.
 ///
 /// # Invariants
 ///
-/// Either the read lock is held, or the caller's context is a read-side critical section anyway and
-/// stays so until this is dropped.
-pub(crate) struct Reader {
-    _lock: Option<Guard>,
-}
+/// The section does not end before `'a` does.
+#[derive(Clone, Copy)]
+pub(crate) struct Section<'a>(PhantomData<&'a Guard>);
 
-impl Reader {
-    /// Begins a read-side critical section. Any context.
-    pub(crate) fn new() -> Self {
-        // INVARIANT: The lock is held.
-        Self {
-            _lock: Some(read_lock()),
-        }
-    }
-
-    /// Begins a read-side critical section, at hardly any cost where softirqs or preemption are
-    /// disabled, as those who wait for readers wait for such contexts too (`synchronize_rcu`). Any
-    /// context.
+impl Section<'_> {
+    /// The section that the caller is in anyway, if this can be told at hardly any cost: where softirqs
+    /// or preemption are disabled, as those who wait for readers wait for such contexts too
+    /// (`synchronize_rcu`). Any context.
     ///
     /// # Safety
     ///
-    /// Until the answer is dropped, nothing that the caller's caller has disabled must be enabled.
+    /// The answer's lifetime must end before anything is enabled that was disabled before.
     #[inline(always)]
-    pub(super) unsafe fn new_nested() -> Self {
-        // INVARIANT: By the safety requirements, a context that is one stays one.
-        Self {
-            _lock: is_preemptible().then(read_lock),
-        }
+    pub(super) unsafe fn around() -> Option<Self> {
+        // INVARIANT: By the safety requirements, a context that is a section stays one.
+        (!is_preemptible()).then_some(Self(PhantomData))
     }
+}
+
+/// Does something in a read-side critical section. Any context; `f` must not sleep.
+#[inline(never)]
+pub(crate) fn read<T>(f: impl FnOnce(Section<'_>) -> T) -> T {
+    let _lock = read_lock();
+
+    // INVARIANT: The lock is held until `f` has returned, which must do with any lifetime.
+    f(Section(PhantomData))
 }
 
 /// Waits until every RCU read-side critical section that is under way has ended.

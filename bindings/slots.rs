@@ -44,11 +44,17 @@ use kernel::{
     },
 };
 
-/// The most slots that a block can have, as a power of two: one for each bit of a word.
-const MAX_BLOCK_ORDER: u32 = u64::BITS.ilog2();
+/// The most slots that a block can have, as a power of two: one for each bit of half a word.
+const MAX_BLOCK_ORDER: u32 = u32::BITS.ilog2();
 
 /// The fewest that are worth it.
 const MIN_BLOCK_ORDER: u32 = 3;
+
+/// In a word of [`Slots::blocks`]: the block's free slots, each by its number modulo 32.
+const FREE: u64 = u32::MAX as u64;
+
+/// In a word of [`Slots::blocks`]: the block is *claimed*.
+const CLAIMED: u64 = 1 << 63;
 
 /// In [`Slots::own`]: the CPU has no block.
 const NONE: usize = usize::MAX;
@@ -57,25 +63,54 @@ const NONE: usize = usize::MAX;
 ///
 /// # Invariants
 ///
-/// - A block whose bit in `claimed` is set was given out by the domain. Only whoever has the block
-///   changes that.
+/// - A block that is claimed was given out by the domain. Only whoever has the block changes that.
 /// - A block is had by a CPU, by one call of a method here, or, if its bit in `open` is set, by
 ///   nobody. Whoever clears that bit has it.
-/// - A bit in `free` is set only if its block is claimed and the slot is not given out.
+/// - A slot is free only if its block is claimed and the slot is not given out.
 #[pin_data]
 pub(super) struct Slots {
     #[pin]
     iova: iova::Domain,
-    /// For each block, its free slots.
-    free: KVVec<Atomic<u64>>,
-    /// For each 64 blocks, those that are claimed.
-    claimed: KVVec<Atomic<u64>>,
+    /// For each block, [`FREE`] and [`CLAIMED`].
+    blocks: KVVec<Atomic<u64>>,
     /// For each 64 blocks, those claimed ones that nobody has.
     open: KVVec<Atomic<u64>>,
     /// For each CPU, its block.
     own: KVVec<Atomic<usize>>,
     /// How many slots a block has, as a power of two.
     order: u32,
+}
+
+/// A slot of a block that is given out.
+pub(super) struct BlockSlot<'a> {
+    slot: usize,
+    /// That of its block.
+    word: &'a Atomic<u64>,
+}
+
+impl BlockSlot<'_> {
+    /// Its number.
+    #[inline(always)]
+    pub(super) fn index(&self) -> usize {
+        self.slot
+    }
+
+    /// Its address.
+    #[inline(always)]
+    pub(super) fn iova(&self) -> u64 {
+        (self.slot << PAGE_SHIFT) as u64
+    }
+
+    /// Gives it back.
+    #[inline(always)]
+    pub(super) fn free(self) {
+        self.word.add_release(bit(self.slot));
+    }
+}
+
+/// A slot's bit in its block.
+fn bit(slot: usize) -> u64 {
+    1_u32.wrapping_shl(slot as u32).into()
 }
 
 /// So many words, all 0.
@@ -99,7 +134,7 @@ impl Slots {
         largest_order: u32,
     ) -> impl PinInit<Self, Error> + use<'_> {
         let order = largest_order.min(MAX_BLOCK_ORDER);
-        let blocks = if cache.is_some() && order >= MIN_BLOCK_ORDER {
+        let whole = if cache.is_some() && order >= MIN_BLOCK_ORDER {
             count >> order
         } else {
             0
@@ -107,11 +142,10 @@ impl Slots {
 
         try_pin_init!(Self {
             iova <- iova::Domain::new(cache, PAGE_SIZE, (count << PAGE_SHIFT) - 1),
-            free: zeroes(blocks)?,
-            claimed: zeroes(blocks.div_ceil(64))?,
-            open: zeroes(blocks.div_ceil(64))?,
+            blocks: zeroes(whole)?,
+            open: zeroes(whole.div_ceil(64))?,
             own: {
-                let cpus = if blocks == 0 { 0 } else { nr_cpu_ids() as usize };
+                let cpus = if whole == 0 { 0 } else { nr_cpu_ids() as usize };
                 let mut own = KVVec::with_capacity(cpus, GFP_KERNEL_ACCOUNT)?;
                 for _ in 0..cpus {
                     own.push(Atomic::new(NONE), GFP_KERNEL_ACCOUNT)?;
@@ -133,18 +167,34 @@ impl Slots {
         block.wrapping_shl(self.order)
     }
 
+    /// The bits of all slots of a block.
+    fn all(&self, block: usize) -> u64 {
+        let count = 1 << self.order;
+
+        (FREE >> (u32::BITS - count)) << (self.first(block) % 32)
+    }
+
     /// Allocates slots for `size` bytes, aligned to the next power of two.
     ///
     /// Returns the address of the first, or [`None`] if there is no room.
-    #[inline]
     pub(super) fn alloc(&self, size: usize) -> Option<u64> {
         if (1..=PAGE_SIZE).contains(&size) {
             if let Some(slot) = self.alloc_one() {
-                return Some((slot << PAGE_SHIFT) as u64);
+                return Some(slot.iova());
             }
         }
 
         self.alloc_from_domain(size)
+    }
+
+    /// Allocates a slot for a page at most, if this CPU has a block with a free one.
+    #[inline(always)]
+    pub(super) fn alloc_own(&self, size: usize) -> Option<BlockSlot<'_>> {
+        if !(1..=PAGE_SIZE).contains(&size) {
+            return None;
+        }
+
+        self.take(self.own.get(current_cpu())?.read())
     }
 
     /// Allocates slots from the domain. If it has no room, free blocks go back there first.
@@ -161,7 +211,7 @@ impl Slots {
             let one = (size <= PAGE_SIZE).then(|| self.alloc_one()).flatten();
 
             match one {
-                Some(slot) => Some((slot << PAGE_SHIFT) as u64),
+                Some(slot) => Some(slot.iova()),
                 None => self.iova.alloc(size),
             }
         })
@@ -169,7 +219,7 @@ impl Slots {
 
     /// Allocates a slot from a block.
     #[inline]
-    fn alloc_one(&self) -> Option<usize> {
+    fn alloc_one(&self) -> Option<BlockSlot<'_>> {
         let own = self.own.get(current_cpu())?;
 
         self.take(own.read()).or_else(|| self.alloc_elsewhere(own))
@@ -177,14 +227,18 @@ impl Slots {
 
     /// Allocates a slot of a block. [`None`] if it has none that is free, or if there is no such
     /// block.
-    #[inline]
-    fn take(&self, block: usize) -> Option<usize> {
-        let free = self.free.get(block)?;
-        let mut bits = free.read();
+    #[inline(always)]
+    fn take(&self, block: usize) -> Option<BlockSlot<'_>> {
+        let word = self.blocks.get(block)?;
+        let mut bits = word.read();
 
-        while bits != 0 {
-            match free.replace_acquire(bits, bits & (bits - 1)) {
-                Ok(_) => return Some(self.first(block) | bits.trailing_zeros() as usize),
+        while bits & FREE != 0 {
+            match word.replace_acquire(bits, bits & (bits - 1)) {
+                Ok(_) => {
+                    let slot = self.first(block) & !31 | bits.trailing_zeros() as usize;
+
+                    return Some(BlockSlot { slot, word });
+                }
                 Err(now) => bits = now,
             }
         }
@@ -195,14 +249,14 @@ impl Slots {
     /// Allocates a slot of a block that nobody has, or of a new one, and makes it this CPU's.
     #[cold]
     #[inline(never)]
-    fn alloc_elsewhere(&self, own: &Atomic<usize>) -> Option<usize> {
+    fn alloc_elsewhere(&self, own: &Atomic<usize>) -> Option<BlockSlot<'_>> {
         // Requests mostly end in the order in which they began: what has been left for longest has
         // the most free slots.
         let (block, slot) = self
             .open_blocks(own.read())
             .find_map(|block| {
-                let has_free = self.free.get(block).is_some_and(|free| free.read() != 0);
-                if !has_free || !self.enter(block) {
+                let has_free = |word: &Atomic<u64>| word.read() & FREE != 0;
+                if !self.blocks.get(block).is_some_and(has_free) || !self.enter(block) {
                     return None;
                 }
 
@@ -270,30 +324,23 @@ impl Slots {
         }
     }
 
-    /// All slots of a block, as in `free`.
-    fn all(&self) -> u64 {
-        u64::MAX >> (64 - (1 << self.order))
-    }
-
     /// Claims a block, which we have then. Returns its index and a slot of it.
-    fn claim(&self) -> Option<(usize, usize)> {
+    fn claim(&self) -> Option<(usize, BlockSlot<'_>)> {
         let size = PAGE_SIZE << self.order;
         let iova = self.iova.alloc_quick(size)?;
         let first = iova as usize >> PAGE_SHIFT;
         let block = self.block(first);
 
-        let (Some(free), Some(claimed)) = (self.free.get(block), self.claimed.get(block / 64))
-        else {
+        let Some(word) = self.blocks.get(block) else {
             // There is none behind the last whole one, so the domain gives none out.
             self.iova.free(iova, size);
             return None;
         };
 
         // INVARIANT: The domain has given it out to us; its first slot is given out just now.
-        let _ = claimed.fetch_add(1 << (block % 64), Relaxed);
-        free.store(self.all() & !1, Release);
+        word.store(CLAIMED | self.all(block) & !bit(first), Release);
 
-        Some((block, first))
+        Some((block, BlockSlot { slot: first, word }))
     }
 
     /// Gives blocks back to the domain all of whose slots are free. Every CPU loses its block.
@@ -305,17 +352,16 @@ impl Slots {
         }
 
         for block in self.open_blocks(NONE) {
-            let (Some(free), Some(claimed)) = (self.free.get(block), self.claimed.get(block / 64))
-            else {
+            let all = CLAIMED | self.all(block);
+            let Some(word) = self.blocks.get(block) else {
                 continue;
             };
 
-            if free.read() != self.all() || !self.enter(block) {
+            if word.read() != all || !self.enter(block) {
                 continue;
             }
-            if free.cmpxchg(self.all(), 0, Acquire).is_ok() {
-                // INVARIANT: We have the block, and it was claimed.
-                let _ = claimed.fetch_sub(1 << (block % 64), Relaxed);
+            // INVARIANT: We have the block, and it goes back to the domain.
+            if word.cmpxchg(all, 0, Acquire).is_ok() {
                 let first = self.first(block);
                 self.iova
                     .free((first << PAGE_SHIFT) as u64, PAGE_SIZE << self.order);
@@ -329,23 +375,27 @@ impl Slots {
     ///
     /// If it did not, slots may be given out twice: whoever owns the allocator must not rely on them
     /// being unique for memory safety unless nobody else can call this.
-    #[inline]
     pub(super) fn free(&self, iova: u64, size: usize) {
+        match self.block_slot(iova, size) {
+            Some(slot) => slot.free(),
+            None => self.iova.free(iova, size),
+        }
+    }
+
+    /// What [`alloc`](Self::alloc) returned for the same size, if it is a slot of a block.
+    ///
+    /// If it did not, what holds for [`free`](Self::free) does for this.
+    #[inline(always)]
+    pub(super) fn block_slot(&self, iova: u64, size: usize) -> Option<BlockSlot<'_>> {
         let slot = iova as usize >> PAGE_SHIFT;
-        let block = self.block(slot);
+        let word = self.blocks.get(self.block(slot))?;
 
         // As long as the slot is given out, its block stays claimed, or stays not.
-        if size <= PAGE_SIZE {
-            if let (Some(free), Some(claimed)) =
-                (self.free.get(block), self.claimed.get(block / 64))
-            {
-                if claimed.read() >> (block % 64) & 1 != 0 {
-                    return free.add_release(1 << (slot ^ self.first(block)) % 64);
-                }
-            }
+        if size <= PAGE_SIZE && word.read() & CLAIMED != 0 {
+            Some(BlockSlot { slot, word })
+        } else {
+            None
         }
-
-        self.iova.free(iova, size);
     }
 }
 
@@ -444,7 +494,7 @@ mod tests {
     #[test]
     fn all_slots_but_the_first_are_given_out_once() -> Result {
         // With blocks, with a rest that is none, and without blocks.
-        for (count, order) in [(1024, 5), (1000, 6), (64, 0)] {
+        for (count, order) in [(1024, 5), (1000, 6), (512, 3), (600, 4), (64, 0)] {
             let mut area = Area::new(count, order)?;
             for _ in 0..3 {
                 assert_eq!(area.fill()?, count - 1);

@@ -48,8 +48,12 @@ use kernel::{
 /// The methods are called in any context that a virtio driver maps memory in, interrupt handlers
 /// included: they must not sleep.
 pub(crate) trait Owner: Send + Sync + 'static {
+    /// Whether buffers may be mapped into the bounce area as it is; [`prepare`](Self::prepare) comes
+    /// first if not.
+    fn is_prepared(&self) -> bool;
+
     /// A buffer is about to be mapped into the bounce area.
-    fn before_map(&self);
+    fn prepare(&self);
 
     /// Gives `size` bytes of coherent memory an I/O virtual address.
     ///
@@ -142,25 +146,93 @@ impl<T: Owner> Token<T> {
 
         // Whoever saw the token open is done mapping after this.
         rcu::synchronize_expedited();
-        let rcu = rcu::Reader::new();
-        let space = self.enter(&rcu);
-        if space.bounce.is_in_use() || space.owner.has_coherent() {
-            return Err(EBUSY);
-        }
+        let in_use = rcu::read(|rcu| {
+            let space = self.enter(rcu);
 
-        Ok(closed)
+            space.bounce.is_in_use() || space.owner.has_coherent()
+        });
+
+        if in_use {
+            Err(EBUSY)
+        } else {
+            Ok(closed)
+        }
     }
 
     /// The space that it leads to, for the time of a read-side critical section.
-    fn enter<'a>(&self, _rcu: &'a rcu::Reader) -> &'a Space<T> {
+    fn enter<'a>(&self, _rcu: rcu::Section<'a>) -> &'a Space<T> {
         // SAFETY: By the type invariants, our reference is not given back before the read-side
         // section ends, even if it leads elsewhere by then.
         unsafe { &*self.space.read_acquire() }
     }
 
     /// The same, for mapping; [`None`] if the token is closed.
-    fn enter_open<'a>(&self, rcu: &'a rcu::Reader) -> Option<&'a Space<T>> {
+    fn enter_open<'a>(&self, rcu: rcu::Section<'a>) -> Option<&'a Space<T>> {
         (!self.closed.read_acquire()).then(|| self.enter(rcu))
+    }
+
+    /// Maps a buffer, by [`Area::map`]. [`None`] also if the token is closed.
+    fn map(
+        &self,
+        buffer: Buffer<'_>,
+        dir: Direction,
+        sync: bool,
+        rcu: rcu::Section<'_>,
+    ) -> Option<u64> {
+        let space = self.enter_open(rcu)?;
+        space.owner.prepare();
+
+        space.bounce.map(buffer, dir, sync, rcu)
+    }
+
+    /// The same, by [`Area::map_at_once`].
+    #[inline(always)]
+    fn map_at_once(
+        &self,
+        buffer: &Buffer<'_>,
+        dir: Direction,
+        sync: bool,
+        rcu: rcu::Section<'_>,
+    ) -> Option<u64> {
+        if self.closed.read_acquire() {
+            return None;
+        }
+        let space = self.enter(rcu);
+        if !space.owner.is_prepared() {
+            return None;
+        }
+
+        space.bounce.map_at_once(buffer, dir, sync, rcu)
+    }
+
+    /// Ends a mapping, by [`Area::unmap`].
+    ///
+    /// # Safety
+    ///
+    /// As there, of a mapping that was made by this token.
+    #[inline(always)]
+    unsafe fn unmap(
+        &self,
+        iova: u64,
+        len: usize,
+        dir: Direction,
+        sync: bool,
+        rcu: rcu::Section<'_>,
+    ) {
+        // SAFETY: By the safety requirements. The token leads to the same space as long as anything
+        // is mapped there.
+        unsafe { self.enter(rcu).bounce.unmap(iova, len, dir, sync, rcu) }
+    }
+
+    /// Copies a part of a mapped buffer in or out, by [`Area::sync`].
+    ///
+    /// # Safety
+    ///
+    /// As there, of a mapping that was made by this token.
+    #[inline(always)]
+    unsafe fn sync(&self, iova: u64, len: usize, to_device: bool, rcu: rcu::Section<'_>) {
+        // SAFETY: As in `unmap`.
+        unsafe { self.enter(rcu).bounce.sync(iova, len, to_device, rcu) }
     }
 
     /// The form in which C passes it around.
@@ -242,22 +314,30 @@ impl<T: Owner> VTable<T> {
         let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
             return MAPPING_ERROR;
         };
-        // SAFETY: The caller's locks stay, as nothing here knows of them.
-        let rcu = unsafe { rcu::Reader::new_nested() };
-        let Some(space) = token.enter_open(&rcu) else {
-            return MAPPING_ERROR;
-        };
-        space.owner.before_map();
-
         // SAFETY: The virtio core maps this memory for a driver, which must not free it before it
         // has unmapped it by the same token. That leads to the same space as long as anything is
         // mapped.
         let buffer = unsafe { Buffer::new(page, offset, size) };
+        let (dir, sync) = (Direction::from_raw(dir), syncs(attrs));
 
-        space
-            .bounce
-            .map(buffer, Direction::from_raw(dir), syncs(attrs), &rcu)
-            .unwrap_or(MAPPING_ERROR)
+        // SAFETY: What the caller has disabled stays so, as nothing here knows of it.
+        if let Some(rcu) = unsafe { rcu::Section::around() } {
+            if let Some(iova) = token.map_at_once(&buffer, dir, sync, rcu) {
+                return iova;
+            }
+        }
+        Self::map_apart(token, buffer, dir, sync)
+    }
+
+    /// What [`map_page`](Self::map_page) does if it cannot be done at once.
+    #[inline(never)]
+    fn map_apart(
+        token: &Token<T>,
+        buffer: Buffer<'_>,
+        dir: Direction,
+        sync: bool,
+    ) -> bindings::dma_addr_t {
+        rcu::read(|rcu| token.map(buffer, dir, sync, rcu)).unwrap_or(MAPPING_ERROR)
     }
 
     /// # Safety
@@ -271,16 +351,17 @@ impl<T: Owner> VTable<T> {
         attrs: c_ulong,
     ) {
         // SAFETY: The virtio core passes a device's token.
-        if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
-            // SAFETY: As in `map_page`.
-            let rcu = unsafe { rcu::Reader::new_nested() };
-            let space = token.enter(&rcu);
+        let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
+            return;
+        };
+        let (dir, sync) = (Direction::from_raw(dir), syncs(attrs));
 
-            // SAFETY: The virtio core ends a mapping that `map_page` made by the same token.
-            unsafe {
-                space
-                    .bounce
-                    .unmap(iova, size, Direction::from_raw(dir), syncs(attrs), &rcu)
+        // SAFETY: The virtio core ends a mapping that `map_page` made by the same token; the rest is
+        // as there.
+        unsafe {
+            match rcu::Section::around() {
+                Some(rcu) => token.unmap(iova, size, dir, sync, rcu),
+                None => rcu::read(move |rcu| token.unmap(iova, size, dir, sync, rcu)),
             }
         }
     }
@@ -294,18 +375,9 @@ impl<T: Owner> VTable<T> {
         size: usize,
         dir: bindings::dma_data_direction,
     ) {
-        // SAFETY: The virtio core passes a device's token.
-        if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
-            // SAFETY: As in `map_page`.
-            let rcu = unsafe { rcu::Reader::new_nested() };
-            let space = token.enter(&rcu);
-
-            // SAFETY: The virtio core syncs within a mapping that `map_page` made by this token.
-            unsafe {
-                space
-                    .bounce
-                    .sync_for_cpu(iova, size, Direction::from_raw(dir), &rcu)
-            }
+        if Direction::from_raw(dir).device_writes() {
+            // SAFETY: As for `sync`.
+            unsafe { Self::sync(map, iova, size, false) }
         }
     }
 
@@ -318,17 +390,28 @@ impl<T: Owner> VTable<T> {
         size: usize,
         dir: bindings::dma_data_direction,
     ) {
-        // SAFETY: The virtio core passes a device's token.
-        if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
-            // SAFETY: As in `map_page`.
-            let rcu = unsafe { rcu::Reader::new_nested() };
-            let space = token.enter(&rcu);
+        if Direction::from_raw(dir).device_reads() {
+            // SAFETY: As for `sync`.
+            unsafe { Self::sync(map, iova, size, true) }
+        }
+    }
 
-            // SAFETY: The virtio core syncs within a mapping that `map_page` made by this token.
-            unsafe {
-                space
-                    .bounce
-                    .sync_for_device(iova, size, Direction::from_raw(dir), &rcu)
+    /// # Safety
+    ///
+    /// `map` must be a live token, as described above, that the virtio core syncs by.
+    #[inline(always)]
+    unsafe fn sync(map: bindings::virtio_map, iova: u64, size: usize, to_device: bool) {
+        // SAFETY: The virtio core passes a device's token.
+        let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
+            return;
+        };
+
+        // SAFETY: The virtio core syncs within a mapping that `map_page` made by this token; the rest
+        // is as there.
+        unsafe {
+            match rcu::Section::around() {
+                Some(rcu) => token.sync(iova, size, to_device, rcu),
+                None => rcu::read(move |rcu| token.sync(iova, size, to_device, rcu)),
             }
         }
     }
@@ -360,13 +443,14 @@ impl<T: Owner> VTable<T> {
         let mapped = NonNull::new(first).ok_or(ENOMEM).and_then(|first| {
             // SAFETY: `alloc_pages_exact` gives contiguous pages, each with a count of its own.
             let pages = unsafe { Pages::get(first, size.div_ceil(PAGE_SIZE)) };
-            let rcu = rcu::Reader::new();
 
-            token
-                .enter_open(&rcu)
-                .ok_or(EBUSY)?
-                .owner
-                .map_coherent(pages, size)
+            rcu::read(|rcu| {
+                token
+                    .enter_open(rcu)
+                    .ok_or(EBUSY)?
+                    .owner
+                    .map_coherent(pages, size)
+            })
         });
 
         match mapped {
@@ -395,10 +479,7 @@ impl<T: Owner> VTable<T> {
     ) {
         // SAFETY: The virtio core passes a device's token.
         if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
-            let rcu = rcu::Reader::new();
-            let space = token.enter(&rcu);
-
-            space.owner.unmap_coherent(iova, size);
+            rcu::read(|rcu| token.enter(rcu).owner.unmap_coherent(iova, size));
             // SAFETY: The virtio core gives back what `alloc` returned for the same size.
             unsafe { bindings::free_pages_exact(memory, size) }
         }
@@ -410,7 +491,7 @@ impl<T: Owner> VTable<T> {
     unsafe extern "C" fn need_sync(map: bindings::virtio_map, iova: bindings::dma_addr_t) -> bool {
         // SAFETY: The virtio core passes a device's token.
         unsafe { Token::<T>::from_raw(map) }
-            .is_some_and(|token| token.enter(&rcu::Reader::new()).bounce.contains(iova))
+            .is_some_and(|token| rcu::read(|rcu| token.enter(rcu).bounce.contains(iova)))
     }
 
     /// # Safety
@@ -433,7 +514,7 @@ impl<T: Owner> VTable<T> {
     unsafe extern "C" fn max_mapping_size(map: bindings::virtio_map) -> usize {
         // SAFETY: The virtio core passes a device's token.
         unsafe { Token::<T>::from_raw(map) }.map_or(0, |token| {
-            token.enter(&rcu::Reader::new()).bounce.max_mapping()
+            rcu::read(|rcu| token.enter(rcu).bounce.max_mapping())
         })
     }
 

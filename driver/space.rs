@@ -158,8 +158,6 @@ impl Mappings {
     }
 
     /// Maps the bounce area, for a virtio driver of this kernel. Rings have left room for it.
-    #[cold]
-    #[inline(never)]
     fn map_bounce(&self) {
         let mut iotlb = self.iotlb.lock();
         let evicted = Self::evict_files(&mut iotlb);
@@ -332,7 +330,11 @@ impl Mappings {
 
 impl Owner for Mappings {
     #[inline]
-    fn before_map(&self) {
+    fn is_prepared(&self) -> bool {
+        self.is_bounce_mapped()
+    }
+
+    fn prepare(&self) {
         if !self.is_bounce_mapped() {
             self.map_bounce();
         }

@@ -112,7 +112,7 @@ bool vduse_rs_helper_spin_trylock_bh(spinlock_t *lock)
  * is a shorter one or, on all but very old CPUs, `rep movsq`. KASAN and the like do not see what it
  * does, and are told. Two pages do not overlap, unless they are the same one.
  */
-static __always_inline void bounce_memcpy(void *to, void *from, size_t len)
+static __always_inline void memcpy_or_copy_page(void *to, void *from, size_t len)
 {
 	if (len == PAGE_SIZE && PAGE_ALIGNED(to) && PAGE_ALIGNED(from)) {
 		instrument_memcpy_before(to, from, len);
@@ -125,39 +125,30 @@ static __always_inline void bounce_memcpy(void *to, void *from, size_t len)
 #endif
 
 /*
- * Copies between a bounce page and what it stands in for: @len bytes at @offset of @bounce, which
- * must fit into it, and physical memory from @orig on, which may span pages.
+ * Copies @len bytes of physical memory that has page structures. Both ranges may span pages.
  */
-void vduse_rs_helper_bounce_copy(struct page *bounce, size_t offset, phys_addr_t orig, size_t len,
-				 bool to_bounce)
+void vduse_rs_helper_memcpy_phys(phys_addr_t to, phys_addr_t from, size_t len)
 {
-	char *addr = kmap_local_page(bounce);
-
 #ifdef CONFIG_X86_64
 	/* All memory is mapped as it is, and no cache has to be told: one copy for all pages. */
-	void *to = addr + offset, *from = phys_to_virt(orig);
-
-	if (!to_bounce)
-		swap(to, from);
-	bounce_memcpy(to, from, len);
+	memcpy_or_copy_page(phys_to_virt(to), phys_to_virt(from), len);
 #else
 	while (len) {
-		struct page *page = pfn_to_page(PHYS_PFN(orig));
-		size_t start = offset_in_page(orig);
-		size_t part = min_t(size_t, PAGE_SIZE - start, len);
+		struct page *page = pfn_to_page(PHYS_PFN(to));
+		char *addr = kmap_local_page(page);
+		size_t part = min3(len, PAGE_SIZE - offset_in_page(to),
+				   PAGE_SIZE - offset_in_page(from));
 
-		if (to_bounce)
-			memcpy_from_page(addr + offset, page, start, part);
-		else
-			memcpy_to_page(page, start, addr + offset, part);
+		memcpy_from_page(addr + offset_in_page(to), pfn_to_page(PHYS_PFN(from)),
+				 offset_in_page(from), part);
+		flush_dcache_page(page);
+		kunmap_local(addr);
 
-		orig += part;
-		offset += part;
+		to += part;
+		from += part;
 		len -= part;
 	}
 #endif
-
-	kunmap_local(addr);
 }
 
 void vduse_rs_helper_cond_resched(void)
