@@ -173,10 +173,19 @@ impl Slot {
         }
     }
 
-    /// Copies a range of bytes between a page, which is in use for this slot, and the buffer that it
-    /// stands in for.
+    /// Copies a range of bytes between a page, which is in use for this slot, and the part of a buffer
+    /// that it stands in for.
+    ///
+    /// # Safety
+    ///
+    /// The range must be within the page and, if the slot stands in for a part of a buffer, within that.
     #[inline(always)]
-    fn copy(&self, page: Option<NonNull<bindings::page>>, range: Range<usize>, to_device: bool) {
+    unsafe fn copy(
+        &self,
+        page: Option<NonNull<bindings::page>>,
+        range: Range<usize>,
+        to_device: bool,
+    ) {
         let Some(page) = page else {
             return;
         };
@@ -185,21 +194,22 @@ impl Slot {
             return;
         }
 
-        // SAFETY: The page is the slot's and the range is within it. By the type invariants, `orig`
-        // is where the slot's part of a mapped buffer begins; callers copy within a mapping, so as
-        // many bytes belong to it.
+        // SAFETY: The page is in use. By the type invariants, the part of the buffer begins at `orig`,
+        // and is the driver's as long as it is mapped; the range is within both by the safety
+        // requirements.
         unsafe { copy(page, orig, range, to_device) }
     }
 }
 
-/// Copies a range of bytes between a slot's page and its part of a buffer, which begins at `orig`.
+/// Copies a range of bytes between a page and physical memory from `orig` on.
 ///
 /// # Safety
 ///
-/// The range must be within the page, and, from `orig` on, within the buffer. Both must be allocated.
+/// The range must be within the page and, from `orig` on, within memory that has page structures. Both
+/// must stay allocated during the call.
 #[inline(always)]
 unsafe fn copy(page: NonNull<bindings::page>, orig: u64, range: Range<usize>, to_device: bool) {
-    // SAFETY: By the safety requirements.
+    // SAFETY: By the safety requirements, it is a page.
     let page = unsafe { page_to_phys(page.as_ptr()) } + range.start as u64;
     let orig = orig + range.start as u64;
     let (to, from) = if to_device {
@@ -263,7 +273,6 @@ pub(crate) struct Area {
 }
 
 /// The pages of an area's slots, for the time of one copy.
-#[derive(Clone, Copy)]
 enum View<'a> {
     Kernel,
     Lent(&'a PinnedPages),
@@ -407,7 +416,8 @@ impl Area {
             let index = at >> PAGE_SHIFT;
 
             if let Some(slot) = self.slot(index) {
-                self.copy_slot(index, slot, offset..offset + part, to_device, rcu);
+                // SAFETY: The slot's part of the mapping has these bytes, by the safety requirements.
+                unsafe { self.copy_slot(index, slot, offset..offset + part, to_device, rcu) }
             }
 
             at += part;
@@ -415,9 +425,13 @@ impl Area {
         }
     }
 
-    /// Copies a range of bytes of one slot.
+    /// Copies a range of bytes of one slot, which is the one at `index`.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Slot::copy`].
     #[inline(always)]
-    fn copy_slot(
+    unsafe fn copy_slot(
         &self,
         index: usize,
         slot: &Slot,
@@ -425,15 +439,22 @@ impl Area {
         to_device: bool,
         rcu: rcu::Section<'_>,
     ) {
-        match self.view(rcu) {
-            View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
-            _ => self.copy_slot_apart(index, slot, range, to_device, rcu),
+        // SAFETY: By the safety requirements.
+        unsafe {
+            match self.view(rcu) {
+                View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
+                _ => self.copy_slot_apart(index, slot, range, to_device, rcu),
+            }
         }
     }
 
-    /// The same, in a function of its own, as few lend pages.
+    /// The same, out of line: few processes lend pages.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Slot::copy`].
     #[inline(never)]
-    fn copy_slot_apart(
+    unsafe fn copy_slot_apart(
         &self,
         index: usize,
         slot: &Slot,
@@ -441,17 +462,24 @@ impl Area {
         to_device: bool,
         rcu: rcu::Section<'_>,
     ) {
-        match self.view(rcu) {
-            View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
-            View::Lent(lent) => slot.copy(lent.page(index), range, to_device),
-            View::Switching(lent) => self.copy_switching(lent, index, slot, range, to_device),
+        // SAFETY: By the safety requirements.
+        unsafe {
+            match self.view(rcu) {
+                View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
+                View::Lent(lent) => slot.copy(lent.page(index), range, to_device),
+                View::Switching(lent) => self.copy_switching(lent, index, slot, range, to_device),
+            }
         }
     }
 
-    /// Copies a range of bytes while pages change hands: this one must not do so during the copy.
+    /// The same, while pages change hands: this one must not do so during the copy.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Slot::copy`].
     #[cold]
     #[inline(never)]
-    fn copy_switching(
+    unsafe fn copy_switching(
         &self,
         lent: &PinnedPages,
         index: usize,
@@ -466,7 +494,8 @@ impl Area {
             slot.kernel_page()
         };
 
-        slot.copy(page, range, to_device);
+        // SAFETY: By the safety requirements. The page stays in use under the lock.
+        unsafe { slot.copy(page, range, to_device) }
     }
 
     /// Maps a buffer and, if the device reads it and `sync` says so, copies it in.
@@ -495,7 +524,8 @@ impl Area {
             // INVARIANT: The buffer is mapped from now on, and this part of it begins here.
             slot.orig.write(phys);
             if sync && dir.device_reads() {
-                self.copy_slot(index, slot, 0..part, true, rcu);
+                // SAFETY: The part has as many bytes, a page at most.
+                unsafe { self.copy_slot(index, slot, 0..part, true, rcu) }
             }
 
             index += 1;
@@ -507,39 +537,46 @@ impl Area {
     }
 
     /// Does the same if it can be done at once, as for nearly all parts of requests: in one slot, which
-    /// is this CPU's own and has been used before. [`None`] otherwise.
+    /// is this CPU's own and has been used before. Gives the buffer back otherwise.
     ///
-    /// Nothing takes a call here but copying. So there is hardly a register to be saved, which would be
-    /// a quarter of what it costs.
+    /// Nothing but a copy is called here, so that hardly a register has to be saved: that would be a
+    /// quarter of the cost.
     #[inline(always)]
-    pub(super) fn map_at_once(
+    pub(super) fn map_at_once<'a>(
         &self,
-        buffer: &Buffer<'_>,
+        buffer: Buffer<'a>,
         dir: Direction,
         sync: bool,
         rcu: rcu::Section<'_>,
-    ) -> Option<u64> {
-        let given = self.allocator.alloc_own(buffer.len)?;
+    ) -> Result<u64, Buffer<'a>> {
+        let Some(given) = self.allocator.alloc_own(buffer.len) else {
+            return Err(buffer);
+        };
         let index = given.index();
         let slot_and_page = self
             .slot(index)
             .and_then(|slot| Some((slot, slot.kernel_page()?)));
         let Some((slot, page)) = slot_and_page else {
             given.free();
-            return None;
+            return Err(buffer);
         };
 
         // INVARIANT: The buffer is mapped from now on, and begins here.
         slot.orig.write(buffer.phys);
         if sync && dir.device_reads() {
-            match self.view(rcu) {
-                // SAFETY: It is the slot's page, and the buffer is no longer than that.
-                View::Kernel => unsafe { copy(page, buffer.phys, 0..buffer.len, true) },
-                _ => self.copy_slot_apart(index, slot, 0..buffer.len, true, rcu),
+            let range = 0..buffer.len;
+
+            // SAFETY: The buffer has as many bytes, which `alloc_own` gave a slot for: a page at most.
+            // It and the slot's page stay allocated as long as it is mapped.
+            unsafe {
+                match self.view(rcu) {
+                    View::Kernel => copy(page, buffer.phys, range, true),
+                    _ => self.copy_slot_apart(index, slot, range, true, rcu),
+                }
             }
         }
 
-        Some(given.iova())
+        Ok(given.iova())
     }
 
     /// Makes slots stand in for nothing.
@@ -567,7 +604,8 @@ impl Area {
         rcu: rcu::Section<'_>,
     ) {
         let Some(given) = self.allocator.block_slot(iova, len) else {
-            return self.unmap_apart(iova, len, dir, sync, rcu);
+            // SAFETY: By the safety requirements.
+            return unsafe { self.unmap_apart(iova, len, dir, sync, rcu) };
         };
         let Some(slot) = self.slot(given.index()) else {
             return given.free();
@@ -575,24 +613,41 @@ impl Area {
 
         // As in `map_at_once`: no call at all if nothing is copied.
         if sync && dir.device_writes() {
-            self.copy_and_empty(given, slot, len, rcu);
+            // SAFETY: By the safety requirements; a slot of a block is for a page at most.
+            unsafe { self.copy_and_empty(given, slot, len, rcu) }
         } else {
             slot.orig.write(NO_BUFFER);
             given.free();
         }
     }
 
-    /// Has a slot stand in for nothing, after copying its part of the buffer out.
+    /// Copies `len` bytes of a slot out, has it stand in for nothing, and frees it.
+    ///
+    /// # Safety
+    ///
+    /// `given` must be that slot, and the buffer that it stands in for have as many bytes, a page at
+    /// most.
     #[inline(never)]
-    fn copy_and_empty(&self, given: BlockSlot<'_>, slot: &Slot, len: usize, rcu: rcu::Section<'_>) {
-        self.copy_slot(given.index(), slot, 0..len, false, rcu);
+    unsafe fn copy_and_empty(
+        &self,
+        given: BlockSlot<'_>,
+        slot: &Slot,
+        len: usize,
+        rcu: rcu::Section<'_>,
+    ) {
+        // SAFETY: By the safety requirements.
+        unsafe { self.copy_slot(given.index(), slot, 0..len, false, rcu) }
         slot.orig.write(NO_BUFFER);
         given.free();
     }
 
     /// What [`unmap`](Self::unmap) does with a mapping of any length.
+    ///
+    /// # Safety
+    ///
+    /// As there.
     #[inline(never)]
-    fn unmap_apart(
+    unsafe fn unmap_apart(
         &self,
         iova: u64,
         len: usize,
@@ -610,7 +665,8 @@ impl Area {
 
             if let Some(slot) = self.slot(index) {
                 if sync && dir.device_writes() {
-                    self.copy_slot(index, slot, 0..part, false, rcu);
+                    // SAFETY: By the safety requirements, the part has as many bytes, a page at most.
+                    unsafe { self.copy_slot(index, slot, 0..part, false, rcu) }
                 }
                 slot.orig.write(NO_BUFFER);
             }

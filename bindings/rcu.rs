@@ -38,6 +38,8 @@ impl Section<'_> {
 }
 
 /// Does something in a read-side critical section. Any context; `f` must not sleep.
+///
+/// Out of line, for callers that hardly ever need it.
 #[inline(never)]
 pub(crate) fn read<T>(f: impl FnOnce(Section<'_>) -> T) -> T {
     let _lock = read_lock();

@@ -53,7 +53,7 @@ const MIN_BLOCK_ORDER: u32 = 3;
 /// In a word of [`Slots::blocks`]: the block's free slots, each by its number modulo 32.
 const FREE: u64 = u32::MAX as u64;
 
-/// In a word of [`Slots::blocks`]: the block is *claimed*.
+/// In a word of [`Slots::blocks`]: the block is *claimed*, from the domain.
 const CLAIMED: u64 = 1 << 63;
 
 /// In [`Slots::own`]: the CPU has no block.
@@ -81,10 +81,14 @@ pub(super) struct Slots {
     order: u32,
 }
 
-/// A slot of a block that is given out.
+/// A slot of a block that is given out, and stays so if this is dropped.
+///
+/// # Invariants
+///
+/// `word` is that of the slot's block.
+#[must_use]
 pub(super) struct BlockSlot<'a> {
     slot: usize,
-    /// That of its block.
     word: &'a Atomic<u64>,
 }
 
@@ -104,12 +108,12 @@ impl BlockSlot<'_> {
     /// Gives it back.
     #[inline(always)]
     pub(super) fn free(self) {
-        self.word.add_release(bit(self.slot));
+        self.word.add_release(slot_bit(self.slot));
     }
 }
 
 /// A slot's bit in its block.
-fn bit(slot: usize) -> u64 {
+fn slot_bit(slot: usize) -> u64 {
     1_u32.wrapping_shl(slot as u32).into()
 }
 
@@ -338,7 +342,7 @@ impl Slots {
         };
 
         // INVARIANT: The domain has given it out to us; its first slot is given out just now.
-        word.store(CLAIMED | self.all(block) & !bit(first), Release);
+        word.store(CLAIMED | self.all(block) & !slot_bit(first), Release);
 
         Some((block, BlockSlot { slot: first, word }))
     }
@@ -521,19 +525,22 @@ mod tests {
 
     #[test]
     fn the_largest_mappings_find_room_after_single_slots() -> Result {
-        let mut area = Area::new(1024, 5)?;
-        let room = 1024 / 32 - 1;
+        // With blocks as long as that, and with shorter ones.
+        for (count, order) in [(1024, 5), (2048, 6), (4096, 7)] {
+            let mut area = Area::new(count, order)?;
+            let room = (count >> order) - 1;
 
-        assert_eq!(area.largest()?, room);
-        area.fill()?;
-        area.free_all()?;
-        assert_eq!(area.largest()?, room);
+            assert_eq!(area.largest()?, room);
+            area.fill()?;
+            area.free_all()?;
+            assert_eq!(area.largest()?, room);
 
-        // A slot that is given out takes the room of one of them.
-        let slot = area.alloc(1)?.ok_or(ENOMEM)?;
-        assert!(area.largest()? >= room - 1);
-        area.free(slot, 1)?;
-        assert_eq!(area.largest()?, room);
+            // A slot that is given out takes the room of one of them.
+            let slot = area.alloc(1)?.ok_or(ENOMEM)?;
+            assert!(area.largest()? >= room - 1);
+            area.free(slot, 1)?;
+            assert_eq!(area.largest()?, room);
+        }
 
         Ok(())
     }

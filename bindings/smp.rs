@@ -11,16 +11,18 @@ use core::arch::asm;
 #[cfg(not(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML))))]
 use kernel::cpu::CpuId;
 
-/// Reads a variable of 4 bytes that each CPU has: that of the one that the caller is on, or was just
-/// now. In one instruction; the kernel crate's ways are calls of C functions (see
-/// [`atomic`](super::atomic)).
+/// Reads a variable of the CPU that the caller is on, or was on just now. In one instruction; the
+/// kernel crate's ways are calls of C functions (see [`atomic`](super::atomic)).
+///
+/// It must be a variable of 4 bytes that each CPU has (`DECLARE_PER_CPU`): who uses this shows that it is,
+/// by its name.
 #[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
 macro_rules! read_per_cpu {
     ($variable:path) => {{
         let value: usize;
 
-        // SAFETY: It reads a variable that each CPU has, at the same distance from its base, `gs`.
-        // A move of 4 bytes clears the upper 4 of a register.
+        // SAFETY: Such a variable is at the same distance from each CPU's base, `gs`, and can be read
+        // at any time. A move of 4 bytes clears the upper 4 of a register.
         unsafe {
             asm!(
                 "mov {value:e}, dword ptr gs:[rip + {variable}]",

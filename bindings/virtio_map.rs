@@ -48,11 +48,11 @@ use kernel::{
 /// The methods are called in any context that a virtio driver maps memory in, interrupt handlers
 /// included: they must not sleep.
 pub(crate) trait Owner: Send + Sync + 'static {
-    /// Whether buffers may be mapped into the bounce area as it is; [`prepare`](Self::prepare) comes
-    /// first if not.
+    /// Whether buffers may be mapped into the bounce area. If not, [`prepare`](Self::prepare) is called
+    /// first.
     fn is_prepared(&self) -> bool;
 
-    /// A buffer is about to be mapped into the bounce area.
+    /// A buffer is about to be mapped into the bounce area. Several callers may say so at a time.
     fn prepare(&self);
 
     /// Gives `size` bytes of coherent memory an I/O virtual address.
@@ -160,14 +160,16 @@ impl<T: Owner> Token<T> {
     }
 
     /// The space that it leads to, for the time of a read-side critical section.
-    fn enter<'a>(&self, _rcu: rcu::Section<'a>) -> &'a Space<T> {
+    #[inline(always)]
+    fn enter<'a>(&'a self, _rcu: rcu::Section<'a>) -> &'a Space<T> {
         // SAFETY: By the type invariants, our reference is not given back before the read-side
         // section ends, even if it leads elsewhere by then.
         unsafe { &*self.space.read_acquire() }
     }
 
     /// The same, for mapping; [`None`] if the token is closed.
-    fn enter_open<'a>(&self, rcu: rcu::Section<'a>) -> Option<&'a Space<T>> {
+    #[inline(always)]
+    fn enter_open<'a>(&'a self, rcu: rcu::Section<'a>) -> Option<&'a Space<T>> {
         (!self.closed.read_acquire()).then(|| self.enter(rcu))
     }
 
@@ -180,29 +182,28 @@ impl<T: Owner> Token<T> {
         rcu: rcu::Section<'_>,
     ) -> Option<u64> {
         let space = self.enter_open(rcu)?;
-        space.owner.prepare();
+        if !space.owner.is_prepared() {
+            space.owner.prepare();
+        }
 
         space.bounce.map(buffer, dir, sync, rcu)
     }
 
-    /// The same, by [`Area::map_at_once`].
+    /// The same, by [`Area::map_at_once`]; also gives the buffer back if the token is closed.
     #[inline(always)]
-    fn map_at_once(
+    fn map_at_once<'a>(
         &self,
-        buffer: &Buffer<'_>,
+        buffer: Buffer<'a>,
         dir: Direction,
         sync: bool,
         rcu: rcu::Section<'_>,
-    ) -> Option<u64> {
-        if self.closed.read_acquire() {
-            return None;
+    ) -> Result<u64, Buffer<'a>> {
+        match self.enter_open(rcu) {
+            Some(space) if space.owner.is_prepared() => {
+                space.bounce.map_at_once(buffer, dir, sync, rcu)
+            }
+            _ => Err(buffer),
         }
-        let space = self.enter(rcu);
-        if !space.owner.is_prepared() {
-            return None;
-        }
-
-        space.bounce.map_at_once(buffer, dir, sync, rcu)
     }
 
     /// Ends a mapping, by [`Area::unmap`].
@@ -321,12 +322,14 @@ impl<T: Owner> VTable<T> {
         let (dir, sync) = (Direction::from_raw(dir), syncs(attrs));
 
         // SAFETY: What the caller has disabled stays so, as nothing here knows of it.
-        if let Some(rcu) = unsafe { rcu::Section::around() } {
-            if let Some(iova) = token.map_at_once(&buffer, dir, sync, rcu) {
-                return iova;
-            }
+        let mapped = match unsafe { rcu::Section::around() } {
+            Some(rcu) => token.map_at_once(buffer, dir, sync, rcu),
+            None => Err(buffer),
+        };
+        match mapped {
+            Ok(iova) => iova,
+            Err(buffer) => Self::map_apart(token, buffer, dir, sync),
         }
-        Self::map_apart(token, buffer, dir, sync)
     }
 
     /// What [`map_page`](Self::map_page) does if it cannot be done at once.
@@ -356,8 +359,8 @@ impl<T: Owner> VTable<T> {
         };
         let (dir, sync) = (Direction::from_raw(dir), syncs(attrs));
 
-        // SAFETY: The virtio core ends a mapping that `map_page` made by the same token; the rest is
-        // as there.
+        // SAFETY: The virtio core ends a mapping that `map_page` made by the same token. What the
+        // caller has disabled stays so, as in `map_page`.
         unsafe {
             match rcu::Section::around() {
                 Some(rcu) => token.unmap(iova, size, dir, sync, rcu),
@@ -376,7 +379,8 @@ impl<T: Owner> VTable<T> {
         dir: bindings::dma_data_direction,
     ) {
         if Direction::from_raw(dir).device_writes() {
-            // SAFETY: As for `sync`.
+            // SAFETY: The virtio core syncs by a device's token, within a mapping that `map_page` made
+            // by it.
             unsafe { Self::sync(map, iova, size, false) }
         }
     }
@@ -391,23 +395,26 @@ impl<T: Owner> VTable<T> {
         dir: bindings::dma_data_direction,
     ) {
         if Direction::from_raw(dir).device_reads() {
-            // SAFETY: As for `sync`.
+            // SAFETY: The virtio core syncs by a device's token, within a mapping that `map_page` made
+            // by it.
             unsafe { Self::sync(map, iova, size, true) }
         }
     }
 
+    /// Copies a part of a mapped buffer in or out.
+    ///
     /// # Safety
     ///
-    /// `map` must be a live token, as described above, that the virtio core syncs by.
+    /// `map` must be a live token, as described above, and the `size` bytes from `iova` on be within a
+    /// mapping that was made by it and has not ended.
     #[inline(always)]
     unsafe fn sync(map: bindings::virtio_map, iova: u64, size: usize, to_device: bool) {
-        // SAFETY: The virtio core passes a device's token.
+        // SAFETY: By the safety requirements.
         let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
             return;
         };
 
-        // SAFETY: The virtio core syncs within a mapping that `map_page` made by this token; the rest
-        // is as there.
+        // SAFETY: By the safety requirements. What the caller has disabled stays so, as in `map_page`.
         unsafe {
             match rcu::Section::around() {
                 Some(rcu) => token.sync(iova, size, to_device, rcu),

@@ -335,9 +335,7 @@ impl Owner for Mappings {
     }
 
     fn prepare(&self) {
-        if !self.is_bounce_mapped() {
-            self.map_bounce();
-        }
+        self.map_bounce();
     }
 
     fn map_coherent(&self, pages: Pages, size: usize) -> Result<u64> {
