@@ -8,11 +8,18 @@
 use super::{
     page::{
         Page,
-        PAGE_SHIFT, //
+        PAGE_SHIFT,
+        PAGE_SIZE, //
     },
     raw, //
 };
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    ptr::{
+        self,
+        NonNull, //
+    },
+};
 use kernel::{
     error::VTABLE_DEFAULT_ERROR,
     fs::{
@@ -136,6 +143,19 @@ pub(crate) trait FileOperations: Sized + 'static {
     /// not part of core dumps and cannot grow. Comes with the mmap lock, or the lock of the
     /// mapping, held for reading.
     fn fault(
+        _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
+        _offset: u64,
+    ) -> Option<ARef<Page>> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Returns the page at an offset of the file soon behind one that was touched, to be mapped along
+    /// with it, which saves a fault if it is touched, too. [`None`] leaves it and those behind it to
+    /// [`fault`](Self::fault).
+    ///
+    /// Nobody asks again when a page is mapped in this way: it must not be one that the file may have
+    /// another one for later on.
+    fn fault_around(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _offset: u64,
     ) -> Option<ARef<Page>> {
@@ -307,6 +327,9 @@ impl<T: FileOperations> VTable<T> {
         let new = unsafe { VmaNew::from_raw(vma) };
         new.set_dontdump();
         new.set_dontexpand();
+        if T::HAS_FAULT_AROUND {
+            new.set_mixedmap();
+        }
 
         // SAFETY: A mapping that is being set up may be written to. Its file stays the one that it
         // is set up for, which has this table.
@@ -326,20 +349,80 @@ impl<T: FileOperations> VTable<T> {
     /// table.
     unsafe extern "C" fn fault(vmf: *mut raw::vm_fault) -> raw::vm_fault_t {
         // SAFETY: By the safety requirements. What a fault is about is constant.
-        let (file, offset) = unsafe {
+        let (vma, address, offset) = unsafe {
             let about = &(*vmf).__bindgen_anon_1;
-            ((*about.vma).vm_file, (about.pgoff as u64) << PAGE_SHIFT)
+            (about.vma, about.address, (about.pgoff as u64) << PAGE_SHIFT)
         };
         // SAFETY: The mapping holds a reference to its file, and stays during this call.
-        let data = unsafe { Self::data(file) };
+        let data = unsafe { Self::data((*vma).vm_file) };
 
         match T::fault(data, offset) {
             Some(page) => {
+                if T::HAS_FAULT_AROUND {
+                    // SAFETY: The fault is in this mapping, which stays during this call.
+                    unsafe { Self::map_behind(vma, address, offset) }
+                }
                 // SAFETY: By the safety requirements. The reference to the page goes to the caller.
                 unsafe { (*vmf).page = ARef::into_raw(page).as_ptr().cast() };
                 0
             }
             None => raw::vm_fault_reason_VM_FAULT_SIGBUS,
+        }
+    }
+
+    /// Maps pages behind one that was touched, until there is none to be mapped or one that is mapped
+    /// already.
+    ///
+    /// # Safety
+    ///
+    /// `vma` must be a mapping of a file with this table, in which a fault at `address` is being
+    /// handled; that is at `offset` of the file.
+    unsafe fn map_behind(vma: *mut raw::vm_area_struct, address: usize, offset: u64) {
+        /// So many with the one that was touched: as many as the kernel maps of files
+        /// (`fault_around_bytes`).
+        const PAGES: usize = 16;
+
+        // SAFETY: The mapping does not change while a fault is handled in it.
+        let (file, end) = unsafe {
+            (
+                (*vma).vm_file,
+                (*vma).__bindgen_anon_1.__bindgen_anon_1.vm_end,
+            )
+        };
+        let behind = (end - address).div_ceil(PAGE_SIZE) - 1;
+        let mut pages = [ptr::null_mut(); PAGES - 1];
+        let mut count = 0;
+
+        for (place, number) in pages.iter_mut().zip(1..=behind) {
+            // SAFETY: The mapping holds a reference to its file, and stays during this call.
+            let data = unsafe { Self::data(file) };
+            let Some(page) = T::fault_around(data, offset + (number << PAGE_SHIFT) as u64) else {
+                break;
+            };
+            *place = ARef::into_raw(page).as_ptr().cast();
+            count += 1;
+        }
+        if count == 0 {
+            return;
+        }
+
+        let mut left = count;
+        // SAFETY: There are `count` pages, of which the mapping takes references of its own. It was
+        // set up for that, and the lock that a fault comes with is held. The address is that of the
+        // page behind the one that was touched, and inside the mapping. If not all can be mapped, they
+        // are touched later.
+        let _ = unsafe {
+            raw::vm_insert_pages(
+                vma,
+                (address & !(PAGE_SIZE - 1)) + PAGE_SIZE,
+                pages.as_mut_ptr(),
+                &raw mut left,
+            )
+        };
+
+        for page in pages.into_iter().filter_map(NonNull::new) {
+            // SAFETY: The reference is that of above.
+            drop(unsafe { ARef::<Page>::from_raw(page.cast()) });
         }
     }
 }

@@ -395,6 +395,13 @@ impl FileOperations for DomainFile {
             domain.owner().coherent_page(offset)
         }
     }
+
+    /// Bounce pages stay what they are, and are used one behind the other. Rings come and go.
+    fn fault_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
+        let bounce = domain.bounce();
+
+        bounce.contains(offset).then(|| bounce.page(offset))?
+    }
 }
 
 /// A domain and its file. The file owns a reference to the domain too, and stays as long as

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use rustix::pipe::{pipe_with, PipeFlags};
@@ -60,6 +61,19 @@ impl Prober {
             }
         }
     }
+}
+
+/// Whether a page of this process's is in its page tables, so that touching it is no fault.
+#[track_caller]
+pub fn is_present(address: *const u8) -> bool {
+    const PRESENT: u64 = 1 << 63;
+    let pages = File::open("/proc/self/pagemap").expect("opening the page map");
+    let mut entry = [0; 8];
+    let at = address.addr() as u64 / PAGE * 8;
+    pages
+        .read_exact_at(&mut entry, at)
+        .expect("an entry of the page map");
+    u64::from_ne_bytes(entry) & PRESENT != 0
 }
 
 /// A page that is not there until somebody says so: who touches it waits.

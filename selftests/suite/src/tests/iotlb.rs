@@ -15,7 +15,7 @@ use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::TestDevice;
 use crate::lab::disk::{LiveDisk, Shape};
 use crate::lab::expect::{fails, fails_at};
-use crate::lab::memory::{self, Prober, PAGE};
+use crate::lab::memory::{self, HugePage, Prober, PAGE};
 use crate::lab::raw::{self, Edge};
 use crate::lab::responder::Responder;
 use crate::lab::vhost::Vhost;
@@ -41,6 +41,7 @@ tests![
     the_domain_cannot_be_read_or_written,
     what_nobody_uses_raises_sigbus,
     bounce_pages_have_nothing_of_the_kernel_in_them,
+    one_fault_maps_the_bounce_pages_behind_it,
     a_mapping_outlives_the_device,
     a_descriptor_outlives_the_device,
     a_descriptor_kept_over_a_rebind_shows_no_other_memory,
@@ -400,6 +401,62 @@ fn bounce_pages_have_nothing_of_the_kernel_in_them() {
         assert!(other < 512, "{other} bytes at {offset:#x}");
     }
     assert!(pages > 0);
+}
+
+fn one_fault_maps_the_bounce_pages_behind_it() {
+    /// So many with the one that was touched.
+    const AROUND: usize = 16;
+    let disk = LiveDisk::new(Shape::default());
+    // As long as one piece of memory can be that is mapped: its bounce pages are one behind the other.
+    let count = (128 << 10) / PAGE as usize;
+    let mut memory = HugePage::new();
+    let pages = memory.bytes().chunks_mut(PAGE as usize).take(count);
+    pages.zip(1..).for_each(|(page, number)| page.fill(number));
+    let written = &memory.bytes()[..128 << 10];
+    assert_eq!(rustix::io::pwrite(disk.block(), written, 0), Ok(written.len()));
+    let region = disk.vduse().iotlb_fd(0, 0).unwrap();
+    let prober = Prober::new();
+    let page = |area: &Mapping, number: usize| area.address().wrapping_add(number * PAGE as usize);
+    let all = map(&region);
+    let region_pages = all.len() / PAGE as usize;
+    let used: Vec<usize> = (0..region_pages)
+        .filter(|&number| prober.read(page(&all, number), 1).is_ok())
+        .collect();
+    let is_run = |run: &&[usize]| run[count - 1] - run[0] == count - 1;
+    let run = used.windows(count).find(is_run).expect("the pages of a write");
+    let first = run[0];
+    let is_edge = |number: &&usize| !used.contains(&(**number + 1)) && **number < region_pages - 1;
+    let edge = *used.iter().find(is_edge).expect("a page whose follower is not there");
+
+    let area = map(&region);
+    let present = |from: usize, count: usize| {
+        let is_present = |number| memory::is_present(page(&area, number));
+        (from..from + count).map(is_present).collect::<Vec<_>>()
+    };
+    assert_eq!(present(first, count), vec![false; count]);
+    // The first of some that are there.
+    prober.read(page(&area, first), 1).unwrap();
+    assert_eq!(present(first, AROUND), [true; AROUND]);
+    assert_eq!(present(first + AROUND, count - AROUND), vec![false; count - AROUND]);
+    // One whose follower is not.
+    prober.read(page(&area, edge), 1).unwrap();
+    assert_eq!(present(edge, 2), [true, false]);
+    fails(prober.read(page(&area, edge + 1), 1), Errno::FAULT);
+    // One that is followed by some that are not mapped, and then by one that is.
+    prober.read(page(&area, first + AROUND + 4), 1).unwrap();
+    prober.read(page(&area, first + AROUND), 1).unwrap();
+    assert_eq!(present(first + AROUND, 5), [true; 5]);
+    // They are the right ones.
+    for (&number, page_written) in run.iter().zip(written.chunks(PAGE as usize)) {
+        let seen = prober.read(page(&area, number), PAGE as usize).unwrap();
+        assert!(seen == page_written, "{number}");
+    }
+    // A mapping that ends before they do.
+    let offset = region.offset + first as u64 * PAGE;
+    let three = Mapping::of_file(region.file.as_fd(), offset, 3 * PAGE, ACCESS_RO).unwrap();
+    prober.read(page(&three, 1), 1).unwrap();
+    let is_present = |number| memory::is_present(page(&three, number));
+    assert_eq!([0, 1, 2].map(is_present), [false, true, true]);
 }
 
 fn a_mapping_outlives_the_device() {
