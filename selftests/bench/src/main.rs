@@ -75,7 +75,7 @@ fn main() -> ExitCode {
 /// Measures all rows with all drivers, and says whether one of them could not be.
 fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), String> {
     if let Some(folder) = &options.profile {
-        profile::start(folder.clone());
+        profile::start(folder.clone(), options.patterns.clone());
     }
     drivers::load_bus()?;
     bus::set_autoprobe(false)?;
@@ -105,10 +105,11 @@ fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), Stri
         };
         for &driver in &options.drivers {
             drivers::load(driver, &options.module)?;
-            profile::set_driver(driver);
+            profile::next_driver();
             for bench in benches {
                 run(bench, drivers::title(driver), &bench.run);
             }
+            profile::tell(driver);
             drivers::unload(driver)?;
         }
         if options.ublk {

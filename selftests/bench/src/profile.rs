@@ -5,67 +5,96 @@
 
 use std::arch::asm;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::OnceLock;
 
 use vduse_selftests::differences::Driver;
 
 use crate::drivers;
 
-/// A window: what is counted for one driver.
-#[derive(Debug)]
-struct Window {
-    driver: Driver,
-    /// How often something was done in it.
-    times: usize,
-}
-
-/// What the machine is told.
+/// What is watched.
 #[derive(Debug)]
 struct Profile {
-    /// Where it looks for that.
+    /// Where the machine looks for what it has to know.
     folder: PathBuf,
-    windows: Vec<Window>,
+    /// Which rows: those that have one of these in their name, or all.
+    patterns: Vec<String>,
+    /// The *window* of the driver that is loaded, from 1 on; each driver is loaded once.
+    window: AtomicUsize,
+    /// How often something was done in this window.
+    times: AtomicUsize,
 }
 
-static PROFILE: Mutex<Option<Profile>> = Mutex::new(None);
+static PROFILE: OnceLock<Profile> = OnceLock::new();
 
-/// Has the machine count from now on. It looks for what it has to know in `folder`.
-pub fn start(folder: PathBuf) {
-    let windows = Vec::new();
-    *PROFILE.lock().expect("the profile") = Some(Profile { folder, windows });
-}
-
-/// Has what is counted count for a driver from now on, which is loaded once.
-pub fn set_driver(driver: Driver) {
-    if let Some(profile) = &mut *PROFILE.lock().expect("the profile") {
-        profile.windows.push(Window { driver, times: 0 });
-    }
-}
-
-/// Does `work`, which does something so many times, and has its instructions counted.
-pub fn watch<T>(times: usize, work: impl FnOnce() -> T) -> T {
-    let mut profile = PROFILE.lock().expect("the profile");
-    let Some(Profile { folder, windows }) = &mut *profile else {
-        drop(profile);
-        return work();
+/// Has the machine count what rows do that have one of `patterns` in their name. It looks for what it
+/// has to know in `folder`.
+pub fn start(folder: PathBuf, patterns: Vec<String>) {
+    let profile = Profile {
+        folder,
+        patterns,
+        window: AtomicUsize::new(0),
+        times: AtomicUsize::new(0),
     };
-    match windows.len() {
-        1 => mark::<1>(),
-        2 => mark::<2>(),
-        count => panic!("{count} windows"),
+    PROFILE.set(profile).expect("one profile");
+}
+
+/// A driver was loaded: what is counted counts for it.
+pub fn next_driver() {
+    if let Some(profile) = PROFILE.get() {
+        profile.window.fetch_add(1, SeqCst);
+        profile.times.store(0, SeqCst);
     }
-    let result = work();
-    mark::<0>();
-    let number = windows.len();
-    let window = windows.last_mut().expect("a window");
-    window.times += times;
+}
+
+/// Tells the machine what it has counted for a driver, which is still loaded.
+pub fn tell(driver: Driver) {
+    let Some(profile) = PROFILE.get() else {
+        return;
+    };
     let symbols = std::fs::read_to_string("/proc/kallsyms").expect("the kernel's functions");
-    let text = format!(
-        "{}\n{}\n{symbols}",
-        drivers::title(window.driver),
-        window.times
-    );
-    std::fs::write(folder.join(format!("symbols.{number}")), text).expect("telling the machine");
+    let title = drivers::title(driver);
+    let times = profile.times.load(SeqCst);
+    let file = format!("symbols.{}", profile.window.load(SeqCst));
+    std::fs::write(
+        profile.folder.join(file),
+        format!("{title}\n{times}\n{symbols}"),
+    )
+    .expect("telling the machine");
+}
+
+/// The profile, if a row is watched.
+fn of_row(row: &str) -> Option<&'static Profile> {
+    let wants = |profile: &&Profile| {
+        profile.patterns.is_empty() || profile.patterns.iter().any(|part| row.contains(part))
+    };
+    PROFILE.get().filter(wants)
+}
+
+/// Has instructions count for a row from now on, those of all processes.
+pub fn begin(row: &str) {
+    if let Some(profile) = of_row(row) {
+        match profile.window.load(SeqCst) {
+            1 => mark::<1>(),
+            2 => mark::<2>(),
+            window => panic!("window {window}"),
+        }
+    }
+}
+
+/// Ends that; something was done so many times.
+pub fn end(row: &str, times: usize) {
+    mark::<0>();
+    if let Some(profile) = of_row(row) {
+        profile.times.fetch_add(times, SeqCst);
+    }
+}
+
+/// Does a row's `work`, which does something so many times, and has its instructions counted.
+pub fn watch<T>(row: &str, times: usize, work: impl FnOnce() -> T) -> T {
+    begin(row);
+    let result = work();
+    end(row, times);
     result
 }
 

@@ -35,8 +35,9 @@ fn open_block(name: &str) -> Block {
     block
 }
 
-/// How many requests there are in a second, with so many under way.
+/// How many requests of a row there are in a second, with so many under way.
 pub fn per_second(
+    row: &str,
     file: &impl AsFd,
     depth: usize,
     largest: usize,
@@ -46,7 +47,7 @@ pub fn per_second(
     let mut flight = Flight::new(depth, largest).expect("asynchronous I/O");
     flight.run(file, depth.max(100), &mut what).expect("I/O");
     let run = || flight.run(file, count, &mut what).expect("I/O");
-    let took = clock::time(|| profile::watch(count, run));
+    let took = clock::time(|| profile::watch(row, count, run));
     count as f64 * 1e9 / took as f64
 }
 
@@ -88,22 +89,31 @@ const DIRECTIONS: [(Direction, &str); 2] = [(Direction::Read, "read"), (Directio
 /// Reads from a disk that qemu-storage-daemon has in memory.
 fn qsd() -> Bench {
     const MIB: usize = 1 << 20;
-    let kib = |depth, target| {
-        let name = format!("qemu-storage-daemon: 4 KiB random read, depth {depth}");
-        Row::higher(name, "IO/s", target)
-    };
+    let kib = [1, 16].map(|depth| format!("qemu-storage-daemon: 4 KiB random read, depth {depth}"));
     let mib = "qemu-storage-daemon: 1024 KiB sequential read, depth 4";
-    let rows = vec![kib(1, 1.3), kib(16, 1.15), Row::higher(mib, "MB/s", 1.0)];
-    Bench::new(rows, || {
+    let rows = vec![
+        Row::higher(&kib[0], "IO/s", 1.3),
+        Row::higher(&kib[1], "IO/s", 1.15),
+        Row::higher(mib, "MB/s", 1.0),
+    ];
+    Bench::new(rows, move || {
         let scratch = Scratch::new();
         let name = unique_name();
         let mut daemon = Qsd::start(&name, &scratch.file("disk", CAPACITY));
         let on_bus = daemon.add(&name);
         on_bus.bind(Driver::Virtio).expect("binding a disk");
         let block = open(&name);
-        let kib = |depth| per_second(&block, depth, 4096, 2000, random(Direction::Read, 4096));
-        let small = [kib(1), kib(16)];
-        let large = per_second(&block, 4, MIB, 120, sequential(Direction::Read, MIB));
+        let small = [(&kib[0], 1), (&kib[1], 16)].map(|(row, depth)| {
+            per_second(
+                row,
+                &block,
+                depth,
+                4096,
+                2000,
+                random(Direction::Read, 4096),
+            )
+        });
+        let large = per_second(mib, &block, 4, MIB, 120, sequential(Direction::Read, MIB));
         drop(block);
         drop(on_bus);
         daemon.stop();
@@ -132,28 +142,24 @@ fn on_null_disks(rows: Vec<Row>, measure: impl Fn(&Block) -> Vec<f64> + Clone + 
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
     for (depth, count, target) in [(1, 4000, 1.3), (16, 6000, 1.15), (128, 6000, 1.15)] {
-        let row = |(_, verb)| {
-            let name = format!("4 KiB random {verb}, depth {depth}");
-            Row::higher(name, "IO/s", target)
-        };
-        let rows = DIRECTIONS.map(row).to_vec();
-        benches.push(on_null_disks(rows, move |block| {
-            let measure =
-                |(direction, _)| per_second(block, depth, 4096, count, random(direction, 4096));
+        let name = move |verb| format!("4 KiB random {verb}, depth {depth}");
+        let rows = DIRECTIONS.map(|(_, verb)| Row::higher(name(verb), "IO/s", target));
+        benches.push(on_null_disks(rows.to_vec(), move |block| {
+            let measure = |(direction, verb)| {
+                let what = random(direction, 4096);
+                per_second(&name(verb), block, depth, 4096, count, what)
+            };
             DIRECTIONS.map(measure).to_vec()
         }));
     }
     for (kib, depth, count) in [(128, 4, 800), (1024, 4, 120)] {
-        let row = |(_, verb)| {
-            let name = format!("{kib} KiB sequential {verb}, depth {depth}");
-            Row::higher(name, "MB/s", 1.0)
-        };
-        let rows = DIRECTIONS.map(row).to_vec();
-        benches.push(on_null_disks(rows, move |block| {
+        let name = move |verb| format!("{kib} KiB sequential {verb}, depth {depth}");
+        let rows = DIRECTIONS.map(|(_, verb)| Row::higher(name(verb), "MB/s", 1.0));
+        benches.push(on_null_disks(rows.to_vec(), move |block| {
             let bytes = kib << 10;
-            let measure = |(direction, _)| {
-                per_second(block, depth, bytes, count, sequential(direction, bytes)) * bytes as f64
-                    / 1e6
+            let measure = |(direction, verb)| {
+                let what = sequential(direction, bytes);
+                per_second(&name(verb), block, depth, bytes, count, what) * bytes as f64 / 1e6
             };
             DIRECTIONS.map(measure).to_vec()
         }));
@@ -161,7 +167,7 @@ pub fn benches() -> Vec<Bench> {
     let name = "512 B to 128 KiB mixed, any sector, depth 16";
     let rows = vec![Row::higher(name, "IO/s", 1.15)];
     benches.push(on_null_disks(rows, |block| {
-        vec![per_second(block, 16, 128 << 10, 1500, mixed())]
+        vec![per_second(name, block, 16, 128 << 10, 1500, mixed())]
     }));
     benches.push(qsd());
     benches

@@ -13,13 +13,15 @@ use vduse_selftests::lab::vhost::access;
 use crate::aio::Direction;
 use crate::clock;
 use crate::null::{NullDisk, Shape};
+use crate::profile;
 use crate::rows::{disk, Bench, Row};
 
 const COUNTS: [u32; 4] = [1, 16, 256, 4096];
 
 /// Reads of 4 KiB from a disk of a certain shape.
 fn reads(what: &str, count: u32, shape: Shape) -> Bench {
-    let row = Row::lower(format!("4 KiB read; {count} {what}"), "ns", 0.77);
+    let name = format!("4 KiB read; {count} {what}");
+    let row = Row::lower(&name, "ns", 0.77);
     // So large that each of 4,096 address spaces has a part of it.
     let shape = Shape {
         bounce: 1 << 30,
@@ -28,7 +30,7 @@ fn reads(what: &str, count: u32, shape: Shape) -> Bench {
     Bench::new(vec![row], move || {
         let disk = NullDisk::new(shape);
         let what = disk::random(Direction::Read, 4096);
-        vec![1e9 / disk::per_second(&disk::open(disk.name()), 1, 4096, 1000, what)]
+        vec![1e9 / disk::per_second(&name, &disk::open(disk.name()), 1, 4096, 1000, what)]
     })
 }
 
@@ -36,10 +38,11 @@ fn reads(what: &str, count: u32, shape: Shape) -> Bench {
 fn regions(count: u32) -> Bench {
     const CALLS: u64 = 1000;
     const MAPS: u64 = 30;
-    let rows = vec![
-        Row::lower(format!("IOTLB_GET_FD; {count} regions"), "ns", 1.0),
-        Row::lower(format!("vhost map and unmap; {count} regions"), "ns", 1.0),
-    ];
+    let get_fd = format!("IOTLB_GET_FD; {count} regions");
+    let map = format!("vhost map and unmap; {count} regions");
+    let rows = [&get_fd, &map]
+        .map(|name| Row::lower(name, "ns", 1.0))
+        .to_vec();
     Bench::new(rows, move || {
         let answered = Answered::version_0(1);
         let vhost = answered.vhost();
@@ -62,10 +65,13 @@ fn regions(count: u32) -> Bench {
             assert_eq!(region.first, iova);
         };
         (0..100).for_each(|_| look());
-        let looking = clock::time(|| (0..CALLS).for_each(|_| look()));
+        let looking = clock::time(|| {
+            profile::watch(&get_fd, CALLS as usize, || (0..CALLS).for_each(|_| look()));
+        });
 
         let mut mapping = 0;
         for _ in 0..MAPS {
+            profile::begin(&map);
             mapping += clock::time(|| {
                 vhost
                     .map_in(0, at(count.into()), &page, access::RW)
@@ -74,6 +80,7 @@ fn regions(count: u32) -> Bench {
                     .unmap_in(0, at(count.into()), PAGE)
                     .expect("unmapping");
             });
+            profile::end(&map, 1);
             // It must not need memory while vhost has this process's locked.
             answered.responder.take_kinds();
         }

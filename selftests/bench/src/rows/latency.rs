@@ -14,6 +14,7 @@ use vduse_selftests::lab::vhost::Vhost;
 
 use crate::clock;
 use crate::null::{NullDisk, Shape};
+use crate::profile;
 use crate::rows::{disk, Bench, Row};
 
 /// Some of the times that were taken.
@@ -31,6 +32,9 @@ impl Times {
 /// How many round trips are timed, after some that are not.
 const ROUNDS: usize = 2000;
 const WARM_UP: usize = 50;
+
+const VHOST_KICK: &str = "vhost-vdpa: kick";
+const VHOST_INTERRUPT: &str = "vhost-vdpa: interrupt";
 
 /// An eventfd whose reads wait.
 fn event() -> OwnedFd {
@@ -68,16 +72,20 @@ fn through_vhost() -> Vec<f64> {
             for _ in 0..WARM_UP + ROUNDS {
                 wait(&kicked);
                 let woken = clock::now();
+                profile::end(VHOST_KICK, 1);
+                profile::begin(VHOST_INTERRUPT);
                 let injecting = clock::now();
                 device.inject_vq_irq(0).expect("interrupting");
                 sender.send((woken, injecting)).expect("a receiver");
             }
         });
         for round in 0..WARM_UP + ROUNDS {
+            profile::begin(VHOST_KICK);
             let kicking = clock::now();
             signal(&kick);
             wait(&call);
             let called = clock::now();
+            profile::end(VHOST_INTERRUPT, 1);
             let (woken, injecting) = receiver.recv().expect("a sender");
             if round >= WARM_UP {
                 kicks.push(woken - kicking);
@@ -120,10 +128,7 @@ pub fn benches() -> Vec<Bench> {
         rows
     };
     vec![
-        Bench::new(
-            rows("vhost-vdpa: kick", "vhost-vdpa: interrupt", 0.6),
-            through_vhost,
-        ),
+        Bench::new(rows(VHOST_KICK, VHOST_INTERRUPT, 0.6), through_vhost),
         Bench::new(
             rows(
                 "virtio-blk: read to kick",

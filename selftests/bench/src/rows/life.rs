@@ -6,6 +6,7 @@ use vduse_selftests::lab::bus::OnBus;
 
 use crate::clock;
 use crate::null::Shape;
+use crate::profile;
 use crate::rows::{Bench, Row};
 
 fn live(shape: Shape) {
@@ -21,14 +22,18 @@ fn live(shape: Shape) {
 pub fn benches() -> Vec<Bench> {
     let bench = |(spaces, times): (u32, u64)| {
         let name = format!("create, add, delete, destroy; {spaces} address spaces");
-        let rows = vec![Row::lower(name, "us", 0.8)];
+        let rows = vec![Row::lower(&name, "us", 0.8)];
         let shape = Shape {
             spaces,
             ..Shape::default()
         };
         Bench::new(rows, move || {
             live(shape);
-            let took = clock::time(|| (0..times).for_each(|_| live(shape)));
+            let took = clock::time(|| {
+                profile::watch(&name, times as usize, || {
+                    (0..times).for_each(|_| live(shape))
+                });
+            });
             vec![took as f64 / 1000.0 / times as f64]
         })
     };

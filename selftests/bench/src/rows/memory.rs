@@ -16,7 +16,11 @@ use vduse_selftests::lab::sysfs;
 use crate::aio::{Direction, Flight};
 use crate::clock;
 use crate::null::{NullDisk, Shape};
+use crate::profile;
 use crate::rows::{disk, Bench, Row};
+
+const GET_FD: &str = "IOTLB_GET_FD";
+const FIRST_TOUCH: &str = "first touch of a page of the bounce area";
 
 /// `IOTLB_GET_FD` of the bounce area, and closing the descriptor.
 fn get_fd() -> Vec<f64> {
@@ -24,7 +28,9 @@ fn get_fd() -> Vec<f64> {
     let disk = NullDisk::new(Shape::default());
     let look = || drop(disk.device().iotlb_fd(0, 0).expect("the bounce area"));
     (0..100).for_each(|_| look());
-    let took = clock::time(|| (0..CALLS).for_each(|_| look()));
+    let took = clock::time(|| {
+        profile::watch(GET_FD, CALLS as usize, || (0..CALLS).for_each(|_| look()));
+    });
     vec![took as f64 / CALLS as f64]
 }
 
@@ -70,6 +76,7 @@ fn faults() -> Vec<f64> {
     let least = DEPTH * BYTES / PAGE as usize;
     assert!(there.len() >= least, "only {} pages are there", there.len());
 
+    profile::begin(FIRST_TOUCH);
     let took = clock::time(|| {
         for _ in 0..TIMES {
             let mapping = map();
@@ -80,6 +87,8 @@ fn faults() -> Vec<f64> {
             }
         }
     });
+
+    profile::end(FIRST_TOUCH, TIMES as usize * there.len());
 
     drop(closed);
     let mut left = DEPTH;
@@ -159,15 +168,8 @@ pub fn benches() -> Vec<Bench> {
         Row::lower("memory of an idle address space", "KiB", 0.5),
     ];
     vec![
-        Bench::new(vec![Row::lower("IOTLB_GET_FD", "ns", 1.0)], get_fd),
-        Bench::new(
-            vec![Row::lower(
-                "first touch of a page of the bounce area",
-                "ns",
-                1.0,
-            )],
-            faults,
-        ),
+        Bench::new(vec![Row::lower(GET_FD, "ns", 1.0)], get_fd),
+        Bench::new(vec![Row::lower(FIRST_TOUCH, "ns", 1.0)], faults),
         Bench::new(memory, move || {
             let unbound = per_device(256, spaces(1), None);
             let bound = per_device(256, spaces(1), Some(Driver::Vhost));

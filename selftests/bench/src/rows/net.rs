@@ -14,16 +14,17 @@ use vduse_selftests::modules;
 use crate::clock;
 use crate::null::{ethernet, NullCard, LAST, OTHER};
 use crate::packet::Interface;
+use crate::profile;
 use crate::rows::{Bench, Row};
 
 /// How many frames are timed, after some that are not. The library's loopback has room for as many.
 const FRAMES: u64 = 4000;
 const WARM_UP: u64 = 1000;
 
-/// How many frames there are in a second, if `pass` has so many of them pass.
-fn per_second(mut pass: impl FnMut(u64)) -> f64 {
+/// How many frames of a row there are in a second, if `pass` has so many of them pass.
+fn per_second(row: &Row, mut pass: impl FnMut(u64)) -> f64 {
     pass(WARM_UP);
-    let took = clock::time(|| pass(FRAMES));
+    let took = clock::time(|| profile::watch(&row.name, FRAMES as usize, || pass(FRAMES)));
     FRAMES as f64 * 1e9 / took as f64
 }
 
@@ -46,21 +47,23 @@ fn receive(interface: &Interface, count: u64, start: impl FnOnce()) {
 }
 
 /// Each way for itself: frames that the driver sends, and frames that it receives.
-fn one_way(bytes: u32) -> [f64; 2] {
+fn one_way(rows: [&Row; 2], bytes: u32) -> [f64; 2] {
     let card = NullCard::new();
     let interface = Interface::of(card.name(), LAST);
     let frame = frame(bytes, LAST);
-    let sent = per_second(|count| {
+    let sent = per_second(rows[0], |count| {
         card.expect(count);
         (0..count).for_each(|_| interface.send(&frame));
         card.wait_sent();
     });
-    let received = per_second(|count| receive(&interface, count, || card.receive(count, bytes)));
+    let received = per_second(rows[1], |count| {
+        receive(&interface, count, || card.receive(count, bytes))
+    });
     [sent, received]
 }
 
 /// There and back.
-fn loopback(bytes: u32) -> f64 {
+fn loopback(row: &Row, bytes: u32) -> f64 {
     let shape = Shape::new(&unique_name(), MAC);
     let device = TestDevice::new(&shape.config());
     let card = Net::new(MAC, vec![Loopback::new().expect("a loopback")]).expect("a card");
@@ -70,7 +73,7 @@ fn loopback(bytes: u32) -> f64 {
     on_bus.bind(Driver::Virtio).expect("binding a card");
     let interface = Interface::of(device.name(), LAST);
     let (other, last) = (frame(bytes, OTHER), frame(bytes, LAST));
-    per_second(|count| {
+    per_second(row, |count| {
         receive(&interface, count, || {
             (1..count).for_each(|_| interface.send(&other));
             interface.send(&last);
@@ -83,10 +86,10 @@ pub fn benches() -> Vec<Bench> {
     let bench = |bytes: u32| {
         let row = |what| Row::higher(format!("virtio-net: {bytes} B {what}"), "frames/s", 1.0);
         let rows = vec![row("sent"), row("received"), row("there and back")];
-        Bench::new(rows, move || {
+        Bench::new(rows.clone(), move || {
             modules::tool("modprobe", &["virtio_net"]).expect("loading virtio_net");
-            let [sent, received] = one_way(bytes);
-            vec![sent, received, loopback(bytes)]
+            let [sent, received] = one_way([&rows[0], &rows[1]], bytes);
+            vec![sent, received, loopback(&rows[2], bytes)]
         })
     };
     [64, 1500].map(bench).into()

@@ -15,6 +15,7 @@ use vduse_selftests::lab::memory::HugePage;
 
 use crate::null::{NullDisk, Shape};
 use crate::probes::Probes;
+use crate::profile;
 use crate::rows::{disk, Bench, Row};
 
 /// How many requests of each kind are timed, after some that are not.
@@ -22,14 +23,13 @@ const REQUESTS: usize = 100;
 const WARM_UP: usize = 20;
 
 /// What the map operations take for buffers of so many bytes: those of reads, and those of writes.
-fn map_and_unmap(bytes: usize) -> Vec<f64> {
+fn map_and_unmap(rows: &[Row], bytes: usize) -> Vec<f64> {
     let disk = NullDisk::new(Shape::default());
     let block = disk::open(disk.name());
     // In one piece physically.
     let mut memory = HugePage::new();
     let buffer = &mut memory.bytes()[..bytes];
-    let probes = Probes::new();
-    let mut each = |write: bool| {
+    let mut each = |row: &Row, write: bool| {
         let mut once = || {
             let done = if write {
                 rustix::io::pwrite(&block, buffer, 0)
@@ -39,11 +39,14 @@ fn map_and_unmap(bytes: usize) -> Vec<f64> {
             assert_eq!(done, Ok(bytes), "a request");
         };
         (0..WARM_UP).for_each(|_| once());
+        // Of whole requests, and without the probes.
+        profile::watch(&row.name, REQUESTS, || (0..REQUESTS).for_each(|_| once()));
+        let probes = Probes::new();
         let watched = probes.watch(|| (0..REQUESTS).for_each(|_| once()));
         let [map, unmap] = watched.map_and_unmap(bytes, REQUESTS);
         map + unmap
     };
-    vec![each(false), each(true)]
+    vec![each(&rows[0], false), each(&rows[1], true)]
 }
 
 /// The measurements.
@@ -54,7 +57,7 @@ pub fn benches() -> Vec<Bench> {
             Row::lower(name, "instr.", 0.7)
         };
         let rows = vec![row("device writes"), row("device reads")];
-        Bench::new(rows, move || map_and_unmap(bytes))
+        Bench::new(rows.clone(), move || map_and_unmap(&rows, bytes))
     };
     [512, 4 << 10, 64 << 10].map(bench).into()
 }
