@@ -174,6 +174,7 @@ impl<T: Owner> Token<T> {
     }
 
     /// Maps a buffer, by [`Area::map`]. [`None`] also if the token is closed.
+    #[inline(never)]
     fn map(
         &self,
         buffer: Buffer<'_>,
@@ -322,13 +323,12 @@ impl<T: Owner> VTable<T> {
         let (dir, sync) = (Direction::from_raw(dir), syncs(attrs));
 
         // SAFETY: What the caller has disabled stays so, as nothing here knows of it.
-        let mapped = match unsafe { rcu::Section::around() } {
-            Some(rcu) => token.map_at_once(buffer, dir, sync, rcu),
-            None => Err(buffer),
+        let Some(rcu) = (unsafe { rcu::Section::around() }) else {
+            return Self::map_apart(token, buffer, dir, sync, None);
         };
-        match mapped {
+        match token.map_at_once(buffer, dir, sync, rcu) {
             Ok(iova) => iova,
-            Err(buffer) => Self::map_apart(token, buffer, dir, sync),
+            Err(buffer) => Self::map_apart(token, buffer, dir, sync, Some(rcu)),
         }
     }
 
@@ -339,8 +339,13 @@ impl<T: Owner> VTable<T> {
         buffer: Buffer<'_>,
         dir: Direction,
         sync: bool,
+        rcu: Option<rcu::Section<'_>>,
     ) -> bindings::dma_addr_t {
-        rcu::read(|rcu| token.map(buffer, dir, sync, rcu)).unwrap_or(MAPPING_ERROR)
+        match rcu {
+            Some(rcu) => token.map(buffer, dir, sync, rcu),
+            None => rcu::read(|rcu| token.map(buffer, dir, sync, rcu)),
+        }
+        .unwrap_or(MAPPING_ERROR)
     }
 
     /// # Safety
