@@ -12,7 +12,8 @@ use crate::drivers;
 pub const USAGE: &str = "\
 usage: vduse-bench [OPTION]... [PATTERN]...
 
-Measures the rows that have a PATTERN in their name (all, without one) with both drivers.
+Measures the rows that have a PATTERN in their name (all, without one) with both drivers; one that ends
+with $ is looked for at the end.
 As root, with neither of them loaded.
 
   --module FILE            our module (or VDUSE_MODULE)
@@ -45,13 +46,29 @@ pub struct Options {
     /// Say what happens.
     pub verbose: bool,
     /// Which rows.
-    pub patterns: Vec<String>,
+    pub patterns: Patterns,
+}
+
+/// Names of rows: those that have one of these in them, or all if there is none. At the end of one, `$` is the
+/// end of the name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patterns(Vec<String>);
+
+impl Patterns {
+    /// Whether a name is one of those.
+    pub fn fit(&self, name: &str) -> bool {
+        let fits = |pattern: &String| match pattern.strip_suffix('$') {
+            Some(end) => name.ends_with(end),
+            None => name.contains(pattern),
+        };
+        self.0.is_empty() || self.0.iter().any(fits)
+    }
 }
 
 impl Options {
     /// Whether a row is to be measured.
     pub fn wants(&self, row: &str) -> bool {
-        self.patterns.is_empty() || self.patterns.iter().any(|pattern| row.contains(pattern))
+        self.patterns.fit(row)
     }
 }
 
@@ -67,7 +84,7 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
         csv: false,
         list: false,
         verbose: false,
-        patterns: Vec::new(),
+        patterns: Patterns::default(),
     };
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
@@ -96,7 +113,7 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
             "--list" => options.list = true,
             "--verbose" => options.verbose = true,
             option if option.starts_with('-') => return Err(format!("{option}: no such option")),
-            pattern => options.patterns.push(pattern.to_owned()),
+            pattern => options.patterns.0.push(pattern.to_owned()),
         }
     }
     if options.profile.is_some() {
@@ -126,6 +143,9 @@ mod tests {
         assert!(options.wants("kick latency"));
         assert!(!options.wants("4 KiB random write"));
         assert!(parse("").unwrap().wants("anything"));
+        let options = parse("1$").unwrap();
+        assert!(options.wants("depth 1"));
+        assert!(!options.wants("depth 16"));
     }
 
     #[test]

@@ -11,14 +11,15 @@ use std::sync::OnceLock;
 use vduse_selftests::differences::Driver;
 
 use crate::drivers;
+use crate::options::Patterns;
 
 /// What is watched.
 #[derive(Debug)]
 struct Profile {
     /// Where the machine looks for what it has to know.
     folder: PathBuf,
-    /// Which rows: those that have one of these in their name, or all.
-    patterns: Vec<String>,
+    /// Which rows.
+    patterns: Patterns,
     /// The *window* of the driver that is loaded, from 1 on; each driver is loaded once.
     window: AtomicUsize,
     /// How often something was done in this window.
@@ -27,9 +28,8 @@ struct Profile {
 
 static PROFILE: OnceLock<Profile> = OnceLock::new();
 
-/// Has the machine count what rows do that have one of `patterns` in their name. It looks for what it
-/// has to know in `folder`.
-pub fn start(folder: PathBuf, patterns: Vec<String>) {
+/// Has the machine count what these rows do. It looks for what it has to know in `folder`.
+pub fn start(folder: PathBuf, patterns: Patterns) {
     let profile = Profile {
         folder,
         patterns,
@@ -65,10 +65,7 @@ pub fn tell(driver: Driver) {
 
 /// The profile, if a row is watched.
 fn of_row(row: &str) -> Option<&'static Profile> {
-    let wants = |profile: &&Profile| {
-        profile.patterns.is_empty() || profile.patterns.iter().any(|part| row.contains(part))
-    };
-    PROFILE.get().filter(wants)
+    PROFILE.get().filter(|profile| profile.patterns.fit(row))
 }
 
 /// Has instructions count for a row from now on, those of all processes.
