@@ -178,7 +178,9 @@ impl Slot {
     ///
     /// # Safety
     ///
-    /// The range must be within the page and, if the slot stands in for a part of a buffer, within that.
+    /// The page, if there is one, must be in use for this slot, and the range be within it. If the slot
+    /// stands in for a part of a buffer, the range must be within that, too. During the call the page
+    /// must stay allocated, and the mapping must not end.
     #[inline(always)]
     unsafe fn copy(
         &self,
@@ -194,9 +196,8 @@ impl Slot {
             return;
         }
 
-        // SAFETY: The page is in use. By the type invariants, the part of the buffer begins at `orig`,
-        // and is the driver's as long as it is mapped; the range is within both by the safety
-        // requirements.
+        // SAFETY: By the type invariants, the part of the buffer begins at `orig`, and stays allocated
+        // as long as it is mapped. The rest is by the safety requirements.
         unsafe { copy(page, orig, range, to_device) }
     }
 }
@@ -425,11 +426,11 @@ impl Area {
         }
     }
 
-    /// Copies a range of bytes of one slot, which is the one at `index`.
+    /// Copies a range of bytes of one slot.
     ///
     /// # Safety
     ///
-    /// As for [`Slot::copy`].
+    /// `slot` must be the one at `index`; the range and the mapping are as for [`Slot::copy`].
     #[inline(always)]
     unsafe fn copy_slot(
         &self,
@@ -439,7 +440,8 @@ impl Area {
         to_device: bool,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: By the safety requirements.
+        // SAFETY: By the safety requirements. The view is of the page that is in use, which stays
+        // allocated for as long as the section goes on.
         unsafe {
             match self.view(rcu) {
                 View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
@@ -452,7 +454,7 @@ impl Area {
     ///
     /// # Safety
     ///
-    /// As for [`Slot::copy`].
+    /// `slot` must be the one at `index`; the range and the mapping are as for [`Slot::copy`].
     #[inline(never)]
     unsafe fn copy_slot_apart(
         &self,
@@ -462,7 +464,8 @@ impl Area {
         to_device: bool,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: By the safety requirements.
+        // SAFETY: By the safety requirements. The view is of the page that is in use, which stays
+        // allocated for as long as the section goes on.
         unsafe {
             match self.view(rcu) {
                 View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
@@ -476,7 +479,7 @@ impl Area {
     ///
     /// # Safety
     ///
-    /// As for [`Slot::copy`].
+    /// `slot` must be the one at `index`; the range and the mapping are as for [`Slot::copy`].
     #[cold]
     #[inline(never)]
     unsafe fn copy_switching(
@@ -494,7 +497,8 @@ impl Area {
             slot.kernel_page()
         };
 
-        // SAFETY: By the safety requirements. The page stays in use under the lock.
+        // SAFETY: By the safety requirements. The page is in use, and stays so under the lock; both stay
+        // allocated longer than that.
         unsafe { slot.copy(page, range, to_device) }
     }
 
@@ -625,8 +629,8 @@ impl Area {
     ///
     /// # Safety
     ///
-    /// `given` must be that slot, and the buffer that it stands in for have as many bytes, a page at
-    /// most.
+    /// `slot` must be the one at `given.index()`, and the buffer that it stands in for have as many
+    /// bytes, a page at most; its mapping ends here.
     #[inline(never)]
     unsafe fn copy_and_empty(
         &self,

@@ -31,7 +31,11 @@ use kernel::{
         IovIterDest,
         IovIterSource, //
     },
-    mm::virt::VmaNew,
+    mm::virt::{
+        VmaMixedMap,
+        VmaNew,
+        VmaRef, //
+    },
     prelude::*,
     sync::{
         aref::ARef,
@@ -140,8 +144,7 @@ pub(crate) trait FileOperations: Sized + 'static {
     /// mapping that was touched there. [`None`] is a bus error.
     ///
     /// A kind of file that has this can be mapped. A mapping holds a reference to the file; it is
-    /// not part of core dumps and cannot grow. Comes with the mmap lock, or the lock of the
-    /// mapping, held for reading.
+    /// not part of core dumps and cannot grow. Comes with the mmap lock held for reading.
     fn fault(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _offset: u64,
@@ -149,12 +152,21 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
+    /// Whether a mapping that begins at an offset of the file is one in which a fault maps pages of
+    /// [`fault_around`](Self::fault_around). If so, a process that forks copies its page tables.
+    ///
+    /// Comes with the mmap lock held for writing.
+    fn maps_around(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>, _offset: u64) -> bool {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
     /// Returns the page at an offset of the file soon behind one that was touched, to be mapped along
     /// with it, which saves a fault if it is touched, too. [`None`] leaves it and those behind it to
     /// [`fault`](Self::fault).
     ///
-    /// Nobody asks again when a page is mapped in this way: it must not be one that the file may have
-    /// another one for later on.
+    /// Once a page is mapped in this way, nobody asks for it again. So it must not be one that the file
+    /// may have another one for later on; if it may have none, it must do no harm to be seen still.
+    /// Called as `fault` is.
     fn fault_around(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _offset: u64,
@@ -322,13 +334,19 @@ impl<T: FileOperations> VTable<T> {
     ///
     /// `file` must be a file with this table, valid for the duration of this call, and `vma` a
     /// mapping of it that is being set up.
-    unsafe extern "C" fn mmap(_file: *mut raw::file, vma: *mut raw::vm_area_struct) -> c_int {
+    unsafe extern "C" fn mmap(file: *mut raw::file, vma: *mut raw::vm_area_struct) -> c_int {
         // SAFETY: By the safety requirements.
         let new = unsafe { VmaNew::from_raw(vma) };
         new.set_dontdump();
         new.set_dontexpand();
-        if T::HAS_FAULT_AROUND {
-            new.set_mixedmap();
+        if T::HAS_MAPS_AROUND {
+            // SAFETY: By the safety requirements.
+            let (data, offset) =
+                unsafe { (Self::data(file), ((*vma).vm_pgoff as u64) << PAGE_SHIFT) };
+
+            if T::maps_around(data, offset) {
+                new.set_mixedmap();
+            }
         }
 
         // SAFETY: A mapping that is being set up may be written to. Its file stays the one that it
@@ -353,14 +371,17 @@ impl<T: FileOperations> VTable<T> {
             let about = &(*vmf).__bindgen_anon_1;
             (about.vma, about.address, (about.pgoff as u64) << PAGE_SHIFT)
         };
-        // SAFETY: The mapping holds a reference to its file, and stays during this call.
-        let data = unsafe { Self::data((*vma).vm_file) };
+        // SAFETY: The mapping holds a reference to its file. The lock that a fault comes with is held
+        // during this call.
+        let (data, vma) = unsafe { (Self::data((*vma).vm_file), VmaRef::from_raw(vma)) };
 
         match T::fault(data, offset) {
             Some(page) => {
                 if T::HAS_FAULT_AROUND {
-                    // SAFETY: The fault is in this mapping, which stays during this call.
-                    unsafe { Self::map_behind(vma, address, offset) }
+                    if let Some(vma) = vma.as_mixedmap_vma() {
+                        // SAFETY: The fault is in this mapping.
+                        unsafe { Self::map_behind(vma, address, offset) }
+                    }
                 }
                 // SAFETY: By the safety requirements. The reference to the page goes to the caller.
                 unsafe { (*vmf).page = ARef::into_raw(page).as_ptr().cast() };
@@ -375,28 +396,25 @@ impl<T: FileOperations> VTable<T> {
     ///
     /// # Safety
     ///
-    /// `vma` must be a mapping of a file with this table, in which a fault at `address` is being
-    /// handled; that is at `offset` of the file.
-    unsafe fn map_behind(vma: *mut raw::vm_area_struct, address: usize, offset: u64) {
+    /// `vma` must be a mapping of a file with this table, in which a fault at the page at `address` is
+    /// being handled; that is at `offset` of the file.
+    unsafe fn map_behind(vma: &VmaMixedMap, address: usize, offset: u64) {
         /// So many with the one that was touched: as many as the kernel maps of files
         /// (`fault_around_bytes`).
         const PAGES: usize = 16;
 
-        // SAFETY: The mapping does not change while a fault is handled in it.
-        let (file, end) = unsafe {
-            (
-                (*vma).vm_file,
-                (*vma).__bindgen_anon_1.__bindgen_anon_1.vm_end,
-            )
-        };
-        let behind = (end - address).div_ceil(PAGE_SIZE) - 1;
+        // SAFETY: A mapping's file does not change while a fault is handled in it.
+        let file = unsafe { (*vma.as_ptr()).vm_file };
+        let behind = (vma.end() - address) / PAGE_SIZE - 1;
         let mut pages = [ptr::null_mut(); PAGES - 1];
         let mut count = 0;
 
         for (place, number) in pages.iter_mut().zip(1..=behind) {
             // SAFETY: The mapping holds a reference to its file, and stays during this call.
             let data = unsafe { Self::data(file) };
-            let Some(page) = T::fault_around(data, offset + (number << PAGE_SHIFT) as u64) else {
+            let page = T::fault_around(data, offset + (number << PAGE_SHIFT) as u64);
+            // Nobody looks for the mark later, as after `fault`.
+            let Some(page) = page.filter(|page| !page.is_poisoned()) else {
                 break;
             };
             *place = ARef::into_raw(page).as_ptr().cast();
@@ -407,14 +425,14 @@ impl<T: FileOperations> VTable<T> {
         }
 
         let mut left = count;
-        // SAFETY: There are `count` pages, of which the mapping takes references of its own. It was
-        // set up for that, and the lock that a fault comes with is held. The address is that of the
+        // SAFETY: There are `count` pages, of which the mapping takes references of its own. By the
+        // invariants of its type, it is one for this, and its lock is held. The address is that of the
         // page behind the one that was touched, and inside the mapping. If not all can be mapped, they
         // are touched later.
         let _ = unsafe {
             raw::vm_insert_pages(
-                vma,
-                (address & !(PAGE_SIZE - 1)) + PAGE_SIZE,
+                vma.as_ptr(),
+                address + PAGE_SIZE,
                 pages.as_mut_ptr(),
                 &raw mut left,
             )

@@ -60,6 +60,12 @@ impl Page {
         self.0.get()
     }
 
+    /// Whether the hardware has lost some of its contents. Nobody may be led to look at it then.
+    pub(super) fn is_poisoned(&self) -> bool {
+        // SAFETY: The existence of `self` shows that the page is allocated.
+        unsafe { bindings::PageHWPoison(self.as_raw()) }
+    }
+
     /// Allocates a page full of zeroes in atomic context. Returns null if there is none.
     ///
     /// The caller owns the one reference to it.

@@ -241,6 +241,7 @@ impl Slots {
                 Ok(_) => {
                     let slot = self.first(block) & !31 | bits.trailing_zeros() as usize;
 
+                    // INVARIANT: It is a slot of `block`.
                     return Some(BlockSlot { slot, word });
                 }
                 Err(now) => bits = now,
@@ -344,6 +345,7 @@ impl Slots {
         // INVARIANT: The domain has given it out to us; its first slot is given out just now.
         word.store(CLAIMED | self.all(block) & !slot_bit(first), Release);
 
+        // INVARIANT: It is the first slot of the block.
         Some((block, BlockSlot { slot: first, word }))
     }
 
@@ -396,6 +398,7 @@ impl Slots {
 
         // As long as the slot is given out, its block stays claimed, or stays not.
         if size <= PAGE_SIZE && word.read() & CLAIMED != 0 {
+            // INVARIANT: The word was found by the slot.
             Some(BlockSlot { slot, word })
         } else {
             None

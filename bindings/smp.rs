@@ -14,8 +14,7 @@ use kernel::cpu::CpuId;
 /// Reads a variable of the CPU that the caller is on, or was on just now. In one instruction; the
 /// kernel crate's ways are calls of C functions (see [`atomic`](super::atomic)).
 ///
-/// It must be a variable of 4 bytes that each CPU has (`DECLARE_PER_CPU`): who uses this shows that it is,
-/// by its name.
+/// For variables of 4 bytes that each CPU has (`DECLARE_PER_CPU`), of which there are two here.
 #[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
 macro_rules! read_per_cpu {
     ($variable:path) => {{

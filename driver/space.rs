@@ -396,7 +396,13 @@ impl FileOperations for DomainFile {
         }
     }
 
-    /// Bounce pages stay what they are, and are used one behind the other. Rings come and go.
+    /// Rings come and go.
+    fn maps_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> bool {
+        domain.bounce().contains(offset)
+    }
+
+    /// Bounce pages stay what they are, and are used one behind the other. While a process lends
+    /// others, there are none; it is its own affair if it looks at the former ones.
     fn fault_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
         let bounce = domain.bounce();
 

@@ -151,6 +151,11 @@ void vduse_rs_helper_memcpy_phys(phys_addr_t to, phys_addr_t from, size_t len)
 #endif
 }
 
+bool vduse_rs_helper_PageHWPoison(const struct page *page)
+{
+	return PageHWPoison(page);
+}
+
 void vduse_rs_helper_cond_resched(void)
 {
 	cond_resched();

@@ -422,7 +422,11 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     let used: Vec<usize> = (0..region_pages)
         .filter(|&number| prober.read(page(&all, number), 1).is_ok())
         .collect();
-    let is_run = |run: &&[usize]| run[count - 1] - run[0] == count - 1;
+    // Pages that are one behind the other, of which the first has what was written first.
+    let is_run = |run: &&[usize]| {
+        run[count - 1] - run[0] == count - 1
+            && prober.read(page(&all, run[0]), 1).is_ok_and(|bytes| bytes == [1])
+    };
     let run = used.windows(count).find(is_run).expect("the pages of a write");
     let first = run[0];
     let is_edge = |number: &&usize| !used.contains(&(**number + 1)) && **number < region_pages - 1;
@@ -450,6 +454,16 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     for (&number, page_written) in run.iter().zip(written.chunks(PAGE as usize)) {
         let seen = prober.read(page(&area, number), PAGE as usize).unwrap();
         assert!(seen == page_written, "{number}");
+    }
+    // Rings are mapped when they are touched.
+    let ring = disk.vduse().iotlb_fd(ring_iova(&disk), ring_iova(&disk)).unwrap();
+    let size = ring.offset + ring.last - ring.first + 1;
+    let to_rings = Mapping::of_file(region.file.as_fd(), 0, size, ACCESS_RW).unwrap();
+    let pages = [0, 1].map(|number| ring.offset as usize / PAGE as usize + number);
+    for touched in 0..2 {
+        let is_present = |number| memory::is_present(page(&to_rings, number));
+        assert_eq!(pages.map(is_present), [touched > 0, false]);
+        prober.read(page(&to_rings, pages[touched]), 1).unwrap();
     }
     // A mapping that ends before they do.
     let offset = region.offset + first as u64 * PAGE;
