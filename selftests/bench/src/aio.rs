@@ -57,6 +57,8 @@ pub struct Flight {
     /// How far one buffer is from the next, in bytes.
     stride: usize,
     requests: Vec<Request>,
+    /// Room for what came of all of them.
+    events: Vec<Event>,
     under_way: usize,
 }
 
@@ -89,6 +91,7 @@ impl Flight {
             buffers,
             stride,
             requests: vec![Request::default(); depth],
+            events: vec![Event::default(); depth],
             under_way: 0,
         })
     }
@@ -134,21 +137,20 @@ impl Flight {
 
     /// Waits for at least `least` requests, and says which buffers are free again.
     pub fn wait(&mut self, least: usize, free: &mut Vec<usize>) -> io::Result<()> {
-        let mut events = vec![Event::default(); self.requests.len()];
         // SAFETY: The kernel writes at most so many events.
         let n = check(unsafe {
             libc::syscall(
                 libc::SYS_io_getevents,
                 self.context,
                 least,
-                events.len(),
-                events.as_mut_ptr(),
+                self.events.len(),
+                self.events.as_mut_ptr(),
                 std::ptr::null::<timespec>(),
             )
         })?;
         self.under_way -= n;
         free.clear();
-        for event in &events[..n] {
+        for event in &self.events[..n] {
             let slot = event.data as usize;
             if event.result != self.requests[slot].bytes as i64 {
                 return Err(io::Error::other(format!("a request gave {}", event.result)));
