@@ -27,6 +27,7 @@ mod ublk;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use vduse_selftests::lab::bus;
 
@@ -83,6 +84,8 @@ fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), Stri
     let mut failed = false;
     for round in 1..=options.rounds {
         let mut run = |bench: &Bench, column, measure: &dyn Fn() -> Vec<f64>| {
+            // What the one before has left to the kernel to free is freed meanwhile.
+            std::thread::sleep(Duration::from_millis(500));
             let begin = std::time::Instant::now();
             let name = &bench.rows[0].name;
             match catch_unwind(AssertUnwindSafe(measure)) {
