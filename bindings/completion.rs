@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Completions that can be waited for with a timeout and killed out of.
+//! Completions that can be waited for with a timeout, and killed out of or frozen meanwhile.
 //!
 //! [`kernel::sync::Completion`] can only be waited for without end.
 //!
@@ -9,12 +9,12 @@
 use super::raw as bindings;
 use kernel::{
     prelude::*,
-    time::Jiffies,
+    time::{
+        msecs_to_jiffies,
+        Delta, //
+    },
     types::Opaque, //
 };
-
-/// The longest time in jiffies that the scheduler sleeps for; more than that means without end.
-const MAX_TIMEOUT: Jiffies = c_long::MAX as Jiffies;
 
 /// Why a wait has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,17 @@ pub(crate) enum Waited {
     TimedOut,
     /// The waiting task was killed.
     Killed,
+}
+
+impl Waited {
+    /// Reads what the C functions return: jiffies, 0 if the time ran out, or an error.
+    fn from_time_left(left: c_long) -> Self {
+        match left {
+            0 => Self::TimedOut,
+            1.. => Self::Completed,
+            _ => Self::Killed,
+        }
+    }
 }
 
 /// Something that happens once, and that tasks wait for.
@@ -56,29 +67,40 @@ impl Completion {
         unsafe { bindings::complete_all(self.inner.get()) }
     }
 
-    /// Waits until it happens, until `timeout` jiffies have gone by, or until the task is killed.
+    /// Waits until it happens, until `timeout` has gone by, or until the task is killed.
     ///
-    /// May sleep.
-    pub(crate) fn wait_killable_timeout(&self, timeout: Jiffies) -> Waited {
+    /// May sleep. A timeout is rounded up to jiffies.
+    pub(crate) fn wait_killable_timeout(&self, timeout: Delta) -> Waited {
         // SAFETY: The completion is initialised by the type's constructor.
         let left = unsafe {
-            bindings::wait_for_completion_killable_timeout(
+            bindings::wait_for_completion_killable_timeout(self.inner.get(), jiffies(timeout))
+        };
+
+        Waited::from_time_left(left)
+    }
+
+    /// The same, but the task can be frozen while it waits (`TASK_FREEZABLE_UNSAFE`), as when the
+    /// machine suspends. Time in which the machine sleeps does not count.
+    ///
+    /// May sleep. Locks that the caller holds are held while it is frozen: they must not be such that
+    /// suspending takes them, or it never ends.
+    pub(crate) fn wait_killable_freezable_timeout(&self, timeout: Delta) -> Waited {
+        // SAFETY: The completion is initialised by the type's constructor.
+        let left = unsafe {
+            bindings::wait_for_completion_killable_freezable_timeout(
                 self.inner.get(),
-                timeout.min(MAX_TIMEOUT),
+                jiffies(timeout),
             )
         };
 
-        match left {
-            0 => Waited::TimedOut,
-            1.. => Waited::Completed,
-            _ => Waited::Killed,
-        }
+        Waited::from_time_left(left)
     }
+}
 
-    /// Waits until it happens or until the task is killed.
-    ///
-    /// May sleep.
-    pub(crate) fn wait_killable(&self) -> Waited {
-        self.wait_killable_timeout(MAX_TIMEOUT)
-    }
+/// A time in jiffies, rounded up, as the scheduler sleeps for: no more than it can.
+fn jiffies(time: Delta) -> c_ulong {
+    let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+
+    // What was cut off from the time.
+    msecs_to_jiffies(milliseconds).saturating_add(1)
 }

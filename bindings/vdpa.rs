@@ -376,7 +376,7 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     /// The driver says where in a virtqueue to start.
     fn set_vq_state(&self, vq: u16, state: VqState) -> Result;
     /// Where in a virtqueue the device is.
-    fn vq_state(&self, vq: u16) -> Result<VqState>;
+    fn vq_state(&self, vq: u16, driver: BusDriver) -> Result<VqState>;
     /// The size of a virtqueue: the one chosen, or the largest that the driver can choose; 0 if it
     /// cannot use it at all.
     fn vq_size(&self, vq: u16, driver: BusDriver) -> u16;
@@ -410,7 +410,9 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn set_status(&self, status: u8, driver: BusDriver);
     /// The driver resets the device. The callbacks of one of the kernel are forgotten by then, vhost's
     /// after that. An error is not passed on if there was no driver and the device is being deleted.
-    fn reset(&self) -> Result;
+    fn reset(&self, driver: BusDriver) -> Result;
+    /// The device is about to be deleted from the bus: its driver is taken away next.
+    fn leave(&self);
     /// The size of the configuration space in bytes.
     fn config_size(&self) -> usize;
     /// Reads the configuration space; what lies behind its end is zero. Without a driver, somebody
@@ -422,11 +424,11 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn generation(&self) -> u32;
 
     /// Replaces all mappings of an address space.
-    fn set_map(&self, asid: u32, iotlb: &Iotlb) -> Result;
+    fn set_map(&self, asid: u32, iotlb: &Iotlb, driver: BusDriver) -> Result;
     /// Drops all mappings of an address space: who made them is gone.
     fn reset_map(&self, asid: u32) -> Result;
     /// Moves a group of virtqueues to an address space.
-    fn set_group_asid(&self, group: u32, asid: u32) -> Result;
+    fn set_group_asid(&self, group: u32, asid: u32, driver: BusDriver) -> Result;
 }
 
 /// A vDPA device.
@@ -635,7 +637,7 @@ impl<T: Operations> VTable<T> {
     operation! {
         fn get_vq_state(dev, vq: u16, state: *mut bindings::vdpa_vq_state) -> c_int {
             from_result(|| {
-                let answer = dev.data.vq_state(vq)?;
+                let answer = dev.data.vq_state(vq, dev.driver())?;
                 // SAFETY: The core passes a place for the state.
                 unsafe { answer.write_to(state) };
                 Ok(0)
@@ -758,7 +760,7 @@ impl<T: Operations> VTable<T> {
             }
 
             let was_driven = dev.data.status() & status::DRIVER_OK != 0;
-            let result = dev.data.reset();
+            let result = dev.data.reset(dev.driver());
 
             dev.callbacks.clear();
             // vhost-vdpa resets a device when it is opened. If that fails, nobody tells who waits for
@@ -838,7 +840,7 @@ impl<T: Operations> VTable<T> {
             // was allocated as one that uses virtual addresses.
             let iotlb = unsafe { Iotlb::from_raw(iotlb) };
 
-            from_result(|| dev.data.set_map(asid, iotlb).map(|()| 0))
+            from_result(|| dev.data.set_map(asid, iotlb, dev.driver()).map(|()| 0))
         }
     }
 
@@ -850,7 +852,7 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn set_group_asid(dev, group: c_uint, asid: c_uint) -> c_int {
-            from_result(|| dev.data.set_group_asid(group, asid).map(|()| 0))
+            from_result(|| dev.data.set_group_asid(group, asid, dev.driver()).map(|()| 0))
         }
     }
 

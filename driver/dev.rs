@@ -218,6 +218,7 @@ impl Dev {
         }
 
         using.attached = true;
+        self.messages.attach();
 
         Ok(Attached(self.clone()))
     }

@@ -7,6 +7,18 @@
 //! is *broken*: all requests fail, at once, and whoever reads or polls is told. The next daemon that
 //! opens the device mends it.
 //!
+//! # Waits that end earlier
+//!
+//! While no daemon has the device open, the next one may be about to: so it is waited for. It is not
+//! where the device itself goes away, because it is [leaving](MessageQueue::leave) the vDPA bus or the
+//! machine shuts down; the request fails at once, or when the last daemon is gone, and the device is
+//! not broken: there is nothing left that the next daemon would have to know. A daemon that has the
+//! device open is waited for then as well; but when the machine shuts down, all requests of all devices
+//! together wait no longer than [`SHUTDOWN_PATIENCE`], whatever the timeouts say.
+//!
+//! When the machine suspends, daemons are frozen and answer no more. What becomes of a wait then, its
+//! caller says: [`Freezing`].
+//!
 //! All of this is in process context. The queue's mutex is not held while anybody waits, nor while
 //! userspace memory is touched.
 
@@ -16,7 +28,9 @@ use crate::{
             Completion,
             Waited, //
         },
-        file_ops::Events, //
+        file_ops::Events,
+        freezer,
+        system, //
     },
     uapi::{
         DevRequest,
@@ -50,13 +64,44 @@ use kernel::{
         SetOnce, //
     },
     time::{
-        msecs_to_jiffies,
-        Jiffies, //
+        Delta,
+        Instant,
+        Monotonic, //
     },
 };
 
 /// How long the daemon may take to answer, in seconds, unless somebody says otherwise.
 const DEFAULT_TIMEOUT: u32 = 30;
+
+/// How long requests wait at most, all together, once the machine shuts down.
+const SHUTDOWN_PATIENCE: Delta = Delta::from_secs(5);
+
+/// How often a wait looks whether the device goes away or the machine suspends, of which nobody tells
+/// it.
+const LOOK_INTERVAL: Delta = Delta::from_millis(200);
+
+/// When the first request was sent, or found waiting, after the machine had begun to shut down.
+static SHUTDOWN_SEEN: SetOnce<Instant<Monotonic>> = SetOnce::new();
+
+/// What becomes of a wait when the machine suspends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Freezing {
+    /// The task is frozen where it waits, and goes on waiting when it is thawed. The caller must hold
+    /// no lock that suspending takes, such as that of a device in the driver core.
+    Freeze,
+    /// The request fails, as nobody can answer it before the machine is thawed. The device is not
+    /// broken.
+    GiveUp,
+}
+
+/// How a wait has ended without an answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The daemon had its time: the device is broken.
+    TimedOut,
+    /// There is nobody to wait for, or the sender was killed.
+    GivenUp,
+}
 
 /// A request on its way.
 #[pin_data]
@@ -139,6 +184,10 @@ pub(super) struct MessageQueue {
     queues: Mutex<Queues>,
     /// Whether a request was not answered in time. Changes under the mutex of `queues`.
     broken: AtomicFlag,
+    /// Whether a daemon has the device open. Changes under the mutex of `queues`.
+    open: AtomicFlag,
+    /// Whether the device is being deleted from the vDPA bus.
+    leaving: AtomicFlag,
     /// Readers and pollers wait here.
     #[pin]
     readers: PollCondVar,
@@ -156,6 +205,8 @@ impl MessageQueue {
                 next_id: 0,
             }),
             broken: AtomicFlag::new(false),
+            open: AtomicFlag::new(false),
+            leaving: AtomicFlag::new(false),
             readers <- new_poll_condvar!(),
             timeout: Atomic::new(DEFAULT_TIMEOUT),
         })
@@ -189,12 +240,33 @@ impl MessageQueue {
         self.readers.notify_all();
     }
 
+    /// The device is put on the vDPA bus.
+    pub(super) fn attach(&self) {
+        self.leaving.store(false, Relaxed);
+    }
+
+    /// The device is about to be deleted from the vDPA bus: from now on, requests fail while no daemon
+    /// has it open.
+    pub(super) fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+    }
+
+    /// Whether there is nobody to wait for.
+    fn is_deserted(&self) -> bool {
+        !self.open.load(Relaxed) && (self.leaving.load(Relaxed) || system::is_shutting_down())
+    }
+
     /// Sends a request and waits for its answer. May sleep, for as long as the timeout.
     ///
     /// Errors: [`EIO`] if the daemon says that it failed, does not answer in time, or has not in
-    /// the past, and if the caller is killed. Without memory for the request the device breaks too:
-    /// the daemon would go on without having been told.
-    pub(super) fn send(&self, kind: u32, body: RequestBody) -> Result<DevResponse> {
+    /// the past, if there is nobody to wait for, and if the caller is killed. Without memory for the
+    /// request the device breaks too: the daemon would go on without having been told.
+    pub(super) fn send(
+        &self,
+        kind: u32,
+        body: RequestBody,
+        freezing: Freezing,
+    ) -> Result<DevResponse> {
         let Ok(new) = Message::new(kind, body) else {
             self.break_down(&mut self.queues.lock());
             return Err(EIO);
@@ -203,7 +275,7 @@ impl MessageQueue {
 
         {
             let mut queues = self.queues.lock();
-            if self.is_broken() {
+            if self.is_broken() || self.is_deserted() {
                 return Err(EIO);
             }
 
@@ -213,19 +285,14 @@ impl MessageQueue {
         }
         self.readers.notify_all();
 
-        let waited = match self.timeout() {
-            0 => message.done.wait_killable(),
-            seconds => message.done.wait_killable_timeout(jiffies(seconds)),
-        };
-
-        if waited != Waited::Completed {
+        if let Err(ended) = self.wait(&message, freezing) {
             let id = message.id.load(Relaxed);
             let mut queues = self.queues.lock();
             // It may have been answered, or failed with the others, by now.
             let given_up = Queues::take(&mut queues.unread, id)
                 .or_else(|| Queues::take(&mut queues.unanswered, id));
 
-            if given_up.is_some() && waited == Waited::TimedOut {
+            if given_up.is_some() && ended == Ended::TimedOut {
                 self.break_down(&mut queues);
             }
         }
@@ -234,6 +301,49 @@ impl MessageQueue {
             Some(answer) if answer.result == REQ_RESULT_OK => Ok(*answer),
             _ => Err(EIO),
         }
+    }
+
+    /// Waits until a message is answered, or failed with all others.
+    fn wait(&self, message: &Message, freezing: Freezing) -> Result<(), Ended> {
+        let timeout = self.timeout();
+        let limit = (timeout != 0).then(|| Delta::from_secs(timeout.into()));
+        let start = Instant::<Monotonic>::now();
+
+        loop {
+            let slice = match Self::time_left(start, limit) {
+                Some(left) if left.is_negative() || left.is_zero() => return Err(Ended::TimedOut),
+                Some(left) if left < LOOK_INTERVAL => left,
+                _ => LOOK_INTERVAL,
+            };
+
+            let waited = match freezing {
+                Freezing::Freeze => message.done.wait_killable_freezable_timeout(slice),
+                Freezing::GiveUp => message.done.wait_killable_timeout(slice),
+            };
+            match waited {
+                Waited::Completed => return Ok(()),
+                Waited::Killed => return Err(Ended::GivenUp),
+                Waited::TimedOut if self.is_deserted() => return Err(Ended::GivenUp),
+                Waited::TimedOut if freezing == Freezing::GiveUp && freezer::is_freezing() => {
+                    return Err(Ended::GivenUp);
+                }
+                Waited::TimedOut => (),
+            }
+        }
+    }
+
+    /// How long a wait that began at `start` may still take; [`None`] for without end.
+    fn time_left(start: Instant<Monotonic>, limit: Option<Delta>) -> Option<Delta> {
+        let left = limit.map(|limit| limit - start.elapsed());
+        if !system::is_shutting_down() {
+            return left;
+        }
+
+        SHUTDOWN_SEEN.populate(Instant::now());
+        let spent = SHUTDOWN_SEEN.as_ref().map_or(Delta::ZERO, Instant::elapsed);
+        let patience = SHUTDOWN_PATIENCE - spent;
+
+        Some(left.map_or(patience, |left| left.min(patience)))
     }
 
     /// Reads the next request, which `deliver` hands to the daemon. May sleep, until there is one.
@@ -310,21 +420,16 @@ impl MessageQueue {
         let _queues = self.queues.lock();
 
         self.broken.store(false, Relaxed);
+        self.open.store(true, Relaxed);
     }
 
     /// The daemon is gone: what it has read and not answered is for the next one to read first.
     pub(super) fn closed(&self) {
         let mut queues = self.queues.lock();
 
+        self.open.store(false, Relaxed);
         while let Some(message) = queues.unanswered.pop_back() {
             queues.unread.push_front(message);
         }
     }
-}
-
-/// Seconds as jiffies. No number of seconds is too large.
-fn jiffies(seconds: u32) -> Jiffies {
-    let jiffies_per_second = msecs_to_jiffies(1000);
-
-    jiffies_per_second.saturating_mul(seconds as Jiffies)
 }

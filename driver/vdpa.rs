@@ -7,6 +7,7 @@
 
 use super::{
     dev::Attached,
+    msg::Freezing,
     space::Mappings, //
 };
 use crate::{
@@ -85,8 +86,15 @@ impl DriverSide {
         }
     }
 
-    fn send(&self, kind: u32, body: RequestBody) -> Result<uapi::DevResponse> {
-        self.dev.messages.send(kind, body)
+    fn send(&self, kind: u32, body: RequestBody, driver: BusDriver) -> Result<uapi::DevResponse> {
+        // A process calls with no lock of the driver core, which suspending the machine takes of every
+        // device. A driver of the kernel is bound and unbound with one.
+        let freezing = match driver {
+            BusDriver::Vhost => Freezing::Freeze,
+            BusDriver::Other | BusDriver::None => Freezing::GiveUp,
+        };
+
+        self.dev.messages.send(kind, body, freezing)
     }
 
     /// Does something with a virtqueue. The core's indexes are those of the device.
@@ -122,8 +130,9 @@ impl Operations for DriverSide {
         self.vq(vq, |vq| vq.set_state(state))
     }
 
-    fn vq_state(&self, vq: u16) -> Result<VqState> {
-        let answer = self.send(uapi::GET_VQ_STATE, RequestBody::from_vq_index(vq.into()))?;
+    fn vq_state(&self, vq: u16, driver: BusDriver) -> Result<VqState> {
+        let body = RequestBody::from_vq_index(vq.into());
+        let answer = self.send(uapi::GET_VQ_STATE, body, driver)?;
         let (_, state) = answer.body.vq_state();
 
         Ok(if self.dev.is_packed() {
@@ -207,7 +216,7 @@ impl Operations for DriverSide {
 
         // The status changes when the daemon agrees, which is before this returns; the driver finds
         // out by reading it back.
-        let told = self.send(uapi::SET_STATUS, RequestBody::from_status(status));
+        let told = self.send(uapi::SET_STATUS, RequestBody::from_status(status), driver);
 
         let is_ready = status & (status::DRIVER_OK | status::FAILED) == status::DRIVER_OK;
 
@@ -215,13 +224,17 @@ impl Operations for DriverSide {
             .set_unheeded(is_ready && told.is_err() && driver == BusDriver::Other);
     }
 
-    fn reset(&self) -> Result {
-        let told = self.send(uapi::SET_STATUS, RequestBody::from_status(0));
+    fn reset(&self, driver: BusDriver) -> Result {
+        let told = self.send(uapi::SET_STATUS, RequestBody::from_status(0), driver);
 
         // Whatever the daemon says: the driver is going to free its memory.
         self.dev.reset();
         self.reset_groups();
         told.map(drop)
+    }
+
+    fn leave(&self) {
+        self.dev.messages.leave();
     }
 
     fn config_size(&self) -> usize {
@@ -241,7 +254,7 @@ impl Operations for DriverSide {
         self.dev.generation()
     }
 
-    fn set_map(&self, asid: u32, iotlb: &Iotlb) -> Result {
+    fn set_map(&self, asid: u32, iotlb: &Iotlb, driver: BusDriver) -> Result {
         let body = if self.dev.is_v1() {
             RequestBody::from_iova_range_v2(0, u64::MAX, asid)
         } else {
@@ -249,7 +262,7 @@ impl Operations for DriverSide {
         };
 
         self.dev.spaces.set_map(asid, iotlb, || {
-            self.send(uapi::UPDATE_IOTLB, body).map(drop)
+            self.send(uapi::UPDATE_IOTLB, body, driver).map(drop)
         })
     }
 
@@ -260,7 +273,7 @@ impl Operations for DriverSide {
         Ok(())
     }
 
-    fn set_group_asid(&self, group: u32, asid: u32) -> Result {
+    fn set_group_asid(&self, group: u32, asid: u32, driver: BusDriver) -> Result {
         if !self.dev.is_v1() {
             return Err(EINVAL);
         }
@@ -270,7 +283,7 @@ impl Operations for DriverSide {
         let ask = || {
             let body = RequestBody::from_group_asid(group, asid);
 
-            self.send(uapi::SET_VQ_GROUP_ASID, body)
+            self.send(uapi::SET_VQ_GROUP_ASID, body, driver)
         };
 
         if token.leads_to(space) {

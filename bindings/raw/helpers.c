@@ -6,16 +6,20 @@
  * name ambiguous where both are imported.
  */
 #include <linux/capability.h>
+#include <linux/completion.h>
 #include <linux/cpumask.h>
 #include <linux/eventfd.h>
+#include <linux/freezer.h>
 #include <linux/highmem.h>
 #include <linux/instrumented.h>
 #include <linux/io.h>
+#include <linux/kernel.h>
 #include <linux/mm.h>
 #include <linux/nospec.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/spinlock.h>
+#include <linux/swait.h>
 #include <linux/workqueue.h>
 
 bool vduse_rs_helper_eventfd_signal_allowed(void)
@@ -159,4 +163,33 @@ bool vduse_rs_helper_PageHWPoison(const struct page *page)
 void vduse_rs_helper_cond_resched(void)
 {
 	cond_resched();
+}
+
+/*
+ * wait_for_completion_killable_timeout(), but for the task's state, and that the timeout must not be
+ * forever: what the kernel has of freezable waits takes no timeout.
+ */
+long vduse_rs_helper_wait_for_completion_killable_freezable_timeout(struct completion *x,
+								     unsigned long timeout)
+{
+	long ret = timeout;
+
+	if (try_wait_for_completion(x))
+		return ret;
+
+	return ___swait_event(x->wait, ___wait_cond_timeout(try_wait_for_completion(x)),
+			      (TASK_KILLABLE | TASK_FREEZABLE_UNSAFE), ret,
+			      __ret = schedule_timeout(__ret));
+}
+
+bool vduse_rs_helper_is_freezing(void)
+{
+	return freezing(current);
+}
+
+bool vduse_rs_helper_is_shutting_down(void)
+{
+	enum system_states state = READ_ONCE(system_state);
+
+	return state == SYSTEM_HALT || state == SYSTEM_POWER_OFF || state == SYSTEM_RESTART;
 }

@@ -187,6 +187,7 @@ impl<T: ManagementOperations> Registration<T> {
         let device = unsafe { Device::<T::Device>::from_raw(vdev) };
         let callbacks = device.callbacks.clone();
         device.leaving.store(true, Relaxed);
+        device.data.leave();
 
         // SAFETY: The core holds its lock. Unregistering the device gives back the reference that
         // `Adding::add` left to the core.
