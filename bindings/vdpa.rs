@@ -39,6 +39,7 @@ use kernel::{
         atomic::{
             Atomic,
             AtomicFlag,
+            AtomicType,
             Full,
             Relaxed,
             Release, //
@@ -49,17 +50,26 @@ use kernel::{
 };
 
 pub(crate) mod mgmt;
+pub(crate) mod status;
 
-/// Bits of the device status (virtio 1.3, section 2.1).
-pub(crate) mod status {
-    use super::bindings;
+use status::{
+    CallbackAction,
+    Phase,
+    Step, //
+};
 
-    /// A driver that knows the device sets it up.
-    pub(crate) const DRIVER: u8 = bindings::VIRTIO_CONFIG_S_DRIVER as u8;
-    /// The driver is set up and drives the device.
-    pub(crate) const DRIVER_OK: u8 = bindings::VIRTIO_CONFIG_S_DRIVER_OK as u8;
-    /// The driver has given up on the device.
-    pub(crate) const FAILED: u8 = bindings::VIRTIO_CONFIG_S_FAILED as u8;
+// `status` has no kernel types.
+const _: () = {
+    assert!(status::ACKNOWLEDGE as u32 == bindings::VIRTIO_CONFIG_S_ACKNOWLEDGE);
+    assert!(status::DRIVER as u32 == bindings::VIRTIO_CONFIG_S_DRIVER);
+    assert!(status::DRIVER_OK as u32 == bindings::VIRTIO_CONFIG_S_DRIVER_OK);
+    assert!(status::FAILED as u32 == bindings::VIRTIO_CONFIG_S_FAILED);
+};
+
+// SAFETY: `Phase` is `repr(i32)`, so that it has the size and alignment of an `i32` and any value of it
+// can be turned into one and back.
+unsafe impl AtomicType for Phase {
+    type Repr = i32;
 }
 
 /// Who drives a device that is on the bus.
@@ -184,13 +194,14 @@ struct SlotState {
 
 /// The place of a driver's callback: of a virtqueue's, or of the configuration space's.
 ///
-/// The [`Device`] that the slot was given to fills it and empties it. A callback is only called under
-/// the slot's lock, and only
+/// The [`Device`] that the slot was given to fills it and empties it, as the [status](status::step)
+/// machine says. A callback is only called under the slot's lock, and only
 ///
-/// - from when the driver has said `DRIVER_OK` on (virtio 1.3, section 3.1.1): before that it is not
-///   ready to be called, even if its virtqueues are,
-/// - until the device is reset, by vhost until it has been, or the driver has failed, or the device is
-///   no more on the bus: a driver that failed to probe may be gone without a reset,
+/// - after the driver has written a `DRIVER_OK` of its own (virtio 1.3, section 3.1.1): before that it
+///   is not ready to be called, even if its virtqueues are,
+/// - until the device is reset (for vhost, until the reset is done), the driver writes `FAILED`, a
+///   driver of the kernel disables its last virtqueue, or the device has left the bus: a driver whose
+///   probe fails frees what its callbacks use without a reset,
 /// - for a virtqueue, while that is ready: a driver disables a virtqueue before it frees it.
 ///
 /// The callback's eventfd, which vhost offers as a short cut, is not used: vhost releases it before it
@@ -253,6 +264,10 @@ impl CallbackSlot {
     /// Waits for a call that is under way.
     fn set_enabled(&self, enabled: bool) {
         self.state.lock().enabled = enabled;
+    }
+
+    fn is_enabled(&self) -> bool {
+        self.state.lock().enabled
     }
 
     /// Waits for a call that is under way.
@@ -346,10 +361,16 @@ impl Callbacks {
         Iterator::chain(self.vqs.iter(), [&self.config])
     }
 
-    fn set_live(&self, live: bool) {
-        self.slots().for_each(|slot| slot.set_live(live))
+    fn go_live(&self) {
+        self.slots().for_each(|slot| slot.set_live(true))
     }
 
+    /// Whether a virtqueue is ready. Looks from the last one on: drivers disable them in order.
+    fn has_ready_vq(&self) -> bool {
+        self.vqs.iter().rev().any(|slot| slot.is_enabled())
+    }
+
+    /// Empties all slots. Waits for calls that are under way.
     fn clear(&self) {
         self.slots().for_each(|slot| CallbackSlot::clear(slot))
     }
@@ -406,8 +427,9 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn set_driver_features(&self, features: u64, driver: BusDriver) -> Result;
     /// The device status.
     fn status(&self) -> u8;
-    /// The driver sets the device status, to other than 0.
-    fn set_status(&self, status: u8, driver: BusDriver);
+    /// The driver writes to the device status. [`Step::status`] is what the device is to have, which is
+    /// not 0; that the device is reset, and callbacks, are taken care of.
+    fn set_status(&self, step: Step, driver: BusDriver);
     /// The driver resets the device. The callbacks of one of the kernel are forgotten by then, vhost's
     /// after that. An error is not passed on if there was no driver and the device is being deleted.
     fn reset(&self, driver: BusDriver) -> Result;
@@ -441,6 +463,9 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
 struct Device<T: Operations> {
     vdpa: Opaque<bindings::vdpa_device>,
     callbacks: Arc<Callbacks>,
+    /// How far its driver is. Changes under the core's lock of the configuration (`cf_lock`), and when
+    /// a driver of the kernel, which does not write the status at the same time, disables a virtqueue.
+    phase: Atomic<Phase>,
     /// Whether it is being deleted.
     leaving: AtomicFlag,
     data: T,
@@ -482,6 +507,49 @@ impl<T: Operations> Device<T> {
         }
     }
 
+    /// Carries out what a driver's write to the status means.
+    fn write_status(&self, written: u8, driver: BusDriver) {
+        let step = status::step(
+            self.phase.load(Relaxed),
+            self.data.status(),
+            written,
+            driver != BusDriver::Vhost,
+        );
+
+        if step.resets {
+            // Whether the daemon agrees or not: so the driver would go on after a reset of its own.
+            let _ = self.reset(driver);
+        }
+        match step.callbacks {
+            CallbackAction::Keep => (),
+            // Before anybody is told that the driver is ready.
+            CallbackAction::GoLive => self.callbacks.go_live(),
+            CallbackAction::Clear => self.callbacks.clear(),
+        }
+        self.phase.store(step.phase, Relaxed);
+
+        if step.status != 0 {
+            self.data.set_status(step, driver);
+        }
+    }
+
+    /// Resets the device on behalf of its driver. The device is reset whatever is returned.
+    fn reset(&self, driver: BusDriver) -> Result {
+        // Drivers of the kernel have no use for interrupts any more, and what those leave to be done
+        // may come too late (virtio_fs, 7.2). A process takes its rings over as they are, and is told
+        // of what is in them until the daemon knows of the reset.
+        if driver != BusDriver::Vhost {
+            self.callbacks.clear();
+        }
+
+        let result = self.data.reset(driver);
+
+        self.callbacks.clear();
+        self.phase.store(Phase::Reset, Relaxed);
+
+        result
+    }
+
     /// Allocates a device. The caller owns a reference to it.
     ///
     /// Errors: [`EBUSY`] if another device has the callbacks, [`ENOMEM`].
@@ -521,6 +589,7 @@ impl<T: Operations> Device<T> {
         // SAFETY: The allocation has room for a `Device<T>`, and nobody else has seen it.
         unsafe {
             (&raw mut (*this).callbacks).write(callbacks);
+            (&raw mut (*this).phase).write(Atomic::new(Phase::Reset));
             (&raw mut (*this).leaving).write(AtomicFlag::new(false));
             (&raw mut (*this).data).write(data);
         }
@@ -613,7 +682,15 @@ impl<T: Operations> VTable<T> {
             }
             dev.data.set_vq_ready(vq, ready);
             if let (Some(slot), false) = (slot, ready) {
+                let was_enabled = slot.is_enabled();
+
                 slot.set_enabled(false);
+                // A driver of the kernel that disables its last virtqueue is on its way out, perhaps
+                // without a reset, and frees what its other callback uses before it says `FAILED`.
+                if was_enabled && !dev.callbacks.has_ready_vq() && dev.driver() != BusDriver::Vhost {
+                    dev.callbacks.clear();
+                    dev.phase.store(dev.phase.load(Relaxed).after_last_vq(), Relaxed);
+                }
             }
         }
     }
@@ -737,32 +814,15 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn set_status(dev, status: u8) {
-            let begun = status & !dev.data.status();
-
-            // It is before anybody is told of it that a driver is ready. One that tries again after
-            // another has failed says so of that as well: the core did not reset the device.
-            if begun & status::FAILED != 0 {
-                dev.callbacks.clear();
-            } else if status & status::DRIVER_OK != 0 {
-                dev.callbacks.set_live(true);
-            }
-            dev.data.set_status(status, dev.driver())
+            dev.write_status(status, dev.driver())
         }
     }
 
     operation! {
         fn reset(dev) -> c_int {
-            // Drivers of the kernel have no use for interrupts any more, and what those leave to be
-            // done may come too late (virtio_fs, 7.2). A process takes its rings over as they are, and
-            // is told of what is in them until the daemon knows of the reset.
-            if dev.driver() != BusDriver::Vhost {
-                dev.callbacks.clear();
-            }
-
             let was_driven = dev.data.status() & status::DRIVER_OK != 0;
-            let result = dev.data.reset(dev.driver());
+            let result = dev.reset(dev.driver());
 
-            dev.callbacks.clear();
             // vhost-vdpa resets a device when it is opened. If that fails, nobody tells who waits for
             // the device to be closed (7.2), which `dev_del` does, with the core's lock held.
             if result.is_err() && !was_driven && dev.leaving.load(Relaxed) {
@@ -948,6 +1008,41 @@ mod tests {
             assert!(!slot.call());
             assert_eq!(calls.load(Relaxed), before + 2);
         }
+
+        Ok(())
+    }
+
+    #[test]
+    fn all_callbacks_of_a_device_go_live_and_are_cleared_together() -> Result {
+        let calls = Atomic::new(0_u32);
+        let callback = bindings::vdpa_callback {
+            callback: Some(called),
+            private: ptr::from_ref(&calls).cast_mut().cast(),
+            trigger: ptr::null_mut(),
+        };
+        let callbacks = Callbacks::new(2)?;
+        let call_all = || callbacks.slots().filter(|slot| slot.call()).count();
+
+        for slot in callbacks.slots() {
+            // SAFETY: The callback and the counter are valid until the end.
+            unsafe { slot.fill(&callback, BusDriver::Other) };
+        }
+        callbacks.config().set_enabled(true);
+        assert!(!callbacks.has_ready_vq());
+        for slot in callbacks.vqs() {
+            slot.set_enabled(true);
+            assert!(callbacks.has_ready_vq());
+        }
+        assert_eq!(call_all(), 0);
+        callbacks.go_live();
+        assert_eq!(call_all(), 3);
+        callbacks.vqs()[1].set_enabled(false);
+        assert!(callbacks.has_ready_vq());
+        assert_eq!(call_all(), 2);
+        callbacks.clear();
+        assert!(!callbacks.has_ready_vq());
+        callbacks.go_live();
+        assert_eq!(call_all(), 0);
 
         Ok(())
     }

@@ -15,7 +15,10 @@ use crate::{
         atomic_cpumask::AtomicCpumask,
         nospec::get_nospec,
         vdpa::{
-            status,
+            status::{
+                Phase,
+                Step, //
+            },
             BusDriver,
             Callbacks,
             Operations,
@@ -207,21 +210,20 @@ impl Operations for DriverSide {
         self.dev.status()
     }
 
-    fn set_status(&self, status: u8, driver: BusDriver) {
-        let begun = status & !self.dev.status();
-        if begun & status::DRIVER != 0 && driver == BusDriver::Other {
+    fn set_status(&self, step: Step, driver: BusDriver) {
+        let is_kernel = driver != BusDriver::Vhost;
+        if step.begins && is_kernel {
             // Drivers of the kernel take a device over that their predecessor has reset.
             self.dev.settle_vq_sizes();
         }
 
         // The status changes when the daemon agrees, which is before this returns; the driver finds
         // out by reading it back.
-        let told = self.send(uapi::SET_STATUS, RequestBody::from_status(status), driver);
-
-        let is_ready = status & (status::DRIVER_OK | status::FAILED) == status::DRIVER_OK;
+        let body = RequestBody::from_status(step.status);
+        let told = self.send(uapi::SET_STATUS, body, driver);
 
         self.dev
-            .set_unheeded(is_ready && told.is_err() && driver == BusDriver::Other);
+            .set_unheeded(step.phase == Phase::Ready && told.is_err() && is_kernel);
     }
 
     fn reset(&self, driver: BusDriver) -> Result {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Those files of the driver that need no kernel, so that their unit tests run on the host.
+//! Those files of the driver and of its bindings that need no kernel, so that their unit tests run on the
+//! host.
 
 pub use vduse_uapi as uapi;
 
@@ -8,3 +9,7 @@ pub use vduse_uapi as uapi;
 #[allow(dead_code)]
 #[path = "../../driver/config.rs"]
 mod config;
+
+#[allow(dead_code)]
+#[path = "../../bindings/vdpa/status.rs"]
+mod status;

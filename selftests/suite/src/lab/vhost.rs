@@ -50,6 +50,8 @@ pub mod status {
     pub const DRIVER_OK: u8 = 4;
     /// The features are agreed on.
     pub const FEATURES_OK: u8 = 8;
+    /// The driver has given up.
+    pub const FAILED: u8 = 128;
 }
 
 /// The kinds of access that a mapping gives the device.

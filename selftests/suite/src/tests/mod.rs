@@ -73,6 +73,7 @@ groups!(
     net,
     reference,
     teardown,
+    probes,
     fuzz,
     leaks,
     qsd,

@@ -1,0 +1,407 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A driver of the kernel that is bound again after its probe failed: virtio's core does not reset the
+//! device in between.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use vduse::blk::{self, SECTOR};
+use vduse::request::{Answer, Kind};
+use vduse::{Device, DeviceConfig, Mapping};
+
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::disk::{memory_file, Served};
+use crate::lab::expect::{soon, within};
+use crate::lab::memory::Prober;
+use crate::lab::pattern::Random;
+use crate::lab::responder::Responder;
+use crate::lab::spaces::agree;
+use crate::lab::trace::Trace;
+use crate::lab::vhost::status::{DRIVER_OK, FAILED, FEATURES_OK};
+use crate::lab::{note, seed, sysfs};
+
+tests![
+    a_probe_after_a_failed_one_begins_with_a_reset,
+    a_driver_is_not_called_before_its_second_probe_is_done,
+    a_daemon_that_interrupts_a_second_probe_does_no_harm => 60,
+    a_driver_that_failed_twice_is_not_called => 30,
+    a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that,
+    a_driver_that_was_refused_to_be_ready_after_a_failure_is_helped_by_the_next_daemon => 40,
+    a_driver_that_was_refused_to_be_ready_twice_is_helped_by_the_next_daemon => 40,
+    probes_that_fail_under_interrupts_do_no_harm => 120,
+];
+
+const BYTES: u64 = 1 << 20;
+/// Device feature: the disk has zones.
+const ZONED: u64 = 1 << 17;
+
+/// A disk of zones, which virtio_blk asks for after it is ready. [`blk::Disk`] does not know of them and
+/// answers that with an error, so that each probe fails then.
+fn zoned() -> DeviceConfig {
+    let mut config = blk::device_config(&unique_name(), BYTES, 1);
+    config.features |= ZONED;
+    config.space.resize(96, 0);
+    // The size of a zone, how many can be open and active, the largest append, all in sectors but the
+    // numbers; then the granularity of writes in bytes (virtio 1.3, section 5.2.4).
+    for (offset, value) in [(72, 256u32), (76, 8), (80, 8), (84, 64), (88, SECTOR as u32)] {
+        config.space[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+    }
+    // Managed by the host.
+    config.space[92] = 1;
+    config
+}
+
+/// A zoned disk on the bus, whose first probe has failed. The fields are dropped in this order.
+struct Failed {
+    on_bus: OnBus,
+    device: TestDevice,
+}
+
+impl Failed {
+    /// After `DRIVER_OK`. Nobody serves it.
+    #[track_caller]
+    fn when_ready() -> Self {
+        let device = TestDevice::new(&zoned());
+        let served = serve(&device);
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        on_bus.bind(Driver::Virtio).expect("binding");
+        assert_eq!(status(device.name()), 0x8f);
+        served.stop();
+        Self { on_bus, device }
+    }
+
+    /// Before that: the daemon has refused the features.
+    #[track_caller]
+    fn when_set_up() -> Self {
+        let device = TestDevice::new(&zoned());
+        let file = Arc::new(device.open_ready(1));
+        let responder = refusing(&file, FEATURES_OK);
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        on_bus.bind(Driver::Virtio).expect("binding");
+        assert_eq!(status(device.name()), FAILED | 3);
+        drop(responder);
+        Self { on_bus, device }
+    }
+
+    /// Has the virtio bus probe the device once more, and waits for that.
+    fn probe(&self) {
+        probe(self.device.name());
+    }
+}
+
+/// Has the virtio bus probe a device once more, and waits for that.
+fn probe(name: &str) {
+    let Some(folder) = bus::virtio_folder(name) else {
+        return;
+    };
+    let virtio = folder.file_name().and_then(|name| name.to_str()).expect("a name");
+    // Whether it binds or not.
+    let _ = sysfs::write("/sys/bus/virtio/drivers_probe".as_ref(), virtio);
+}
+
+#[track_caller]
+fn serve(device: &TestDevice) -> Served {
+    Served::start(device.open_nonblocking(), 1, memory_file(BYTES)).expect("serving the disk")
+}
+
+/// What virtio's core reads of the status.
+#[track_caller]
+fn status(name: &str) -> u8 {
+    let path = bus::virtio_folder(name).expect("a virtio device").join("status");
+    let text = sysfs::read(&path).expect("its status");
+    u8::from_str_radix(text.trim_start_matches("0x"), 16).expect("a number")
+}
+
+/// Agrees to everything but a status with this bit as the highest.
+fn refusing(file: &Arc<Device>, bit: u8) -> Responder {
+    Responder::new(file, move |request| match request.kind {
+        Kind::SetStatus(status) if status & bit != 0 && status < bit.saturating_mul(2) => Some(Answer::Failed),
+        _ => agree(request),
+    })
+}
+
+fn a_probe_after_a_failed_one_begins_with_a_reset() {
+    for failed in [Failed::when_ready(), Failed::when_set_up()] {
+        let file = Arc::new(failed.device.open_nonblocking());
+        let responder = refusing(&file, FEATURES_OK);
+        failed.probe();
+        let kinds = responder.take_kinds();
+        let told = [0, 3, 11, FAILED | 3].map(Kind::SetStatus);
+        assert_eq!(kinds, told);
+    }
+}
+
+fn a_driver_is_not_called_before_its_second_probe_is_done() {
+    let failed = Failed::when_ready();
+    let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_virtqueue_cb");
+    let file = Arc::new(failed.device.open_nonblocking());
+    let daemon = file.clone();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let ours = seen.clone();
+    let responder = Responder::new(&file, move |request| {
+        if let Kind::SetStatus(status) = request.kind {
+            let was_refused = daemon.inject_vq_irq(0).is_err();
+            ours.lock().unwrap().push((status, was_refused));
+        }
+        agree(request)
+    });
+    std::thread::scope(|scope| {
+        scope.spawn(|| failed.probe());
+        within(Duration::from_secs(10), "the driver is ready", || {
+            seen.lock().unwrap().iter().any(|&(status, _)| status & DRIVER_OK != 0)
+        });
+        let early = trace.events().len();
+        drop(responder);
+        drop(file);
+        // The probe waits for the zones, which it is to get an error for.
+        let served = serve(&failed.device);
+        within(Duration::from_secs(10), "the probe fails", || {
+            status(failed.device.name()) == 0x8f
+        });
+        served.stop();
+        assert_eq!(early, 0);
+    });
+    // Until the daemon agrees to the reset, it cannot know of it.
+    for (status, was_refused) in seen.lock().unwrap().iter().skip(1) {
+        assert!(was_refused, "an interrupt is let through at {status:#x}");
+    }
+}
+
+/// The ring of a disk's only virtqueue, as the daemon reaches it: it may go at any time.
+struct Ring {
+    memory: Mapping,
+    prober: Prober,
+    /// Where in it the driver and the device area begin.
+    avail: usize,
+    used: usize,
+}
+
+impl Ring {
+    /// The ring, once it is there.
+    fn find(file: &Device) -> Option<Self> {
+        let info = file.vq_info(0).ok().filter(|info| info.ready != 0)?;
+        let at = info.device_addr;
+        let region = file.iotlb_fd(at, at).ok()?;
+        let len = region.last - region.first + 1;
+        Some(Self {
+            memory: Mapping::of_file(region.file.as_fd(), region.offset, len, region.access).ok()?,
+            prober: Prober::new(),
+            avail: info.driver_addr.checked_sub(region.first)? as usize,
+            used: (at - region.first) as usize,
+        })
+    }
+
+    fn put(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
+        for (at, &byte) in (self.used + offset..).zip(bytes) {
+            self.prober.write(self.memory.address().wrapping_add(at), byte)?;
+        }
+        Ok(())
+    }
+
+    fn available(&self, offset: usize) -> io::Result<[u8; 2]> {
+        let at = self.memory.address().wrapping_add(self.avail + offset);
+        let bytes = self.prober.read(at, 2)?;
+        Ok([bytes[0], bytes[1]])
+    }
+
+    /// Says how many requests were used, fewer than 256.
+    fn set_used(&self, count: u8) -> io::Result<()> {
+        self.put(2, &[count])
+    }
+
+    /// Uses the first request, if it has come, without doing anything with it.
+    fn use_first(&self) -> io::Result<bool> {
+        if self.available(2)? == [0, 0] {
+            return Ok(false);
+        }
+        let head = self.available(4)?;
+        // An element of the used ring: the head and how much was written, of 32 bits each.
+        self.put(4, &[head[0], head[1], 0, 0, 1, 0, 0, 0])?;
+        self.set_used(1)?;
+        Ok(true)
+    }
+}
+
+/// Agrees to everything but `refused`, and says through the flag that the driver is ready.
+fn watching(file: &Arc<Device>, refused: &'static [u8]) -> (Responder, Arc<AtomicBool>) {
+    let ready = Arc::new(AtomicBool::new(false));
+    let ours = ready.clone();
+    let responder = Responder::new(file, move |request| match request.kind {
+        Kind::SetStatus(status) if refused.contains(&status) => Some(Answer::Failed),
+        Kind::SetStatus(status) if status & DRIVER_OK != 0 => {
+            ours.store(true, Ordering::Release);
+            agree(request)
+        }
+        _ => agree(request),
+    });
+    (responder, ready)
+}
+
+fn a_daemon_that_interrupts_a_second_probe_does_no_harm() {
+    let failed = Failed::when_ready();
+    for _ in 0..4 {
+        let file = Arc::new(failed.device.open_nonblocking());
+        let (ready, calm) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let ours = (ready.clone(), calm.clone());
+        let responder = Responder::new(&file, move |request| {
+            if matches!(request.kind, Kind::SetStatus(status) if status & DRIVER_OK != 0) {
+                // A driver that is ready may look at the ring.
+                ours.0.store(true, Ordering::Release);
+                while !ours.1.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
+            }
+            agree(request)
+        });
+        std::thread::scope(|scope| {
+            let probing = scope.spawn(|| failed.probe());
+            // Something is said to be used, of a ring whose driver does not know its disk yet.
+            let mut ring = None;
+            while !ready.load(Ordering::Acquire) {
+                if ring.is_none() {
+                    ring = Ring::find(&file);
+                    ring.iter().for_each(|ring| ring.set_used(1).unwrap());
+                }
+                let _ = file.inject_vq_irq(0);
+                let _ = file.inject_config_irq();
+            }
+            let ring = ring.or_else(|| Ring::find(&file)).expect("a ring");
+            ring.set_used(0).unwrap();
+            calm.store(true, Ordering::Release);
+            soon("the driver asks for the zones", || ring.use_first().unwrap());
+            file.inject_vq_irq(0).unwrap();
+            probing.join().unwrap();
+        });
+        assert_eq!(status(failed.device.name()), 0x8f);
+        drop(responder);
+    }
+}
+
+fn a_driver_that_failed_twice_is_not_called() {
+    let failed = Failed::when_ready();
+    let served = serve(&failed.device);
+    failed.probe();
+    assert_eq!(status(failed.device.name()), 0x8f);
+    failed.on_bus.unbind(Driver::Virtio).unwrap();
+    let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_config_cb");
+    for _ in 0..20 {
+        // The daemon was told that the driver was ready, and not that it is gone.
+        let _ = served.device().inject_config_irq();
+    }
+    assert_eq!(trace.events().len(), 0);
+    served.stop();
+}
+
+fn a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that() {
+    let failed = Failed::when_ready();
+    let file = Arc::new(failed.device.open_nonblocking());
+    let (responder, ready) = watching(&file, &[0x8f]);
+    std::thread::scope(|scope| {
+        let probing = scope.spawn(|| failed.probe());
+        soon("the driver is ready", || ready.load(Ordering::Acquire));
+        let ring = Ring::find(&file).expect("a ring");
+        soon("the driver asks for the zones", || ring.use_first().unwrap());
+        file.inject_vq_irq(0).unwrap();
+        probing.join().unwrap();
+    });
+    // For all that the daemon acknowledged, the driver is ready.
+    assert_eq!(status(failed.device.name()), 0x0f);
+    failed.on_bus.unbind(Driver::Virtio).unwrap();
+    let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_config_cb");
+    let _ = file.inject_config_irq();
+    let _ = file.inject_vq_irq(0);
+    assert_eq!(trace.events().len(), 0);
+    drop(trace);
+    // The next driver begins with a reset that is its own.
+    failed.on_bus.bind(Driver::Vhost).unwrap();
+    drop(responder);
+}
+
+/// Has the next probe be refused to be ready, and a daemon that comes after that serve it.
+fn is_helped(failed: &Failed) {
+    let file = Arc::new(failed.device.open_nonblocking());
+    let asked = Arc::new(AtomicBool::new(false));
+    let ours = asked.clone();
+    let responder = Responder::new(&file, move |request| match request.kind {
+        Kind::SetStatus(status) if status & DRIVER_OK != 0 => {
+            ours.store(true, Ordering::Release);
+            Some(Answer::Failed)
+        }
+        _ => agree(request),
+    });
+    std::thread::scope(|scope| {
+        let probing = scope.spawn(|| failed.probe());
+        soon("the driver says that it is ready", || asked.load(Ordering::Acquire));
+        drop(responder);
+        drop(file);
+        let served = serve(&failed.device);
+        within(Duration::from_secs(20), "the probe ends", || probing.is_finished());
+        served.stop();
+    });
+}
+
+fn a_driver_that_was_refused_to_be_ready_after_a_failure_is_helped_by_the_next_daemon() {
+    is_helped(&Failed::when_set_up());
+}
+
+fn a_driver_that_was_refused_to_be_ready_twice_is_helped_by_the_next_daemon() {
+    let failed = Failed::when_ready();
+    is_helped(&failed);
+    is_helped(&failed);
+}
+
+fn probes_that_fail_under_interrupts_do_no_harm() {
+    const ROUNDS: u32 = 100;
+    let seed = seed();
+    note(format_args!("seed {seed}"));
+    let mut random = Random::new(seed);
+    let device = TestDevice::new(&zoned());
+    drop(device.open_ready(1));
+    let on_bus = OnBus::add(device.name()).unwrap();
+    let timeout = sysfs::attribute(device.name(), "msg_timeout");
+    sysfs::write(&timeout, "10").unwrap();
+    let mut failures = 0;
+    for _ in 0..ROUNDS {
+        let file = Arc::new(device.open_nonblocking());
+        // What is refused in this round: a status with one of these bits, in this many of 8 cases.
+        let bits = [0, DRIVER_OK, FEATURES_OK, FAILED, 2, 0xff][random.below(6) as usize];
+        let often = 1 + random.below(8);
+        let mut ours = Random::new(random.below(u64::MAX));
+        let responder = Responder::new(&file, move |request| match request.kind {
+            Kind::SetStatus(status) if status & bits != 0 && ours.below(8) < often => {
+                Some(Answer::Failed)
+            }
+            _ => agree(request),
+        });
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Uses the driver's first request of each ring, and interrupts all the time.
+                while !stop.load(Ordering::Relaxed) {
+                    let _ = file.inject_config_irq();
+                    let _ = file.inject_vq_irq(0);
+                    if Ring::find(&file).is_some_and(|ring| matches!(ring.use_first(), Ok(true))) {
+                        let _ = file.inject_vq_irq(0);
+                    }
+                }
+            });
+            let _ = on_bus.bind(Driver::Virtio);
+            for _ in 0..random.below(3) {
+                probe(device.name());
+            }
+            if bus::virtio_folder(device.name()).is_some() {
+                failures += u32::from(bus::disk_name(device.name()).is_none());
+                on_bus.unbind(Driver::Virtio).unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        drop(responder);
+    }
+    assert_eq!(failures, ROUNDS);
+    drop(on_bus);
+}
