@@ -74,6 +74,7 @@ groups!(
     reference,
     teardown,
     probes,
+    transitions,
     fuzz,
     leaks,
     qsd,

@@ -1,0 +1,515 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How drivers come and go: unbinding at each level, overrides, modules, probes that fail.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use vduse::eventfd::EventFd;
+use vduse::request::Kind;
+use vduse::server::Server;
+use vduse::{blk, Device};
+
+use crate::lab::block::{read_until_error, Block};
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::daemon::{Daemon, Manner};
+use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::expect::{fails, soon, stays};
+use crate::lab::fs::{self, LiveFs, Mount};
+use crate::lab::net::{self, Peer, TapInterface};
+use crate::lab::responder::Responder;
+use crate::lab::scratch::Scratch;
+use crate::lab::serving::Serving;
+use crate::lab::skip;
+use crate::lab::sysfs;
+use crate::lab::vhost::Vhost;
+use crate::modules;
+
+tests![
+    unbinding_virtio_blk_from_its_device_under_io_and_binding_again_works => 40,
+    a_device_without_a_driver_is_probed_by_the_one_it_is_overridden_to,
+    an_override_keeps_other_drivers_away_and_the_bound_one_in_place,
+    a_driver_that_is_loaded_takes_what_is_on_the_bus,
+    unloading_virtio_vdpa_under_io_takes_its_disks_away => 40,
+    unloading_vhost_vdpa_is_refused_while_a_client_has_it_open,
+    unloading_virtio_blk_is_refused_while_a_disk_is_open => 40,
+    unloading_virtio_net_takes_its_interface_away => 60,
+    unloading_virtiofs_takes_its_file_systems_away => 40,
+    a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt,
+    a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt,
+    a_file_system_whose_tag_is_taken_fails_and_is_bound_later => 40,
+    a_client_that_gives_up_leaves_nothing_to_interrupt,
+    deleting_a_disk_of_a_dead_daemon_does_not_wait_for_one => 90,
+    deleting_a_disk_of_a_daemon_that_was_killed_does_not_wait_for_one => 90,
+    unbinding_a_disk_of_a_dead_daemon_waits_no_longer_than_msg_timeout => 40,
+];
+
+const VIRTIO: &str = "/sys/bus/virtio";
+const VDPA: &str = "/sys/bus/vdpa";
+
+/// The virtio device of a vDPA device that is bound to virtio-vdpa: its folder and its name.
+#[track_caller]
+fn virtio(name: &str) -> (PathBuf, String) {
+    let folder = bus::virtio_folder(name).expect("a virtio device");
+    let device = folder.file_name().expect("its name");
+    let device = device.to_str().expect("a name").to_owned();
+    (folder, device)
+}
+
+/// Binds a virtio device to a driver of the virtio bus, or takes it away from that (`unbind`).
+fn on_virtio_bus(driver: &str, what: &str, device: &str) -> io::Result<()> {
+    let path = Path::new(VIRTIO).join("drivers").join(driver).join(what);
+    sysfs::write(&path, device)
+}
+
+/// The driver that something on a bus is bound to.
+fn driver_of(folder: &Path) -> Option<String> {
+    let driver = std::fs::read_link(folder.join("driver")).ok()?;
+    Some(driver.file_name()?.to_str()?.to_owned())
+}
+
+/// Asserts that a daemon can interrupt nobody.
+#[track_caller]
+fn interrupts_nobody(file: &Device) {
+    fails(file.inject_vq_irq(0), Errno::INVAL);
+    fails(file.inject_config_irq(), Errno::INVAL);
+}
+
+/// Modules that are loaded again on drop, for the tests that follow.
+struct Loaded(&'static [&'static str]);
+
+impl Drop for Loaded {
+    fn drop(&mut self) {
+        for module in self.0 {
+            let _ = modules::tool("modprobe", &[module]);
+        }
+    }
+}
+
+/// Drivers take what they find on the vDPA bus, until this is dropped.
+struct Autoprobe;
+
+impl Autoprobe {
+    #[track_caller]
+    fn on() -> Self {
+        bus::set_autoprobe(true).expect("switching automatic binding on");
+        Self
+    }
+}
+
+impl Drop for Autoprobe {
+    fn drop(&mut self) {
+        let _ = bus::set_autoprobe(false);
+    }
+}
+
+#[track_caller]
+fn works(disk: &LiveDisk) {
+    let block = disk.block();
+    block.write(4096, &[0xab; 4096]).unwrap();
+    assert_eq!(block.read(4096, 4096).unwrap()[..], [0xab; 4096]);
+}
+
+fn unbinding_virtio_blk_from_its_device_under_io_and_binding_again_works() {
+    let disk = LiveDisk::new(Shape::default());
+    let (folder, device) = virtio(disk.name());
+    for _ in 0..3 {
+        let readers = read_until_error(&disk.disk());
+        on_virtio_bus("virtio_blk", "unbind", &device).unwrap();
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        // The core acknowledges the device again.
+        assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
+        interrupts_nobody(disk.vduse());
+        on_virtio_bus("virtio_blk", "bind", &device).unwrap();
+        works(&disk);
+    }
+}
+
+/// Says which driver a device on the vDPA bus is to be bound to.
+#[track_caller]
+fn set_override(name: &str, driver: &str) {
+    let path = bus::folder(name).join("driver_override");
+    sysfs::write(&path, driver).expect("overriding the driver");
+}
+
+#[track_caller]
+fn probe(name: &str) -> io::Result<()> {
+    let _autoprobe = Autoprobe::on();
+    sysfs::write(&Path::new(VDPA).join("drivers_probe"), name)
+}
+
+fn a_device_without_a_driver_is_probed_by_the_one_it_is_overridden_to() {
+    let disk = LiveDisk::new(Shape::default());
+    let folder = bus::folder(disk.name());
+    disk.on_bus.unbind(Driver::Virtio).unwrap();
+    for _ in 0..2 {
+        set_override(disk.name(), "vhost_vdpa");
+        probe(disk.name()).unwrap();
+        assert_eq!(driver_of(&folder).as_deref(), Some("vhost_vdpa"));
+        drop(Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap());
+        disk.on_bus.unbind(Driver::Vhost).unwrap();
+        set_override(disk.name(), "virtio_vdpa");
+        probe(disk.name()).unwrap();
+        assert_eq!(driver_of(&folder).as_deref(), Some("virtio_vdpa"));
+        works(&disk);
+        disk.on_bus.unbind(Driver::Virtio).unwrap();
+    }
+    interrupts_nobody(disk.vduse());
+}
+
+fn an_override_keeps_other_drivers_away_and_the_bound_one_in_place() {
+    let disk = LiveDisk::new(Shape::default());
+    set_override(disk.name(), "vhost_vdpa");
+    works(&disk);
+    disk.on_bus.unbind(Driver::Virtio).unwrap();
+    fails(disk.on_bus.bind(Driver::Virtio), Errno::NODEV);
+    disk.on_bus.bind(Driver::Vhost).unwrap();
+    disk.on_bus.unbind(Driver::Vhost).unwrap();
+    set_override(disk.name(), "\n");
+    disk.on_bus.bind(Driver::Virtio).unwrap();
+    works(&disk);
+}
+
+fn a_driver_that_is_loaded_takes_what_is_on_the_bus() {
+    let disk = LiveDisk::new(Shape::default());
+    disk.on_bus.unbind(Driver::Virtio).unwrap();
+    let loaded = Loaded(&["virtio_vdpa"]);
+    modules::tool("rmmod", &["virtio_vdpa"]).unwrap();
+    let autoprobe = Autoprobe::on();
+    drop(loaded);
+    drop(autoprobe);
+    let driver = driver_of(&bus::folder(disk.name()));
+    assert_eq!(driver.as_deref(), Some("virtio_vdpa"));
+    works(&disk);
+}
+
+fn unloading_virtio_vdpa_under_io_takes_its_disks_away() {
+    let disks = [LiveDisk::new(Shape::default()), LiveDisk::new(Shape::default())];
+    for _ in 0..3 {
+        let loaded = Loaded(&["virtio_vdpa"]);
+        let readers = disks.each_ref().map(|disk| read_until_error(&disk.disk()));
+        modules::tool("rmmod", &["virtio_vdpa"]).unwrap();
+        for reader in readers.into_iter().flatten() {
+            reader.join().unwrap();
+        }
+        for disk in &disks {
+            assert_eq!(driver_of(&bus::folder(disk.name())), None);
+            assert_eq!(bus::virtio_folder(disk.name()), None);
+            interrupts_nobody(disk.vduse());
+        }
+        drop(loaded);
+        for disk in &disks {
+            disk.on_bus.bind(Driver::Virtio).unwrap();
+            works(disk);
+        }
+    }
+}
+
+fn unloading_vhost_vdpa_is_refused_while_a_client_has_it_open() {
+    let disk = LiveDisk::new(Shape::default());
+    disk.on_bus.unbind(Driver::Virtio).unwrap();
+    disk.on_bus.bind(Driver::Vhost).unwrap();
+    let node = bus::vhost_path(disk.name()).unwrap();
+    let vhost = Vhost::open(&node).unwrap();
+    let _loaded = Loaded(&["vhost_vdpa"]);
+    modules::tool("rmmod", &["vhost_vdpa"]).expect_err("the module was unloaded");
+    assert_eq!(vhost.status().unwrap(), 0);
+    drop(vhost);
+    // A file's last put is deferred.
+    soon("vhost_vdpa is unloaded", || {
+        modules::tool("rmmod", &["vhost_vdpa"]).is_ok()
+    });
+    assert!(!node.exists());
+    assert_eq!(driver_of(&bus::folder(disk.name())), None);
+    interrupts_nobody(disk.vduse());
+    disk.on_bus.bind(Driver::Virtio).unwrap();
+    works(&disk);
+}
+
+/// Ends the test if a module is used by something else, as virtio_blk is where the test machine's own
+/// disks are its.
+fn need_unused(module: &str, own: i64) {
+    match modules::references(module) {
+        None => skip(format!("{module} is no module here")),
+        Some(references) if references > own => skip(format!("{module} has other users here")),
+        Some(_) => {}
+    }
+}
+
+fn unloading_virtio_blk_is_refused_while_a_disk_is_open() {
+    need_unused("virtio_blk", 0);
+    let disk = LiveDisk::new(Shape::default());
+    let readers = read_until_error(&disk.disk());
+    let _loaded = Loaded(&["virtio_blk"]);
+    modules::tool("rmmod", &["virtio_blk"]).expect_err("the module was unloaded");
+    disk.on_bus.unbind(Driver::Virtio).unwrap();
+    for reader in readers {
+        reader.join().unwrap();
+    }
+    disk.on_bus.bind(Driver::Virtio).unwrap();
+    works(&disk);
+    let (folder, _) = virtio(disk.name());
+    soon("virtio_blk is unloaded", || {
+        modules::tool("rmmod", &["virtio_blk"]).is_ok()
+    });
+    assert_eq!(bus::disk_name(disk.name()), None);
+    assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
+    interrupts_nobody(disk.vduse());
+    modules::tool("modprobe", &["virtio_blk"]).unwrap();
+    works(&disk);
+}
+
+fn unloading_virtio_net_takes_its_interface_away() {
+    modules::tool("modprobe", &["virtio_net"]).unwrap();
+    need_unused("virtio_net", 0);
+    let tap = TapInterface::new(1);
+    let shape = net::shape(1);
+    let device = TestDevice::new(&shape.config());
+    let served = net::serve(&shape, &device, &tap);
+    let _loaded = Loaded(&["virtio_net"]);
+    {
+        let peer = Peer::new(device.name());
+        peer.ping_both_ways(64);
+        let (folder, _) = virtio(device.name());
+        modules::tool("rmmod", &["virtio_net"]).unwrap();
+        assert_eq!(driver_of(&folder), None);
+        assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
+        interrupts_nobody(served.device());
+        // Others of this machine may be there to be taken.
+        modules::tool("modprobe", &["virtio_net"]).unwrap();
+        soon("the interface is there again", || {
+            bus::interface(device.name()).is_some()
+        });
+    }
+    let peer = Peer::new(device.name());
+    peer.ping_both_ways(64);
+}
+
+fn unloading_virtiofs_takes_its_file_systems_away() {
+    fs::need_virtiofs();
+    need_unused("virtiofs", 0);
+    let live = LiveFs::new();
+    std::fs::write(live.behind("file"), "there").unwrap();
+    let _loaded = Loaded(&["virtiofs"]);
+    {
+        let mount = live.mount();
+        assert_eq!(std::fs::read(mount.path("file")).unwrap(), b"there");
+        modules::tool("rmmod", &["virtiofs"]).expect_err("the module was unloaded");
+    }
+    let (folder, _) = virtio(live.device.name());
+    soon("virtiofs is unloaded", || {
+        modules::tool("rmmod", &["virtiofs"]).is_ok()
+    });
+    assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
+    interrupts_nobody(live.served.0.device());
+    modules::tool("modprobe", &["virtiofs"]).unwrap();
+    let mount = live.mount();
+    assert_eq!(std::fs::read(mount.path("file")).unwrap(), b"there");
+}
+
+/// Binds a device to virtio-vdpa, where its driver is to fail, and returns what its daemon was told.
+#[track_caller]
+fn fails_to_bind(file: &Arc<Device>, name: &str, status: &str) -> (OnBus, Vec<Kind>) {
+    let responder = Responder::ok(file);
+    let on_bus = OnBus::add(name).unwrap();
+    on_bus.bind(Driver::Virtio).unwrap();
+    let (folder, _) = virtio(name);
+    assert_eq!(driver_of(&folder), None);
+    assert_eq!(sysfs::read(&folder.join("status")).unwrap(), status);
+    (on_bus, responder.take_kinds())
+}
+
+fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
+    let mut config = blk::device_config(&unique_name(), 1 << 20, 1);
+    // The size of a block.
+    config.space[20..24].copy_from_slice(&3u32.to_le_bytes());
+    let device = TestDevice::new(&config);
+    let file = Arc::new(device.open_ready(1));
+    let (on_bus, told) = fails_to_bind(&file, device.name(), "0x0000008b");
+    let told_all = [0, 1, 3, 0xb, 0x8b].map(Kind::SetStatus);
+    assert_eq!(told, told_all);
+    interrupts_nobody(&file);
+    // No driver is there that could reset it.
+    let responder = Responder::ok(&file);
+    on_bus.unbind(Driver::Virtio).unwrap();
+    interrupts_nobody(&file);
+    assert_eq!(responder.take_kinds(), []);
+    drop(on_bus);
+    drop(responder);
+}
+
+fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
+    // VIRTIO_BLK_F_ZONED. The disk of the library does not know what a report of zones is.
+    const ZONED: u64 = 1 << 17;
+    let mut config = blk::device_config(&unique_name(), 1 << 20, 2);
+    config.features |= ZONED;
+    config.space.resize(96, 0);
+    // Sectors of a zone, of one append, and the granularity of writes; zones are managed by the host.
+    config.space[72..76].copy_from_slice(&256u32.to_le_bytes());
+    config.space[84..88].copy_from_slice(&64u32.to_le_bytes());
+    config.space[88..92].copy_from_slice(&512u32.to_le_bytes());
+    config.space[92] = 1;
+    let device = TestDevice::new(&config);
+    let served = Served::start(device.open_nonblocking(), 2, memory_file(1 << 20)).unwrap();
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Virtio).unwrap();
+    let (folder, _) = virtio(device.name());
+    assert_eq!(driver_of(&folder), None);
+    assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x0000008f");
+    let interrupts = || {
+        // The daemon may be told that there is nobody, or not; but nothing that is gone is called.
+        let _ = served.device().inject_vq_irq(0);
+        let _ = served.device().inject_vq_irq(1);
+        let _ = served.device().inject_config_irq();
+    };
+    interrupts();
+    on_bus.unbind(Driver::Virtio).unwrap();
+    // What the kernel does with an interrupt for the virtio device, it does in that device's memory.
+    interrupts();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let vhost = Vhost::open(&bus::vhost_path(device.name()).unwrap()).unwrap();
+    assert_eq!(vhost.status().unwrap(), 0);
+    interrupts_nobody(served.device());
+    drop(vhost);
+    drop(on_bus);
+    drop(served);
+}
+
+fn a_file_system_whose_tag_is_taken_fails_and_is_bound_later() {
+    let first = LiveFs::new();
+    let mut config = fs::device_config(&unique_name());
+    // The tag of the first one.
+    let tag = first.device.name().to_owned();
+    config.space[..36].fill(0);
+    config.space[..tag.len()].copy_from_slice(tag.as_bytes());
+    let device = TestDevice::new(&config);
+    let file = Arc::new(device.open_ready(fs::QUEUES));
+    // It was ready before it found out, and has reset the device.
+    let (on_bus, told) = fails_to_bind(&file, device.name(), "0x00000080");
+    let told_all = [0, 1, 3, 0xb, 0xf, 0, 0x80].map(Kind::SetStatus);
+    assert_eq!(told, told_all);
+    interrupts_nobody(&file);
+    drop(first);
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.path("files")).unwrap();
+    std::fs::write(scratch.path("files/file"), "there").unwrap();
+    drop(file);
+    let files = fs::Files::new(&scratch.path("files"));
+    let sizes = [256; fs::QUEUES as usize];
+    let server = Server::new(device.open_nonblocking(), &sizes, files).unwrap();
+    let served = Serving::run(server);
+    let (_, name) = virtio(device.name());
+    on_virtio_bus("virtiofs", "bind", &name).unwrap();
+    let mount = Mount::new(&tag).unwrap();
+    assert_eq!(std::fs::read(mount.path("file")).unwrap(), b"there");
+    drop(mount);
+    drop(on_bus);
+    drop(served);
+}
+
+fn a_client_that_gives_up_leaves_nothing_to_interrupt() {
+    const FAILED: u8 = 0x80;
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let responder = Responder::ok(&file);
+    let vhost = Vhost::open(&bus::vhost_path(device.name()).unwrap()).unwrap();
+    vhost.set_owner().unwrap();
+    let [call, config] = [(); 2].map(|()| EventFd::new().unwrap());
+    vhost.set_call(0, Some(call.as_fd())).unwrap();
+    vhost.set_config_call(config.as_fd()).unwrap();
+    vhost.enable_queue(0).unwrap();
+    vhost.set_status(0xf).unwrap();
+    file.inject_vq_irq(0).unwrap();
+    soon("the interrupt arrives", || call.take().unwrap() == 1);
+    vhost.set_status(0xf | FAILED).unwrap();
+    let _ = file.inject_vq_irq(0);
+    let _ = file.inject_config_irq();
+    // Nor is it ready again as long as it has not reset the device.
+    vhost.set_status(0xf | FAILED).unwrap();
+    let _ = file.inject_vq_irq(0);
+    let _ = file.inject_config_irq();
+    stays("nobody is interrupted", || {
+        call.take().unwrap() + config.take().unwrap() == 0
+    });
+    drop(vhost);
+    interrupts_nobody(&file);
+    drop(on_bus);
+    drop(responder);
+}
+
+/// How long taking a device away may take whose daemon is gone; `msg_timeout` is 30 seconds.
+const AT_ONCE: Duration = Duration::from_secs(15);
+
+fn deleting_a_disk_of_a_dead_daemon_does_not_wait_for_one() {
+    let LiveDisk {
+        on_bus,
+        served,
+        device,
+        ..
+    } = LiveDisk::new(Shape::default());
+    served.stop();
+    let begin = Instant::now();
+    on_bus.delete().unwrap();
+    let took = begin.elapsed();
+    device.destroy().unwrap();
+    assert!(took < AT_ONCE, "{took:?}");
+}
+
+fn deleting_a_disk_of_a_daemon_that_was_killed_does_not_wait_for_one() {
+    let scratch = Scratch::new();
+    let path = scratch.file("disk", 4 << 20);
+    let name = unique_name();
+    let daemon = Daemon::start(&name, &path, 1, Manner::Serve);
+    let device = TestDevice::adopt(&name);
+    let timeout = sysfs::attribute(&name, "msg_timeout");
+    let on_bus = OnBus::add(&name).unwrap();
+    on_bus.bind(Driver::Virtio).unwrap();
+    // The partitions were read: it is idle.
+    assert!(bus::disk_name(&name).is_some());
+    daemon.kill();
+    // Without end.
+    sysfs::write(&timeout, "0").unwrap();
+    let deleting = std::thread::spawn(move || on_bus.delete());
+    let begin = Instant::now();
+    while !deleting.is_finished() && begin.elapsed() < AT_ONCE {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let done = deleting.is_finished();
+    let next = (!done).then(|| Daemon::start(&name, &path, 1, Manner::Serve));
+    deleting.join().unwrap().unwrap();
+    drop(next);
+    drop(device);
+    assert!(done, "it waited for a daemon");
+}
+
+fn unbinding_a_disk_of_a_dead_daemon_waits_no_longer_than_msg_timeout() {
+    let LiveDisk {
+        on_bus,
+        served,
+        device,
+        ..
+    } = LiveDisk::new(Shape::default());
+    served.stop();
+    let timeout = sysfs::attribute(device.name(), "msg_timeout");
+    sysfs::write(&timeout, "2").unwrap();
+    let begin = Instant::now();
+    on_bus.unbind(Driver::Virtio).unwrap();
+    assert!(begin.elapsed() < AT_ONCE);
+    // The next driver finds it as new, with the next daemon.
+    let next = Served::start(device.open_nonblocking(), 1, memory_file(4 << 20)).unwrap();
+    interrupts_nobody(next.device());
+    on_bus.bind(Driver::Virtio).unwrap();
+    let disk = bus::disk_name(device.name()).expect("a disk");
+    Block::open(&disk).unwrap().read(0, 4096).unwrap();
+    drop(on_bus);
+    drop(next);
+}
