@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
 
+use rustix::process::{kill_process, Pid, Signal};
 use vduse::blk::Disk;
 use vduse::server::{Backend, Chain, Memory, Server};
 use vduse::{Control, Device, DeviceConfig};
@@ -62,6 +63,28 @@ impl Daemon {
     /// Kills the process, and waits until it is gone.
     pub fn kill(mut self) {
         self.end();
+    }
+
+    /// Stops the process, and waits until it stands still.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", self.child.id());
+        soon("the daemon is stopped", || {
+            std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))
+        });
+    }
+
+    /// Has a process go on that was stopped.
+    #[track_caller]
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    #[track_caller]
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
+        kill_process(pid, signal).expect("a signal to the daemon");
     }
 
     /// Whether the process stands still (see [`Manner::StallAfter`]).

@@ -38,6 +38,7 @@ pub mod ring;
 pub mod scratch;
 pub mod serving;
 pub mod spaces;
+pub mod suspend;
 pub mod sysfs;
 pub mod trace;
 pub mod vhost;

@@ -80,6 +80,7 @@ groups!(
     qsd,
     guest,
     guest_net,
+    power,
     unload,
     faults,
 );

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Suspending the machine: daemons are frozen as all processes are, and who waits for one must not keep
+//! the machine awake.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{mpsc, Arc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use vduse::Device;
+
+use crate::lab::block::Block;
+use crate::lab::bus::{self, Driver, OnBus};
+use crate::lab::daemon::{Daemon, Manner};
+use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::expect::{soon, within};
+use crate::lab::responder::Responder;
+use crate::lab::scratch::Scratch;
+use crate::lab::suspend::{Depth, Machine, Sleep};
+use crate::lab::vhost::{status, Vhost};
+use crate::lab::{need, note, skip};
+
+tests![
+    a_client_that_opens_a_device_holds_no_suspend_up => 120,
+    a_client_that_writes_the_status_holds_no_suspend_up => 120,
+    a_client_that_asks_for_a_queues_state_holds_no_suspend_up => 120,
+    a_client_that_closes_a_device_holds_no_suspend_up => 120,
+    a_client_of_a_stopped_daemon_holds_no_suspend_up => 120,
+    binding_a_disk_holds_no_suspend_up => 120,
+    adding_a_disk_of_a_stopped_daemon_holds_no_suspend_up => 120,
+    an_idle_disk_goes_on_after_suspend => 120,
+    an_idle_disk_goes_on_after_freezing_for_hibernation => 60,
+    a_disk_under_io_goes_on_after_suspend => 120,
+];
+
+/// How long after the suspend a call may take that waited.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for a request of the driver's.
+#[track_caller]
+fn is_asked(file: &Device) {
+    let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN)];
+    let limit = Timespec {
+        tv_sec: 10,
+        tv_nsec: 0,
+    };
+    let ready = poll(&mut fds, Some(&limit)).expect("polling");
+    assert_eq!(ready, 1, "nobody asks the daemon");
+}
+
+/// What vhost-vdpa is asked for, and who keeps it open.
+type Call = fn(Vhost) -> io::Result<Option<Vhost>>;
+
+/// Suspends the machine while a client of vhost waits for this process, which does not answer: it is the
+/// daemon. With no `call`, the client opens the device. What it waited for is there afterwards.
+#[track_caller]
+fn client_waits(call: Option<Call>, depth: Depth) {
+    let machine = Machine::new();
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let path = bus::vhost_path(device.name()).unwrap();
+    let calling = match call {
+        None => std::thread::spawn(move || Vhost::open(&path).map(Some)),
+        Some(call) => {
+            let responder = Responder::ok(&file);
+            let vhost = Vhost::open(&path).unwrap();
+            drop(responder);
+            std::thread::spawn(move || call(vhost))
+        }
+    };
+    is_asked(&file);
+    assert!(!calling.is_finished());
+    let suspended = machine.suspend(Sleep::Idle, depth);
+    let waits = !calling.is_finished();
+    let _responder = Responder::ok(&file);
+    within(PATIENCE, "the call returns", || calling.is_finished());
+    let called = calling.join().unwrap();
+    suspended.expect("the machine is suspended");
+    assert!(waits, "the client did not wait for the daemon");
+    drop(called.expect("the call succeeds"));
+    drop(on_bus);
+}
+
+fn a_client_that_opens_a_device_holds_no_suspend_up() {
+    client_waits(None, Depth::Freezer);
+}
+
+fn a_client_that_writes_the_status_holds_no_suspend_up() {
+    let call: Call = |vhost| vhost.set_status(status::ACKNOWLEDGE).map(|()| Some(vhost));
+    client_waits(Some(call), Depth::Freezer);
+    client_waits(Some(call), Depth::Devices);
+}
+
+fn a_client_that_asks_for_a_queues_state_holds_no_suspend_up() {
+    client_waits(Some(|vhost| vhost.queue_base(0).map(|_| Some(vhost))), Depth::Freezer);
+}
+
+fn a_client_that_closes_a_device_holds_no_suspend_up() {
+    client_waits(Some(|_| Ok(None)), Depth::Freezer);
+}
+
+/// A thread whose id is known.
+struct Caller<T> {
+    thread: JoinHandle<T>,
+    tid: i32,
+}
+
+impl<T: Send + 'static> Caller<T> {
+    fn spawn(call: impl FnOnce() -> T + Send + 'static) -> Self {
+        let (sender, tid) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let _ = sender.send(rustix::thread::gettid().as_raw_nonzero().get());
+            call()
+        });
+        let tid = tid.recv().expect("a thread");
+        Self { thread, tid }
+    }
+
+    /// Waits until it waits for a daemon in the kernel.
+    #[track_caller]
+    fn waits_for_a_daemon(&self) {
+        let stack = format!("/proc/self/task/{}/stack", self.tid);
+        soon("the call waits for an answer", || {
+            std::fs::read_to_string(&stack)
+                .is_ok_and(|stack| stack.contains("vduse"))
+        });
+    }
+
+    #[track_caller]
+    fn returns(self) -> T {
+        within(PATIENCE, "the call returns", || self.thread.is_finished());
+        self.thread.join().unwrap()
+    }
+}
+
+/// A disk whose daemon is a process of its own, and is on the bus.
+struct Remote {
+    on_bus: OnBus,
+    daemon: Daemon,
+    _device: TestDevice,
+    _scratch: Scratch,
+}
+
+impl Remote {
+    #[track_caller]
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let path: PathBuf = scratch.file("disk", 4 << 20);
+        let name = unique_name();
+        let daemon = Daemon::start(&name, &path, 1, Manner::Serve);
+        let device = TestDevice::adopt(&name);
+        Self {
+            on_bus: OnBus::add(&name).unwrap(),
+            daemon,
+            _device: device,
+            _scratch: scratch,
+        }
+    }
+}
+
+fn a_client_of_a_stopped_daemon_holds_no_suspend_up() {
+    let machine = Machine::new();
+    let remote = Remote::new();
+    remote.on_bus.bind(Driver::Vhost).unwrap();
+    let vhost = Vhost::open(&bus::vhost_path(remote.on_bus.name()).unwrap()).unwrap();
+    remote.daemon.stop();
+    let caller = Caller::spawn(move || vhost.set_status(status::ACKNOWLEDGE).map(|()| vhost));
+    caller.waits_for_a_daemon();
+    let suspended = machine.suspend(Sleep::Idle, Depth::Freezer);
+    remote.daemon.go_on();
+    let vhost = caller.returns();
+    suspended.expect("the machine is suspended");
+    let vhost = vhost.expect("the status is written");
+    assert_eq!(vhost.status().unwrap(), status::ACKNOWLEDGE);
+}
+
+/// Suspends the machine while a driver of the kernel waits for a daemon as it binds a device, which it
+/// need not go on with. With a daemon that answers, the disk can be had afterwards.
+#[track_caller]
+fn driver_waits(depth: Depth) {
+    let machine = Machine::new();
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    let on_bus = OnBus::add(device.name()).unwrap();
+    let name = device.name().to_owned();
+    let caller = Caller::spawn(move || bus::bind(&name, Driver::Virtio));
+    is_asked(&file);
+    let begin = Instant::now();
+    let suspended = machine.suspend(Sleep::Idle, depth);
+    note(format_args!("{suspended:?} after {:?}", begin.elapsed()));
+    drop(file);
+    let served = Served::start(device.open_nonblocking(), 1, memory_file(1 << 20)).unwrap();
+    let _ = caller.returns();
+    suspended.expect("the machine is suspended");
+    // Whether it is bound or not.
+    let _ = on_bus.unbind(Driver::Virtio);
+    on_bus.bind(Driver::Virtio).unwrap();
+    soon("the disk appears", || bus::disk_name(device.name()).is_some());
+    let disk = bus::disk_name(device.name()).unwrap();
+    Block::open(&disk).unwrap().read(0, 4096).unwrap();
+    drop(on_bus);
+    drop(served);
+}
+
+fn binding_a_disk_holds_no_suspend_up() {
+    driver_waits(Depth::Freezer);
+    driver_waits(Depth::Devices);
+}
+
+fn adding_a_disk_of_a_stopped_daemon_holds_no_suspend_up() {
+    let machine = Machine::new();
+    let scratch = Scratch::new();
+    let path = scratch.file("disk", 4 << 20);
+    let name = unique_name();
+    let device = TestDevice::adopt(&name);
+    let daemon = Daemon::start(&name, &path, 1, Manner::Serve);
+    daemon.stop();
+    bus::set_autoprobe(true).unwrap();
+    let adding = name.clone();
+    let caller = Caller::spawn(move || OnBus::add(&adding));
+    caller.waits_for_a_daemon();
+    let suspended = machine.suspend(Sleep::Idle, Depth::Devices);
+    daemon.go_on();
+    let on_bus = caller.returns().expect("the disk is added");
+    bus::set_autoprobe(false).unwrap();
+    suspended.expect("the machine is suspended");
+    let _ = on_bus.unbind(Driver::Virtio);
+    on_bus.bind(Driver::Virtio).unwrap();
+    let disk = bus::disk_name(&name).unwrap();
+    Block::open(&disk).unwrap().read(0, 4096).unwrap();
+    drop(on_bus);
+    drop(daemon);
+    drop(device);
+}
+
+/// Writes to a disk, suspends the machine, and reads what was written.
+#[track_caller]
+fn goes_on(machine: &Machine, block: &Block, sleep: Sleep, depth: Depth, byte: u8) {
+    block.write(4096, &[byte; 4096]).unwrap();
+    machine
+        .suspend(sleep, depth)
+        .unwrap_or_else(|error| panic!("{sleep:?} to {depth:?}: {error}"));
+    assert_eq!(block.read(4096, 4096).unwrap()[..], [byte; 4096]);
+    block.write(8192, &[byte; 4096]).unwrap();
+}
+
+fn an_idle_disk_goes_on_after_suspend() {
+    let machine = Machine::new();
+    let disk = LiveDisk::new(Shape::default());
+    let block = disk.block();
+    for (byte, sleep, depth) in [
+        (1, Sleep::Idle, Depth::Freezer),
+        (2, Sleep::Idle, Depth::Devices),
+        (3, Sleep::Idle, Depth::Platform),
+        (4, Sleep::Ram, Depth::Devices),
+        (5, Sleep::Ram, Depth::Core),
+    ] {
+        if machine.can(sleep, depth) {
+            goes_on(&machine, &block, sleep, depth, byte);
+        }
+    }
+}
+
+fn an_idle_disk_goes_on_after_freezing_for_hibernation() {
+    let machine = Machine::new();
+    if !machine.can(Sleep::Disk, Depth::Freezer) {
+        skip("this kernel has no hibernation");
+    }
+    let disk = LiveDisk::new(Shape::default());
+    goes_on(&machine, &disk.block(), Sleep::Disk, Depth::Freezer, 1);
+}
+
+fn a_disk_under_io_goes_on_after_suspend() {
+    let machine = Machine::new();
+    need("fio", "--version");
+    let disk = LiveDisk::new(Shape::default());
+    // Its process waits for requests as freezing allows; one that is in read(2) itself cannot be frozen
+    // until the frozen daemon has answered.
+    let mut fio = std::process::Command::new("fio")
+        .args(["--name=io", "--rw=randrw", "--bs=4k", "--iodepth=16", "--direct=1"])
+        .args(["--ioengine=libaio", "--verify=crc32c", "--time_based", "--runtime=30"])
+        .arg(format!("--filename=/dev/{}", disk.disk()))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("starting fio");
+    let stat = format!("/sys/block/{}/stat", disk.disk());
+    let done = || std::fs::read_to_string(&stat).unwrap_or_default();
+    for (sleep, depth) in [
+        (Sleep::Idle, Depth::Freezer),
+        (Sleep::Idle, Depth::Devices),
+        (Sleep::Ram, Depth::Core),
+    ] {
+        if !machine.can(sleep, depth) {
+            continue;
+        }
+        let before = done();
+        soon("the disk is at work", || done() != before);
+        let suspended = machine.suspend(sleep, depth);
+        suspended.unwrap_or_else(|error| panic!("{sleep:?} to {depth:?}: {error}"));
+    }
+    let before = done();
+    soon("the disk is at work again", || done() != before);
+    assert!(fio.wait().unwrap().success());
+}
