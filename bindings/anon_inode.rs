@@ -33,7 +33,10 @@ use kernel::{
 struct AnonFile<T: FileOperations>(PhantomData<T>);
 
 impl<T: FileOperations> AnonFile<T> {
-    const FILE_OPERATIONS: raw::file_operations = VTable::<T>::build(None);
+    const FILE_OPERATIONS: raw::file_operations = {
+        // SAFETY: Only `open` below uses the table, for files that are made with a `T::Data`.
+        unsafe { VTable::<T>::build(None) }
+    };
 }
 
 /// Opens a new file with the operations of `T` on `data`.

@@ -116,7 +116,11 @@ struct Shared<T: CharDevice> {
 }
 
 impl<T: CharDevice> Shared<T> {
-    const FILE_OPERATIONS: raw::file_operations = VTable::<T>::build(Some(Self::open));
+    const FILE_OPERATIONS: raw::file_operations = {
+        // SAFETY: Only `Registration` uses the table, for the files of its character device, and
+        // `open` stores a `T::Data` in each of them.
+        unsafe { VTable::<T>::build(Some(Self::open)) }
+    };
 
     const OWNER: raw::kobj_type = raw::kobj_type {
         release: Some(Self::release),

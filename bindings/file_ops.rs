@@ -198,10 +198,13 @@ pub(super) struct VTable<T: FileOperations>(PhantomData<T>);
 impl<T: FileOperations> VTable<T> {
     /// Makes the table of a kind of file.
     ///
-    /// Whoever uses it makes sure that the private data of every file with this table is what
-    /// `T::Data::into_foreign()` returned: `open` stores it there, or it is put there before
-    /// anybody else has the file.
-    pub(super) const fn build(open: Option<Open>) -> raw::file_operations {
+    /// # Safety
+    ///
+    /// The private data of every file that is opened with this table must be what
+    /// `T::Data::into_foreign()` returned for this file alone: either `open` stores it there if it
+    /// succeeds, or it is stored there before anybody else has the file. Nothing but the table may
+    /// take it back.
+    pub(super) const unsafe fn build(open: Option<Open>) -> raw::file_operations {
         raw::file_operations {
             owner: this_module(),
             open,
