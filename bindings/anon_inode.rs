@@ -44,8 +44,9 @@ impl<T: FileOperations> AnonFile<T> {
 /// `name` is what shows, with `anon_inode:` before it, where `/proc/PID/fd` links to. Of `flags`,
 /// only the access mode and `O_NONBLOCK` count.
 ///
-/// The file gets no descriptor. [`FileOperations::release`] is called when the last reference to
-/// it is gone; if that is dropped in atomic context or by a kernel thread, then later and elsewhere.
+/// The file gets no descriptor. `data` is dropped when the last reference to the file is gone, in
+/// process context: by the task that drops the reference as it returns to userspace, or by a work
+/// item if that is a kernel thread, an exiting task or an interrupt.
 ///
 /// Fails with `ENOMEM`, `ENFILE` if there are too many open files, or `ENOENT` if the module is
 /// being unloaded; `data` is dropped then. May sleep.
