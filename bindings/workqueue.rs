@@ -4,24 +4,54 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use super::raw as bindings;
-use core::ptr::NonNull;
+use super::{
+    raw as bindings,
+    smp::current_cpu, //
+};
+use core::ptr::{
+    self,
+    NonNull, //
+};
 use kernel::{
-    cpu::CpuId,
+    cpu::{
+        nr_cpu_ids,
+        CpuId, //
+    },
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        Arc, //
+    },
+    task::Task,
     workqueue::{
         Queue,
         RawWorkItem, //
     },
 };
 
+/// What a worker has said about the work that it is doing.
+struct Tag {
+    /// The worker; null if the place is free. Never dereferenced.
+    task: Atomic<*mut bindings::task_struct>,
+    /// Belongs to `task`.
+    value: Atomic<u32>,
+}
+
 /// A workqueue that is destroyed when it is dropped, after all the work in it has been done.
 ///
 /// # Invariants
 ///
-/// The pointer is a workqueue that is ours.
-pub(crate) struct OwnedQueue(NonNull<bindings::workqueue_struct>);
+/// `queue` is a workqueue that is ours.
+pub(crate) struct OwnedQueue {
+    queue: NonNull<bindings::workqueue_struct>,
+    /// One for each CPU: more workers than that are inside [`tagged`](Self::tagged) only if some sleep
+    /// there, as they may on `PREEMPT_RT`.
+    tags: KVec<Tag>,
+}
 
 // SAFETY: A workqueue may be used and destroyed by any task.
 unsafe impl Send for OwnedQueue {}
@@ -40,11 +70,57 @@ impl OwnedQueue {
     }
 
     fn new(name: &'static CStr, flags: c_uint) -> Result<Self> {
+        let mut tags = KVec::with_capacity(nr_cpu_ids() as usize, GFP_KERNEL)?;
+        for _ in 0..nr_cpu_ids() {
+            let tag = Tag {
+                task: Atomic::new(ptr::null_mut()),
+                value: Atomic::new(0),
+            };
+            tags.push(tag, GFP_KERNEL)?;
+        }
+
         // SAFETY: The name is a string.
         let queue = unsafe { bindings::alloc_workqueue(name.as_char_ptr(), flags) };
 
         // INVARIANT: `alloc_workqueue` returned a workqueue that nobody else has.
-        Ok(Self(NonNull::new(queue).ok_or(ENOMEM)?))
+        Ok(Self {
+            queue: NonNull::new(queue).ok_or(ENOMEM)?,
+            tags,
+        })
+    }
+
+    /// Calls `f`, during which [`tag`](Self::tag) returns `value` to whatever the current task calls.
+    ///
+    /// To be called by work items of this queue. Returns [`None`], without having called `f`, if too
+    /// many do so at this moment: the item is to be enqueued again.
+    pub(crate) fn tagged<R>(&self, value: u32, f: impl FnOnce() -> R) -> Option<R> {
+        let task = Task::current_raw();
+        let (before, from_here) = self.tags.split_at_checked(current_cpu())?;
+        let tag = Iterator::chain(from_here.iter(), before)
+            .find(|tag| tag.task.cmpxchg(ptr::null_mut(), task, Relaxed).is_ok())?;
+
+        // Only this task reads it.
+        tag.value.store(value, Relaxed);
+        let result = f();
+        tag.task.store(ptr::null_mut(), Release);
+
+        Some(result)
+    }
+
+    /// The value of the call of [`tagged`](Self::tagged) that the current task is in, if it is in one.
+    ///
+    /// Any context. In an interrupt there is none.
+    pub(crate) fn tag(&self) -> Option<u32> {
+        // SAFETY: Looks at the current task only.
+        if unsafe { bindings::current_work() }.is_null() {
+            return None;
+        }
+        let task = Task::current_raw();
+
+        self.tags
+            .iter()
+            .find(|tag| ptr::eq(tag.task.load(Relaxed), task))
+            .map(|tag| tag.value.load(Relaxed))
     }
 
     /// Enqueues a work item, as [`Queue::enqueue`] does. May be called in any context.
@@ -56,7 +132,7 @@ impl OwnedQueue {
         W: RawWorkItem<ID> + Send + 'static,
     {
         // SAFETY: By the type invariants, the workqueue is valid as long as `self` is.
-        unsafe { Queue::from_raw(self.0.as_ptr()) }.enqueue(work)
+        unsafe { Queue::from_raw(self.queue.as_ptr()) }.enqueue(work)
     }
 
     /// Enqueues a work item to run on `cpu`, as [`enqueue`](Self::enqueue) does for any CPU.
@@ -67,7 +143,7 @@ impl OwnedQueue {
     where
         W: RawWorkItem<ID> + Send + 'static,
     {
-        let queue = self.0.as_ptr();
+        let queue = self.queue.as_ptr();
         let cpu = cpu.as_u32() as c_int;
 
         // SAFETY: `queue_work_on` returns false only if the work is already queued. `W` is `Send`
@@ -100,7 +176,7 @@ impl Drained {
 impl Drop for Drained {
     fn drop(&mut self) {
         // SAFETY: By the invariants of `OwnedQueue`, it is a workqueue.
-        unsafe { bindings::__flush_workqueue(self.0 .0.as_ptr()) }
+        unsafe { bindings::__flush_workqueue(self.0.queue.as_ptr()) }
     }
 }
 
@@ -109,6 +185,6 @@ impl Drop for OwnedQueue {
         // SAFETY: By the type invariants, the workqueue is ours. Nothing can be queued any more, as
         // that takes a reference to `self`; what is queued is done first. Dropped by its own work it
         // would wait for itself: `Drained` sees to it that it is not.
-        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) }
+        unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) }
     }
 }

@@ -43,6 +43,7 @@ use kernel::{
     sync::{
         atomic::{
             Atomic,
+            Full,
             Relaxed, //
         },
         Arc,
@@ -90,11 +91,18 @@ pub(super) struct Vq {
     /// The CPU that the last interrupt went to, if it had to be sent there; otherwise `u32::MAX`.
     last_cpu: Atomic<u32>,
     queue: Arc<OwnedQueue>,
+    /// How long the chain is that a kick that was put off comes at the end of; 0 if there is none.
+    kick_chain: Atomic<u32>,
     #[pin]
     kick_work: Work<Vq, KICK>,
     #[pin]
     inject_work: Work<Vq, INJECT>,
 }
+
+/// The longest chain of kicks, each of which comes from signalling the eventfd of the one before, but
+/// for the first. Daemons that forward their kicks to another device make chains of two or three; one
+/// that goes in circles would have no end, and nobody would pay for it: kicks are put off to a worker.
+const MAX_KICK_CHAIN: u32 = 4;
 
 const KICK: u64 = 0;
 const INJECT: u64 = 1;
@@ -108,7 +116,14 @@ impl WorkItem<KICK> for Vq {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.kick_now();
+        let chain = this.kick_chain.xchg(0, Full);
+        if chain == 0 {
+            return;
+        }
+
+        if this.queue.tagged(chain, || this.kick_now()).is_none() {
+            this.kick_later(chain);
+        }
     }
 }
 
@@ -131,6 +146,7 @@ impl Vq {
                 affinity: OnceBox::new(),
                 last_cpu: Atomic::new(u32::MAX),
                 queue,
+                kick_chain: Atomic::new(0),
                 kick_work <- new_work!("Vq::kick_work"),
                 inject_work <- new_work!("Vq::inject_work"),
             }),
@@ -225,10 +241,38 @@ impl Vq {
     pub(super) fn kick(self: &Arc<Self>) {
         if eventfd::signal_allowed() {
             self.kick_now();
-        } else {
-            // If it is queued already, it will see this kick.
-            let _ = self.queue.enqueue::<Arc<Self>, KICK>(self.clone());
+            return;
         }
+
+        // Called back by an eventfd: by that of another kick, or of this one, or by any other.
+        let chain = self.queue.tag().map_or(1, |before| before + 1);
+        if chain <= MAX_KICK_CHAIN {
+            self.kick_later(chain);
+        }
+    }
+
+    /// Has a worker do what [`kick_now`](Self::kick_now) does, at the end of a chain of kicks. Any
+    /// context.
+    fn kick_later(self: &Arc<Self>, chain: u32) {
+        let mut pending = self.kick_chain.load(Relaxed);
+        loop {
+            // Of two kicks in one, the shorter chain counts: what it leads to must not get lost.
+            let shorter = if pending == 0 {
+                chain
+            } else {
+                pending.min(chain)
+            };
+
+            // Written even if it stays the same, so that a worker that takes this kick along with the
+            // one before has the buffers of both.
+            match self.kick_chain.cmpxchg(pending, shorter, Full) {
+                Ok(_) => break,
+                Err(now) => pending = now,
+            }
+        }
+
+        // If it is queued already, it will see this kick.
+        let _ = self.queue.enqueue::<Arc<Self>, KICK>(self.clone());
     }
 
     fn kick_now(&self) {

@@ -41,6 +41,9 @@ tests![
     a_kick_of_a_queue_that_is_not_ready_is_dropped,
     a_reset_takes_the_eventfd_away,
     a_kick_between_two_daemons_reaches_the_second,
+    a_kick_that_kicks_itself_comes_to_rest,
+    kicks_that_go_in_circles_come_to_rest,
+    a_kick_is_forwarded_from_device_to_device,
     an_interrupt_reaches_the_driver,
     an_interrupt_before_driver_ok_is_einval,
     an_interrupt_right_after_a_queue_is_enabled_arrives => 40,
@@ -319,6 +322,57 @@ fn a_kick_between_two_daemons_reaches_the_second() {
     drop(on_bus);
     drop(responder);
     assert!(came, "the kick went to the first daemon's eventfd");
+}
+
+/// Waits until nothing more is written to eventfds, and asserts that it stays so.
+#[track_caller]
+fn comes_to_rest(events: &[&EventFd]) {
+    std::thread::sleep(Duration::from_millis(100));
+    for event in events {
+        event.take().unwrap();
+    }
+    stays("no more kicks", || {
+        events.iter().all(|event| event.take().unwrap() == 0)
+    });
+}
+
+fn a_kick_that_kicks_itself_comes_to_rest() {
+    let bare = Bare::started();
+    let kick = &bare.driver.kick;
+    bare.file.set_kick(0, kick.as_fd()).unwrap();
+    kick.signal().unwrap();
+    comes_to_rest(&[kick]);
+    // One that does not is none the worse for it.
+    let kicked = bare.kick_fd();
+    for _ in 0..5 {
+        kick.signal().unwrap();
+        soon("the kick arrives", || kicked.take().unwrap() == 1);
+    }
+}
+
+fn kicks_that_go_in_circles_come_to_rest() {
+    let bares = [(); 3].map(|()| Bare::started());
+    let kicks = [0, 1, 2].map(|n: usize| &bares[n].driver.kick);
+    // Each kicks the next.
+    for (n, bare) in bares.iter().enumerate() {
+        bare.file.set_kick(0, kicks[(n + 1) % 3].as_fd()).unwrap();
+    }
+    for kick in kicks {
+        kick.signal().unwrap();
+    }
+    comes_to_rest(&kicks);
+}
+
+fn a_kick_is_forwarded_from_device_to_device() {
+    let [first, second, third] = [(); 3].map(|()| Bare::started());
+    first.file.set_kick(0, second.driver.kick.as_fd()).unwrap();
+    second.file.set_kick(0, third.driver.kick.as_fd()).unwrap();
+    let kicked = third.kick_fd();
+    for _ in 0..20 {
+        first.driver.kick.signal().unwrap();
+        soon("the kick arrives", || kicked.take().unwrap() == 1);
+    }
+    stays("no more kicks", || kicked.take().unwrap() == 0);
 }
 
 fn an_interrupt_reaches_the_driver() {
