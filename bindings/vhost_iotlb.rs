@@ -5,7 +5,10 @@
 //! C header: [`include/linux/vhost_iotlb.h`](srctree/include/linux/vhost_iotlb.h)
 
 use super::raw as bindings;
-use core::marker::PhantomData;
+use core::{
+    marker::PhantomData,
+    ptr, //
+};
 use kernel::{
     fs::File,
     prelude::*,
@@ -48,6 +51,30 @@ impl Iotlb {
         // SAFETY: By the safety requirements; `Iotlb` is transparent.
         // INVARIANT: By the safety requirements.
         unsafe { &*ptr.cast() }
+    }
+
+    /// Whether just this mapping is there. Any context; takes time by the logarithm of the number of
+    /// mappings.
+    pub(crate) fn has(&self, start: u64, last: u64, perm: u32, file: &File, offset: u64) -> bool {
+        // SAFETY: The IOTLB is valid and does not change as long as `self` is borrowed. What is found
+        // is one of its mappings, of which these are always initialised, the padding is not.
+        let found = unsafe {
+            let map = bindings::vhost_iotlb_itree_first(self.0.get(), start, last);
+            if map.is_null() {
+                return false;
+            }
+            ((*map).start, (*map).last, (*map).perm, (*map).opaque)
+        };
+        let (found_start, found_last, found_perm, opaque) = found;
+
+        // SAFETY: By the type invariants, it is a `vdpa_map_file` or null.
+        let backing = unsafe { opaque.cast::<bindings::vdpa_map_file>().as_ref() };
+
+        (found_start, found_last, found_perm) == (start, last, perm)
+            && backing.is_some_and(|backing| {
+                // A `File` is a `struct file`.
+                ptr::eq(backing.file.cast_const().cast(), file) && backing.offset == offset
+            })
     }
 
     /// All mappings, in the order of their addresses.

@@ -108,12 +108,26 @@ impl Iotlb {
         Ok(())
     }
 
-    /// Moves the mapping that ends at `last`, if there is one, to where none overlaps it.
-    pub(super) fn move_to(&mut self, last: u64, other: &mut Self) {
-        if let Some(node) = self.tree.remove_node(&last) {
-            self.len -= 1;
-            other.add(node, last);
+    /// Takes out the mappings that `stays` is not true of. Any context.
+    pub(super) fn take_unless(&mut self, stays: impl Fn(&Mapping) -> bool) -> Self {
+        let mut taken = Self::new();
+        let mut cursor = self.tree.cursor_front_mut();
+
+        while let Some(at) = cursor {
+            let (&last, mapping) = at.current();
+
+            cursor = if stays(mapping) {
+                at.move_next()
+            } else {
+                // Behind the last one, this goes back to one that stays.
+                let (next, node) = at.remove_current();
+                self.len -= 1;
+                taken.add(node, last);
+                next
+            };
         }
+
+        taken
     }
 
     /// Removes the mapping that begins at `start`, if `is_it` says so. Any context.

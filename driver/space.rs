@@ -255,19 +255,19 @@ impl Mappings {
                 let mut old = self.replace(new);
 
                 announce().inspect_err(|_| {
-                    let common = Self::common(&mut old, iotlb);
+                    let gone = Self::take_gone(&mut old, iotlb);
 
-                    drop(self.replace(common));
+                    drop(self.replace(old));
+                    drop(gone);
                 })
             }
             Err(error) => {
-                // Who looks meanwhile finds what stays.
+                // Concurrent lookups keep finding the mappings that stay.
                 let gone = {
                     let mut now = self.iotlb.lock();
-                    let common = Self::common(&mut now, iotlb);
 
                     self.bounce_mapped.store(false, Relaxed);
-                    core::mem::replace(&mut *now, common)
+                    Self::take_gone(&mut now, iotlb)
                 };
                 let has_less = gone.len() > 0;
 
@@ -282,29 +282,20 @@ impl Mappings {
         }
     }
 
-    /// Takes those mappings out that a process still has, just as they were. Any context.
-    fn common(old: &mut Iotlb, iotlb: &vhost_iotlb::Iotlb) -> Iotlb {
-        let mut common = Iotlb::new();
-
-        for map in iotlb.iter().flatten() {
-            let is_same = old.find(map.start, map.start, |mapping| {
-                let is_same_memory = matches!(
-                    &mapping.backing,
-                    Backing::File { file, offset }
-                        if core::ptr::eq(&**file, &*map.file) && *offset == map.offset
-                );
-
-                mapping.start == map.start
-                    && mapping.last == map.last
-                    && u32::from(mapping.perm) == map.perm
-                    && is_same_memory
-            });
-            if is_same == Some(true) {
-                old.move_to(map.last, &mut common);
-            }
-        }
-
-        common
+    /// Takes out the mappings that a process does not have any more just as they were. Any context.
+    ///
+    /// Goes through ours, of which there is a limit. The process has as many as it likes.
+    fn take_gone(ours: &mut Iotlb, iotlb: &vhost_iotlb::Iotlb) -> Iotlb {
+        ours.take_unless(|mapping| match &mapping.backing {
+            Backing::File { file, offset } => iotlb.has(
+                mapping.start,
+                mapping.last,
+                mapping.perm.into(),
+                file,
+                *offset,
+            ),
+            Backing::Coherent(_) => false,
+        })
     }
 
     /// Drops all mappings of a process.

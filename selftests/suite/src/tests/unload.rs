@@ -4,6 +4,7 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use vduse::control::CONTROL_PATH;
@@ -12,9 +13,10 @@ use vduse::Mapping;
 use crate::lab::bus;
 use crate::lab::device::TestDevice;
 use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::{fails_at, soon};
+use crate::lab::expect::{fails, fails_at, soon};
 use crate::lab::loading::{self, load, try_unload, unload, LoadAgain};
 use crate::lab::memory::PAGE;
+use crate::lab::note;
 use crate::lab::spaces::{self, first_byte, Answered};
 use crate::lab::sysfs;
 
@@ -25,6 +27,7 @@ tests![
     a_descriptor_of_a_domain_keeps_the_module_until_it_is_closed,
     a_mapping_of_a_domain_keeps_the_module_until_it_is_gone,
     each_space_has_max_iotlb_entries_of_its_own,
+    maps_that_there_is_no_room_for_take_no_time,
     rings_leave_room_for_the_bounce_area,
 ];
 
@@ -131,6 +134,37 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
     vhost.unmap_in(1, iova(3), PAGE).unwrap();
     vhost.map_in(1, iova(MOST), &page, 3).unwrap();
     assert_eq!(found(1, MOST).unwrap(), 1);
+}
+
+fn maps_that_there_is_no_room_for_take_no_time() {
+    const MOST: u64 = 8;
+    // vhost's own limit is 2048, unless it is told otherwise.
+    const MANY: u64 = 2000;
+    let _parameter = Parameter::set(&format!("max_iotlb_entries={MOST}"));
+    let answered = Answered::new(&[0], 1, 1);
+    let vhost = answered.vhost();
+    let page = spaces::page_of(1);
+    let iova = |n: u64| n * 2 * PAGE;
+    let mut mapped = 0;
+    // How long the device takes to refuse so many: vhost has done what it does with them before.
+    let [few, many] = [MOST + 1, MANY].map(|count| {
+        vhost.batch_begin(0).unwrap();
+        for n in mapped..count {
+            vhost.map_in(0, iova(n), &page, 3).unwrap();
+        }
+        mapped = count;
+        let times = (0..100).map(|_| {
+            vhost.batch_begin(0).unwrap();
+            let begin = Instant::now();
+            // Which does not say so.
+            vhost.batch_end(0).unwrap();
+            begin.elapsed()
+        });
+        times.min().unwrap_or_default()
+    });
+    fails(answered.file.iotlb_fd(0, u64::MAX), Errno::INVAL);
+    note(format_args!("{} maps: {few:?}, {MANY}: {many:?}", MOST + 1));
+    assert!(many < few * 3);
 }
 
 fn rings_leave_room_for_the_bounce_area() {
