@@ -56,11 +56,3 @@ pub(crate) fn synchronize() {
     // memory is touched.
     unsafe { bindings::synchronize_rcu() }
 }
-
-/// Does the same sooner, at the expense of interrupting every other CPU.
-///
-/// For what a user waits for and what is rare. May sleep.
-pub(crate) fn synchronize_expedited() {
-    // SAFETY: As for `synchronize`.
-    unsafe { bindings::synchronize_rcu_expedited() }
-}

@@ -25,6 +25,7 @@ use super::{
 };
 use core::{
     marker::PhantomData,
+    mem,
     ptr::{
         self,
         NonNull, //
@@ -107,17 +108,23 @@ impl<T: Owner> Space<T> {
 ///
 /// # Invariants
 ///
-/// - `space` came from [`Arc::into_raw`], and a reference is ours.
-/// - It changes only while `closed` is set, by whoever has set it; the reference to the former one
-///   is given back after an RCU grace period.
+/// - `space` came from [`Arc::into_raw`], and a reference is ours. `former` is the space before, with a
+///   reference of ours as well, or null.
+/// - Both change only while `closed` is not 0, by the one who has set it, once and after an RCU grace
+///   period: so there is no reader left of what is in `former` by then.
 pub(crate) struct Token<T: Owner> {
     space: Atomic<*mut Space<T>>,
-    closed: Atomic<bool>,
+    former: Atomic<*mut Space<T>>,
+    /// 0, or something that tells the one who has closed it from others.
+    closed: Atomic<usize>,
 }
 
-// SAFETY: It owns a reference to a space, which goes along.
+/// The one who has closed a token alone. It is no address, as the others are.
+const CLOSED_ALONE: usize = 1;
+
+// SAFETY: It owns references to spaces, which go along.
 unsafe impl<T: Owner> Send for Token<T> {}
-// SAFETY: Both fields are atomic, and spaces are `Sync`.
+// SAFETY: All fields are atomic, and spaces are `Sync`.
 unsafe impl<T: Owner> Sync for Token<T> {}
 
 impl<T: Owner> Token<T> {
@@ -126,7 +133,8 @@ impl<T: Owner> Token<T> {
         // INVARIANT: The reference is ours from now on.
         Self {
             space: Atomic::new(Arc::into_raw(space).cast_mut()),
-            closed: Atomic::new(false),
+            former: Atomic::new(ptr::null_mut()),
+            closed: Atomic::new(0),
         }
     }
 
@@ -135,28 +143,77 @@ impl<T: Owner> Token<T> {
         ptr::eq(self.space.load(Relaxed), Arc::as_ptr(space))
     }
 
-    /// Closes the token: nothing is mapped by it until the answer is dropped.
+    /// Closes the token: nothing is mapped by it until the return value is dropped.
     ///
-    /// May sleep. Errors: [`EBUSY`] if something is mapped into its space, or if it is closed.
+    /// May sleep, for an RCU grace period unless it fails at once: some tens of milliseconds, as it is a
+    /// process that asks for this, which is not to interrupt other CPUs. Errors: [`EBUSY`] if something
+    /// is mapped into its space, or if it is closed.
     pub(crate) fn close(&self) -> Result<Closed<'_, T>> {
-        if self.closed.xchg(true, Full) {
+        let closing = self.begin_to_close(CLOSED_ALONE)?;
+        rcu::synchronize();
+
+        closing.finish()
+    }
+
+    /// Makes those of `tokens` lead to `space` that do not, except those by which something may be
+    /// mapped.
+    ///
+    /// May sleep, for as long as [`close`](Self::close), however many there are.
+    pub(crate) fn lead_all_to(tokens: &[Self], space: &Arc<Space<T>>) {
+        // Nobody else has this address as long as this has not returned.
+        let mark = 0u8;
+        let closer = ptr::from_ref(&mark) as usize;
+        let mut any = false;
+
+        for token in tokens {
+            if !token.leads_to(space) {
+                if let Ok(closing) = token.begin_to_close(closer) {
+                    any = true;
+                    // It stays closed; that it is ours is written in it.
+                    mem::forget(closing);
+                }
+            }
+        }
+        if !any {
+            return;
+        }
+
+        rcu::synchronize();
+        for token in tokens {
+            if token.closed.load(Relaxed) == closer {
+                // INVARIANT: It was closed above.
+                if let Ok(closed) = Closing(token).finish() {
+                    closed.lead_to(space.clone());
+                }
+            }
+        }
+    }
+
+    /// Has nothing be mapped by the token any more, but for what is being mapped already. `closer` tells
+    /// the caller from others that may close it; it is not 0.
+    ///
+    /// Errors: those of [`close`](Self::close).
+    fn begin_to_close(&self, closer: usize) -> Result<Closing<'_, T>> {
+        if self.closed.cmpxchg(0, closer, Full).is_err() {
             return Err(EBUSY);
         }
-        let closed = Closed(self);
+        // INVARIANT: Just now.
+        let closing = Closing(self);
 
-        // Whoever saw the token open is done mapping after this.
-        rcu::synchronize_expedited();
-        let in_use = rcu::read(|rcu| {
+        if self.is_in_use() {
+            Err(EBUSY)
+        } else {
+            Ok(closing)
+        }
+    }
+
+    /// Whether anything is mapped into its space.
+    fn is_in_use(&self) -> bool {
+        rcu::read(|rcu| {
             let space = self.enter(rcu);
 
             space.bounce.is_in_use() || space.owner.has_coherent()
-        });
-
-        if in_use {
-            Err(EBUSY)
-        } else {
-            Ok(closed)
-        }
+        })
     }
 
     /// The space that it leads to, for the time of a read-side critical section.
@@ -170,7 +227,7 @@ impl<T: Owner> Token<T> {
     /// The same, for mapping; [`None`] if the token is closed.
     #[inline(always)]
     fn enter_open<'a>(&'a self, rcu: rcu::Section<'a>) -> Option<&'a Space<T>> {
-        (!self.closed.read_acquire()).then(|| self.enter(rcu))
+        (self.closed.read_acquire() == 0).then(|| self.enter(rcu))
     }
 
     /// Maps a buffer, by [`Area::map`]. [`None`] also if the token is closed.
@@ -259,6 +316,36 @@ impl<T: Owner> Drop for Token<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, the reference is ours; nobody uses the token any more.
         drop(unsafe { Arc::from_raw(*self.space.get_mut()) });
+        let former = *self.former.get_mut();
+        if !former.is_null() {
+            // SAFETY: As above.
+            drop(unsafe { Arc::from_raw(former) });
+        }
+    }
+}
+
+/// A [`Token`] by which nothing more is mapped soon. It is opened again when this is dropped.
+///
+/// # Invariants
+///
+/// We have set the token's `closed`.
+struct Closing<'a, T: Owner>(&'a Token<T>);
+
+impl<'a, T: Owner> Closing<'a, T> {
+    /// To be called after a grace period, when those who saw the token open are done mapping.
+    fn finish(self) -> Result<Closed<'a, T>> {
+        // Looked at again, now that nothing more comes.
+        if self.0.is_in_use() {
+            Err(EBUSY)
+        } else {
+            Ok(Closed(self))
+        }
+    }
+}
+
+impl<T: Owner> Drop for Closing<'_, T> {
+    fn drop(&mut self) {
+        self.0.closed.store(0, Release);
     }
 }
 
@@ -266,24 +353,23 @@ impl<T: Owner> Drop for Token<T> {
 ///
 /// # Invariants
 ///
-/// We have set the token's `closed`.
-pub(crate) struct Closed<'a, T: Owner>(&'a Token<T>);
+/// An RCU grace period has passed since the token was closed.
+pub(crate) struct Closed<'a, T: Owner>(Closing<'a, T>);
 
 impl<T: Owner> Closed<'_, T> {
     /// Makes the token lead to another space. May sleep.
-    pub(crate) fn lead_to(&self, space: Arc<Space<T>>) {
-        let old = self.0.space.xchg(Arc::into_raw(space).cast_mut(), Full);
+    pub(crate) fn lead_to(self, space: Arc<Space<T>>) {
+        let token = self.0 .0;
+        // INVARIANT: We have closed the token, a grace period has passed, and this is done once.
+        let old = token.space.xchg(Arc::into_raw(space).cast_mut(), Full);
+        // There may be readers of this one until after the next grace period: it is kept until then.
+        let former = token.former.xchg(old, Full);
 
-        rcu::synchronize_expedited();
-        // SAFETY: By the invariants of `Token`, the reference was the token's, and whoever got the
-        // pointer from it is done with it.
-        drop(unsafe { Arc::from_raw(old) });
-    }
-}
-
-impl<T: Owner> Drop for Closed<'_, T> {
-    fn drop(&mut self) {
-        self.0.closed.store(false, Release);
+        if !former.is_null() {
+            // SAFETY: The reference is ours by the invariants of `Token`. The token has not led there
+            // since before it was closed, so that its readers were waited for.
+            drop(unsafe { Arc::from_raw(former) });
+        }
     }
 }
 

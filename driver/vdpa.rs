@@ -79,14 +79,8 @@ impl DriverSide {
             return;
         };
 
-        for token in &self.tokens {
-            if !token.leads_to(&open.domain) {
-                // Groups are moved on behalf of a process, so the kernel has nothing mapped there.
-                if let Ok(closed) = token.close() {
-                    closed.lead_to(open.domain.clone());
-                }
-            }
-        }
+        // Groups are moved on behalf of a process, so the kernel has nothing mapped there.
+        Token::lead_all_to(&self.tokens, &open.domain);
     }
 
     fn send(&self, kind: u32, body: RequestBody, driver: BusDriver) -> Result<uapi::DevResponse> {

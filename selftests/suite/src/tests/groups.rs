@@ -4,6 +4,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use vduse::blk::Disk;
@@ -20,6 +21,7 @@ use crate::lab::pattern::assert_same;
 use crate::lab::responder::Responder;
 use crate::lab::ring::{self, HandQueue};
 use crate::lab::spaces::{self, agree, Answered, ServedGroups};
+use crate::lab::trace::Trace;
 use crate::lab::vhost::Vhost;
 use crate::lab::{block, cpu, sysfs};
 use crate::modules;
@@ -46,6 +48,8 @@ tests![
     set_group_asid_is_ebusy_once_the_driver_is_ready,
     set_group_asid_of_version_0_is_einval,
     a_reset_puts_the_groups_back_to_space_0,
+    moving_groups_interrupts_no_cpus,
+    a_reset_moves_many_groups_at_once => 40,
     the_example_serves_two_groups_in_two_spaces,
 ];
 
@@ -486,6 +490,39 @@ fn a_reset_puts_the_groups_back_to_space_0() {
     fails(file.iotlb_info(info), Errno::INVAL);
     drop(on_bus);
     drop(responder);
+}
+
+fn moving_groups_interrupts_no_cpus() {
+    const MOVES: usize = 40;
+    let answered = Answered::new(&[0, 1], 2, 2);
+    let vhost = answered.vhost();
+    // Which interrupts all of them.
+    let trace = Trace::of_function("synchronize_rcu_expedited");
+    for n in 0..MOVES {
+        vhost.set_group_asid(1, (n as u32 + 1) % 2).unwrap();
+    }
+    vhost.set_group_asid(1, 1).unwrap();
+    vhost.set_status(0).unwrap();
+    // Others may do so once in a while.
+    let times = trace.events().len();
+    assert!(times < MOVES / 4, "{times} times in {MOVES} moves");
+}
+
+fn a_reset_moves_many_groups_at_once() {
+    const GROUPS: u32 = 64;
+    let queues: Vec<u32> = (0..GROUPS).collect();
+    let answered = Answered::new(&queues, GROUPS, 2);
+    let vhost = answered.vhost();
+    let begin = Instant::now();
+    for group in 0..GROUPS {
+        vhost.set_group_asid(group, 1).unwrap();
+    }
+    let there = begin.elapsed();
+    let begin = Instant::now();
+    vhost.set_status(0).unwrap();
+    let back = begin.elapsed();
+    crate::lab::note(format_args!("{GROUPS} groups: {there:?}, and back {back:?}"));
+    assert!(back < there / 5);
 }
 
 fn the_example_serves_two_groups_in_two_spaces() {
