@@ -12,7 +12,8 @@ use core::ptr::{
 use kernel::{
     device::Device,
     error::from_err_ptr,
-    prelude::*, //
+    prelude::*,
+    sync::Arc, //
 };
 
 /// Something that has a device registered for as long as it exists.
@@ -21,11 +22,18 @@ use kernel::{
 ///
 /// # Safety
 ///
-/// The device that [`device`](Self::device) returns must be registered, and must not be
-/// unregistered before the borrow of `self` ends.
+/// The device that [`device`](Self::device) returns must be registered, and must neither be
+/// unregistered nor be replaced by another one before `self` is dropped, even if `self` moves.
 pub(crate) unsafe trait Registered {
     /// The device.
     fn device(&self) -> &Device;
+}
+
+// SAFETY: What is in the `Arc` is not dropped before the `Arc`, and not replaced.
+unsafe impl<T: Registered> Registered for Arc<T> {
+    fn device(&self) -> &Device {
+        (**self).device()
+    }
 }
 
 /// A device without a parent: a directory in `/sys/devices`, to be the parent of what has no

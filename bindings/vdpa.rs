@@ -10,6 +10,7 @@
 
 use super::{
     atomic_cpumask::AtomicCpumask,
+    device::Registered,
     lock::{
         new_spinlock_bh,
         SpinLockBh, //
@@ -384,6 +385,9 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     /// Who owns the address spaces that virtqueues are mapped into.
     type SpaceOwner: virtio_map::Owner;
 
+    /// What has the device's parent registered, for as long as the device is there.
+    type Parent: Registered;
+
     /// The driver has put the parts of a virtqueue somewhere.
     fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result;
     /// The driver has chosen the size of a virtqueue, in descriptors.
@@ -458,7 +462,8 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
 /// # Invariants
 ///
 /// `vdpa` was allocated by the core with [`VTable<T>`] and enough room for `data`, which is
-/// initialised until the core calls the table's `free`, as `callbacks` is.
+/// initialised until the core calls the table's `free`, as `callbacks` and `_parent` are. The device's
+/// parent is that of `_parent`.
 #[repr(C)]
 struct Device<T: Operations> {
     vdpa: Opaque<bindings::vdpa_device>,
@@ -469,6 +474,8 @@ struct Device<T: Operations> {
     /// Whether it is being deleted.
     leaving: AtomicFlag,
     data: T,
+    /// Dropped before `data`.
+    _parent: T::Parent,
 }
 
 impl<T: Operations> Device<T> {
@@ -554,12 +561,13 @@ impl<T: Operations> Device<T> {
     ///
     /// Errors: [`EBUSY`] if another device has the callbacks, [`ENOMEM`].
     fn alloc(
-        parent: &kernel::device::Device,
         name: &CStr,
         ngroups: u32,
         nas: u32,
         callbacks: Arc<Callbacks>,
         data: T,
+        // Behind `data`, and so dropped before it.
+        parent: T::Parent,
     ) -> Result<*mut bindings::vdpa_device> {
         // The core allocates by size alone.
         const {
@@ -568,12 +576,12 @@ impl<T: Operations> Device<T> {
 
         callbacks.take()?;
 
-        // SAFETY: The tables are static and fit a `Device<T>`; the core copies the name and takes a
-        // reference to the parent when the device is added, which is before the caller's ends. The
-        // device uses virtual addresses, as `Iotlb` requires.
+        // SAFETY: The tables are static and fit a `Device<T>`; the core copies the name. The parent stays
+        // registered until `free` drops what has it registered. The device uses virtual addresses, as
+        // `Iotlb` requires.
         let vdev = from_err_ptr(unsafe {
             bindings::__vdpa_alloc_device(
-                device_as_raw(parent),
+                device_as_raw(parent.device()),
                 &VTable::<T>::VTABLE,
                 &virtio_map::VTable::<T::SpaceOwner>::VTABLE,
                 ngroups,
@@ -592,6 +600,7 @@ impl<T: Operations> Device<T> {
             (&raw mut (*this).phase).write(Atomic::new(Phase::Reset));
             (&raw mut (*this).leaving).write(AtomicFlag::new(false));
             (&raw mut (*this).data).write(data);
+            (&raw mut (*this)._parent).write(parent);
         }
 
         Ok(vdev)
@@ -922,9 +931,10 @@ impl<T: Operations> VTable<T> {
     unsafe extern "C" fn free(vdev: *mut bindings::vdpa_device) {
         let this = vdev.cast::<Device<T>>();
 
-        // SAFETY: By the safety requirements; the core frees the allocation after this. Both are
+        // SAFETY: By the safety requirements; the core frees the allocation after this. All are
         // initialised by the type invariants of `Device`.
         unsafe {
+            ptr::drop_in_place(&raw mut (*this)._parent);
             (*this).callbacks.give_back();
             ptr::drop_in_place(&raw mut (*this).callbacks);
             ptr::drop_in_place(&raw mut (*this).data);

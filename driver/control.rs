@@ -40,7 +40,6 @@ use crate::{
             Class,
             ClassInfo, //
         },
-        device::Registered,
         file_ops::FileOperations,
         iova,
         kobject::KObject,
@@ -66,7 +65,6 @@ use crate::{
 use core::cmp::Ordering;
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
-    device::Device,
     fs::File,
     new_mutex,
     prelude::*,
@@ -75,7 +73,6 @@ use kernel::{
         CString, //
     },
     sync::{
-        aref::ARef,
         Arc,
         ArcBorrow,
         Mutex, //
@@ -101,7 +98,8 @@ struct Entry {
     name: CString,
     /// The directories of the virtqueues. Below the node's.
     _vqs: KVVec<KObject<Vq>>,
-    node: Node<Dev>,
+    /// Also held by the device on the vDPA bus.
+    node: Arc<Node<Dev>>,
     dev: Arc<Dev>,
     _module: ModuleRef,
 }
@@ -198,12 +196,15 @@ impl Registry {
         let index = Self::free_index(&entries)?;
         let module = ModuleRef::get(self.module)?;
         let dev = Dev::new(config, space, api_version, &self.shared)?;
-        let node = Node::new::<DevAttributes>(
-            self.class.clone(),
-            self.region.clone(),
-            index,
-            name,
-            dev.clone(),
+        let node = Arc::new(
+            Node::new::<DevAttributes>(
+                self.class.clone(),
+                self.region.clone(),
+                index,
+                name,
+                dev.clone(),
+            )?,
+            GFP_KERNEL_ACCOUNT,
         )?;
         let mut vqs = KVVec::with_capacity(dev.vqs().len(), GFP_KERNEL_ACCOUNT)?;
         for (i, vq) in dev.vqs().iter().enumerate() {
@@ -241,15 +242,22 @@ impl Registry {
         Ok(())
     }
 
-    /// Finds a device that is to be put on the bus, and its parent there.
-    fn prepare(&self, name: &CStr) -> Result<(DriverSide, ARef<Device>)> {
+    /// Finds a device that is to be put on the bus, and what has its parent there registered.
+    ///
+    /// The latter is to be dropped first: once the device is not attached any more, it can be destroyed,
+    /// after which nothing is to be seen of it.
+    fn prepare(&self, name: &CStr) -> Result<(DriverSide, Arc<Node<Dev>>)> {
         let entries = self.entries.lock();
-        let (_, entry) = Self::find(&entries, name).ok_or(EINVAL)?;
+        let (index, entry) = Self::find(&entries, name).ok_or(EINVAL)?;
         let attached = entry.dev.attach()?;
-        let parent = entry.node.device().into();
         drop(entries);
 
-        Ok((DriverSide::new(attached)?, parent))
+        let side = DriverSide::new(attached)?;
+        // It has stayed, as it is attached.
+        let entries = self.entries.lock();
+        let node = entries.get(&index).ok_or(EINVAL)?.node.clone();
+
+        Ok((side, node))
     }
 }
 
@@ -351,7 +359,7 @@ impl ManagementOperations for Management {
         let (ngroups, nas) = side.counts();
         let callbacks = side.callbacks();
 
-        adding.add(&parent, ngroups, nas, callbacks, side)
+        adding.add(ngroups, nas, callbacks, side, parent)
     }
 }
 

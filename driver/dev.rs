@@ -85,7 +85,7 @@ struct ConfigSpace {
 
 /// A device.
 #[pin_data]
-pub(super) struct Dev {
+pub(crate) struct Dev {
     /// The version of the API that it was created with.
     pub(super) api_version: u64,
     /// What it can do.

@@ -6,13 +6,17 @@
 //! the daemon has set up, or kept for it to ask for.
 
 use super::{
-    dev::Attached,
+    dev::{
+        Attached,
+        Dev, //
+    },
     msg::Freezing,
     space::Mappings, //
 };
 use crate::{
     bindings::{
         atomic_cpumask::AtomicCpumask,
+        chrdev::Node,
         nospec::get_nospec,
         vdpa::{
             status::{
@@ -102,6 +106,8 @@ impl DriverSide {
 
 impl Operations for DriverSide {
     type SpaceOwner = Mappings;
+
+    type Parent = Arc<Node<Dev>>;
 
     fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result {
         self.vq(vq, |vq| vq.set_address(address))

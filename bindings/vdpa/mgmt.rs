@@ -57,20 +57,20 @@ impl<D: Operations> Adding<'_, D> {
     ///
     /// The device has as many virtqueues as `callbacks`, which it fills and empties, has slots for
     /// them. Drivers are probed, so this calls back into `data`, and must not be called with a lock
-    /// held that those calls take. When the core lets go of the device, `data` is dropped; so it is
-    /// if this fails. May sleep.
+    /// held that those calls take. When the core lets go of the device, `parent` is dropped, and then
+    /// `data`; so they are if this fails. May sleep.
     ///
     /// Errors: [`EEXIST`] if the bus has a device of that name.
     pub(crate) fn add(
         self,
-        parent: &kernel::device::Device,
         ngroups: u32,
         nas: u32,
         callbacks: Arc<Callbacks>,
         data: D,
+        parent: D::Parent,
     ) -> Result {
         let nvqs = callbacks.vqs().len().try_into()?;
-        let vdev = Device::alloc(parent, self.name, ngroups, nas, callbacks, data)?;
+        let vdev = Device::alloc(self.name, ngroups, nas, callbacks, data, parent)?;
 
         // SAFETY: Nobody else has seen the device. The management device outlives it: when it is
         // unregistered, its devices are deleted first.
