@@ -5,7 +5,7 @@
 //! # Lock order
 //!
 //! The vDPA core's device lock, the registry, a device's own locks. An entry's node and directories
-//! are removed under the registry's lock; their attributes never take it.
+//! are made under the registry's lock, and removed without: that waits for whoever reads an attribute.
 
 use super::{
     config,
@@ -93,13 +93,20 @@ impl ClassInfo for VduseClass {
     const DIRECTORY: &'static CStr = c"vduse";
 }
 
-/// What exists of a device besides itself. Dropped in this order.
-struct Entry {
-    name: CString,
+/// What userspace sees of a device. Dropped in this order.
+struct Shown {
     /// The directories of the virtqueues. Below the node's.
     _vqs: KVVec<KObject<Vq>>,
     /// Also held by the device on the vDPA bus.
     node: Arc<Node<Dev>>,
+}
+
+/// What exists of a device besides itself. Dropped in this order.
+struct Entry {
+    name: CString,
+    /// [`None`] while the device is being destroyed: the name and the minor number are taken until
+    /// nothing is to be seen of it any more.
+    shown: Option<Shown>,
     dev: Arc<Dev>,
     _module: ModuleRef,
 }
@@ -176,7 +183,7 @@ impl Registry {
     /// Makes a device. When this returns, its node is there.
     ///
     /// Errors: [`EPERM`] for a network card, if the caller may not make those; [`EEXIST`] if there
-    /// is a device of that name; [`ENOSPC`] if there are too many.
+    /// is a device of that name, or still is, as somebody destroys it; [`ENOSPC`] if there are too many.
     fn create(
         &self,
         name: &CStr,
@@ -217,8 +224,7 @@ impl Registry {
 
         let entry = Entry {
             name: CString::try_from(name)?,
-            _vqs: vqs,
-            node,
+            shown: Some(Shown { _vqs: vqs, node }),
             dev,
             _module: module,
         };
@@ -227,17 +233,22 @@ impl Registry {
         Ok(())
     }
 
-    /// Destroys a device. Errors: [`EINVAL`] if there is none, [`EBUSY`] if it is in use.
+    /// Destroys a device. When this returns, its name is free.
+    ///
+    /// Errors: [`EINVAL`] if there is none, [`EBUSY`] if it is in use or if somebody else destroys it.
     fn destroy(&self, name: &CStr) -> Result {
         let mut entries = self.entries.lock();
-        let (index, entry) = Self::find(&entries, name).ok_or(EINVAL)?;
+        let (index, _) = Self::find(&entries, name).ok_or(EINVAL)?;
+        let entry = entries.get_mut(&index).ok_or(EINVAL)?;
 
         entry.dev.destroy()?;
-        let dev = entry.dev.clone();
-        drop(entries.remove(&index));
+        let shown = entry.shown.take().ok_or(EBUSY)?;
         drop(entries);
-        // The last reference takes its time, which nobody else has to wait for.
-        drop(dev);
+
+        // Nobody else has to wait for this, nor for the last reference to the device.
+        drop(shown);
+        let entry = self.entries.lock().remove(&index);
+        drop(entry);
 
         Ok(())
     }
@@ -255,7 +266,8 @@ impl Registry {
         let side = DriverSide::new(attached)?;
         // It has stayed, as it is attached.
         let entries = self.entries.lock();
-        let node = entries.get(&index).ok_or(EINVAL)?.node.clone();
+        let shown = entries.get(&index).and_then(|entry| entry.shown.as_ref());
+        let node = shown.ok_or(EINVAL)?.node.clone();
 
         Ok((side, node))
     }

@@ -5,6 +5,7 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
@@ -61,6 +62,7 @@ tests![
     destroying_an_open_device_is_ebusy,
     destroying_twice_is_einval,
     a_name_can_be_used_again,
+    a_name_is_taken_until_its_device_is_gone => 40,
     devices_come_and_go_in_a_loop,
 ];
 
@@ -516,6 +518,38 @@ fn a_name_can_be_used_again() {
         let device = TestDevice::new(&config);
         device.open().vq_setup(0, 64).unwrap();
     }
+}
+
+fn a_name_is_taken_until_its_device_is_gone() {
+    let config = changed(|config| config.queues = 64);
+    let end = Instant::now() + Duration::from_secs(3);
+    let one_of = |result: io::Result<()>, errors: &[Errno]| match result {
+        Ok(()) => 1,
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).expect("a system call's error");
+            assert!(errors.contains(&errno), "{errno:?}");
+            0
+        }
+    };
+    let counts = std::thread::scope(|scope| {
+        let threads = [(); 3].map(|()| {
+            scope.spawn(|| {
+                let control = control();
+                let mut counts = (0, 0);
+                while Instant::now() < end {
+                    counts.0 += one_of(control.create(&config), &[Errno::EXIST]);
+                    counts.1 += one_of(control.destroy(&config.name), &[Errno::INVAL, Errno::BUSY]);
+                }
+                counts
+            })
+        });
+        threads.map(|thread| thread.join().expect("only such errors"))
+    });
+    let created: u32 = counts.iter().map(|(created, _)| created).sum();
+    let destroyed: u32 = counts.iter().map(|(_, destroyed)| destroyed).sum();
+    assert!(created > 3, "{counts:?}");
+    assert_eq!(created, destroyed, "{counts:?}");
+    drop(TestDevice::new(&config));
 }
 
 fn devices_come_and_go_in_a_loop() {
