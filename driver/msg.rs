@@ -305,16 +305,18 @@ impl MessageQueue {
 
     /// Waits until a message is answered, or failed with all others.
     fn wait(&self, message: &Message, freezing: Freezing) -> Result<(), Ended> {
-        let timeout = self.timeout();
-        let limit = (timeout != 0).then(|| Delta::from_secs(timeout.into()));
-        let start = Instant::<Monotonic>::now();
+        // Counted in time that was waited: while the task is frozen, the daemon is as well.
+        let mut left = match self.timeout() {
+            0 => None,
+            seconds => Some(Delta::from_secs(seconds.into())),
+        };
 
         loop {
-            let slice = match Self::time_left(start, limit) {
-                Some(left) if left.is_negative() || left.is_zero() => return Err(Ended::TimedOut),
-                Some(left) if left < LOOK_INTERVAL => left,
-                _ => LOOK_INTERVAL,
-            };
+            let limits = [left, Self::shutdown_patience()];
+            let slice = limits.into_iter().flatten().fold(LOOK_INTERVAL, Delta::min);
+            if slice <= Delta::ZERO {
+                return Err(Ended::TimedOut);
+            }
 
             let waited = match freezing {
                 Freezing::Freeze => message.done.wait_killable_freezable_timeout(slice),
@@ -327,23 +329,21 @@ impl MessageQueue {
                 Waited::TimedOut if freezing == Freezing::GiveUp && freezer::is_freezing() => {
                     return Err(Ended::GivenUp);
                 }
-                Waited::TimedOut => (),
+                Waited::TimedOut => left = left.map(|left| left - slice),
             }
         }
     }
 
-    /// How long a wait that began at `start` may still take; [`None`] for without end.
-    fn time_left(start: Instant<Monotonic>, limit: Option<Delta>) -> Option<Delta> {
-        let left = limit.map(|limit| limit - start.elapsed());
+    /// How long requests may still wait because the machine shuts down; [`None`] if it does not.
+    fn shutdown_patience() -> Option<Delta> {
         if !system::is_shutting_down() {
-            return left;
+            return None;
         }
 
         SHUTDOWN_SEEN.populate(Instant::now());
         let spent = SHUTDOWN_SEEN.as_ref().map_or(Delta::ZERO, Instant::elapsed);
-        let patience = SHUTDOWN_PATIENCE - spent;
 
-        Some(left.map_or(patience, |left| left.min(patience)))
+        Some(SHUTDOWN_PATIENCE - spent)
     }
 
     /// Reads the next request, which `deliver` hands to the daemon. May sleep, until there is one.

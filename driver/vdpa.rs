@@ -42,13 +42,21 @@ use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
     cpumask::Cpumask,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            AtomicFlag,
+            Relaxed, //
+        },
+        Arc, //
+    },
 };
 
 /// The driver side of a device.
 pub(crate) struct DriverSide {
     /// By virtqueue group.
     tokens: KVVec<Token<Mappings>>,
+    /// Whether the device was reset, and the daemon did not acknowledge that.
+    reset_unheeded: AtomicFlag,
     /// Dropped last: the device may be destroyed then.
     dev: Attached,
 }
@@ -62,7 +70,11 @@ impl DriverSide {
             tokens.push(Token::new(space.clone()), GFP_KERNEL_ACCOUNT)?;
         }
 
-        Ok(Self { tokens, dev })
+        Ok(Self {
+            tokens,
+            reset_unheeded: AtomicFlag::new(false),
+            dev,
+        })
     }
 
     /// How many virtqueue groups and address spaces there are.
@@ -96,6 +108,14 @@ impl DriverSide {
         };
 
         self.dev.messages.send(kind, body, freezing)
+    }
+
+    /// Tells the daemon that the device is reset.
+    fn tell_reset(&self, driver: BusDriver) -> Result {
+        let told = self.send(uapi::SET_STATUS, RequestBody::from_status(0), driver);
+
+        self.reset_unheeded.store(told.is_err(), Relaxed);
+        told.map(drop)
     }
 
     /// Does something with a virtqueue. The core's indexes are those of the device.
@@ -213,8 +233,12 @@ impl Operations for DriverSide {
     fn set_status(&self, step: Step, driver: BusDriver) {
         let is_kernel = driver != BusDriver::Vhost;
         if step.begins && is_kernel {
-            // Drivers of the kernel take a device over that their predecessor has reset.
+            // Drivers of the kernel take a device over that their predecessor has reset, and do not look
+            // whether the daemon knows of that: one that does not still uses the former rings.
             self.dev.settle_vq_sizes();
+            if self.reset_unheeded.load(Relaxed) {
+                let _ = self.tell_reset(driver);
+            }
         }
 
         // The status changes when the daemon agrees, which is before this returns; the driver finds
@@ -227,12 +251,12 @@ impl Operations for DriverSide {
     }
 
     fn reset(&self, driver: BusDriver) -> Result {
-        let told = self.send(uapi::SET_STATUS, RequestBody::from_status(0), driver);
+        let told = self.tell_reset(driver);
 
         // Whatever the daemon says: the driver is going to free its memory.
         self.dev.reset();
         self.reset_groups();
-        told.map(drop)
+        told
     }
 
     fn leave(&self) {

@@ -33,6 +33,7 @@ tests![
     a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that,
     a_driver_that_was_refused_to_be_ready_after_a_failure_is_helped_by_the_next_daemon => 40,
     a_driver_that_was_refused_to_be_ready_twice_is_helped_by_the_next_daemon => 40,
+    a_reset_that_was_not_acknowledged_is_told_again,
     probes_that_fail_under_interrupts_do_no_harm => 120,
 ];
 
@@ -353,6 +354,26 @@ fn a_driver_that_was_refused_to_be_ready_twice_is_helped_by_the_next_daemon() {
     let failed = Failed::when_ready();
     is_helped(&failed);
     is_helped(&failed);
+}
+
+fn a_reset_that_was_not_acknowledged_is_told_again() {
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    let mut resets = 0;
+    let responder = Responder::new(&file, move |request| match request.kind {
+        Kind::SetStatus(0) => {
+            resets += 1;
+            Some(if resets == 1 { Answer::Failed } else { Answer::Ok })
+        }
+        Kind::SetStatus(status) if status == FEATURES_OK | 3 => Some(Answer::Failed),
+        _ => agree(request),
+    });
+    let on_bus = OnBus::add(device.name()).unwrap();
+    // Drivers of the kernel do not look whether a reset was a success.
+    on_bus.bind(Driver::Virtio).unwrap();
+    let told = [0, 1, 0, 3, 11, FAILED | 3].map(Kind::SetStatus);
+    assert_eq!(responder.take_kinds(), told);
+    drop(on_bus);
 }
 
 fn probes_that_fail_under_interrupts_do_no_harm() {
