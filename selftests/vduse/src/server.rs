@@ -4,7 +4,10 @@
 //!
 //! One thread does it all. Requests of a virtqueue are completed in the order in which they came,
 //! which makes a reconnect simple: a server that takes over a device in use goes on where the used
-//! ring ends, and so does again what its predecessor had begun.
+//! ring ends, and so does again what its predecessor had begun. It interrupts each virtqueue in use
+//! once when it begins: its predecessor may have ended between using a request and the interrupt,
+//! of which nothing is left that says so. A driver that is interrupted for nothing looks at its
+//! used ring, one that is not interrupted waits forever.
 //!
 //! Split virtqueues only: offer no `VIRTIO_F_RING_PACKED`.
 //!
@@ -228,7 +231,8 @@ fn set_up(device: &Device, queues: &[(u16, u32)]) -> io::Result<()> {
 
 impl<B: Backend> Server<B> {
     /// Takes a device with virtqueues of these sizes on. A driver that uses the device already is
-    /// served where the predecessor of this server left off.
+    /// served where the predecessor of this server left off, and interrupted when
+    /// [`run`](Self::run) begins.
     ///
     /// # Errors
     ///
@@ -347,7 +351,7 @@ impl<B: Backend> Server<B> {
         for index in 0..self.queues.len() {
             // What was waiting before there were kicks.
             self.process(index);
-            // What a predecessor used and did not live to tell.
+            // What a predecessor used and did not live to tell: nothing says whether there is any.
             if self.queues[index].state == State::Active {
                 // Refused before the driver is ready, when nothing was used.
                 let _ = self.device.inject_vq_irq(index as u32);
