@@ -597,11 +597,12 @@ fn call_eventfds_that_come_and_go_under_interrupts_do_no_harm() {
             vhost.set_call(0, Some(event.as_fd())).unwrap();
         },
     );
-    vhost.set_call(0, Some(bare.driver.call.as_fd())).unwrap();
+    // The driver's first one may have been signalled as well, before it was replaced. An interrupt
+    // that is still on its way goes to the last one, too.
+    let last = EventFd::new().unwrap();
+    vhost.set_call(0, Some(last.as_fd())).unwrap();
     bare.file.inject_vq_irq(0).unwrap();
-    soon("the interrupt arrives", || {
-        bare.driver.call.take().unwrap() == 1
-    });
+    soon("the interrupt arrives", || last.take().unwrap() > 0);
 }
 
 fn get_info_shows_addresses_that_were_set_together() {
