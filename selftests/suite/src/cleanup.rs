@@ -7,11 +7,12 @@
 
 use std::fs;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vdpa_netlink::Vdpa;
 use vduse::Control;
 
+use crate::lab::limit::Limit;
 use crate::lab::{rescue, sysfs};
 
 /// The devices that there are.
@@ -48,11 +49,11 @@ fn remove(name: &str) -> Result<(), String> {
     }
     drop(rescuer);
     let control = Control::open().map_err(|error| error.to_string())?;
-    let deadline = Instant::now() + Duration::from_secs(3);
+    let mut limit = Limit::new(Duration::from_secs(3));
     loop {
         match control.destroy(name) {
             Ok(()) => return Ok(()),
-            Err(error) if Instant::now() >= deadline => return Err(error.to_string()),
+            Err(error) if limit.is_over() => return Err(error.to_string()),
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }

@@ -5,9 +5,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::differences::Driver;
+use crate::lab::limit::Limit;
 
 /// The name of a driver's module.
 pub fn name(driver: Driver) -> &'static str {
@@ -31,10 +32,10 @@ pub fn references(module: &str) -> Option<i64> {
 /// Waits until a module has at most so many references; a file's last put is deferred. Returns how
 /// many there are.
 pub fn references_settled(module: &str, most: i64) -> Option<i64> {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let mut limit = Limit::new(Duration::from_secs(2));
     loop {
         let count = references(module)?;
-        if count <= most || Instant::now() >= deadline {
+        if count <= most || limit.is_over() {
             return Some(count);
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -24,7 +24,8 @@ without one, all of them. As root, with the driver loaded.
   --fuzz-seconds N   how long the fuzzer goes on (default 30)
   --fuzz-actors A,B  have only those actors take part whose names begin so
   --fuzz-trace       have each of the fuzzer's calls written to the kernel's log
-  --patience N       make the time limits of tests N times as long, for a slow machine
+  --patience N       make the time limits of tests N times as long, for a slow kernel; those
+                     of a slow or busy machine are longer by themselves
   --list             print the names of the tests and end
   --help             print this and end";
 

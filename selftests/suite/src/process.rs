@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use rustix::pipe::{pipe_with, PipeFlags};
 use rustix::process::{kill_process, kill_process_group, waitpid, Pid, Signal, WaitOptions};
 
+use crate::lab::limit::Limit;
+
 /// How a process ended.
 #[derive(Debug)]
 pub enum End {
@@ -58,7 +60,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// How much output of a process is kept, in bytes.
 const KEPT: usize = 64 << 10;
 
-/// Runs a command with a time limit, collecting its output.
+/// Runs a command with a time limit, collecting its output. The limit is longer on a machine that is
+/// slow ([`Limit`]).
 pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
     let begin = Instant::now();
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -111,13 +114,13 @@ fn wait(child: &mut Child, limit: Duration) -> io::Result<End> {
 }
 
 fn wait_for(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + limit;
+    let mut running = Limit::new(limit);
     let mut pause = Duration::from_millis(2);
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if Instant::now() >= deadline {
+        if running.is_over() {
             return Ok(None);
         }
         std::thread::sleep(pause);
@@ -146,11 +149,11 @@ pub fn adopt_orphans() {
 /// Kills all children of this process, and waits until they are gone, so long. Returns what is
 /// left.
 pub fn reap_children(limit: Duration) -> Vec<u32> {
-    let deadline = Instant::now() + limit;
+    let mut running = Limit::new(limit);
     loop {
         while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
         let children = children();
-        if children.is_empty() || Instant::now() >= deadline {
+        if children.is_empty() || running.is_over() {
             return children;
         }
         for child in children {

@@ -7,8 +7,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::lab::limit::Limit;
 use crate::lab::memory::PAGE;
 use crate::lab::rcu::Expedited;
 use crate::lab::{driver, skip};
@@ -102,20 +103,20 @@ fn left_by(times: i64, order: &mut impl FnMut()) -> BTreeMap<String, i64> {
     let others = OTHERS.max(times / 2);
     let allocators = Allocators::open();
     let mut before = Counts::take(&allocators);
-    let deadline = Instant::now() + SETTLING;
+    let mut settling = Limit::new(SETTLING);
     loop {
         std::thread::sleep(PAUSE);
         // What was begun before is freed meanwhile, and would hide what is left later.
-        if !before.lower(&Counts::take(&allocators)) || Instant::now() >= deadline {
+        if !before.lower(&Counts::take(&allocators)) || settling.is_over() {
             break;
         }
     }
     let own = own_objects();
     (0..times).for_each(|_| order());
-    let deadline = Instant::now() + SETTLING;
+    let mut settling = Limit::new(SETTLING);
     let mut after = Counts::take(&allocators);
     loop {
-        let over = Instant::now() >= deadline;
+        let over = settling.is_over();
         let mut left = after.more_than(&before, others);
         // Of the driver's own, none are there for other reasons.
         if let (true, Some(own)) = (over || left.is_empty(), own) {

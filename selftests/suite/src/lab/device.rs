@@ -4,11 +4,12 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use vduse::{blk, Control, Device, DeviceConfig};
 
+use crate::lab::limit::Limit;
 use crate::lab::sysfs;
 
 /// Virtio device ids.
@@ -164,9 +165,9 @@ impl Drop for TestDevice {
             return;
         };
         // A file that was closed by another process is released a moment later.
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let mut limit = Limit::new(Duration::from_secs(2));
         while let Err(error) = control.destroy(&self.name) {
-            if Errno::from_io_error(&error) != Some(Errno::BUSY) || Instant::now() >= deadline {
+            if Errno::from_io_error(&error) != Some(Errno::BUSY) || limit.is_over() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -4,9 +4,12 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+
+use crate::lab::limit::Limit;
 
 /// Asserts that a call failed with this error and no other.
 #[track_caller]
@@ -32,20 +35,39 @@ pub fn fails_at<T: Debug>(result: io::Result<T>, errno: Errno, what: impl Debug)
     }
 }
 
+/// How long something may take that should be so at once, before it is taken for a hang.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
 /// Waits until something is so that should be so at once, on a machine that may be slow.
 #[track_caller]
 pub fn soon(what: &str, condition: impl FnMut() -> bool) {
-    within(Duration::from_secs(10), what, condition);
+    within(AT_ONCE, what, condition);
 }
 
-/// Waits until something is so.
+/// Waits until something is so. It is for what takes long by itself, as booting a guest does; the
+/// limit is longer on a machine that is slow ([`Limit`]).
 #[track_caller]
 pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + limit;
+    let mut running = Limit::new(limit);
     while !condition() {
-        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        assert!(!running.is_over(), "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Waits for what another thread sends.
+#[track_caller]
+pub fn received<T>(what: &str, receiver: &Receiver<T>) -> T {
+    let mut found = None;
+    soon(what, || {
+        found = match receiver.try_recv() {
+            Ok(value) => Some(value),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => panic!("never: {what}"),
+        };
+        found.is_some()
+    });
+    found.expect("received just now")
 }
 
 /// Asserts that something stays so, for a while that is long for a computer.

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::lab::cpu::run_on;
+use crate::lab::limit::Limit;
 use crate::lab::qmp::Qmp;
 use crate::lab::scratch::Scratch;
 use crate::lab::{note, skip};
@@ -224,13 +225,13 @@ impl Guest {
         let uri = json!({ "uri": format!("unix:{}", there.socket.with_extension("in").display()) });
         there.qmp().execute("migrate-incoming", uri.clone());
         self.qmp().execute("migrate", uri);
-        let deadline = Instant::now() + RUN_LIMIT;
+        let mut limit = Limit::new(RUN_LIMIT);
         loop {
             let state = self.qmp().execute("query-migrate", json!({}));
             match state["status"].as_str() {
                 Some("completed") => break,
                 Some("failed" | "cancelled") => panic!("{state}"),
-                _ => assert!(Instant::now() < deadline, "it does not end: {state}"),
+                _ => assert!(!limit.is_over(), "it does not end: {state}"),
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -258,16 +259,17 @@ impl Guest {
     /// Waits until QEMU ends by itself, which must be well, and not because the guest crashed.
     #[track_caller]
     pub fn wait_for_end(&mut self) {
-        let deadline = Instant::now() + RUN_LIMIT;
+        let mut limit = Limit::new(RUN_LIMIT);
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("waiting for QEMU") {
                 break status;
             }
-            assert!(Instant::now() < deadline, "the guest does not end");
+            assert!(!limit.is_over(), "the guest does not end");
             std::thread::sleep(Duration::from_millis(20));
         };
         assert!(status.success(), "QEMU ended: {status}");
-        self.console.wait(deadline, |said| said.ended.then_some(()));
+        self.console
+            .wait(RUN_LIMIT, |said| said.ended.then_some(()));
         let crashed = self.console.text().contains("Kernel panic");
         assert!(!crashed, "the guest crashed");
     }
@@ -291,7 +293,7 @@ impl Guest {
     #[track_caller]
     fn wait_for(&mut self, what: &[u8], limit: Duration, why: &str) -> String {
         let from = self.read;
-        let found = self.console.wait(Instant::now() + limit, |said| {
+        let found = self.console.wait(limit, |said| {
             let new = &said.bytes[from..];
             let at = new.windows(what.len()).position(|part| part == what);
             match at {
@@ -315,9 +317,8 @@ impl Drop for Guest {
         self.kill();
         if std::thread::panicking() {
             // The rest is on its way through the threads.
-            let deadline = Instant::now() + Duration::from_secs(5);
             for said in [&self.console, &self.errors] {
-                said.wait(deadline, |said| said.ended.then_some(()));
+                said.wait(Duration::from_secs(5), |said| said.ended.then_some(()));
             }
             eprintln!("{}", self.said());
         }
@@ -371,18 +372,21 @@ impl Said {
         String::from_utf8_lossy(&self.lock().bytes[range]).into_owned()
     }
 
-    /// Waits until there is what `look` looks for; `None` at the deadline.
-    fn wait<T>(&self, deadline: Instant, mut look: impl FnMut(&Text) -> Option<T>) -> Option<T> {
+    /// Waits until there is what `look` looks for; `None` if there is not within the limit.
+    fn wait<T>(&self, limit: Duration, mut look: impl FnMut(&Text) -> Option<T>) -> Option<T> {
+        let mut running = Limit::new(limit);
         let mut text = self.lock();
         loop {
             if let Some(found) = look(&text) {
                 return Some(found);
             }
-            let left = deadline.checked_duration_since(Instant::now())?;
+            if running.is_over() {
+                return None;
+            }
             (text, _) = self
                 .0
                  .1
-                .wait_timeout(text, left)
+                .wait_timeout(text, Duration::from_millis(100))
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }

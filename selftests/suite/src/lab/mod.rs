@@ -22,6 +22,7 @@ pub mod guest;
 pub mod guest_card;
 pub mod helper;
 pub mod injection;
+pub mod limit;
 pub mod loading;
 pub mod memory;
 pub mod namespace;

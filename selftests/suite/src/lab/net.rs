@@ -5,13 +5,12 @@
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
 
 use vduse::net::{Event, Groups, Loopback, Mac, Net, Port, Shape, Tap, What};
 
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::expect::soon;
+use crate::lab::expect::{received, soon};
 use crate::lab::namespace::{ip, Namespace};
 use crate::lab::serving::Serving;
 use crate::lab::spaces;
@@ -165,14 +164,7 @@ impl Example {
     /// Waits for a line of its output.
     #[track_caller]
     pub fn says(&self, wanted: &str) {
-        let limit = Duration::from_secs(10);
-        let mut seen = Vec::new();
-        while !seen.iter().any(|line| line == wanted) {
-            match self.lines.recv_timeout(limit) {
-                Ok(line) => seen.push(line),
-                Err(_) => panic!("not said: {wanted}, but {seen:?}"),
-            }
-        }
+        while received(wanted, &self.lines) != wanted {}
     }
 
     /// Kills it, and waits until it is gone.
@@ -272,8 +264,7 @@ impl IsolatedCard {
     /// Waits for what happens next.
     #[track_caller]
     pub fn next(&self) -> Event {
-        let limit = Duration::from_secs(10);
-        self.events.recv_timeout(limit).expect("something happens")
+        received("something happens", &self.events)
     }
 
     /// Waits until this happens, and returns it.

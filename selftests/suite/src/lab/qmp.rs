@@ -5,11 +5,12 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{json, Value};
 
 use crate::lab::expect::within;
+use crate::lab::limit::Limit;
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -41,7 +42,7 @@ impl Qmp {
             line: Vec::new(),
             events: Vec::new(),
         };
-        let greeting = qmp.receive(LIMIT);
+        let greeting = qmp.receive(&mut Limit::new(LIMIT));
         assert!(
             greeting.is_some_and(|message| message.get("QMP").is_some()),
             "not the greeting of a monitor"
@@ -64,8 +65,8 @@ impl Qmp {
     pub fn try_execute(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.stream, "{request}").map_err(|error| error.to_string())?;
-        let deadline = Instant::now() + LIMIT;
-        while let Some(mut message) = self.receive(left(deadline)) {
+        let mut limit = Limit::new(LIMIT);
+        while let Some(mut message) = self.receive(&mut limit) {
             if let Some(value) = message.get_mut("return") {
                 return Ok(value.take());
             }
@@ -85,8 +86,8 @@ impl Qmp {
         if let Some(at) = self.events.iter().position(is_it) {
             return self.events.remove(at);
         }
-        let deadline = Instant::now() + limit;
-        while let Some(message) = self.receive(left(deadline)) {
+        let mut running = Limit::new(limit);
+        while let Some(message) = self.receive(&mut running) {
             if is_it(&message) {
                 return message;
             }
@@ -98,26 +99,28 @@ impl Qmp {
         );
     }
 
-    /// The next message; `None` if there is none for so long, or there will be no more.
+    /// The next message; `None` if there is none within the limit, or there will be no more.
     #[track_caller]
-    fn receive(&mut self, limit: Duration) -> Option<Value> {
+    fn receive(&mut self, limit: &mut Limit) -> Option<Value> {
+        let moment = Duration::from_millis(100);
         self.stream
-            .set_read_timeout(Some(limit))
+            .set_read_timeout(Some(moment))
             .expect("a time limit");
-        match self.answers.read_until(b'\n', &mut self.line) {
-            Ok(0) => None,
-            Ok(_) => {
-                let line = std::mem::take(&mut self.line);
-                Some(serde_json::from_slice(&line).expect("JSON"))
+        loop {
+            // What has begun to arrive stays in the line.
+            match self.answers.read_until(b'\n', &mut self.line) {
+                Ok(0) => return None,
+                Ok(_) => {
+                    let line = std::mem::take(&mut self.line);
+                    return Some(serde_json::from_slice(&line).expect("JSON"));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if limit.is_over() {
+                        return None;
+                    }
+                }
+                Err(error) => panic!("the monitor: {error}"),
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            Err(error) => panic!("the monitor: {error}"),
         }
     }
-}
-
-/// How long it is until then; the socket does not want a limit of nothing.
-fn left(deadline: Instant) -> Duration {
-    let left = deadline.saturating_duration_since(Instant::now());
-    left.max(Duration::from_millis(1))
 }

@@ -4,13 +4,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{kill_process, Pid, Signal};
 use serde_json::json;
 
 use crate::lab::bus::{self, OnBus};
-use crate::lab::expect::within;
+use crate::lab::expect::soon;
+use crate::lab::limit::Limit;
 use crate::lab::need;
 use crate::lab::qmp::Qmp;
 use crate::modules;
@@ -87,7 +88,7 @@ impl Qsd {
     #[track_caller]
     pub fn add(&mut self, name: &str) -> OnBus {
         let mut on_bus = None;
-        within(Duration::from_secs(10), "the device is added", || {
+        soon("the device is added", || {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("{PROGRAM} ended: {status}");
             }
@@ -111,10 +112,10 @@ impl Qsd {
     #[track_caller]
     pub fn stop(mut self) {
         let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut limit = Limit::new(Duration::from_secs(10));
         while !matches!(self.child.try_wait(), Ok(Some(_))) {
             let stacks = || crate::process::stacks(self.child.id());
-            assert!(Instant::now() < deadline, "it does not end:\n{}", stacks());
+            assert!(!limit.is_over(), "it does not end:\n{}", stacks());
             // More than once: its handler only sets a flag, which its loop may have looked at just
             // before it goes to sleep.
             kill_process(pid, Signal::TERM).expect("ending the daemon");

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Sender};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vduse::request::Answer;
 use vduse::{Device, DeviceConfig};
@@ -18,6 +18,7 @@ use vduse::{Device, DeviceConfig};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{feature, net_config, TestDevice};
 use crate::lab::expect::soon;
+use crate::lab::limit::Limit;
 use crate::lab::qsd::tool;
 use crate::lab::responder::Responder;
 use crate::lab::sysfs;
@@ -215,8 +216,8 @@ fn asking_for_announcements_without_a_control_queue_does_no_harm() {
 /// The timeout of messages, in seconds, while a daemon does not answer.
 const TIMEOUT: u64 = 1;
 
-/// How long a program may take whose system call waits for one message: the timeout, and what the
-/// machine needs.
+/// How long a program may take whose system call waits for one message: the timeout, and what an
+/// idle machine needs.
 const PATIENCE: Duration = Duration::from_secs(TIMEOUT + 3);
 
 /// What a daemon does instead of answering.
@@ -260,7 +261,7 @@ fn daemon(device: Device, requests: usize, end: End) -> (Sender<()>, JoinHandle<
 struct Timed {
     what: String,
     child: Child,
-    begin: Instant,
+    limit: Limit,
 }
 
 impl Timed {
@@ -275,7 +276,7 @@ impl Timed {
         Self {
             what: format!("{program} {}", arguments.join(" ")),
             child,
-            begin: Instant::now(),
+            limit: Limit::new(PATIENCE),
         }
     }
 
@@ -283,7 +284,7 @@ impl Timed {
     fn end(mut self) {
         while matches!(self.child.try_wait(), Ok(None)) {
             assert!(
-                self.begin.elapsed() < PATIENCE,
+                !self.limit.is_over(),
                 "{} hangs:\n{}",
                 self.what,
                 crate::process::stacks(self.child.id())
