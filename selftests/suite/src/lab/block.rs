@@ -7,10 +7,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use rustix::fs::OFlags;
 
+use crate::lab::expect::soon;
 use crate::lab::pattern::{assert_same, Random};
 use crate::lab::sysfs;
 
@@ -114,21 +117,47 @@ pub fn sectors(disk: &str) -> Option<u64> {
     sysfs::read(&path).ok()?.parse().ok()
 }
 
-/// Reads from a disk until that fails, in threads, which give back how many reads there were.
+/// Threads that read from a disk until that fails.
+#[derive(Debug)]
+pub struct Readers(Vec<(JoinHandle<()>, Arc<AtomicU64>)>);
+
+/// Starts threads that read from a disk until that fails.
 #[track_caller]
-pub fn read_until_error(disk: &str) -> Vec<std::thread::JoinHandle<u64>> {
-    (0..3)
-        .map(|n| {
-            let block = Block::open(disk).expect("opening the disk");
-            std::thread::spawn(move || {
-                let mut done = 0;
-                while block.read(n * 4096, 16384).is_ok() {
-                    done += 1;
-                }
-                done
-            })
-        })
-        .collect()
+pub fn read_until_error(disk: &str) -> Readers {
+    let readers = (0..3).map(|n| {
+        let block = Block::open(disk).expect("opening the disk");
+        let done = Arc::new(AtomicU64::new(0));
+        let count = done.clone();
+        let thread = std::thread::spawn(move || {
+            while block.read(n * 4096, 16384).is_ok() {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        (thread, done)
+    });
+    Readers(readers.collect())
+}
+
+impl Readers {
+    /// Waits until each has read so often from now on.
+    #[track_caller]
+    pub fn go_on(&self, times: u64) {
+        let counts = || self.0.iter().map(|(_, done)| done.load(Ordering::Relaxed));
+        let before: Vec<u64> = counts().collect();
+        soon("all of them read", || {
+            counts()
+                .zip(&before)
+                .all(|(now, before)| now >= before + times)
+        });
+    }
+
+    /// Waits until each has failed.
+    #[track_caller]
+    pub fn join(self) {
+        for (thread, _) in self.0 {
+            thread.join().expect("a reader");
+        }
+    }
 }
 
 /// Reads and writes a part of a disk at random places in random sizes, and compares what is read
@@ -140,6 +169,8 @@ pub struct Exerciser<'a> {
     model: Vec<u8>,
     random: Random,
     largest: u64,
+    /// How many requests there were.
+    steps: Arc<AtomicU64>,
 }
 
 impl<'a> Exerciser<'a> {
@@ -152,6 +183,7 @@ impl<'a> Exerciser<'a> {
             model: vec![0; len as usize],
             random: Random::new(seed),
             largest,
+            steps: Arc::default(),
         }
     }
 
@@ -177,6 +209,7 @@ impl<'a> Exerciser<'a> {
                 .expect("reading from the disk");
             assert_same(&found, &self.model[range], &format!("{len} bytes at {at}"));
         }
+        self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Compares all of it with the file behind the disk.
@@ -203,20 +236,57 @@ impl<'a> Exerciser<'a> {
     }
 }
 
-/// Runs exercisers in threads of their own for a while.
-pub fn exercise(exercisers: &mut [Exerciser<'_>], during: impl FnOnce()) {
+/// How far exercisers have come, for who looks on.
+#[derive(Clone, Debug)]
+pub struct Progress(Vec<Arc<AtomicU64>>);
+
+impl Progress {
+    /// Waits until each exerciser has done so many requests from now on.
+    #[track_caller]
+    pub fn go_on(&self, steps: u64) {
+        let counts = || self.0.iter().map(|count| count.load(Ordering::Relaxed));
+        let before: Vec<u64> = counts().collect();
+        soon("all of them go on", || {
+            counts()
+                .zip(&before)
+                .all(|(now, before)| now >= before + steps)
+        });
+    }
+}
+
+/// Runs exercisers in threads of their own while something is done here.
+#[track_caller]
+pub fn exercise(exercisers: &mut [Exerciser<'_>], during: impl FnOnce(&Progress)) {
+    exercise_on(exercisers, |_| (), during);
+}
+
+/// The same; each thread first does `prepare` with its number.
+#[track_caller]
+pub fn exercise_on(
+    exercisers: &mut [Exerciser<'_>],
+    prepare: impl Fn(usize) + Sync,
+    during: impl FnOnce(&Progress),
+) {
     let stop = AtomicBool::new(false);
+    let progress = Progress(
+        exercisers
+            .iter()
+            .map(|exerciser| exerciser.steps.clone())
+            .collect(),
+    );
     std::thread::scope(|scope| {
-        let stop = &stop;
-        for exerciser in exercisers {
+        let (stop, prepare) = (&stop, &prepare);
+        for (number, exerciser) in exercisers.iter_mut().enumerate() {
             scope.spawn(move || {
+                prepare(number);
                 while !stop.load(Ordering::Relaxed) {
                     exerciser.step();
                 }
             });
         }
         // The threads end whatever happens here.
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
+        let during = std::panic::AssertUnwindSafe(|| during(&progress));
+        let result = std::panic::catch_unwind(during);
         stop.store(true, Ordering::Relaxed);
         if let Err(panic) = result {
             std::panic::resume_unwind(panic);

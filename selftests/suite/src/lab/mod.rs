@@ -43,6 +43,7 @@ pub mod suspend;
 pub mod sysfs;
 pub mod trace;
 pub mod vhost;
+pub mod waiting;
 pub mod window;
 
 use crate::differences::Driver;

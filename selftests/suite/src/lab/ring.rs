@@ -109,6 +109,17 @@ impl HandQueue {
         vhost.enable_queue(index).expect("enabling the queue");
     }
 
+    /// Kicks the device, for the first time, and returns when it has been kicked: by an eventfd that
+    /// vhost has, it is kicked from the workqueue, and by one that vhost is given, before that call
+    /// returns.
+    #[track_caller]
+    pub fn kick_at_once(&self, vhost: &Vhost) {
+        let other = EventFd::new().expect("an eventfd");
+        vhost.set_kick(self.index, other.as_fd()).expect("kick");
+        self.kick.signal().expect("kicking");
+        vhost.set_kick(self.index, self.kick.as_fd()).expect("kick");
+    }
+
     fn part(&self, offset: usize) -> VolatileSlice<'_> {
         self.memory
             .slice(offset, self.memory.len() - offset)
@@ -313,6 +324,12 @@ impl HandDriver {
     #[track_caller]
     pub fn start(&self) {
         start(&self.vhost);
+    }
+
+    /// As [`HandQueue::kick_at_once`].
+    #[track_caller]
+    pub fn kick_at_once(&self) {
+        self.queue.kick_at_once(&self.vhost);
     }
 }
 

@@ -14,7 +14,7 @@ const PROBE: &str = "vduse_selftests/entered";
 /// The kernel's record of an event, switched off on drop.
 #[derive(Debug)]
 pub struct Trace {
-    enable: PathBuf,
+    folder: PathBuf,
     is_probe: bool,
 }
 
@@ -49,12 +49,23 @@ impl Event {
 }
 
 impl Trace {
-    /// Records an event, as in `block/block_rq_complete`. Ends the test where there is no such thing.
-    pub fn start(event: &str) -> Self {
+    /// Records an event of a disk, as in `block/block_rq_complete`, and of no other disk. Ends the
+    /// test where there is no such thing.
+    #[track_caller]
+    pub fn of_disk(event: &str, disk: &str) -> Self {
         let trace = Self {
-            enable: Path::new(ROOT).join("events").join(event).join("enable"),
+            folder: Path::new(ROOT).join("events").join(event),
             is_probe: false,
         };
+        let number = sysfs::read(&Path::new("/sys/block").join(disk).join("dev"));
+        let number = number.expect("the disk's number");
+        let (major, minor) = number.split_once(':').expect("two numbers");
+        // As the kernel has it, which is not as it tells userspace.
+        let dev =
+            major.parse::<u32>().expect("a number") << 20 | minor.parse::<u32>().expect("a number");
+        if sysfs::write(&trace.folder.join("filter"), &format!("dev == {dev}")).is_err() {
+            skip("no such events here");
+        }
         trace.enable();
         trace
     }
@@ -70,7 +81,7 @@ impl Trace {
         }
         sysfs::write(&events, &probe).expect("a probe");
         let trace = Self {
-            enable: Path::new(ROOT).join("events").join(PROBE).join("enable"),
+            folder: Path::new(ROOT).join("events").join(PROBE),
             is_probe: true,
         };
         trace.enable();
@@ -82,7 +93,7 @@ impl Trace {
     }
 
     fn enable(&self) {
-        if sysfs::write(&self.enable, "1").is_err() {
+        if sysfs::write(&self.folder.join("enable"), "1").is_err() {
             skip("no such events here");
         }
         sysfs::write(&Path::new(ROOT).join("tracing_on"), "1").expect("tracing");
@@ -107,7 +118,8 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        let _ = sysfs::write(&self.enable, "0");
+        let _ = sysfs::write(&self.folder.join("enable"), "0");
+        let _ = sysfs::write(&self.folder.join("filter"), "0");
         self.clear();
         if self.is_probe {
             // It stays in the list of those that there are until it is told to go.

@@ -4,7 +4,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use vduse::request::Kind;
@@ -18,6 +17,7 @@ use crate::lab::expect::{fails, soon};
 use crate::lab::responder::Responder;
 use crate::lab::sysfs;
 use crate::lab::vhost::status;
+use crate::lab::waiting::Waiting;
 
 tests![
     the_management_device_is_called_vduse_and_makes_blocks_and_nets,
@@ -243,22 +243,21 @@ fn adding_a_disk_that_serves_no_data_ends_with_the_next_daemon() {
     let responder = Responder::ok(&file);
     bus::set_autoprobe(true).unwrap();
     let name = device.name().to_owned();
-    let adding = std::thread::spawn(move || OnBus::add(&name));
+    let adding = Waiting::new(move || OnBus::add(&name));
     soon("the driver is ready", || {
         let ready = |kind| matches!(kind, Kind::SetStatus(s) if s & status::DRIVER_OK != 0);
         responder.seen().iter().any(|request| ready(request.kind))
     });
-    let asking = std::thread::spawn(|| vdpa().devices());
-    std::thread::sleep(Duration::from_millis(500));
-    let waiting = [adding.is_finished(), asking.is_finished()];
+    let asking = Waiting::new(|| vdpa().devices());
+    adding.assert_waits();
+    asking.assert_waits();
+    // It is this daemon that they wait for.
     drop(responder);
     drop(file);
     let served = Served::start(device.open_nonblocking(), 1, memory_file(1 << 20)).unwrap();
-    let on_bus = adding.join().unwrap().unwrap();
-    let found = asking.join().unwrap().unwrap();
+    let on_bus = adding.result().unwrap();
+    let found = asking.result().unwrap();
     bus::set_autoprobe(false).unwrap();
-    // It was the first daemon that they waited for.
-    assert_eq!(waiting, [false; 2]);
     assert!(found.iter().any(|info| info.name == device.name()));
     let disk = disk_name(device.name()).expect("a disk");
     block::Block::open(&disk).unwrap().read(0, 4096).unwrap();

@@ -6,7 +6,7 @@ use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use vduse::blk;
 
@@ -15,7 +15,8 @@ use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{feature, unique_name, TestDevice};
 use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::expect::{soon, within};
+use crate::lab::expect::soon;
+use crate::lab::limit::in_time;
 use crate::lab::memory::{HugePage, PAGE};
 use crate::lab::pattern::assert_same;
 use crate::lab::scratch::Scratch;
@@ -100,8 +101,9 @@ fn random_requests_of_several_threads_on_several_queues_are_intact() {
     });
     let block = disk.block();
     let mut exercisers = parts(&block, 4);
-    exercise(&mut exercisers, || {
+    exercise(&mut exercisers, |all| {
         std::thread::sleep(Duration::from_secs(3));
+        all.go_on(10);
     });
     for exerciser in &exercisers {
         exerciser.check_file(&disk.file);
@@ -137,8 +139,9 @@ fn more_data_than_the_bounce_area_is_intact() {
     let mut exercisers: Vec<Exerciser> = (0..6)
         .map(|n| Exerciser::new(&block, n << 20, 1 << 20, 256 << 10, n + 1))
         .collect();
-    exercise(&mut exercisers, || {
+    exercise(&mut exercisers, |all| {
         std::thread::sleep(Duration::from_secs(2));
+        all.go_on(10);
     });
     for exerciser in &exercisers {
         exerciser.check_file(&disk.file);
@@ -440,12 +443,13 @@ fn a_daemon_killed_under_io_is_taken_over() {
     let mut remote = Remote::new();
     let block = remote.block();
     let mut exercisers = parts(&block, 3);
-    exercise(&mut exercisers, || {
-        std::thread::sleep(Duration::from_millis(500));
+    exercise(&mut exercisers, |all| {
+        all.go_on(50);
         remote.kill();
+        // As long as it likes.
         std::thread::sleep(Duration::from_millis(300));
         remote.start(Manner::Serve);
-        std::thread::sleep(Duration::from_millis(500));
+        all.go_on(50);
     });
     remote.check(&exercisers);
 }
@@ -456,17 +460,21 @@ fn a_daemon_killed_with_requests_begun_is_taken_over() {
     let mut exercisers = parts(&block, 3);
     remote.kill();
     remote.start(Manner::StallAfter(20));
-    exercise(&mut exercisers, || {
+    let in_flight = Path::new("/sys/block").join(block.name()).join("inflight");
+    exercise(&mut exercisers, |all| {
         let stalled = || {
             let daemon = remote.daemon.as_ref();
             daemon.is_some_and(|daemon| daemon.has_stalled(&remote.path))
         };
-        within(Duration::from_secs(10), "the daemon stands still", stalled);
-        // The other threads' requests come to wait behind it.
-        std::thread::sleep(Duration::from_millis(100));
+        soon("the daemon stands still", stalled);
+        soon("the other threads' requests wait behind it", || {
+            let counts = sysfs::read(&in_flight).unwrap();
+            let number = |text: &str| text.parse::<u32>().unwrap();
+            counts.split_whitespace().map(number).sum::<u32>() >= 3
+        });
         remote.kill();
         remote.start(Manner::Serve);
-        std::thread::sleep(Duration::from_millis(300));
+        all.go_on(10);
     });
     remote.check(&exercisers);
 }
@@ -475,13 +483,15 @@ fn several_kills_lose_nothing() {
     let mut remote = Remote::new();
     let block = remote.block();
     let mut exercisers = parts(&block, 2);
-    exercise(&mut exercisers, || {
+    exercise(&mut exercisers, |all| {
         for round in 0..8 {
-            std::thread::sleep(Duration::from_millis(50 + 37 * round));
+            // Not always at the same time.
+            std::thread::sleep(Duration::from_millis(37 * round));
+            all.go_on(5);
             remote.kill();
             remote.start(Manner::Serve);
         }
-        std::thread::sleep(Duration::from_millis(200));
+        all.go_on(5);
     });
     remote.check(&exercisers);
 }
@@ -492,9 +502,9 @@ fn nothing_hangs_longer_than_msg_timeout_without_a_daemon() {
     let timeout = sysfs::attribute(remote.device.name(), "msg_timeout");
     sysfs::write(&timeout, "2").unwrap();
     remote.kill();
-    let begin = Instant::now();
-    remote.on_bus.unbind(Driver::Virtio).unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    in_time(Duration::from_secs(10), "unbinding", || {
+        remote.on_bus.unbind(Driver::Virtio).unwrap();
+    });
 }
 
 /// Objects that the kernel has of a kind, where it counts them.

@@ -5,23 +5,27 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::lab::block::{exercise, Block, Exerciser};
+use crate::lab::block::{exercise, exercise_on, Block, Exerciser};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::cpu::run_on;
 use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::expect::{fails, soon, stays, within};
-use crate::lab::fs::{device_config, need_virtiofs, LiveFs, Mount, QUEUES, REQUEST_QUEUES};
+use crate::lab::expect::{fails, soon, stays};
+use crate::lab::fs::{
+    device_config, need_virtiofs, Asked, LiveFs, Mount, QUEUES, REQUEST_QUEUES,
+};
 use crate::lab::fuse::op;
+use crate::lab::limit::in_time;
 use crate::lab::pattern::{assert_same, Random};
 use crate::lab::responder::Responder;
 use crate::lab::sysfs;
+use crate::lab::waiting::Waiting;
 
 tests![
     the_driver_finds_the_tag_and_the_queues,
@@ -52,14 +56,17 @@ fn a_daemon_that_writes_the_tag_without_end_holds_no_driver_up() {
     let _responder = Responder::ok(&file);
     let on_bus = OnBus::add(device.name()).unwrap();
     let stop = AtomicBool::new(false);
+    let together = Barrier::new(5);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
+                together.wait();
                 while !stop.load(Ordering::Relaxed) {
                     file.set_config(0, &config.space).unwrap();
                 }
             });
         }
+        together.wait();
         on_bus.bind(Driver::Virtio).unwrap();
         stop.store(true, Ordering::Relaxed);
     });
@@ -86,17 +93,23 @@ fn zeroes(path: &Path, len: u64) -> Block {
     Block::open(path.to_str().expect("a path")).expect("opening a file")
 }
 
+/// How many file systems the kernel knows by this tag.
+fn instances(tag: &str) -> usize {
+    let folder = Path::new("/sys/fs/virtiofs");
+    let all = bus::children(folder, "").into_iter();
+    all.filter(|instance| {
+        let found = sysfs::read(&folder.join(instance).join("tag"));
+        found.is_ok_and(|found| found == tag)
+    })
+    .count()
+}
+
 fn the_driver_finds_the_tag_and_the_queues() {
     let fs = LiveFs::new();
     let folder = bus::virtio_folder(fs.device.name()).expect("a virtio device");
     let driver = fs::read_link(folder.join("driver")).unwrap();
     assert!(driver.ends_with("virtiofs"), "{driver:?}");
-    let instances = Path::new("/sys/fs/virtiofs");
-    let tags = bus::children(instances, "").into_iter().filter(|instance| {
-        let tag = sysfs::read(&instances.join(instance).join("tag"));
-        tag.is_ok_and(|tag| tag == fs.device.name())
-    });
-    assert_eq!(tags.count(), 1);
+    assert_eq!(instances(fs.device.name()), 1);
     for queue in 0..u32::from(QUEUES) {
         let info = fs.served.0.device().vq_info(queue).unwrap();
         // The driver takes no more queues than the machine may have CPUs.
@@ -251,32 +264,23 @@ fn several_threads_on_both_queues_are_intact() {
         .zip(&blocks)
         .map(|(seed, block)| Exerciser::new(block, 0, LEN, 512 << 10, seed))
         .collect();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for (n, exerciser) in exercisers.iter_mut().enumerate() {
-            let stop = &stop;
-            scope.spawn(move || {
-                // Each CPU has a queue.
-                run_on(n % 2);
-                while !stop.load(Ordering::Relaxed) {
-                    exerciser.step();
-                }
-            });
-        }
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    let is_used = |queue: u16| {
+        let data = |opcode| matches!(opcode, op::READ | op::WRITE);
+        let requests = |asked: Asked| asked.queue == queue && data(asked.opcode);
+        fs.log().count(requests) > 10
+    };
+    // Each CPU has a queue.
+    exercise_on(&mut exercisers, |number| run_on(number % 2), |all| {
         std::thread::sleep(Duration::from_secs(3));
-        stop.store(true, Ordering::Relaxed);
+        all.go_on(10);
+        soon("each queue is used", || {
+            (1..=REQUEST_QUEUES).take(cpus).all(is_used)
+        });
     });
     for (exerciser, name) in exercisers.iter().zip(&names) {
         exerciser.check_disk();
         exerciser.check_file(&File::open(fs.behind(name)).unwrap());
-    }
-    let cpus = std::thread::available_parallelism().unwrap().get();
-    for queue in (1..=REQUEST_QUEUES).take(cpus) {
-        let data = |opcode| matches!(opcode, op::READ | op::WRITE);
-        let count = fs
-            .log()
-            .count(|asked| asked.queue == queue && data(asked.opcode));
-        assert!(count > 10, "{count} through virtqueue {queue}");
     }
 }
 
@@ -351,9 +355,7 @@ impl Remote {
     fn stalls(&self) {
         let folder = self.folder();
         let daemon = self.served.as_ref().expect("a daemon");
-        within(Duration::from_secs(10), "the daemon stands still", || {
-            daemon.has_stalled(&folder)
-        });
+        soon("the daemon stands still", || daemon.has_stalled(&folder));
     }
 }
 
@@ -397,13 +399,15 @@ fn several_kills_lose_nothing() {
         .zip(&blocks)
         .map(|(seed, block)| Exerciser::new(block, 0, LEN, 64 << 10, seed))
         .collect();
-    exercise(&mut exercisers, || {
+    exercise(&mut exercisers, |all| {
         for round in 0..8 {
-            std::thread::sleep(Duration::from_millis(50 + 37 * round));
+            // Not always at the same time.
+            std::thread::sleep(Duration::from_millis(37 * round));
+            all.go_on(5);
             fs.kill();
             fs.start(Manner::Serve);
         }
-        std::thread::sleep(Duration::from_millis(200));
+        all.go_on(5);
     });
     for (exerciser, name) in exercisers.iter().zip(names) {
         exerciser.check_disk();
@@ -425,22 +429,27 @@ fn deleting_a_mounted_device_ends_and_its_users_get_errors() {
     let fs = LiveFs::new();
     let mount = fs.mount();
     let (block, data) = open_noise(&fs, &mount);
+    let counts = [(); 4].map(|()| AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let users: Vec<_> = (0..4)
-            .map(|n| {
+        let users: Vec<_> = (0..)
+            .zip(&counts)
+            .map(|(n, count)| {
                 let (block, data) = (&block, &data);
                 scope.spawn(move || loop {
                     match block.read(n * 4096, 4096) {
                         Ok(found) => {
                             let at = n as usize * 4096;
                             assert_same(&found, &data[at..at + 4096], "what was read");
+                            count.fetch_add(1, Ordering::Relaxed);
                         }
                         Err(error) => break Errno::from_io_error(&error),
                     }
                 })
             })
             .collect();
-        std::thread::sleep(Duration::from_millis(300));
+        soon("all of them read", || {
+            counts.iter().all(|count| count.load(Ordering::Relaxed) >= 10)
+        });
         bus::vdpa().delete(fs.device.name()).unwrap();
         for user in users {
             assert_eq!(user.join().unwrap(), Some(Errno::NOTCONN));
@@ -477,9 +486,9 @@ fn deleting_a_mounted_device_without_a_daemon_ends() {
     let timeout = sysfs::attribute(fs.device.name(), "msg_timeout");
     sysfs::write(&timeout, "2").unwrap();
     fs.kill();
-    let begin = Instant::now();
-    bus::vdpa().delete(fs.device.name()).unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    in_time(Duration::from_secs(10), "deleting", || {
+        bus::vdpa().delete(fs.device.name()).unwrap();
+    });
     is_gone(&mount, &block);
 }
 
@@ -496,11 +505,15 @@ fn deleting_waits_for_a_request_until_a_daemon_answers_it() {
         let reader = scope.spawn(|| block.read(0, 64 << 10));
         fs.stalls();
         fs.kill();
-        let deleter = scope.spawn(|| bus::vdpa().delete(&name));
-        stays("it waits", || !deleter.is_finished());
+        let deleting = Waiting::new({
+            let name = name.clone();
+            move || bus::vdpa().delete(&name)
+        });
+        soon("the driver lets it go", || instances(&name) == 0);
+        deleting.assert_waits();
         fails(block.read(0, 4096).map(drop), Errno::NOTCONN);
         fs.start(Manner::Serve);
-        deleter.join().unwrap().unwrap();
+        deleting.result().unwrap();
         assert_same(&reader.join().unwrap().unwrap(), &data, "what was read");
     });
     is_gone(&mount, &block);

@@ -3,7 +3,7 @@
 //! Taking things away in every order, again and again: what is left in the kernel afterwards.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use rustix::io::Errno;
 use vduse::eventfd::EventFd;
@@ -47,12 +47,11 @@ fn daemons_that_die_under_io_leave_nothing() {
         let on_bus = OnBus::add(&name).unwrap();
         on_bus.bind(Driver::Virtio).unwrap();
         let readers = read_until_error(&bus::disk_name(&name).unwrap());
+        readers.go_on(1);
         daemon.kill();
         let daemon = Daemon::start(&name, &path, 1, Manner::Serve);
         on_bus.delete().unwrap();
-        for reader in readers {
-            reader.join().unwrap();
-        }
+        readers.join();
         daemon.kill();
         drop(device);
     });
@@ -85,10 +84,9 @@ fn deleting_devices_under_io_leaves_nothing() {
             ..
         } = LiveDisk::new(Shape::default());
         let readers = read_until_error(&bus::disk_name(device.name()).unwrap());
+        readers.go_on(1);
         on_bus.delete().unwrap();
-        for reader in readers {
-            reader.join().unwrap();
-        }
+        readers.join();
         drop(served);
     });
 }
@@ -154,16 +152,19 @@ fn switching_spaces_while_others_map_leaves_nothing() {
         let answered = Answered::new(&[0, 1], 2, 2);
         let vhost = answered.vhost();
         let page = page_of(1);
+        let together = Barrier::new(3);
         std::thread::scope(|scope| {
             for asid in 0..2 {
-                let (vhost, page) = (&vhost, &page);
+                let (vhost, page, together) = (&vhost, &page, &together);
                 scope.spawn(move || {
+                    together.wait();
                     for _ in 0..5 {
                         vhost.map_in(asid, 0x10_0000, page, 3).unwrap();
                         vhost.unmap_in(asid, 0x10_0000, PAGE).unwrap();
                     }
                 });
             }
+            together.wait();
             for n in 0..10 {
                 vhost.set_group_asid(n / 2 % 2, n % 2).unwrap();
             }
@@ -179,8 +180,10 @@ fn interrupts_kicks_and_resets_leave_nothing() {
         let driver = HandDriver::prepare(Vhost::open(&path).unwrap(), 0x10_0000);
         let stop = AtomicBool::new(false);
         let file: &Arc<_> = &answered.file;
+        let together = Barrier::new(3);
         std::thread::scope(|scope| {
             scope.spawn(|| {
+                together.wait();
                 while !stop.load(Ordering::Relaxed) {
                     // Refused during a reset.
                     let _ = file.inject_vq_irq(0);
@@ -189,12 +192,14 @@ fn interrupts_kicks_and_resets_leave_nothing() {
             });
             scope.spawn(|| {
                 use std::os::fd::AsFd;
+                together.wait();
                 while !stop.load(Ordering::Relaxed) {
                     let event = EventFd::new().unwrap();
                     file.set_kick(0, event.as_fd()).unwrap();
                     driver.kick.signal().unwrap();
                 }
             });
+            together.wait();
             for _ in 0..4 {
                 driver.set_queue_up();
                 driver.start();

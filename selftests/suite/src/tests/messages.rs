@@ -5,7 +5,6 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::process::{Child, Command};
-use std::sync::mpsc::{self, Receiver};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,12 +17,13 @@ use vduse_uapi::{DevResponse, ACCESS_RW};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::TestDevice;
 use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::{fails, soon, stays, within};
+use crate::lab::expect::{fails, soon};
 use crate::lab::memory;
 use crate::lab::raw::Edge;
 use crate::lab::responder::Responder;
 use crate::lab::sysfs;
 use crate::lab::vhost::Vhost;
+use crate::lab::waiting::Waiting;
 
 tests![
     opening_vhost_resets_the_device_and_waits,
@@ -150,32 +150,6 @@ fn events(file: &Device) -> PollFlags {
     };
     poll(&mut fds, Some(&now)).expect("polling");
     fds[0].revents()
-}
-
-/// A call in a thread.
-struct Waiting<T>(Receiver<io::Result<T>>);
-
-impl<T: Send + 'static> Waiting<T> {
-    fn new(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> Self {
-        let (sender, receiver) = mpsc::channel();
-        std::thread::spawn(move || {
-            let _ = sender.send(call());
-        });
-        Self(receiver)
-    }
-
-    /// Whether it has not returned for a while.
-    fn assert_waits(&self) {
-        let result = self.0.recv_timeout(Duration::from_millis(100));
-        assert!(result.is_err(), "did not wait for an answer");
-    }
-
-    #[track_caller]
-    fn result(&self) -> io::Result<T> {
-        self.0
-            .recv_timeout(Duration::from_secs(12))
-            .expect("it returns")
-    }
 }
 
 /// Writes the status in a thread.
@@ -553,7 +527,6 @@ fn msg_timeout_ends_the_wait_and_breaks_the_device() {
     fails(opening.result(), Errno::IO);
     let took = begin.elapsed();
     assert!(took >= Duration::from_millis(900), "{took:?}");
-    assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(bound.readable().contains(PollFlags::ERR));
 }
 
@@ -562,6 +535,9 @@ fn a_late_answer_is_enoent() {
     let response = DevResponse::default();
     fails(bound.file().write_raw(&response), Errno::NOENT);
 }
+
+/// The timeout, in seconds, of a request that something has to be done with before it is over.
+const LONGER: &str = "3";
 
 /// A device that was given up.
 #[track_caller]
@@ -583,16 +559,16 @@ fn a_broken_device_is_eperm_and_polls_an_error() {
 
 fn a_blocked_reader_wakes_when_the_device_breaks() {
     let mut bound = Bound::new();
-    bound.set_timeout("1");
+    bound.set_timeout(LONGER);
     bound.file = None;
     let file = Arc::new(bound.device.open());
     let opening = bound.open_vhost();
     file.read_request().unwrap();
     let reader = file.clone();
     let reading = Waiting::new(move || reader.read_request());
+    reading.falls_asleep();
     fails(opening.result(), Errno::IO);
-    let result = reading.0.recv_timeout(Duration::from_secs(8));
-    fails(result.expect("the reader wakes"), Errno::PERM);
+    fails(reading.result(), Errno::PERM);
 }
 
 fn a_nonblocking_read_of_a_broken_device_is_eperm() {
@@ -602,10 +578,11 @@ fn a_nonblocking_read_of_a_broken_device_is_eperm() {
 
 fn a_broken_device_fails_at_once() {
     let bound = broken();
+    // Not even the least that a request waits for.
     bound.set_timeout("30");
     let begin = Instant::now();
     fails(Vhost::open(&bound.path()), Errno::IO);
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(begin.elapsed() < Duration::from_secs(30));
 }
 
 fn a_broken_device_can_be_taken_away() {
@@ -620,7 +597,7 @@ fn a_broken_device_can_be_taken_away() {
     on_bus.delete().unwrap();
     drop(file);
     device.destroy().unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(begin.elapsed() < Duration::from_secs(30));
 }
 
 fn a_new_daemon_mends_a_broken_device() {
@@ -650,9 +627,7 @@ fn msg_timeout_of_all_ones_is_long() {
     bound.set_timeout("4294967295");
     let opening = bound.open_vhost();
     let request = bound.request();
-    stays("the request waits", || {
-        opening.0.recv_timeout(Duration::ZERO).is_err()
-    });
+    opening.assert_waits();
     bound.file().answer(&request, Answer::Failed).unwrap();
     fails(opening.result(), Errno::IO);
     assert_eq!(bound.readable(), PollFlags::empty());
@@ -667,9 +642,7 @@ fn who_waits_for_an_answer_can_be_killed() {
         .unwrap();
     let request = bound.request();
     child.kill().unwrap();
-    within(Duration::from_secs(5), "the process is gone", || {
-        child.try_wait().unwrap().is_some()
-    });
+    soon("the process is gone", || child.try_wait().unwrap().is_some());
     // Nobody waits, and nothing is broken by that.
     fails(bound.file().answer(&request, Answer::Ok), Errno::NOENT);
     assert_eq!(bound.readable(), PollFlags::empty());
@@ -678,7 +651,7 @@ fn who_waits_for_an_answer_can_be_killed() {
 
 fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
     let mut bound = Bound::new();
-    bound.set_timeout("1");
+    bound.set_timeout(LONGER);
     let page = Arc::new(memory::Missing::new());
     let opening = bound.open_vhost();
     soon("a request", || bound.readable().contains(PollFlags::IN));
@@ -707,6 +680,13 @@ fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
 }
 
 fn netlink_is_held_for_no_longer_than_the_timeout() {
+    // What the machine needs for it if there are answers.
+    let needs = {
+        let disk = LiveDisk::new(Shape::default());
+        let begin = Instant::now();
+        disk.on_bus.delete().unwrap();
+        begin.elapsed().as_secs()
+    };
     let LiveDisk {
         on_bus,
         served,
@@ -715,16 +695,19 @@ fn netlink_is_held_for_no_longer_than_the_timeout() {
     } = LiveDisk::new(Shape::default());
     served.stop();
     let file = device.open_nonblocking();
-    sysfs::write(&sysfs::attribute(device.name(), "msg_timeout"), "3").unwrap();
+    // So much longer that one request and the machine are not taken for two.
+    let timeout = Duration::from_secs(3 + 5 * needs);
+    let seconds = timeout.as_secs().to_string();
+    sysfs::write(&sysfs::attribute(device.name(), "msg_timeout"), &seconds).unwrap();
+    let begin = Instant::now();
     let deleting = Waiting::new(move || on_bus.delete());
     // Nobody answers it.
     soon("a request", || events(&file).contains(PollFlags::IN));
-    let begin = Instant::now();
     bus::vdpa().devices().unwrap();
     let took = begin.elapsed();
     deleting.result().unwrap();
     // It did wait, and for one request only, though there are several.
-    assert!(took > Duration::from_millis(500), "{took:?}");
-    assert!(took < Duration::from_millis(5500), "{took:?}");
+    assert!(took + Duration::from_millis(100) >= timeout, "{took:?} of {timeout:?}");
+    assert!(took < 2 * timeout, "{took:?} of {timeout:?}");
     drop(file);
 }

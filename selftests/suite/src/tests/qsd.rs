@@ -3,12 +3,11 @@
 //! qemu-storage-daemon, unmodified, with the kernel's virtio_blk on it.
 
 use std::path::Path;
-use std::time::Duration;
 
-use crate::lab::block::{sectors, Block, Exerciser};
+use crate::lab::block::{exercise, sectors, Block, Exerciser};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::expect::within;
+use crate::lab::expect::soon;
 use crate::lab::need;
 use crate::lab::pattern::{assert_same, Random};
 use crate::lab::qsd::{tool, Qsd};
@@ -126,7 +125,7 @@ fn a_live_resize_is_seen() {
     let (on_bus, qsd, disk) = attach(&name, &image);
     for mebibytes in [32u64, 24] {
         qsd.resize(mebibytes << 20);
-        within(Duration::from_secs(5), "the new size is seen", || {
+        soon("the new size is seen", || {
             sectors(&disk) == Some((mebibytes << 20) / 512)
         });
         let block = Block::open(&disk).unwrap();
@@ -147,23 +146,13 @@ fn a_killed_daemon_is_taken_over() {
     let mut exercisers: Vec<Exerciser> = (0..2)
         .map(|n| Exerciser::new(&block, n << 20, 1 << 20, 64 << 10, n + 1))
         .collect();
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let stop = &stop;
-        for exerciser in &mut exercisers {
-            scope.spawn(move || {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    exerciser.step();
-                }
-            });
-        }
+    exercise(&mut exercisers, |all| {
         for _ in 0..2 {
-            std::thread::sleep(Duration::from_millis(400));
+            all.go_on(5);
             qsd.kill();
             qsd.start_again();
         }
-        std::thread::sleep(Duration::from_millis(1000));
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        all.go_on(5);
     });
     for exerciser in &exercisers {
         exerciser.check_disk();

@@ -3,7 +3,7 @@
 //! Version 1 of the API: address spaces, each with its own mappings.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use rustix::io::Errno;
 use vduse::request::{Answer, Kind};
@@ -162,12 +162,15 @@ fn what_stays_is_there_while_another_map_fails() {
     let _kept: Vec<_> = (1..100).map(|n| map(&vhost, 1, n << 12, 1)).collect();
     let page = page_of(2);
     let over = AtomicBool::new(false);
+    let together = Barrier::new(2);
     std::thread::scope(|scope| {
         let looking = scope.spawn(|| {
+            together.wait();
             while !over.load(Ordering::Relaxed) {
                 answered.file.iotlb_fd2(1, 0x1000, 0x1000).unwrap();
             }
         });
+        together.wait();
         // Nobody is allowed to do anything with it.
         let mapped = (0..150).filter(|_| vhost.map_in(1, 0x100_0000, &page, 0).is_ok());
         let mapped = mapped.count();

@@ -3,8 +3,8 @@
 //! Taking things away in every order, with somebody at work.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use vduse::request::{Answer, Kind};
@@ -15,12 +15,14 @@ use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{disk_config, unique_name, TestDevice};
 use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::expect::{fails, within};
+use crate::lab::expect::{fails, soon};
+use crate::lab::limit::in_time;
 use crate::lab::memory::PAGE;
 use crate::lab::responder::Responder;
 use crate::lab::scratch::Scratch;
 use crate::lab::spaces::agree;
 use crate::lab::vhost::Vhost;
+use crate::lab::waiting::Waiting;
 use crate::modules;
 
 tests![
@@ -47,11 +49,9 @@ fn deleting_a_device_under_io_ends_the_io() {
     } = LiveDisk::new(Shape::default());
     let disk = bus::disk_name(device.name()).unwrap();
     let readers = read_until_error(&disk);
-    std::thread::sleep(Duration::from_millis(300));
+    readers.go_on(10);
     on_bus.delete().unwrap();
-    for reader in readers {
-        assert!(reader.join().unwrap() > 0);
-    }
+    readers.join();
     drop(served);
     device.destroy().unwrap();
 }
@@ -66,15 +66,13 @@ fn deleting_a_device_without_daemon_under_io_waits_for_the_next_one() {
     on_bus.bind(Driver::Virtio).unwrap();
     let disk = bus::disk_name(&name).unwrap();
     let readers = read_until_error(&disk);
-    std::thread::sleep(Duration::from_millis(200));
+    readers.go_on(10);
     daemon.kill();
-    let deleting = std::thread::spawn(move || on_bus.delete());
-    std::thread::sleep(Duration::from_millis(300));
+    let deleting = Waiting::new(move || on_bus.delete());
+    deleting.assert_waits();
     let daemon = Daemon::start(&name, &path, 1, Manner::Serve);
-    deleting.join().unwrap().unwrap();
-    for reader in readers {
-        reader.join().unwrap();
-    }
+    deleting.result().unwrap();
+    readers.join();
     daemon.kill();
     drop(device);
 }
@@ -92,7 +90,7 @@ fn a_disk_that_was_refused_to_be_ready_can_be_taken_away() {
     std::thread::scope(|scope| {
         // virtio_blk does not look whether it is ready: it reads the disk's first sectors.
         let binding = scope.spawn(|| on_bus.bind(Driver::Virtio));
-        within(Duration::from_secs(5), "the driver reads", || {
+        soon("the driver reads", || {
             responder
                 .seen()
                 .iter()
@@ -112,26 +110,28 @@ fn unbinding_under_io_ends_the_io() {
     let disk = LiveDisk::new(Shape::default());
     for _ in 0..3 {
         let readers = read_until_error(&disk.disk());
-        std::thread::sleep(Duration::from_millis(100));
+        readers.go_on(10);
         disk.on_bus.unbind(Driver::Virtio).unwrap();
-        for reader in readers {
-            reader.join().unwrap();
-        }
+        readers.join();
         disk.on_bus.bind(Driver::Virtio).unwrap();
     }
 }
 
-/// Runs some functions again and again, all at the same time, for a while.
+/// Runs some functions again and again, all at the same time, for a while that begins when all of
+/// them have begun.
 fn meanwhile(functions: &[&(dyn Fn() + Sync)], time: Duration) {
     let stop = AtomicBool::new(false);
+    let together = Barrier::new(functions.len() + 1);
     std::thread::scope(|scope| {
         for function in functions {
             scope.spawn(|| {
+                together.wait();
                 while !stop.load(Ordering::Relaxed) {
                     function();
                 }
             });
         }
+        together.wait();
         std::thread::sleep(time);
         stop.store(true, Ordering::Relaxed);
     });
@@ -204,16 +204,19 @@ fn calls_during_bind_and_unbind_do_no_harm() {
         let _ = bus::vdpa().config(disk.name());
     };
     let stop = AtomicBool::new(false);
+    let together = Barrier::new(3);
     std::thread::scope(|scope| {
         let functions: [&(dyn Fn() + Sync); 2] = [&mapper, &caller];
         for function in functions {
-            let stop = &stop;
+            let (stop, together) = (&stop, &together);
             scope.spawn(move || {
+                together.wait();
                 while !stop.load(Ordering::Relaxed) {
                     function();
                 }
             });
         }
+        together.wait();
         for _ in 0..25 {
             disk.on_bus.unbind(Driver::Virtio).unwrap();
             disk.on_bus.bind(Driver::Virtio).unwrap();
@@ -266,9 +269,7 @@ fn a_daemon_that_closes_first_is_let_go() {
     let timeout = crate::lab::sysfs::attribute(device.name(), "msg_timeout");
     crate::lab::sysfs::write(&timeout, "1").unwrap();
     fails(Control::open().unwrap().destroy(device.name()), Errno::BUSY);
-    let begin = Instant::now();
-    on_bus.delete().unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    in_time(Duration::from_secs(10), "deleting", || on_bus.delete().unwrap());
     device.destroy().unwrap();
 }
 
@@ -281,21 +282,19 @@ fn deleting_a_device_beside_an_open_that_is_refused_ends() {
     let path = node.clone();
     let opening = std::thread::spawn(move || Vhost::open(&path));
     let mut request = None;
-    within(Duration::from_secs(5), "the reset is asked for", || {
+    soon("the reset is asked for", || {
         request = file.read_request().ok();
         request.is_some()
     });
     let request = request.unwrap();
     assert_eq!(request.kind, Kind::SetStatus(0));
-    let deleting = std::thread::spawn(move || on_bus.delete());
+    let deleting = Waiting::new(move || on_bus.delete());
     // It waits for the device to be closed, after it has taken the node away.
-    within(Duration::from_secs(5), "the node goes", || !node.exists());
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(!deleting.is_finished());
+    soon("the node goes", || !node.exists());
+    deleting.assert_waits();
     file.answer(&request, Answer::Failed).unwrap();
     // Whether it was opened or not.
     let _responder = Responder::ok(&file);
     drop(opening.join().unwrap());
-    within(Duration::from_secs(10), "it is deleted", || deleting.is_finished());
-    deleting.join().unwrap().unwrap();
+    deleting.result().unwrap();
 }

@@ -120,10 +120,9 @@ fn unbinding_virtio_blk_from_its_device_under_io_and_binding_again_works() {
     let (folder, device) = virtio(disk.name());
     for _ in 0..3 {
         let readers = read_until_error(&disk.disk());
+        readers.go_on(1);
         on_virtio_bus("virtio_blk", "unbind", &device).unwrap();
-        for reader in readers {
-            reader.join().unwrap();
-        }
+        readers.join();
         // The core acknowledges the device again.
         assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
         interrupts_nobody(disk.vduse());
@@ -195,9 +194,10 @@ fn unloading_virtio_vdpa_under_io_takes_its_disks_away() {
     for _ in 0..3 {
         let loaded = Loaded(&["virtio_vdpa"]);
         let readers = disks.each_ref().map(|disk| read_until_error(&disk.disk()));
+        readers.iter().for_each(|readers| readers.go_on(1));
         modules::tool("rmmod", &["virtio_vdpa"]).unwrap();
-        for reader in readers.into_iter().flatten() {
-            reader.join().unwrap();
+        for readers in readers {
+            readers.join();
         }
         for disk in &disks {
             assert_eq!(driver_of(&bus::folder(disk.name())), None);
@@ -250,9 +250,7 @@ fn unloading_virtio_blk_is_refused_while_a_disk_is_open() {
     let _loaded = Loaded(&["virtio_blk"]);
     modules::tool("rmmod", &["virtio_blk"]).expect_err("the module was unloaded");
     disk.on_bus.unbind(Driver::Virtio).unwrap();
-    for reader in readers {
-        reader.join().unwrap();
-    }
+    readers.join();
     disk.on_bus.bind(Driver::Virtio).unwrap();
     works(&disk);
     let (folder, _) = virtio(disk.name());

@@ -9,7 +9,7 @@ use vduse::umem::Umem;
 use vduse::Mapping;
 use vduse_uapi::{ioctl, IovaUmem};
 
-use crate::lab::block::Exerciser;
+use crate::lab::block::{exercise, Exerciser};
 use crate::lab::disk::{LiveDisk, Served, Shape};
 use crate::lab::expect::{fails, fails_at, soon};
 use crate::lab::memory::{pinned_kib, set_memlock, unlimited_memlock, Prober, PAGE};
@@ -309,32 +309,16 @@ fn data_is_intact_when_it_comes_and_goes_under_io() {
     let disk = disk();
     let block = disk.block();
     let handle = disk.served.handle();
-    let stop = std::sync::atomic::AtomicBool::new(false);
     let mut exercisers: Vec<Exerciser> = (0..2)
         .map(|n| Exerciser::new(&block, n << 20, 1 << 20, 64 << 10, n + 1))
         .collect();
-    std::thread::scope(|scope| {
-        let stop = &stop;
-        let workers: Vec<_> = exercisers
-            .iter_mut()
-            .map(|exerciser| {
-                scope.spawn(move || {
-                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                        exerciser.step();
-                    }
-                })
-            })
-            .collect();
+    exercise(&mut exercisers, |all| {
         for _ in 0..25 {
             handle.register_umem().unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            all.go_on(2);
             handle.deregister_umem().unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(20));
-            if workers.iter().any(|worker| worker.is_finished()) {
-                break;
-            }
+            all.go_on(2);
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
     for exerciser in &exercisers {
         exerciser.check_disk();

@@ -138,7 +138,7 @@ fn requests_are_interrupts() {
     let machine = Machine::new();
     let mut driver = machine.driver();
     driver.read(0);
-    soon("an interrupt", || driver.call.take().unwrap() == 1);
+    soon("an interrupt", || driver.call.take().unwrap() > 0);
 }
 
 fn a_driver_can_come_again() {

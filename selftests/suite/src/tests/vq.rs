@@ -3,7 +3,7 @@
 //! Virtqueues in use: what the driver made of them, kicks, interrupts.
 
 use std::os::fd::AsFd;
-use std::sync::{mpsc, Arc};
+use std::sync::{mpsc, Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -251,16 +251,14 @@ fn a_kick_reaches_the_eventfd() {
 
 fn a_kick_before_the_eventfd_is_delivered_when_it_comes() {
     let bare = Bare::started();
-    bare.driver.kick.signal().unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    bare.driver.kick_at_once();
     let kicked = bare.kick_fd();
     soon("the kick arrives", || kicked.take().unwrap() == 1);
 }
 
 fn a_kick_is_delivered_once() {
     let bare = Bare::started();
-    bare.driver.kick.signal().unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    bare.driver.kick_at_once();
     let first = bare.kick_fd();
     soon("the kick arrives", || first.take().unwrap() == 1);
     let second = bare.kick_fd();
@@ -308,20 +306,17 @@ fn a_kick_between_two_daemons_reaches_the_second() {
     file.set_kick(0, first.as_fd()).unwrap();
     drop(responder);
     drop(file);
-    driver.kick.signal().unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    driver.kick_at_once();
     let file = Arc::new(device.open_nonblocking());
     let responder = Responder::ok(&file);
     let second = EventFd::new().unwrap();
     file.set_kick(0, second.as_fd()).unwrap();
-    let came = (0..100).any(|_| {
-        std::thread::sleep(Duration::from_millis(5));
-        second.take().unwrap() == 1
-    });
+    // It went to one of the two, before its call returned.
+    let counts = [&first, &second].map(|event| event.take().unwrap());
     drop(driver);
     drop(on_bus);
     drop(responder);
-    assert!(came, "the kick went to the first daemon's eventfd");
+    assert_eq!(counts, [0, 1], "the kick went to the first daemon's eventfd");
 }
 
 /// Waits until nothing more is written to eventfds, and asserts that it stays so.
@@ -523,8 +518,10 @@ fn interrupts_kicks_and_resets_do_each_other_no_harm() {
     let bare = Bare::started();
     let stop = AtomicBool::new(false);
     let running = || !stop.load(Ordering::Relaxed);
+    let together = Barrier::new(4);
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            together.wait();
             while running() {
                 // Refused during a reset.
                 let _ = bare.file.inject_vq_irq(0);
@@ -532,6 +529,7 @@ fn interrupts_kicks_and_resets_do_each_other_no_harm() {
             }
         });
         scope.spawn(|| {
+            together.wait();
             while running() {
                 bare.driver.kick.signal().unwrap();
                 let event = EventFd::new().unwrap();
@@ -540,6 +538,7 @@ fn interrupts_kicks_and_resets_do_each_other_no_harm() {
             }
         });
         scope.spawn(|| {
+            together.wait();
             while running() {
                 bare.file.vq_info(0).unwrap();
                 bare.file.features().unwrap();
@@ -547,6 +546,7 @@ fn interrupts_kicks_and_resets_do_each_other_no_harm() {
                 let _ = bare.file.iotlb_fd(0, u64::MAX);
             }
         });
+        together.wait();
         for _ in 0..60 {
             let driver = &bare.driver;
             driver.vhost.set_status(0).unwrap();
@@ -562,22 +562,29 @@ fn interrupts_kicks_and_resets_do_each_other_no_harm() {
     assert_eq!(bare.driver.vhost.status().unwrap(), 15);
 }
 
-/// Runs something again and again in a thread, while something else is done here for a while.
+/// Runs something again and again in a thread, while something else is done here for a while, until
+/// both have been done often enough to meet.
 #[track_caller]
 fn beside(other: impl Fn() + Sync, mut here: impl FnMut()) {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+    const OFTEN: u32 = 100;
     let stop = AtomicBool::new(false);
+    let others = AtomicU32::new(0);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let thread = scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 other();
+                others.fetch_add(1, Ordering::Relaxed);
             }
         });
         let end = Instant::now() + Duration::from_secs(2);
+        let mut ours = 0;
+        let enough = |ours| ours >= OFTEN && others.load(Ordering::Relaxed) >= OFTEN;
         // Whatever happens here, the other thread is to end.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            while Instant::now() < end {
+            while Instant::now() < end || !enough(ours) && !thread.is_finished() {
                 here();
+                ours += 1;
             }
         }));
         stop.store(true, Ordering::Relaxed);
@@ -660,7 +667,8 @@ fn affinity_is_kept() {
     let block = disk.block();
     let rq_affinity = format!("/sys/block/{}/queue/rq_affinity", block.name());
     sysfs::write(rq_affinity.as_ref(), "0").unwrap();
-    let trace = Trace::start("block/block_rq_complete");
+    // Other disks' requests end on any CPU.
+    let trace = Trace::of_disk("block/block_rq_complete", block.name());
     for cpu in [0usize, 1] {
         for queue in 0..2 {
             let mask = format!("{:x}", 1 << cpu);
@@ -764,7 +772,7 @@ fn queues_enabled_after_driver_ok_are_served() {
     driver.start();
     driver.vhost.set_kick(0, driver.kick.as_fd()).unwrap();
     driver.vhost.set_call(0, Some(driver.call.as_fd())).unwrap();
-    std::thread::sleep(Duration::from_millis(50));
+    // The daemon has looked for queues already: before it agreed to DRIVER_OK.
     driver.vhost.enable_queue(0).unwrap();
     assert_eq!(driver.read(0), [0; 512]);
     drop(driver);
