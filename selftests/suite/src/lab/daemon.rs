@@ -15,11 +15,13 @@ use vduse::{Control, Device, DeviceConfig};
 
 use crate::lab::expect::soon;
 use crate::lab::fs;
+use crate::lab::gate::{self, Gate};
 
 /// A process that serves a device.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
+    gate: Option<Gate>,
 }
 
 /// What becomes of the driver's requests.
@@ -36,21 +38,35 @@ impl Daemon {
     /// folder, and waits until it does.
     #[track_caller]
     pub fn start(name: &str, file: &Path, queues: u16, manner: Manner) -> Self {
+        Self::start_by(name, file, queues, manner, false)
+    }
+
+    /// The same, with a [`Gate`] that its interrupts pass.
+    #[track_caller]
+    pub fn start_gated(name: &str, file: &Path, queues: u16) -> Self {
+        Self::start_by(name, file, queues, Manner::Serve, true)
+    }
+
+    #[track_caller]
+    fn start_by(name: &str, file: &Path, queues: u16, manner: Manner, gated: bool) -> Self {
         let ready = file.with_extension("ready");
         let _ = std::fs::remove_file(&ready);
         let stall = match manner {
             Manner::Serve => u64::MAX,
             Manner::StallAfter(requests) => requests,
         };
-        let mut daemon = Self {
-            child: Command::new("/proc/self/exe")
-                .args(["--helper", "daemon", name])
-                .arg(file)
-                .args([queues.to_string(), stall.to_string()])
-                .arg(&ready)
-                .spawn()
-                .expect("starting a daemon"),
-        };
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args(["--helper", "daemon", name])
+            .arg(file)
+            .args([queues.to_string(), stall.to_string()])
+            .arg(&ready);
+        if gated {
+            gate::install(&mut command);
+        }
+        let child = command.spawn().expect("starting a daemon");
+        let gate = gated.then(|| Gate::of(&child));
+        let mut daemon = Self { child, gate };
         soon("the daemon serves", || {
             if let Ok(Some(status)) = daemon.child.try_wait() {
                 panic!("the daemon ended: {status}");
@@ -58,6 +74,12 @@ impl Daemon {
             ready.exists()
         });
         daemon
+    }
+
+    /// The gate of one that was started with it.
+    #[track_caller]
+    pub fn gate(&self) -> &Gate {
+        self.gate.as_ref().expect("a gate")
     }
 
     /// Kills the process, and waits until it is gone.

@@ -17,6 +17,7 @@ pub mod expect;
 pub mod faults;
 pub mod fs;
 pub mod fuse;
+pub mod gate;
 pub mod groups;
 pub mod guest;
 pub mod guest_card;

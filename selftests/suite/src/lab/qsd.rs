@@ -2,6 +2,7 @@
 
 //! qemu-storage-daemon, as it is packaged, serving a disk.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use serde_json::json;
 
 use crate::lab::bus::{self, OnBus};
 use crate::lab::expect::soon;
+use crate::lab::gate::{self, Gate};
 use crate::lab::limit::Limit;
 use crate::lab::need;
 use crate::lab::qmp::Qmp;
@@ -25,8 +27,9 @@ const QUEUE_SIZE: u16 = 1024;
 #[derive(Debug)]
 pub struct Qsd {
     child: Child,
-    command: Command,
+    arguments: Vec<OsString>,
     socket: PathBuf,
+    gate: Option<Gate>,
 }
 
 impl Qsd {
@@ -57,23 +60,24 @@ impl Qsd {
     fn start_with(name: &str, file: &Path, image: &[&str]) -> Self {
         need(PROGRAM, "--version");
         let socket = file.with_extension("socket");
-        let mut command = Command::new(PROGRAM);
-        command
-            .args(image)
-            .arg("--export")
-            .arg(format!(
-                "type=vduse-blk,id=e,node-name=d,name={name},num-queues=2,queue-size={QUEUE_SIZE},writable=on"
-            ))
-            .arg("--chardev")
-            .arg(format!(
-                "socket,id=c,path={},server=on,wait=off",
-                socket.display()
-            ))
-            .args(["--monitor", "chardev=c"]);
+        let export = format!(
+            "type=vduse-blk,id=e,node-name=d,name={name},num-queues=2,queue-size={QUEUE_SIZE},writable=on"
+        );
+        let chardev = format!("socket,id=c,path={},server=on,wait=off", socket.display());
+        let rest = [
+            "--export",
+            &export,
+            "--chardev",
+            &chardev,
+            "--monitor",
+            "chardev=c",
+        ];
+        let arguments: Vec<_> = image.iter().chain(&rest).map(OsString::from).collect();
         Self {
-            child: command.spawn().expect("starting qemu-storage-daemon"),
-            command,
+            child: spawn(&mut command(&arguments)),
+            arguments,
             socket,
+            gate: None,
         }
     }
 
@@ -81,7 +85,24 @@ impl Qsd {
     #[track_caller]
     pub fn start_again(&mut self) {
         let _ = std::fs::remove_file(&self.socket);
-        self.child = self.command.spawn().expect("starting qemu-storage-daemon");
+        self.child = spawn(&mut command(&self.arguments));
+        self.gate = None;
+    }
+
+    /// Starts the program again, with a [`Gate`] that its interrupts pass.
+    #[track_caller]
+    pub fn start_again_gated(&mut self) {
+        let _ = std::fs::remove_file(&self.socket);
+        let mut command = command(&self.arguments);
+        gate::install(&mut command);
+        self.child = spawn(&mut command);
+        self.gate = Some(Gate::of(&self.child));
+    }
+
+    /// The gate of one that was started with it.
+    #[track_caller]
+    pub fn gate(&self) -> &Gate {
+        self.gate.as_ref().expect("a gate")
     }
 
     /// Puts the device on the bus, as soon as the program has set it up.
@@ -137,6 +158,17 @@ impl Drop for Qsd {
             let _ = self.child.wait();
         }
     }
+}
+
+fn command(arguments: &[OsString]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments);
+    command
+}
+
+#[track_caller]
+fn spawn(command: &mut Command) -> Child {
+    command.spawn().expect("starting qemu-storage-daemon")
 }
 
 /// Runs a program, which must succeed.

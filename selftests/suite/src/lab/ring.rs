@@ -6,7 +6,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::AsFd;
 
 use vduse::eventfd::EventFd;
-use vduse::Mapping;
+use vduse::{Device, Mapping};
 use vm_memory::{Bytes, VolatileSlice};
 
 use crate::lab::expect::soon;
@@ -381,6 +381,35 @@ pub fn start(vhost: &Vhost) {
     vhost
         .set_status(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK)
         .expect("driver ready");
+}
+
+/// How many requests the driver has made available in a split virtqueue of a device that nobody
+/// serves, and how many of them were used, as 16-bit counters.
+#[track_caller]
+pub fn counters(name: &str, queue: u32) -> (u16, u16) {
+    let mut device = None;
+    // A file that was closed by another process is released a moment later.
+    soon("nobody serves the device", || {
+        device = Device::open_nonblocking(name).ok();
+        device.is_some()
+    });
+    let device = device.expect("an open device");
+    let info = device.vq_info(queue).expect("the virtqueue");
+    let index = |ring: u64| {
+        // Behind the ring's flags.
+        let iova = ring + 2;
+        let region = device.iotlb_fd(iova, iova + 1).expect("the ring");
+        let at = region.offset + (iova - region.first);
+        let mapping =
+            Mapping::of_file(region.file.as_fd(), at, 2, region.access).expect("mapping it");
+        let mut bytes = [0; 2];
+        mapping
+            .bytes()
+            .read_slice(&mut bytes, 0)
+            .expect("inside the mapping");
+        u16::from_le_bytes(bytes)
+    };
+    (index(info.driver_addr), index(info.device_addr))
 }
 
 trait Store {

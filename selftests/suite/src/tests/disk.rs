@@ -16,12 +16,15 @@ use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{feature, unique_name, TestDevice};
 use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
 use crate::lab::expect::soon;
+use crate::lab::gate::InterruptOnDrop;
 use crate::lab::limit::in_time;
 use crate::lab::memory::{HugePage, PAGE};
 use crate::lab::pattern::assert_same;
+use crate::lab::ring;
 use crate::lab::scratch::Scratch;
 use crate::lab::sysfs;
 use crate::lab::vhost::Vhost;
+use crate::lab::waiting::Waiting;
 
 tests![
     what_is_written_is_in_the_file_and_read_back,
@@ -43,6 +46,7 @@ tests![
     a_daemon_that_ends_and_comes_again_goes_on,
     a_daemon_killed_under_io_is_taken_over => 40,
     a_daemon_killed_with_requests_begun_is_taken_over,
+    a_daemon_killed_before_it_interrupts_is_taken_over,
     several_kills_lose_nothing => 60,
     nothing_hangs_longer_than_msg_timeout_without_a_daemon,
     attaching_and_detaching_40_times_leaves_nothing => 60,
@@ -477,6 +481,36 @@ fn a_daemon_killed_with_requests_begun_is_taken_over() {
         all.go_on(10);
     });
     remote.check(&exercisers);
+}
+
+fn a_daemon_killed_before_it_interrupts_is_taken_over() {
+    let scratch = Scratch::new();
+    let path = scratch.file("disk", 4 << 20);
+    let name = unique_name();
+    let daemon = Daemon::start_gated(&name, &path, 1);
+    let device = TestDevice::adopt(&name);
+    let on_bus = OnBus::add(&name).unwrap();
+    on_bus.bind(Driver::Virtio).unwrap();
+    let block = Block::open(&bus::disk_name(&name).unwrap()).unwrap();
+    block.write(4096, &[0xab; 4096]).unwrap();
+
+    let _rescue = InterruptOnDrop {
+        name: name.clone(),
+        queues: 1,
+    };
+    daemon.gate().shut();
+    let reading = Waiting::new(move || block.read(4096, 4096));
+    soon("the daemon is about to interrupt", || daemon.gate().holds_one());
+    daemon.kill();
+    // All is done but for the interrupt, and nothing in the virtqueue says that it is missing.
+    let (available, used) = ring::counters(&name, 0);
+    assert_eq!(available, used);
+    reading.assert_waits();
+    let daemon = Daemon::start(&name, &path, 1, Manner::Serve);
+    assert_same(&reading.result().unwrap(), &[0xab; 4096], "what was read");
+    drop(on_bus);
+    drop(daemon);
+    drop(device);
 }
 
 fn several_kills_lose_nothing() {

@@ -8,16 +8,20 @@ use crate::lab::block::{exercise, sectors, Block, Exerciser};
 use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::expect::soon;
+use crate::lab::gate::InterruptOnDrop;
 use crate::lab::need;
 use crate::lab::pattern::{assert_same, Random};
 use crate::lab::qsd::{tool, Qsd};
+use crate::lab::ring;
 use crate::lab::scratch::Scratch;
+use crate::lab::waiting::Waiting;
 
 tests![
     files_survive_three_detach_attach_and_daemon_restart_cycles => 120,
     fio_verifies_mixed_sizes_at_depth_16 => 90,
     a_live_resize_is_seen => 30,
     a_killed_daemon_is_taken_over => 60,
+    a_daemon_killed_before_it_interrupts_is_taken_over => 60,
 ];
 
 /// Starts the daemon and attaches its disk to virtio_blk.
@@ -139,8 +143,7 @@ fn a_killed_daemon_is_taken_over() {
     let image = scratch.file("image", 4 << 20);
     let name = unique_name();
     let device = TestDevice::adopt(&name);
-    // A daemon killed between using a request and its interrupt leaves a driver that waits for
-    // ever, as its successor does not know. Requests that are slow make that unlikely.
+    // Requests that are slow are still under way when the daemon is killed.
     let (on_bus, mut qsd, disk) = attach_to(Qsd::start_slow(&name, &image), &name);
     let block = Block::open(&disk).unwrap();
     let mut exercisers: Vec<Exerciser> = (0..2)
@@ -160,5 +163,42 @@ fn a_killed_daemon_is_taken_over() {
     drop(exercisers);
     drop(block);
     detach(on_bus, qsd);
+    drop(device);
+}
+
+/// The daemon has done all but interrupt, which its successor cannot see. It interrupts each
+/// virtqueue that it takes over (libvduse has done so from the beginning).
+fn a_daemon_killed_before_it_interrupts_is_taken_over() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 4 << 20);
+    let name = unique_name();
+    let device = TestDevice::adopt(&name);
+    let (on_bus, qsd, disk) = attach(&name, &image);
+    let rescue = InterruptOnDrop {
+        name: name.clone(),
+        queues: 2,
+    };
+    // It goes first.
+    let mut qsd = qsd;
+    let block = Block::open(&disk).unwrap();
+    block.write(4096, &[0xab; 4096]).unwrap();
+    qsd.kill();
+    qsd.start_again_gated();
+    // It has taken the device over when it serves.
+    assert_same(&block.read(4096, 4096).unwrap(), &[0xab; 4096], "the disk");
+
+    qsd.gate().shut();
+    let reading = Waiting::new(move || block.read(4096, 4096));
+    soon("the daemon is about to interrupt", || qsd.gate().holds_one());
+    qsd.kill();
+    for queue in 0..2 {
+        let (available, used) = ring::counters(&name, queue);
+        assert_eq!(available, used, "virtqueue {queue}");
+    }
+    reading.assert_waits();
+    qsd.start_again();
+    assert_same(&reading.result().unwrap(), &[0xab; 4096], "what was read");
+    detach(on_bus, qsd);
+    drop(rescue);
     drop(device);
 }
