@@ -99,7 +99,11 @@ fn a_client_that_writes_the_status_holds_no_suspend_up() {
 }
 
 fn a_client_that_asks_for_a_queues_state_holds_no_suspend_up() {
-    client_waits(Some(|vhost| vhost.queue_base(0).map(|_| Some(vhost))), Depth::Freezer);
+    let call: Call = |vhost| {
+        vhost.set_owner()?;
+        vhost.queue_base(0).map(|_| Some(vhost))
+    };
+    client_waits(Some(call), Depth::Freezer);
 }
 
 fn a_client_that_closes_a_device_holds_no_suspend_up() {
