@@ -79,11 +79,11 @@ impl Completion {
         Waited::from_time_left(left)
     }
 
-    /// The same, but the task can be frozen while it waits (`TASK_FREEZABLE_UNSAFE`), as when the
-    /// machine suspends. Time in which the machine sleeps does not count.
+    /// The same, but the task can be frozen while it waits (`TASK_FREEZABLE_UNSAFE`): when the machine
+    /// suspends, or by its version 1 cgroup. Time in which the machine sleeps does not count.
     ///
-    /// May sleep. Locks that the caller holds are held while it is frozen: they must not be such that
-    /// suspending takes them, or it never ends.
+    /// May sleep. Locks that the caller holds are held while it is frozen, however long that is: they
+    /// must not be such that suspending takes them, or it never ends.
     pub(crate) fn wait_killable_freezable_timeout(&self, timeout: Delta) -> Waited {
         // SAFETY: The completion is initialised by the type's constructor.
         let left = unsafe {
@@ -97,10 +97,14 @@ impl Completion {
     }
 }
 
-/// A time in jiffies, rounded up, as the scheduler sleeps for: no more than it can.
+/// A time in jiffies, as the scheduler sleeps for: no shorter than `time`, which is nothing if it is
+/// negative, and no more than the scheduler can.
 fn jiffies(time: Delta) -> c_ulong {
+    if time <= Delta::ZERO {
+        return 0;
+    }
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
 
-    // What was cut off from the time.
+    // What was cut off, and the part of a jiffy that has gone by.
     msecs_to_jiffies(milliseconds).saturating_add(1)
 }

@@ -48,8 +48,8 @@ struct Tag {
 /// `queue` is a workqueue that is ours.
 pub(crate) struct OwnedQueue {
     queue: NonNull<bindings::workqueue_struct>,
-    /// One for each CPU: more workers than that are inside [`tagged`](Self::tagged) only if some sleep
-    /// there, as they may on `PREEMPT_RT`.
+    /// One for each CPU. More workers than that are hardly ever inside [`tagged`](Self::tagged): only if
+    /// another one runs on the CPU of one that was preempted there, or sleeps, as on `PREEMPT_RT`.
     tags: KVec<Tag>,
 }
 

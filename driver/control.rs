@@ -5,7 +5,8 @@
 //! # Lock order
 //!
 //! The vDPA core's device lock, the registry, a device's own locks. An entry's node and directories
-//! are made under the registry's lock, and removed without: that waits for whoever reads an attribute.
+//! are made under the registry's lock (where what was made goes again if the rest fails), and removed
+//! without: that waits for whoever reads an attribute.
 
 use super::{
     config,
@@ -45,6 +46,7 @@ use crate::{
         kobject::KObject,
         module::ModuleRef,
         page::PAGE_SIZE,
+        pm::SuspendWatch,
         vdpa::mgmt::{
             Adding,
             ManagementOperations, //
@@ -130,6 +132,7 @@ impl Registry {
     pub(crate) fn new(module: &'static ThisModule, max_iotlb_entries: i32) -> Result<Arc<Self>> {
         let shared = Shared {
             iova_cache: iova::Cache::get()?,
+            suspend_watch: Arc::pin_init(SuspendWatch::new(), GFP_KERNEL_ACCOUNT)?,
             queue: Drained::new(OwnedQueue::new_highpri_percpu(c"vduse")?)?,
             max_iotlb_entries: usize::try_from(max_iotlb_entries).unwrap_or(0),
         };

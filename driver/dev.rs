@@ -18,6 +18,7 @@ use crate::{
         iova,
         nospec::get_nospec,
         page::PAGE_SHIFT,
+        pm::SuspendWatch,
         sched,
         vdpa::{
             status,
@@ -59,6 +60,8 @@ const CONFIG_PAUSE: Delta = Delta::from_millis(5);
 pub(crate) struct Shared {
     /// Where address spaces get addresses from.
     pub(super) iova_cache: Arc<iova::Cache>,
+    /// Whether the machine suspends.
+    pub(super) suspend_watch: Arc<SuspendWatch>,
     /// Where interrupts are sent to other CPUs.
     pub(super) queue: workqueue::Drained,
     /// The most mappings that an address space can have.
@@ -155,7 +158,7 @@ impl Dev {
                 ngroups,
                 vqs,
                 callbacks,
-                messages <- MessageQueue::new(),
+                messages <- MessageQueue::new(shared.suspend_watch.clone()),
                 spaces <- Spaces::new(
                     nas as usize,
                     shared.iova_cache.clone(),

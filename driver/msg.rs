@@ -17,7 +17,7 @@
 //! together wait no longer than [`SHUTDOWN_PATIENCE`], whatever the timeouts say.
 //!
 //! When the machine suspends, daemons are frozen and answer no more. What becomes of a wait then, its
-//! caller says: [`Freezing`].
+//! caller says: [`Suspending`].
 //!
 //! All of this is in process context. The queue's mutex is not held while anybody waits, nor while
 //! userspace memory is touched.
@@ -29,7 +29,7 @@ use crate::{
             Waited, //
         },
         file_ops::Events,
-        freezer,
+        pm::SuspendWatch,
         system, //
     },
     uapi::{
@@ -60,6 +60,7 @@ use kernel::{
             PollCondVar,
             PollTable, //
         },
+        Arc,
         Mutex,
         SetOnce, //
     },
@@ -85,13 +86,14 @@ static SHUTDOWN_SEEN: SetOnce<Instant<Monotonic>> = SetOnce::new();
 
 /// What becomes of a wait when the machine suspends.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Freezing {
+pub(super) enum Suspending {
     /// The task is frozen where it waits, and goes on waiting when it is thawed. The caller must hold
     /// no lock that suspending takes, such as that of a device in the driver core.
-    Freeze,
-    /// The request fails, as nobody can answer it before the machine is thawed. The device is not
-    /// broken.
-    GiveUp,
+    Freezes,
+    /// The request fails, as daemons are frozen. The device is not broken.
+    GivesUp,
+    /// The wait goes on, so that the machine does not suspend before it has ended.
+    Waits,
 }
 
 /// How a wait has ended without an answer.
@@ -193,11 +195,12 @@ pub(super) struct MessageQueue {
     readers: PollCondVar,
     /// In seconds; 0 is without end.
     timeout: Atomic<u32>,
+    watch: Arc<SuspendWatch>,
 }
 
 impl MessageQueue {
     /// Returns an initialiser for an empty queue.
-    pub(super) fn new() -> impl PinInit<Self> {
+    pub(super) fn new(watch: Arc<SuspendWatch>) -> impl PinInit<Self> {
         pin_init!(Self {
             queues <- new_mutex!(Queues {
                 unread: List::new(),
@@ -209,6 +212,7 @@ impl MessageQueue {
             leaving: AtomicFlag::new(false),
             readers <- new_poll_condvar!(),
             timeout: Atomic::new(DEFAULT_TIMEOUT),
+            watch: watch,
         })
     }
 
@@ -265,7 +269,7 @@ impl MessageQueue {
         &self,
         kind: u32,
         body: RequestBody,
-        freezing: Freezing,
+        suspending: Suspending,
     ) -> Result<DevResponse> {
         let Ok(new) = Message::new(kind, body) else {
             self.break_down(&mut self.queues.lock());
@@ -285,7 +289,7 @@ impl MessageQueue {
         }
         self.readers.notify_all();
 
-        if let Err(ended) = self.wait(&message, freezing) {
+        if let Err(ended) = self.wait(&message, suspending) {
             let id = message.id.load(Relaxed);
             let mut queues = self.queues.lock();
             // It may have been answered, or failed with the others, by now.
@@ -304,7 +308,7 @@ impl MessageQueue {
     }
 
     /// Waits until a message is answered, or failed with all others.
-    fn wait(&self, message: &Message, freezing: Freezing) -> Result<(), Ended> {
+    fn wait(&self, message: &Message, suspending: Suspending) -> Result<(), Ended> {
         // Counted in time that was waited: while the task is frozen, the daemon is as well.
         let mut left = match self.timeout() {
             0 => None,
@@ -318,15 +322,20 @@ impl MessageQueue {
                 return Err(Ended::TimedOut);
             }
 
-            let waited = match freezing {
-                Freezing::Freeze => message.done.wait_killable_freezable_timeout(slice),
-                Freezing::GiveUp => message.done.wait_killable_timeout(slice),
+            // Only then: a task that its cgroup freezes would keep the core's locks.
+            let freezes = suspending == Suspending::Freezes && self.watch.is_suspending();
+            let waited = if freezes {
+                message.done.wait_killable_freezable_timeout(slice)
+            } else {
+                message.done.wait_killable_timeout(slice)
             };
             match waited {
                 Waited::Completed => return Ok(()),
                 Waited::Killed => return Err(Ended::GivenUp),
                 Waited::TimedOut if self.is_deserted() => return Err(Ended::GivenUp),
-                Waited::TimedOut if freezing == Freezing::GiveUp && freezer::is_freezing() => {
+                Waited::TimedOut
+                    if suspending == Suspending::GivesUp && self.watch.is_suspending() =>
+                {
                     return Err(Ended::GivenUp);
                 }
                 Waited::TimedOut => left = left.map(|left| left - slice),

@@ -10,7 +10,7 @@ use super::{
         Attached,
         Dev, //
     },
-    msg::Freezing,
+    msg::Suspending,
     space::Mappings, //
 };
 use crate::{
@@ -102,12 +102,12 @@ impl DriverSide {
     fn send(&self, kind: u32, body: RequestBody, driver: BusDriver) -> Result<uapi::DevResponse> {
         // A process calls with no lock of the driver core, which suspending the machine takes of every
         // device. A driver of the kernel is bound and unbound with one.
-        let freezing = match driver {
-            BusDriver::Vhost => Freezing::Freeze,
-            BusDriver::Other | BusDriver::None => Freezing::GiveUp,
+        let suspending = match driver {
+            BusDriver::Vhost => Suspending::Freezes,
+            BusDriver::Other | BusDriver::None => Suspending::GivesUp,
         };
 
-        self.dev.messages.send(kind, body, freezing)
+        self.dev.messages.send(kind, body, suspending)
     }
 
     /// Tells the daemon that the device is reset.
@@ -244,7 +244,15 @@ impl Operations for DriverSide {
         // The status changes when the daemon agrees, which is before this returns; the driver finds
         // out by reading it back.
         let body = RequestBody::from_status(step.status);
-        let told = self.send(uapi::SET_STATUS, body, driver);
+        let told = if step.phase == Phase::Ready && is_kernel {
+            // It does not look whether it is, and waits for its first requests, which a daemon that was
+            // not told does not serve.
+            let messages = &self.dev.messages;
+
+            messages.send(uapi::SET_STATUS, body, Suspending::Waits)
+        } else {
+            self.send(uapi::SET_STATUS, body, driver)
+        };
 
         self.dev
             .set_unheeded(step.phase == Phase::Ready && told.is_err() && is_kernel);

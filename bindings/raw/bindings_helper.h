@@ -14,7 +14,9 @@
 #include <linux/iova.h>
 #include <linux/kobject.h>
 #include <linux/mm.h>
+#include <linux/notifier.h>
 #include <linux/rcupdate.h>
+#include <linux/suspend.h>
 #include <linux/sysfs.h>
 #include <linux/vdpa.h>
 #include <linux/vhost_iotlb.h>

@@ -9,7 +9,6 @@
 #include <linux/completion.h>
 #include <linux/cpumask.h>
 #include <linux/eventfd.h>
-#include <linux/freezer.h>
 #include <linux/highmem.h>
 #include <linux/instrumented.h>
 #include <linux/io.h>
@@ -19,6 +18,7 @@
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/spinlock.h>
+#include <linux/suspend.h>
 #include <linux/swait.h>
 #include <linux/workqueue.h>
 
@@ -167,13 +167,14 @@ void vduse_rs_helper_cond_resched(void)
 
 /*
  * wait_for_completion_killable_timeout(), but for the task's state, and that the timeout must not be
- * forever: what the kernel has of freezable waits takes no timeout.
+ * forever: of completions, the kernel has no freezable wait with a timeout.
  */
 long vduse_rs_helper_wait_for_completion_killable_freezable_timeout(struct completion *x,
 								     unsigned long timeout)
 {
 	long ret = timeout;
 
+	might_sleep();
 	if (try_wait_for_completion(x))
 		return ret;
 
@@ -182,9 +183,14 @@ long vduse_rs_helper_wait_for_completion_killable_freezable_timeout(struct compl
 			      __ret = schedule_timeout(__ret));
 }
 
-bool vduse_rs_helper_is_freezing(void)
+int vduse_rs_helper_add_pm_notifier(struct notifier_block *notifier)
 {
-	return freezing(current);
+	return register_pm_notifier(notifier);
+}
+
+int vduse_rs_helper_remove_pm_notifier(struct notifier_block *notifier)
+{
+	return unregister_pm_notifier(notifier);
 }
 
 bool vduse_rs_helper_is_shutting_down(void)

@@ -87,10 +87,10 @@ pub(crate) struct Step {
 /// | `Ready`, `Stopped` | anything else | anything else: nothing new | begun anew without a reset |
 /// | `Failed` | anything | anything: nothing new | begun anew without a reset |
 ///
-/// virtio's core adds bits to the status that it reads, and no driver of the kernel writes one twice
-/// that is there: one that adds nothing while its predecessor was ready, or has failed, is the next
-/// one, whose first bit ([`DRIVER`]) was there already. A process has to reset a device itself
-/// before it can go on after a failure.
+/// virtio's core adds bits to the status that it reads. A driver of the kernel that was ready writes
+/// nothing more but `FAILED`, or `DRIVER_OK` again if that was refused; so any other write is by the next
+/// one, and mostly changes nothing, as that one's first bit ([`DRIVER`]) was there already. A process has
+/// to reset a device itself before it can go on after a failure.
 pub(crate) fn step(phase: Phase, status: u8, written: u8, is_kernel: bool) -> Step {
     let goes_on = |callbacks, phase| Step {
         resets: false,

@@ -95,10 +95,21 @@ const COMPLAINTS: &[&str] = &[
 
 /// The lines from the first complaint on, if there is one.
 pub fn complaints(lines: &[String]) -> Option<&[String]> {
-    let first = lines
-        .iter()
-        .position(|line| COMPLAINTS.iter().any(|complaint| line.contains(complaint)))?;
+    let first = (0..lines.len()).find(|&at| {
+        let is_complaint = |complaint: &&str| lines[at].contains(*complaint);
+        COMPLAINTS.iter().any(is_complaint) && !is_of_an_awake_task(lines, at)
+    })?;
     Some(&lines[first..lines.len().min(first + SHOWN)])
+}
+
+/// Whether a line is the beginning of the stack of a task that has kept the machine from suspending, which
+/// the kernel shows.
+fn is_of_an_awake_task(lines: &[String], at: usize) -> bool {
+    let (before, line) = (&lines[..at], &lines[at]);
+    let refuses = |line: &String| line.contains("tasks refusing to freeze");
+    line.contains("Call Trace:")
+        && before.last().is_some_and(|line| line.starts_with("task:"))
+        && before.iter().any(refuses)
 }
 
 #[cfg(test)]
@@ -125,6 +136,17 @@ mod tests {
             "Modules linked in:",
         ]);
         assert_eq!(complaints(&log).unwrap(), &log[1..]);
+    }
+
+    #[test]
+    fn the_stack_of_a_task_that_cannot_be_frozen_is_no_complaint() {
+        let log = lines(&[
+            "Freezing user space processes failed after 1.003 seconds (1 tasks refusing to freeze, wq_busy=0):",
+            "task:exe             state:D stack:0     pid:250   tgid:245   ppid:243",
+            "Call Trace:",
+        ]);
+        assert_eq!(complaints(&log), None);
+        assert!(complaints(&log[1..]).is_some());
     }
 
     #[test]

@@ -73,9 +73,14 @@ impl Machine {
         }
     }
 
-    /// Suspends the machine, which wakes up a second later. Errors: `EBUSY` if a task cannot be
-    /// frozen, after 20 seconds.
+    /// Suspends the machine, which wakes up a second later, or no deeper than to frozen tasks where it
+    /// would not survive that. Errors: `EBUSY` if a task cannot be frozen, after 20 seconds.
     pub fn suspend(&self, sleep: Sleep, depth: Depth) -> io::Result<()> {
+        // Without this driver, nobody sets the ports up again that its folders are behind.
+        let depth = match Path::new("/sys/bus/pci_express/drivers/pcieport").exists() {
+            true => depth,
+            false => Depth::Freezer,
+        };
         let (state, timer) = match sleep {
             Sleep::Idle => ("freeze", "suspend"),
             Sleep::Ram => ("mem", "suspend"),

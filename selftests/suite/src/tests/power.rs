@@ -5,12 +5,15 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{mpsc, Arc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use vduse::request::Kind;
 use vduse::Device;
 
 use crate::lab::block::Block;
@@ -18,12 +21,13 @@ use crate::lab::bus::{self, Driver, OnBus};
 use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::expect::{soon, within};
+use crate::lab::expect::{fails, soon, within};
 use crate::lab::responder::Responder;
 use crate::lab::scratch::Scratch;
+use crate::lab::spaces::agree;
 use crate::lab::suspend::{Depth, Machine, Sleep};
 use crate::lab::vhost::{status, Vhost};
-use crate::lab::{need, note, skip};
+use crate::lab::{need, note, skip, sysfs};
 
 tests![
     a_client_that_opens_a_device_holds_no_suspend_up => 120,
@@ -33,6 +37,7 @@ tests![
     a_client_of_a_stopped_daemon_holds_no_suspend_up => 120,
     binding_a_disk_holds_no_suspend_up => 120,
     adding_a_disk_of_a_stopped_daemon_holds_no_suspend_up => 120,
+    a_driver_that_says_it_is_ready_is_waited_for_and_works => 120,
     an_idle_disk_goes_on_after_suspend => 120,
     an_idle_disk_goes_on_after_freezing_for_hibernation => 60,
     a_disk_under_io_goes_on_after_suspend => 120,
@@ -242,6 +247,45 @@ fn adding_a_disk_of_a_stopped_daemon_holds_no_suspend_up() {
     drop(on_bus);
     drop(daemon);
     drop(device);
+}
+
+/// The daemon is told of `DRIVER_OK` even if the machine suspends just then: virtio_blk does not look whether
+/// it was, and waits for its first requests, of a daemon that would not serve them.
+fn a_driver_that_says_it_is_ready_is_waited_for_and_works() {
+    let machine = Machine::new();
+    let device = TestDevice::disk();
+    let file = Arc::new(device.open_ready(1));
+    let asked = Arc::new(AtomicBool::new(false));
+    let ours = asked.clone();
+    let responder = Responder::new(&file, move |request| match request.kind {
+        Kind::SetStatus(status) if status & status::DRIVER_OK != 0 => {
+            ours.store(true, Ordering::Release);
+            None
+        }
+        _ => agree(request),
+    });
+    let on_bus = OnBus::add(device.name()).unwrap();
+    let name = device.name().to_owned();
+    let caller = Caller::spawn(move || bus::bind(&name, Driver::Virtio));
+    soon("the driver says that it is ready", || asked.load(Ordering::Acquire));
+    let limit = Path::new("/sys/power/pm_freeze_timeout");
+    let before = sysfs::read(limit).unwrap();
+    sysfs::write(limit, "1000").unwrap();
+    let suspended = machine.suspend(Sleep::Idle, Depth::Freezer);
+    sysfs::write(limit, &before).unwrap();
+    fails(suspended, Errno::BUSY);
+    drop(responder);
+    drop(file);
+    let file = device.open_nonblocking();
+    let request = file.read_request().expect("the driver still says so");
+    assert!(matches!(request.kind, Kind::SetStatus(status) if status & status::DRIVER_OK != 0));
+    drop(file);
+    let served = Served::start(device.open_nonblocking(), 1, memory_file(1 << 20)).unwrap();
+    caller.returns().expect("the disk is bound");
+    let disk = bus::disk_name(device.name()).expect("a disk");
+    Block::open(&disk).unwrap().read(0, 4096).unwrap();
+    drop(on_bus);
+    drop(served);
 }
 
 /// Writes to a disk, suspends the machine, and reads what was written.

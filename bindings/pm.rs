@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Suspending and hibernating the machine, as those learn of it who have to get ready.
+//!
+//! C header: [`include/linux/suspend.h`](srctree/include/linux/suspend.h)
+
+use super::raw as bindings;
+use kernel::{
+    container_of,
+    error::to_result,
+    prelude::*,
+    sync::atomic::{
+        AtomicFlag,
+        Relaxed, //
+    },
+    types::Opaque, //
+};
+
+/// Knows whether the machine suspends, until it is dropped.
+///
+/// # Invariants
+///
+/// `notifier` is registered, with [`Self::notify`].
+#[pin_data(PinnedDrop)]
+pub(crate) struct SuspendWatch {
+    #[pin]
+    notifier: Opaque<bindings::notifier_block>,
+    suspending: AtomicFlag,
+}
+
+// SAFETY: A notifier may be unregistered by any task.
+unsafe impl Send for SuspendWatch {}
+// SAFETY: The C structure is only used by the chain of notifiers, which has a lock of its own.
+unsafe impl Sync for SuspendWatch {}
+
+impl SuspendWatch {
+    /// Returns an initialiser for a watch. May sleep.
+    pub(crate) fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            suspending: AtomicFlag::new(false),
+            // INVARIANT: Registered just now.
+            notifier <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
+                let notifier = bindings::notifier_block {
+                    notifier_call: Some(Self::notify),
+                    ..pin_init::zeroed()
+                };
+
+                // SAFETY: `slot` is valid for writes.
+                unsafe { slot.write(notifier) };
+                // SAFETY: It is set up, and pinned until it is unregistered.
+                to_result(unsafe { bindings::add_pm_notifier(slot) })
+            }),
+        })
+    }
+
+    /// Whether the machine suspends or hibernates: from before tasks are frozen until they run again.
+    /// Any context.
+    pub(crate) fn is_suspending(&self) -> bool {
+        self.suspending.load(Relaxed)
+    }
+
+    /// # Safety
+    ///
+    /// `notifier` must be that of a watch that is registered.
+    unsafe extern "C" fn notify(
+        notifier: *mut bindings::notifier_block,
+        event: c_ulong,
+        _data: *mut c_void,
+    ) -> c_int {
+        // SAFETY: The chain passes the notifier that it was given, which is this field of a watch, and
+        // whose other field was initialised before it was registered.
+        let suspending = unsafe {
+            let this = container_of!(Opaque::cast_from(notifier), Self, notifier);
+
+            &(*this).suspending
+        };
+
+        match event as u32 {
+            bindings::PM_SUSPEND_PREPARE
+            | bindings::PM_HIBERNATION_PREPARE
+            | bindings::PM_RESTORE_PREPARE => suspending.store(true, Relaxed),
+            bindings::PM_POST_SUSPEND
+            | bindings::PM_POST_HIBERNATION
+            | bindings::PM_POST_RESTORE => suspending.store(false, Relaxed),
+            _ => (),
+        }
+
+        bindings::NOTIFY_DONE as c_int
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for SuspendWatch {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariants, it is registered.
+        unsafe { bindings::remove_pm_notifier(self.notifier.get()) };
+    }
+}
