@@ -176,7 +176,7 @@ long vduse_rs_helper_wait_for_completion_killable_freezable_timeout(struct compl
 
 	might_sleep();
 	if (try_wait_for_completion(x))
-		return ret;
+		return ret ?: 1;
 
 	return ___swait_event(x->wait, ___wait_cond_timeout(try_wait_for_completion(x)),
 			      (TASK_KILLABLE | TASK_FREEZABLE_UNSAFE), ret,
