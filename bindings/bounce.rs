@@ -79,19 +79,33 @@ use pin_init::init_array_from_fn;
 #[derive(Clone, Copy)]
 pub(super) struct Direction(bindings::dma_data_direction);
 
+#[cfg(dma_data_direction_is_a_type)]
+impl Direction {
+    const BIDIRECTIONAL: bindings::dma_data_direction =
+        bindings::dma_data_direction::DMA_BIDIRECTIONAL;
+    const TO_DEVICE: bindings::dma_data_direction = bindings::dma_data_direction::DMA_TO_DEVICE;
+    const FROM_DEVICE: bindings::dma_data_direction = bindings::dma_data_direction::DMA_FROM_DEVICE;
+}
+
+#[cfg(not(dma_data_direction_is_a_type))]
+impl Direction {
+    const BIDIRECTIONAL: bindings::dma_data_direction =
+        bindings::dma_data_direction_DMA_BIDIRECTIONAL;
+    const TO_DEVICE: bindings::dma_data_direction = bindings::dma_data_direction_DMA_TO_DEVICE;
+    const FROM_DEVICE: bindings::dma_data_direction = bindings::dma_data_direction_DMA_FROM_DEVICE;
+}
+
 impl Direction {
     pub(super) fn from_raw(raw: bindings::dma_data_direction) -> Self {
         Self(raw)
     }
 
     pub(super) fn device_reads(self) -> bool {
-        self.0 == bindings::dma_data_direction_DMA_TO_DEVICE
-            || self.0 == bindings::dma_data_direction_DMA_BIDIRECTIONAL
+        self.0 == Self::TO_DEVICE || self.0 == Self::BIDIRECTIONAL
     }
 
     pub(super) fn device_writes(self) -> bool {
-        self.0 == bindings::dma_data_direction_DMA_FROM_DEVICE
-            || self.0 == bindings::dma_data_direction_DMA_BIDIRECTIONAL
+        self.0 == Self::FROM_DEVICE || self.0 == Self::BIDIRECTIONAL
     }
 }
 

@@ -49,7 +49,8 @@ use kernel::{
 /// Always the right owner for a C table made of generic functions of this crate: they are in this
 /// module, wherever their type parameter comes from.
 pub(crate) const fn this_module() -> *mut raw::module {
-    crate::THIS_MODULE.as_ptr()
+    // What `THIS_MODULE` is in C. Where `module!` puts one of its own differs between kernels.
+    (&raw const raw::__this_module).cast_mut()
 }
 
 /// What can be done with a file without waiting.

@@ -58,7 +58,7 @@ pub(crate) fn is_preemptible() -> bool {
     {
         /// In the counter: how often preemption and softirqs were disabled (`PREEMPT_MASK`,
         /// `SOFTIRQ_MASK`).
-        const DISABLED: usize = 0xffff;
+        const DISABLED: usize = bindings::RUST_CONST_HELPER_NOT_PREEMPTIBLE as usize;
 
         // A task that is not on this CPU any more has not been preempted with a count, so that the
         // one it reads is its own.

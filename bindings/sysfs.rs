@@ -130,14 +130,26 @@ trait RawAttribute: Attribute {
         attribute
     };
 
-    const KOBJECT: raw::kobj_attribute = raw::kobj_attribute {
-        attr: Self::COMMON,
-        show: Some(show_kobject::<Self>),
-        store: if Self::HAS_STORE {
-            Some(store_kobject::<Self>)
-        } else {
-            None
-        },
+    #[cfg(kobj_attribute_has_unions)]
+    const KOBJECT: raw::kobj_attribute = {
+        let mut attribute: raw::kobj_attribute = pin_init::zeroed();
+        attribute.attr = Self::COMMON;
+        attribute.__bindgen_anon_1.show = Some(show_kobject::<Self>);
+        if Self::HAS_STORE {
+            attribute.__bindgen_anon_2.store = Some(store_kobject::<Self>);
+        }
+        attribute
+    };
+
+    #[cfg(not(kobj_attribute_has_unions))]
+    const KOBJECT: raw::kobj_attribute = {
+        let mut attribute: raw::kobj_attribute = pin_init::zeroed();
+        attribute.attr = Self::COMMON;
+        attribute.show = Some(show_kobject::<Self>);
+        if Self::HAS_STORE {
+            attribute.store = Some(store_kobject::<Self>);
+        }
+        attribute
     };
 }
 

@@ -15,6 +15,7 @@
 #include <linux/kobject.h>
 #include <linux/mm.h>
 #include <linux/notifier.h>
+#include <linux/preempt.h>
 #include <linux/rcupdate.h>
 #include <linux/suspend.h>
 #include <linux/sysfs.h>
@@ -31,3 +32,4 @@
 
 /* Constants that are casts: bindgen cannot evaluate those. */
 const int RUST_CONST_HELPER_IOCB_NOWAIT = IOCB_NOWAIT;
+const unsigned int RUST_CONST_HELPER_NOT_PREEMPTIBLE = PREEMPT_MASK | SOFTIRQ_MASK;
