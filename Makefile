@@ -2,7 +2,13 @@
 #
 # `make help` says what there is. How the module itself is put together is in Kbuild.
 
-export KVER VDUSE_RS_CACHE DEBIAN_MIRROR
+export KVER FLAVOUR VDUSE_RS_CACHE DEBIAN_MIRROR
+
+# Those are what lists of paths are made of, in kbuild and here.
+ifneq ($(words $(CURDIR))$(findstring :,$(CURDIR)),1)
+$(error The path of this checkout, $(CURDIR), has a blank or a colon in it, which the kernel's build system cannot \
+	handle: move the checkout)
+endif
 
 DRIVER ?= rust
 KERNEL ?= stock
@@ -61,6 +67,12 @@ test: $(GUEST_MODULE)
 test-quick: $(GUEST_MODULE)
 	@./qemu-test/test --quick --driver $(DRIVER) --kernel $(KERNEL) $(TESTS)
 
+test-core: $(GUEST_MODULE)
+	@./qemu-test/test --core --driver $(DRIVER) --kernel $(KERNEL)
+
+kernels:
+	@./qemu-test/kernels $(if $(ALL),--all) $(KERNELS)
+
 mutants:
 	@./qemu-test/mutants $(MUTANTS)
 
@@ -79,16 +91,20 @@ bench: modules
 help:
 	@sed -n 's/^#: \?//p' $(firstword $(MAKEFILE_LIST))
 
-#: make                   builds vduse_rs.ko for Debian's stock kernel of trixie-backports (as root)
+#: make                   builds vduse_rs.ko for the kernel that runs, if it is one of Debian's that can be had, or else for
+#:                        the newest of trixie-backports (as root)
 #: make KDIR=DIR          builds it for the kernel tree in DIR, with this host's programs
 #: make install           installs it, so that `modprobe vduse` loads it
 #: make uninstall         takes that back
 #: make clean             removes what was built in the checkout
-#: make update            looks for a newer stock kernel (otherwise the choice, once made, is kept)
+#: make update            looks for a newer kernel (otherwise the choice, once made, is kept)
 #:
 #: make demo              shows the driver at work, in a virtual machine
 #: make test              runs all tests; TESTS='PATTERN...' those whose name contains one, SKIP='PATTERN...' not those
 #: make test-quick        all but those that take minutes: no guest is booted in the virtual machine
+#: make test-core         those that tell whether a kernel changed under the driver: its ABI, the bus, memory, disks
+#: make kernels           for each kernel that can be had: is the module built, does it boot, do the tests of its core pass?
+#:                        ALL=1 runs all tests; KERNELS='PATTERN...' are the releases that begin so
 #: make soak              ten minutes of hostile userspace, under the debug kernel; SECONDS=N, SEED=N
 #: make mutants           tests the tests: makes one mistake after the other in a copy of the driver, and looks
 #:                        whether the tests that are to notice do; MUTANTS='PATTERN...' some of them
@@ -101,7 +117,8 @@ help:
 #: make fmt               formats the Rust files
 #: make rust-analyzer     writes rust-project.json for editors
 #:
-#: KVER=7.2.12            asks for a certain stock kernel (or a whole release, 7.2.12+deb13-amd64)
+#: KVER=7.2.12            asks for a certain kernel (or a series, 7.2; or a whole release, 7.2.12+deb13-rt-amd64)
+#: FLAVOUR=rt-amd64       of this flavour (amd64, cloud-amd64, rt-amd64)
 #: DRIVER=c               demo, test, shell and vng use the in-tree driver (none: neither)
 #: KERNEL=debug           demo, test and shell use a kernel that finds mistakes (KASAN, lockdep, kmemleak and more)
 #: VDUSE_RS_CACHE=DIR     where what is expensive is kept (default ~/.cache/vduse_rs; may be deleted)
@@ -109,4 +126,4 @@ help:
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
 
 .PHONY: all modules install modules_install uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
-	test-quick mutants soak shell vng bench help
+	test-quick test-core kernels mutants soak shell vng bench help
