@@ -25,11 +25,29 @@ pub enum Known {
     Leaks,
 }
 
+/// A series of kernels, as 7.2, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Series(u32, u32);
+
+impl Series {
+    /// Of a release, or a part of one: of 7.3.4+deb13-amd64, this is 7.3.
+    pub fn of(release: &str) -> Option<Self> {
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+        let mut next = || numbers.next()?.parse().ok();
+
+        Some(Self(next()?, next()?))
+    }
+}
+
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// The test's name.
     pub test: String,
+    /// The first kernel that it holds on, if not on all.
+    pub since: Option<Series>,
+    /// The last one.
+    pub until: Option<Series>,
     /// What the in-tree driver makes of it.
     pub known: Known,
     /// What happens there.
@@ -39,8 +57,24 @@ pub struct Difference {
 /// The table, as it was when this was built.
 const TABLE: &str = include_str!("../../DIFFERENCES.md");
 
+impl Difference {
+    /// Whether it holds on this kernel.
+    fn is_of(&self, kernel: Series) -> bool {
+        self.since.is_none_or(|since| since <= kernel)
+            && self.until.is_none_or(|until| kernel <= until)
+    }
+}
+
+/// The known differences on a kernel of this release.
+pub fn on(release: &str) -> Result<Vec<Difference>, String> {
+    let kernel = Series::of(release).ok_or_else(|| format!("the kernel calls itself {release}"))?;
+    let mut known = all();
+    known.retain(|difference| difference.is_of(kernel));
+    Ok(known)
+}
+
 /// All known differences.
-pub fn all() -> Vec<Difference> {
+fn all() -> Vec<Difference> {
     parse(TABLE).unwrap_or_else(|row| panic!("DIFFERENCES.md: cannot read the row {row}"))
 }
 
@@ -60,6 +94,8 @@ fn row_of(row: &str) -> Option<Difference> {
         return None;
     };
     let (marker, reason) = theirs.split_once(':')?;
+    let (marker, since) = series_after(marker, " since ")?;
+    let (marker, until) = series_after(marker, " until ")?;
     let known = match marker {
         "fails" => Known::Fails,
         "not run" => Known::NotRun,
@@ -68,9 +104,19 @@ fn row_of(row: &str) -> Option<Difference> {
     };
     Some(Difference {
         test: test.strip_prefix('`')?.strip_suffix('`')?.to_owned(),
+        since,
+        until,
         known,
         reason: reason.trim().to_owned(),
     })
+}
+
+/// What is before this word, and the series after it, if it is there.
+fn series_after<'a>(marker: &'a str, word: &str) -> Option<(&'a str, Option<Series>)> {
+    match marker.split_once(word) {
+        Some((marker, series)) => Some((marker, Some(Series::of(series)?))),
+        None => Some((marker, None)),
+    }
 }
 
 #[cfg(test)]
@@ -84,18 +130,22 @@ mod tests {
 | test | in-tree driver | vduse_rs | why |
 |---|---|---|---|
 | `a::b` | fails: EPERM | EINVAL | better |
-| `a::c` | not run: hangs | ends | it ends |
+| `a::c` | not run since 7.3: hangs | ends | it ends |
 ";
         assert_eq!(
             parse(text).unwrap(),
             [
                 Difference {
                     test: "a::b".to_owned(),
+                    since: None,
+                    until: None,
                     known: Known::Fails,
                     reason: "EPERM".to_owned()
                 },
                 Difference {
                     test: "a::c".to_owned(),
+                    since: Some(Series(7, 3)),
+                    until: None,
                     known: Known::NotRun,
                     reason: "hangs".to_owned()
                 }
@@ -104,7 +154,26 @@ mod tests {
     }
 
     #[test]
+    fn a_row_holds_on_its_kernels() {
+        let kernels = [
+            "6.18.44",
+            "7.2.12+deb13-amd64",
+            "7.3.4+deb13-rt-amd64",
+            "8.0-rc1",
+        ];
+        let holds = |marker: &str| {
+            let row = row_of(&format!(" `a::b` | {marker}: x | y | z ")).unwrap();
+            kernels.map(|release| row.is_of(Series::of(release).unwrap()))
+        };
+        assert_eq!(holds("fails"), [true; 4]);
+        assert_eq!(holds("fails since 7.3"), [false, false, true, true]);
+        assert_eq!(holds("not run until 7.2"), [true, true, false, false]);
+        assert_eq!(Series::of("unknown"), None);
+    }
+
+    #[test]
     fn a_row_without_a_marker_is_an_error() {
+        assert!(parse("| `a::b` | fails since long: x | y | z |").is_err());
         assert!(parse("| `a::b` | EPERM | EINVAL | better |").is_err());
         assert!(parse("| `a::b` | fails: x | y |").is_err());
     }

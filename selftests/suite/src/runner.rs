@@ -69,7 +69,7 @@ impl<'a> Runner<'a> {
             return Err(format!("the module {module} is not loaded"));
         }
         let known = match options.driver {
-            Driver::C => differences::all(),
+            Driver::C => differences::on(&rustix::system::uname().release().to_string_lossy())?,
             Driver::Rust => Vec::new(),
         };
         let mut tests: Vec<_> = tests::selected(options)
