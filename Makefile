@@ -4,7 +4,7 @@
 
 export KVER FLAVOUR VDUSE_RS_CACHE DEBIAN_MIRROR
 
-# Those are what lists of paths are made of, in kbuild and here.
+# Blanks and colons separate paths, in make and kbuild.
 ifneq ($(words $(CURDIR))$(findstring :,$(CURDIR)),1)
 $(error The path of this checkout, $(CURDIR), has a blank or a colon in it, which the kernel's build system cannot \
 	handle: move the checkout)

@@ -50,7 +50,7 @@ use kernel::{
 /// module, wherever their type parameter comes from.
 pub(crate) const fn this_module() -> *mut raw::module {
     // What `THIS_MODULE` is in C. Where `module!` puts one of its own differs between kernels.
-    (&raw const raw::__this_module).cast_mut()
+    &raw mut raw::__this_module
 }
 
 /// What can be done with a file without waiting.

@@ -18,7 +18,8 @@ use kernel::{
 
 /// A spinlock that is taken with interrupts disabled.
 ///
-/// It may be taken in any context. Guards must be released in the reverse order of their
+/// It may be taken in any context, but on PREEMPT_RT, where it sleeps and disables nothing, only where
+/// sleeping locks may be. Guards must be released in the reverse order of their
 /// acquisition: each one restores the interrupt state that it found.
 pub(crate) type SpinLockIrqSave<T> = Lock<T, SpinLockIrqSaveBackend>;
 

@@ -14,7 +14,8 @@ use kernel::cpu::CpuId;
 /// Reads a variable of the CPU that the caller is on, or was on just now. In one instruction; the
 /// kernel crate's ways are calls of C functions (see [`atomic`](super::atomic)).
 ///
-/// For variables of 4 bytes that each CPU has (`DECLARE_PER_CPU`), of which there are two here.
+/// For variables of 4 bytes or more that each CPU has (`DECLARE_PER_CPU`), of which there are two here; the
+/// value is that of the lowest 4 bytes.
 #[cfg(all(CONFIG_X86_64, CONFIG_SMP, not(CONFIG_UML)))]
 macro_rules! read_per_cpu {
     ($variable:path) => {{
@@ -49,7 +50,7 @@ pub(crate) fn current_cpu() -> usize {
 
 /// Whether neither preemption nor softirqs are disabled, for all that this CPU's counter says: `false`
 /// in softirqs and where they or preemption are disabled; `true` elsewhere, in other interrupt handlers,
-/// and on kernels that do not count. Any context.
+/// and on kernels that do not count, as PREEMPT_RT does not count disabled softirqs. Any context.
 ///
 /// C header: [`include/linux/preempt.h`](srctree/include/linux/preempt.h)
 #[inline(always)]
@@ -59,6 +60,7 @@ pub(crate) fn is_preemptible() -> bool {
         /// In the counter: how often preemption and softirqs were disabled (`PREEMPT_MASK`,
         /// `SOFTIRQ_MASK`).
         const DISABLED: usize = bindings::RUST_CONST_HELPER_NOT_PREEMPTIBLE as usize;
+        const { assert!(DISABLED <= u32::MAX as usize) };
 
         // A task that is not on this CPU any more has not been preempted with a count, so that the
         // one it reads is its own.

@@ -94,8 +94,8 @@ fn row_of(row: &str) -> Option<Difference> {
         return None;
     };
     let (marker, reason) = theirs.split_once(':')?;
-    let (marker, since) = series_after(marker, " since ")?;
     let (marker, until) = series_after(marker, " until ")?;
+    let (marker, since) = series_after(marker, " since ")?;
     let known = match marker {
         "fails" => Known::Fails,
         "not run" => Known::NotRun,
@@ -114,7 +114,10 @@ fn row_of(row: &str) -> Option<Difference> {
 /// What is before this word, and the series after it, if it is there.
 fn series_after<'a>(marker: &'a str, word: &str) -> Option<(&'a str, Option<Series>)> {
     match marker.split_once(word) {
-        Some((marker, series)) => Some((marker, Some(Series::of(series)?))),
+        Some((marker, text)) => {
+            let series = Series::of(text)?;
+            (text == format!("{}.{}", series.0, series.1)).then_some((marker, Some(series)))
+        }
         None => Some((marker, None)),
     }
 }
@@ -168,12 +171,17 @@ mod tests {
         assert_eq!(holds("fails"), [true; 4]);
         assert_eq!(holds("fails since 7.3"), [false, false, true, true]);
         assert_eq!(holds("not run until 7.2"), [true, true, false, false]);
+        assert_eq!(
+            holds("fails since 7.0 until 7.2"),
+            [false, true, false, false]
+        );
         assert_eq!(Series::of("unknown"), None);
     }
 
     #[test]
     fn a_row_without_a_marker_is_an_error() {
         assert!(parse("| `a::b` | fails since long: x | y | z |").is_err());
+        assert!(parse("| `a::b` | fails since 7.3 or so: x | y | z |").is_err());
         assert!(parse("| `a::b` | EPERM | EINVAL | better |").is_err());
         assert!(parse("| `a::b` | fails: x | y |").is_err());
     }
