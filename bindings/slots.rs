@@ -15,7 +15,8 @@
 //!
 //! # Context
 //!
-//! Any, interrupt handlers included. Nothing is locked but what the domain locks.
+//! Any, interrupt handlers included; on PREEMPT_RT, where sleeping locks may be taken. Nothing is locked
+//! but what the domain locks.
 
 use super::{
     atomic::{

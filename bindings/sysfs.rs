@@ -130,24 +130,22 @@ trait RawAttribute: Attribute {
         attribute
     };
 
-    #[cfg(kobj_attribute_has_unions)]
     const KOBJECT: raw::kobj_attribute = {
         let mut attribute: raw::kobj_attribute = pin_init::zeroed();
         attribute.attr = Self::COMMON;
-        attribute.__bindgen_anon_1.show = Some(show_kobject::<Self>);
-        if Self::HAS_STORE {
-            attribute.__bindgen_anon_2.store = Some(store_kobject::<Self>);
+        #[cfg(kobj_attribute_has_unions)]
+        {
+            attribute.__bindgen_anon_1.show = Some(show_kobject::<Self>);
+            if Self::HAS_STORE {
+                attribute.__bindgen_anon_2.store = Some(store_kobject::<Self>);
+            }
         }
-        attribute
-    };
-
-    #[cfg(not(kobj_attribute_has_unions))]
-    const KOBJECT: raw::kobj_attribute = {
-        let mut attribute: raw::kobj_attribute = pin_init::zeroed();
-        attribute.attr = Self::COMMON;
-        attribute.show = Some(show_kobject::<Self>);
-        if Self::HAS_STORE {
-            attribute.store = Some(store_kobject::<Self>);
+        #[cfg(not(kobj_attribute_has_unions))]
+        {
+            attribute.show = Some(show_kobject::<Self>);
+            if Self::HAS_STORE {
+                attribute.store = Some(store_kobject::<Self>);
+            }
         }
         attribute
     };
