@@ -11,6 +11,7 @@ use rustix::process::{kill_process, Pid, Signal};
 use serde_json::json;
 
 use crate::lab::bus::{self, OnBus};
+use crate::lab::device::TestDevice;
 use crate::lab::expect::soon;
 use crate::lab::gate::{self, Gate};
 use crate::lab::limit::Limit;
@@ -26,6 +27,7 @@ const QUEUE_SIZE: u16 = 1024;
 /// A running qemu-storage-daemon.
 #[derive(Debug)]
 pub struct Qsd {
+    name: String,
     child: Child,
     arguments: Vec<OsString>,
     socket: PathBuf,
@@ -74,6 +76,7 @@ impl Qsd {
         ];
         let arguments: Vec<_> = image.iter().chain(&rest).map(OsString::from).collect();
         Self {
+            name: name.to_owned(),
             child: spawn(&mut command(&arguments)),
             arguments,
             socket,
@@ -129,7 +132,7 @@ impl Qsd {
             .execute("block_resize", json!({ "node-name": "d", "size": bytes }));
     }
 
-    /// Has the program end itself, which destroys the device.
+    /// Has the program end itself, and the device be destroyed: until QEMU 10 it does that.
     #[track_caller]
     pub fn stop(mut self) {
         let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
@@ -141,6 +144,9 @@ impl Qsd {
             // before it goes to sleep.
             kill_process(pid, Signal::TERM).expect("ending the daemon");
             std::thread::sleep(Duration::from_millis(100));
+        }
+        if leaves_its_device() {
+            drop(TestDevice::adopt(&self.name));
         }
     }
 
@@ -158,6 +164,17 @@ impl Drop for Qsd {
             let _ = self.child.wait();
         }
     }
+}
+
+/// Since QEMU 11, io_uring still has a reference to the device's file when the program has closed
+/// it and destroys the device, which fails: EBUSY.
+fn leaves_its_device() -> bool {
+    let output = Command::new(PROGRAM).arg("--version").output();
+    let text = String::from_utf8(output.expect("asking for its version").stdout).expect("text");
+    let major = text
+        .split(|c: char| !c.is_ascii_digit())
+        .find(|word| !word.is_empty());
+    major.expect("a number").parse::<u32>().expect("a number") >= 11
 }
 
 fn command(arguments: &[OsString]) -> Command {
