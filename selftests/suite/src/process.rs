@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::pipe::{pipe_with, PipeFlags};
-use rustix::process::{kill_process, kill_process_group, waitpid, Pid, Signal, WaitOptions};
+use rustix::process::{kill_process, kill_process_group, wait, Pid, Signal, WaitOptions};
 
 use crate::lab::limit::Limit;
 
@@ -87,7 +87,7 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
         }
     });
 
-    let end = wait(&mut child, limit)?;
+    let end = end_of(&mut child, limit)?;
     let took = begin.elapsed();
     reap_children(GRACE);
     // What was written last is on its way through the thread.
@@ -100,7 +100,7 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
     })
 }
 
-fn wait(child: &mut Child, limit: Duration) -> io::Result<End> {
+fn end_of(child: &mut Child, limit: Duration) -> io::Result<End> {
     if let Some(status) = wait_for(child, limit)? {
         return Ok(End::Ended(status));
     }
@@ -151,7 +151,8 @@ pub fn adopt_orphans() {
 pub fn reap_children(limit: Duration) -> Vec<u32> {
     let mut running = Limit::new(limit);
     loop {
-        while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+        // Whatever its process group: `waitpid(None)` is for those of our own.
+        while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
         let children = children();
         if children.is_empty() || running.is_over() {
             return children;
@@ -203,5 +204,10 @@ mod tests {
         assert!(matches!(slow.end, End::TimedOut));
         assert_eq!(slow.output, "begun\n");
         assert!(slow.took < Duration::from_secs(5));
+
+        // Orphans are reaped, whatever process group they are in.
+        adopt_orphans();
+        shell("setsid true & setsid sleep 100 & exit", 10);
+        assert!(children().is_empty());
     }
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use rustix::process::{kill_process, Pid, Signal};
 use serde_json::json;
+use vduse::Control;
 
 use crate::lab::bus::{self, OnBus};
-use crate::lab::device::TestDevice;
 use crate::lab::expect::soon;
 use crate::lab::gate::{self, Gate};
 use crate::lab::limit::Limit;
@@ -146,7 +146,11 @@ impl Qsd {
             std::thread::sleep(Duration::from_millis(100));
         }
         if leaves_its_device() {
-            drop(TestDevice::adopt(&self.name));
+            let control = Control::open().expect("opening the control device");
+            // io_uring lets go of the file some time after the process.
+            soon("the device is destroyed", || {
+                control.destroy(&self.name).is_ok()
+            });
         }
     }
 
