@@ -73,6 +73,9 @@ test-core: $(GUEST_MODULE)
 kernels:
 	@./qemu-test/kernels $(if $(ALL),--all) $(KERNELS)
 
+recipe:
+	@./qemu-test/recipe
+
 mutants:
 	@./qemu-test/mutants $(MUTANTS)
 
@@ -105,6 +108,8 @@ help:
 #: make test-core         those that tell whether a kernel changed under the driver: its ABI, the bus, memory, disks
 #: make kernels           for each kernel that can be had: is the module built, does it boot, do the tests of its core pass?
 #:                        ALL=1 runs all tests; KERNELS='PATTERN...' are the releases that begin so
+#: make recipe            follows the README in a virtual machine with a fresh Debian: installs the kernel and the module,
+#:                        and makes a disk
 #: make soak              ten minutes of hostile userspace, under the debug kernel; SECONDS=N, SEED=N
 #: make mutants           tests the tests: makes one mistake after the other in a copy of the driver, and looks
 #:                        whether the tests that are to notice do; MUTANTS='PATTERN...' some of them
@@ -127,4 +132,4 @@ help:
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
 
 .PHONY: all modules install modules_install uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
-	test-quick test-core kernels mutants soak shell vng bench help
+	test-quick test-core kernels recipe mutants soak shell vng bench help

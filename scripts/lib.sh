@@ -94,7 +94,9 @@ step() { printf '[vduse_rs] %s\n' "$*" >&3; printf '## %s\n' "$*"; }
 new_run() {
 	mkdir -p "$cache/runs"
 	run=$(mktemp -d "$cache/runs/$(date +%m%d-%H%M%S).XXXX")
-	find "$cache/runs" -mindepth 1 -maxdepth 1 -type d | sort -r | tail -n +40 | xargs -r rm -rf
+	# Not those that may still be going on.
+	find "$cache/runs" -mindepth 1 -maxdepth 1 -type d | sort -r | tail -n +40 |
+		xargs -r -I{} find {} -maxdepth 0 -mmin +300 | xargs -r rm -rf
 }
 
 # write_command COMMAND [ARGUMENT]...: what the guest is to run, in $run/command; without arguments it is a shell's line.
