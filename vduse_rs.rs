@@ -20,10 +20,12 @@ use bindings::{
     param::module_param_int,
     vdpa::mgmt, //
 };
-use driver::control::{
-    Management,
-    Nodes,
-    Registry, //
+use driver::{
+    nodes::{
+        Management,
+        Nodes, //
+    },
+    registry::Registry, //
 };
 use kernel::{
     prelude::*,
@@ -69,7 +71,7 @@ impl kernel::InPlaceModule for Vduse {
             },
             _management <- mgmt::Registration::new(
                 RootDevice::new(c"vduse")?,
-                _registry.management(),
+                Management::new(_registry.clone()),
             ),
             _nodes: Nodes::new(_registry)?,
         })

@@ -10,7 +10,8 @@
 use super::{
     config,
     msg::MessageQueue,
-    space::Spaces,
+    quirks,
+    spaces::Spaces,
     vq::Vq, //
 };
 use crate::{
@@ -314,16 +315,16 @@ impl Dev {
         }
 
         if to_kernel {
-            config::hide_from_kernel(self.device_id, || self.room(), offset, buf);
+            quirks::hide_from_kernel(self.device_id, || self.room(), offset, buf);
         }
     }
 
     /// How much there is for one request of a driver in the kernel. May sleep.
-    fn room(&self) -> config::Room {
+    fn room(&self) -> quirks::Room {
         let shortest = self.vqs.iter().map(|vq| vq.size()).min();
         let area = self.spaces.get(0).map(|open| open.domain.bounce());
 
-        config::Room {
+        quirks::Room {
             pages: area.map_or(0, |area| area.size() >> PAGE_SHIFT),
             mappings: area.map_or(0, |area| area.max_mappings()),
             shortest_vq: shortest.unwrap_or(0),
@@ -406,7 +407,7 @@ impl Dev {
     /// What it offers to a driver in the kernel, or to somebody else.
     pub(super) fn offered(&self, to_kernel: bool) -> u64 {
         if to_kernel {
-            self.features & !config::hidden_from_kernel(self.device_id, self.features)
+            self.features & !quirks::hidden_from_kernel(self.device_id, self.features)
         } else {
             self.features
         }

@@ -4,31 +4,36 @@
 //!
 //! A *device* ([`dev`]) is created on the control node ([`control`]), served by a daemon through its
 //! own node ([`ioctl`], [`msg`]) and, once it is added to the vDPA bus, driven from there ([`vdpa`]).
-//! Its virtqueues are in [`vq`], the memory that they are in is in [`space`].
+//! Its virtqueues are in [`vq`], the memory that they are in is in [`spaces`] and their [`domain`]s.
 //!
 //! # Lock order
 //!
-//! 1. The vDPA core's device lock, the [registry](control), the [use of a device](dev::Dev).
+//! 1. The vDPA core's device lock, the [registry], the [use of a device](dev::Dev).
 //! 2. The vDPA core's locks, then waiting for a [message](msg) to be answered.
 //! 3. `mmap_lock` of a client of vhost, whose memory is being mapped, then the making of
-//!    [address spaces](space), or the mutex of the messages. Apart from that, the lending of a bounce
+//!    [address spaces](spaces), or the mutex of the messages. Apart from that, the lending of a bounce
 //!    area's pages.
 //! 4. A callback slot (a virtio driver runs under it), then a [virtqueue](vq) or an
-//!    [IOTLB](space).
+//!    [IOTLB](domain).
 //!
 //! The registry is not held while a device is added to the bus: a driver is probed there, which
 //! sends messages and waits for the daemon.
 
 #![forbid(unsafe_code)]
 
-pub(crate) mod control;
+pub(crate) mod nodes;
+pub(crate) mod registry;
 
 mod config;
+mod control;
 mod dev;
+mod domain;
 mod ioctl;
 mod iotlb;
 mod msg;
-mod space;
+mod quirks;
+mod spaces;
 mod sysfs;
+mod user;
 mod vdpa;
 mod vq;

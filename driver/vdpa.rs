@@ -10,8 +10,8 @@ use super::{
         Attached,
         Dev, //
     },
+    domain::Mappings,
     msg::Suspending,
-    space::Mappings, //
 };
 use crate::{
     bindings::{

@@ -10,9 +10,11 @@ use super::{
         RootDevice, //
     },
     bindings,
-    device_as_raw,
+    device::{
+        device_as_raw,
+        Device, //
+    },
     Callbacks,
-    Device,
     Operations, //
 };
 use core::marker::PhantomData;
@@ -23,10 +25,7 @@ use kernel::{
         to_result, //
     },
     prelude::*,
-    sync::{
-        atomic::Relaxed,
-        Arc, //
-    },
+    sync::Arc,
     types::Opaque, //
 };
 
@@ -184,16 +183,12 @@ impl<T: ManagementOperations> Registration<T> {
         vdev: *mut bindings::vdpa_device,
     ) {
         // SAFETY: The core passes a device that this management device has added; it is alive.
-        let device = unsafe { Device::<T::Device>::from_raw(vdev) };
-        let callbacks = device.callbacks.clone();
-        device.leaving.store(true, Relaxed);
-        device.data.leave();
+        let callbacks = unsafe { Device::<T::Device>::from_raw(vdev) }.leave();
 
         // SAFETY: The core holds its lock. Unregistering the device gives back the reference that
         // `Adding::add` left to the core.
         unsafe { bindings::_vdpa_unregister_device(vdev) };
 
-        // Its driver is gone, and may have gone without a reset.
         callbacks.clear();
     }
 

@@ -11,5 +11,9 @@ pub use vduse_uapi as uapi;
 mod config;
 
 #[allow(dead_code)]
+#[path = "../../driver/quirks.rs"]
+mod quirks;
+
+#[allow(dead_code)]
 #[path = "../../bindings/vdpa/status.rs"]
 mod status;

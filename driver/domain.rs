@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Address spaces: what a device can reach of the driver side's memory, and how.
+//! A domain: what is mapped in one address space, and the file by which the daemon gets at it.
 //!
-//! An address space has a [`Domain`], made when it is first needed and kept as long as the device.
 //! What is mapped there comes from one of two kinds of owner at a time:
 //!
 //! - a virtio driver of this kernel, whose buffers go through the bounce area at the beginning of the
@@ -13,9 +12,7 @@
 //!
 //! # Lock order
 //!
-//! `mmap_lock` of a client of vhost, [`Spaces::making`]: so userspace memory is not touched under
-//! the latter, nor the lock of CPU hotplug taken, whose owner waits for readers of sysfs, and those
-//! for `mmap_lock`. The IOTLB's lock is taken in any context and has nothing below it.
+//! The IOTLB's lock is taken in any context and has nothing below it.
 
 use super::iotlb::{
     Backing,
@@ -33,14 +30,11 @@ use crate::{
             new_spinlock_irqsave,
             SpinLockIrqSave, //
         },
-        nospec::get_nospec,
         page::{
             Page,
             Pages,
-            PAGE_SHIFT,
-            PAGE_SIZE, //
+            PAGE_SHIFT, //
         },
-        pin::PinnedPages,
         vhost_iotlb,
         virtio_map::{
             Owner,
@@ -62,7 +56,6 @@ use kernel::{
         file::flags::O_RDWR,
         File, //
     },
-    new_mutex,
     prelude::*,
     rbtree::RBTreeNodeReservation,
     sync::{
@@ -72,19 +65,14 @@ use kernel::{
             Relaxed, //
         },
         Arc,
-        ArcBorrow,
-        Mutex,
-        SetOnce, //
+        ArcBorrow, //
     },
 };
 
 const MIB: u32 = 1024 * 1024;
 
-/// The least size of a device's bounce areas together, in bytes.
-const MIN_BOUNCE_SIZE: u32 = MIB;
-/// The largest size of a device's bounce areas together, in bytes.
-const MAX_BOUNCE_SIZE: u32 = 1024 * MIB;
-const DEFAULT_BOUNCE_SIZE: u32 = 64 * MIB;
+/// The largest size of a bounce area, in bytes.
+pub(super) const MAX_BOUNCE_SIZE: u32 = 1024 * MIB;
 
 /// The last address of an address space of a virtio driver of this kernel: 128 MiB behind the
 /// largest bounce area are for rings.
@@ -168,7 +156,7 @@ impl Mappings {
 
     /// Whether a buffer has been mapped since the last reset.
     #[inline]
-    fn is_bounce_mapped(&self) -> bool {
+    pub(super) fn is_bounce_mapped(&self) -> bool {
         self.bounce_mapped.read()
     }
 
@@ -249,7 +237,11 @@ impl Mappings {
     /// If that fails, those mappings stay that were there before and that the process still has: so
     /// a mapping that could not be made leaves all as it was, and one that the process takes away is
     /// gone whatever the daemon says, which is told. May sleep.
-    fn set(&self, iotlb: &vhost_iotlb::Iotlb, announce: impl FnOnce() -> Result) -> Result {
+    pub(super) fn set(
+        &self,
+        iotlb: &vhost_iotlb::Iotlb,
+        announce: impl FnOnce() -> Result,
+    ) -> Result {
         match self.import(iotlb) {
             Ok(new) => {
                 let mut old = self.replace(new);
@@ -299,7 +291,7 @@ impl Mappings {
     }
 
     /// Drops all mappings of a process.
-    fn drop_files(&self) {
+    pub(super) fn drop_files(&self) {
         let evicted = Self::evict_files(&mut self.iotlb.lock());
 
         drop(evicted);
@@ -408,231 +400,23 @@ pub(super) struct Open {
     pub(super) file: ARef<File>,
 }
 
-/// An address space.
-struct AddressSpace(SetOnce<Open>);
-
-/// How the address spaces are made.
-struct Making {
-    /// The size in bytes of all bounce areas together.
-    bounce_size: u32,
-    /// Whether the device has been on the bus, so that the size is in use.
-    frozen: bool,
-}
-
-/// The address spaces of a device, by their ids.
-#[pin_data]
-pub(super) struct Spaces {
-    all: KVVec<AddressSpace>,
-    #[pin]
-    making: Mutex<Making>,
-    cache: Arc<iova::Cache>,
-    max_entries: usize,
-}
-
-impl Spaces {
-    /// Returns an initialiser for `count` address spaces, of at most `max_entries` mappings each.
+impl Open {
+    /// Makes a domain with a bounce area of `bounce_size` bytes, a multiple of a page's, and of at
+    /// most `max_entries` mappings. May sleep.
     pub(super) fn new(
-        count: usize,
-        cache: Arc<iova::Cache>,
+        cache: Option<&Arc<iova::Cache>>,
+        bounce_size: usize,
         max_entries: usize,
-    ) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            all: {
-                let mut all = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
-                for _ in 0..count {
-                    all.push_within_capacity(AddressSpace(SetOnce::new())).map_err(|_| ENOMEM)?;
-                }
-                all
-            },
-            making <- new_mutex!(Making {
-                bounce_size: DEFAULT_BOUNCE_SIZE,
-                frozen: false,
-            }),
-            cache: cache,
-            max_entries: max_entries,
-        })
-    }
-
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.all.len()
-    }
-
-    /// The size of all bounce areas together, in bytes.
-    pub(super) fn bounce_size(&self) -> u32 {
-        self.making.lock().bounce_size
-    }
-
-    /// Sets the size of all bounce areas together, in bytes; what is more than whole pages is
-    /// dropped.
-    ///
-    /// Errors: [`EPERM`] if the device has been on the bus, [`EINVAL`] if the size is below 1 MiB
-    /// or above 1 GiB, and those of `parse`, which gets at the number.
-    pub(super) fn set_bounce_size(&self, parse: impl FnOnce() -> Result<u32>) -> Result {
-        let mut making = self.making.lock();
-        if making.frozen {
-            return Err(EPERM);
-        }
-
-        let size = parse()?;
-        if !(MIN_BOUNCE_SIZE..=MAX_BOUNCE_SIZE).contains(&size) {
-            return Err(EINVAL);
-        }
-
-        making.bounce_size = size - size % PAGE_SIZE as u32;
-
-        Ok(())
-    }
-
-    /// Returns an address space's domain, if it has been made.
-    ///
-    /// Errors: [`EINVAL`] if there is no such address space, or no domain.
-    pub(super) fn get(&self, asid: u32) -> Result<&Open> {
-        get_nospec(&self.all, asid as usize)
-            .and_then(|space| space.0.as_ref())
-            .ok_or(EINVAL)
-    }
-
-    /// Returns an address space's domain, after making it if need be. May sleep.
-    ///
-    /// Errors: [`EINVAL`] if there is no such address space, or if so many share the bounce area
-    /// that nothing could be mapped; [`ENOMEM`] if there is no memory.
-    pub(super) fn get_or_make(&self, asid: u32) -> Result<&Open> {
-        let space = get_nospec(&self.all, asid as usize).ok_or(EINVAL)?;
-        if let Some(open) = space.0.as_ref() {
-            return Ok(open);
-        }
-
-        // Its allocator of addresses takes the lock of CPU hotplug: so it is made without ours.
-        let made = self.make(asid, self.freeze() as usize / self.all.len());
-        let mut making = self.making.lock();
-        match made {
-            // Somebody else may have been faster: then ours is dropped, without the lock.
-            Ok(open) if space.0.as_ref().is_none() => {
-                making.frozen = true;
-                space.0.populate(open);
-            }
-            Ok(open) => {
-                drop(making);
-                drop(open);
-            }
-            Err(error) => {
-                making.frozen = self.made().next().is_some();
-                return Err(error);
-            }
-        }
-
-        space.0.as_ref().ok_or(ENOMEM)
-    }
-
-    /// Keeps the size of all bounce areas together as it is. Returns it, in bytes.
-    fn freeze(&self) -> u32 {
-        let mut making = self.making.lock();
-
-        making.frozen = true;
-        making.bounce_size
-    }
-
-    /// Makes an address space's domain, whose bounce area is to have `size` bytes or up to a page
-    /// more.
-    fn make(&self, asid: u32, size: usize) -> Result<Open> {
-        let size = size.next_multiple_of(PAGE_SIZE);
-        // Only processes choose another one: a virtio driver of this kernel finds all groups in
-        // address space 0, and maps its buffers there.
-        let cache = (asid == 0).then_some(&self.cache);
+    ) -> Result<Self> {
         let domain = Arc::pin_init(
             Domain::new(
-                bounce::Area::new(cache, size),
-                Mappings::new(cache, size, self.max_entries),
+                bounce::Area::new(cache, bounce_size),
+                Mappings::new(cache, bounce_size, max_entries),
             ),
             GFP_KERNEL_ACCOUNT,
         )?;
         let file = anon_inode::open::<DomainFile>(c"[vduse-domain]", domain.clone(), O_RDWR)?;
 
-        Ok(Open { domain, file })
-    }
-
-    /// Those that have been made.
-    fn made(&self) -> impl Iterator<Item = &Open> {
-        self.all.iter().filter_map(|space| space.0.as_ref())
-    }
-
-    /// Unmaps the bounce areas: the driver was reset.
-    pub(super) fn reset(&self) {
-        for open in self.made() {
-            open.domain.owner().reset();
-        }
-    }
-
-    /// Replaces all mappings of an address space by those of a process; `announce` tells the daemon.
-    ///
-    /// If the daemon does not agree, or if the mappings cannot be made, those stay that were there
-    /// before and are still wanted. May sleep. Errors: those of making the address space, [`ENOMEM`]
-    /// if there are more mappings than the limit, [`EINVAL`] if one cannot be, and those of
-    /// `announce`.
-    pub(super) fn set_map(
-        &self,
-        asid: u32,
-        iotlb: &vhost_iotlb::Iotlb,
-        announce: impl FnOnce() -> Result,
-    ) -> Result {
-        self.get_or_make(asid)?.domain.owner().set(iotlb, announce)
-    }
-
-    /// Drops all mappings of a process from an address space.
-    pub(super) fn reset_map(&self, asid: u32) {
-        if let Ok(open) = self.get(asid) {
-            open.domain.owner().drop_files();
-        }
-    }
-
-    /// Puts memory of the current process in place of an address space's bounce pages.
-    ///
-    /// May sleep. Errors: [`EINVAL`] if the bounce area is not mapped, if it is not just that area,
-    /// or if the memory is not aligned to pages; [`EEXIST`] if there is memory in place already;
-    /// those of pinning it.
-    pub(super) fn reg_umem(&self, asid: u32, iova: u64, uaddr: u64, size: u64) -> Result {
-        let domain = &self.get(asid)?.domain;
-        let area = domain.bounce();
-
-        if !domain.owner().is_bounce_mapped() || iova != 0 || size != area.size() as u64 {
-            return Err(EINVAL);
-        }
-        let uaddr = usize::try_from(uaddr)?;
-        if uaddr % PAGE_SIZE != 0 {
-            return Err(EINVAL);
-        }
-        if area.is_lent() {
-            return Err(EEXIST);
-        }
-
-        area.lend(PinnedPages::pin_current(uaddr, area.size() >> PAGE_SHIFT)?)
-    }
-
-    /// Takes the memory of a process away from an address space's bounce area.
-    ///
-    /// May sleep. Errors: [`ENOENT`] if there is none, [`EINVAL`] if the area is another one.
-    pub(super) fn dereg_umem(&self, asid: u32, iova: u64, size: u64) -> Result {
-        if asid as usize >= self.all.len() {
-            return Err(EINVAL);
-        }
-        let area = self.get(asid).map_err(|_| ENOENT)?.domain.bounce();
-
-        if !area.is_lent() {
-            return Err(ENOENT);
-        }
-        if iova != 0 || size != area.size() as u64 {
-            return Err(EINVAL);
-        }
-
-        area.take_back().map(drop)
-    }
-
-    /// Takes away all memory of processes: the daemon is gone. May sleep.
-    pub(super) fn dereg_all_umem(&self) {
-        for open in self.made() {
-            // Most have none, which is fine.
-            let _ = open.domain.bounce().take_back();
-        }
+        Ok(Self { domain, file })
     }
 }

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which driver of the vDPA bus drives a device.
+//!
+//! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
+
+use super::bindings;
+use core::ptr;
+use kernel::prelude::*;
+
+/// Who drives a device that is on the bus.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BusDriver {
+    /// Nobody, at the moment.
+    None,
+    /// vhost-vdpa: a process, which is waited for by nobody but itself.
+    Vhost,
+    /// Another driver: virtio-vdpa, and so the kernel's own drivers.
+    Other,
+}
+
+impl BusDriver {
+    /// Who drives a device that is on the bus. What a driver's own call finds is that driver: it is
+    /// bound before it is probed, until after it is removed. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be a valid device of the vDPA bus.
+    pub(super) unsafe fn of(dev: *const bindings::device) -> Self {
+        // SAFETY: By the safety requirements. The bus does not change; the driver may, while netlink
+        // asks, and is only compared with others.
+        let (bus, driver) = unsafe { ((*dev).bus, (&raw const (*dev).driver).read_volatile()) };
+
+        if driver.is_null() {
+            return Self::None;
+        }
+
+        // SAFETY: The bus is valid, as a device is on it, and `is_vhost` fits.
+        let is_vhost = unsafe {
+            bindings::bus_for_each_drv(bus, ptr::null_mut(), driver.cast(), Some(is_vhost))
+        };
+
+        if is_vhost != 0 {
+            Self::Vhost
+        } else {
+            Self::Other
+        }
+    }
+}
+
+/// Whether `driver`, which is on the bus, is the one at `wanted`, and vhost-vdpa.
+///
+/// # Safety
+///
+/// `driver` must be valid. `wanted` need not be.
+unsafe extern "C" fn is_vhost(driver: *mut bindings::device_driver, wanted: *mut c_void) -> c_int {
+    if !ptr::eq(driver.cast(), wanted) {
+        return 0;
+    }
+
+    // SAFETY: By the safety requirements; a driver has a name, which stays as long as it.
+    let name = unsafe { CStr::from_char_ptr((*driver).name) };
+
+    c_int::from(name.to_bytes() == b"vhost_vdpa")
+}

@@ -1,0 +1,641 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A vDPA device: what the C core allocates, with the device driver's own data behind it.
+//!
+//! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
+
+use super::{
+    super::{
+        atomic_cpumask::AtomicCpumask,
+        device::Registered,
+        page::PAGE_SIZE,
+        vhost_iotlb::Iotlb,
+        virtio_map::{
+            self,
+            Token, //
+        },
+    },
+    bindings,
+    status::{
+        self,
+        CallbackAction,
+        Phase,
+        Step, //
+    },
+    BusDriver,
+    Callbacks,
+    VqAddress,
+    VqState, //
+};
+use core::{
+    marker::PhantomData,
+    mem::offset_of,
+    ptr, //
+};
+use kernel::{
+    cpumask::Cpumask,
+    error::{
+        from_err_ptr,
+        from_result, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            AtomicFlag,
+            AtomicType,
+            Relaxed, //
+        },
+        Arc, //
+    },
+    types::Opaque, //
+};
+
+// `status` has no kernel types.
+const _: () = {
+    assert!(status::ACKNOWLEDGE as u32 == bindings::VIRTIO_CONFIG_S_ACKNOWLEDGE);
+    assert!(status::DRIVER as u32 == bindings::VIRTIO_CONFIG_S_DRIVER);
+    assert!(status::DRIVER_OK as u32 == bindings::VIRTIO_CONFIG_S_DRIVER_OK);
+    assert!(status::FAILED as u32 == bindings::VIRTIO_CONFIG_S_FAILED);
+};
+
+// SAFETY: `Phase` is `repr(i32)`, so that it has the size and alignment of an `i32` and any value of it
+// can be turned into one and back.
+unsafe impl AtomicType for Phase {
+    type Repr = i32;
+}
+
+/// What a vDPA device does.
+///
+/// The methods are called in process context and may sleep, but for [`kick_vq`](Self::kick_vq). A
+/// virtqueue's index is below the number that the device was added with.
+pub(crate) trait Operations: Sized + Send + Sync + 'static {
+    /// Who owns the address spaces that virtqueues are mapped into.
+    type SpaceOwner: virtio_map::Owner;
+
+    /// What has the device's parent registered, for as long as the device is there.
+    type Parent: Registered;
+
+    /// The driver has put the parts of a virtqueue somewhere.
+    fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result;
+    /// The driver has chosen the size of a virtqueue, in descriptors.
+    fn set_vq_num(&self, vq: u16, num: u32);
+    /// The driver has made buffers available. Any context, interrupt handlers included.
+    fn kick_vq(&self, vq: u16);
+    /// The driver enables or disables a virtqueue.
+    fn set_vq_ready(&self, vq: u16, ready: bool);
+    /// Whether a virtqueue is enabled.
+    fn vq_ready(&self, vq: u16) -> bool;
+    /// The driver says where in a virtqueue to start.
+    fn set_vq_state(&self, vq: u16, state: VqState) -> Result;
+    /// Where in a virtqueue the device is.
+    fn vq_state(&self, vq: u16, driver: BusDriver) -> Result<VqState>;
+    /// The size of a virtqueue: the one chosen, or the largest that the driver can choose; 0 if it
+    /// cannot use it at all.
+    fn vq_size(&self, vq: u16, driver: BusDriver) -> u16;
+    /// The group of a virtqueue.
+    fn vq_group(&self, vq: u16) -> u32;
+    /// What the memory of a virtqueue is mapped by; [`None`] if it cannot be mapped.
+    fn vq_token(&self, vq: u16) -> Option<&Token<Self::SpaceOwner>>;
+    /// The CPUs that a virtqueue's interrupts go to; [`None`] for any.
+    fn vq_affinity(&self, vq: u16) -> Option<&AtomicCpumask>;
+    /// The driver chooses the CPUs that a virtqueue's interrupts go to; [`None`] for any.
+    fn set_vq_affinity(&self, vq: u16, mask: Option<&Cpumask>) -> Result;
+    /// The alignment of a virtqueue's parts, in bytes: a power of two, of a page at most. Anything else
+    /// counts as a page.
+    fn vq_align(&self) -> u32;
+    /// The largest size of any virtqueue.
+    fn vq_num_max(&self) -> u16;
+
+    /// The virtio device id.
+    fn device_id(&self) -> u32;
+    /// The virtio vendor id.
+    fn vendor_id(&self) -> u32;
+    /// The features that the device offers to a driver. Without one, somebody else wants to know.
+    fn device_features(&self, driver: BusDriver) -> u64;
+    /// The features that the driver has accepted.
+    fn driver_features(&self) -> u64;
+    /// The driver accepts features.
+    fn set_driver_features(&self, features: u64, driver: BusDriver) -> Result;
+    /// The device status.
+    fn status(&self) -> u8;
+    /// The driver writes to the device status. [`Step::status`] is what the device is to have, which is
+    /// not 0; that the device is reset, and callbacks, are taken care of.
+    fn set_status(&self, step: Step, driver: BusDriver);
+    /// The driver resets the device. The callbacks of one of the kernel are forgotten by then, vhost's
+    /// after that. An error is not passed on if there was no driver and the device is being deleted.
+    fn reset(&self, driver: BusDriver) -> Result;
+    /// The device is about to be deleted from the bus: its driver is taken away next.
+    fn leave(&self);
+    /// The size of the configuration space in bytes.
+    fn config_size(&self) -> usize;
+    /// Reads the configuration space; what lies behind its end is zero. Without a driver, somebody
+    /// else wants to know.
+    fn get_config(&self, offset: usize, buf: &mut [u8], driver: BusDriver);
+    /// The driver writes to the configuration space.
+    fn set_config(&self, offset: usize, buf: &[u8]);
+    /// A number that changes whenever the configuration space does.
+    fn generation(&self) -> u32;
+
+    /// Replaces all mappings of an address space.
+    fn set_map(&self, asid: u32, iotlb: &Iotlb, driver: BusDriver) -> Result;
+    /// Drops all mappings of an address space: who made them is gone.
+    fn reset_map(&self, asid: u32) -> Result;
+    /// Moves a group of virtqueues to an address space.
+    fn set_group_asid(&self, group: u32, asid: u32, driver: BusDriver) -> Result;
+}
+
+/// A vDPA device.
+///
+/// # Invariants
+///
+/// `vdpa` was allocated by the core with [`VTable<T>`] and enough room for `data`, which is
+/// initialised until the core calls the table's `free`, as `callbacks` and `_parent` are. The device's
+/// parent is that of `_parent`.
+#[repr(C)]
+pub(super) struct Device<T: Operations> {
+    vdpa: Opaque<bindings::vdpa_device>,
+    callbacks: Arc<Callbacks>,
+    /// How far its driver is. Changes under the core's lock of the configuration (`cf_lock`), and when
+    /// a driver of the kernel, which does not write the status at the same time, disables a virtqueue.
+    phase: Atomic<Phase>,
+    /// Whether it is being deleted.
+    leaving: AtomicFlag,
+    data: T,
+    /// Dropped before `data`.
+    _parent: T::Parent,
+}
+
+impl<T: Operations> Device<T> {
+    /// # Safety
+    ///
+    /// `vdev` must be the `vdpa` field of a [`Device<T>`] that the core does not free for `'a`.
+    pub(super) unsafe fn from_raw<'a>(vdev: *const bindings::vdpa_device) -> &'a Self {
+        const { assert!(offset_of!(Self, vdpa) == 0) };
+
+        // SAFETY: By the safety requirements. What C writes to is in an `Opaque`.
+        unsafe { &*vdev.cast() }
+    }
+
+    /// Who drives the device. May sleep.
+    fn driver(&self) -> BusDriver {
+        // SAFETY: The device is alive, and the core initialises this before anybody else sees it.
+        unsafe { BusDriver::of(&raw const (*self.vdpa.get()).dev) }
+    }
+
+    /// The device is about to be deleted from the bus. Returns its callbacks, to be cleared when it
+    /// has been: its driver may go without a reset.
+    pub(super) fn leave(&self) -> Arc<Callbacks> {
+        self.leaving.store(true, Relaxed);
+        self.data.leave();
+
+        self.callbacks.clone()
+    }
+
+    /// Carries out what a driver's write to the status means.
+    fn write_status(&self, written: u8, driver: BusDriver) {
+        let step = status::step(
+            self.phase.load(Relaxed),
+            self.data.status(),
+            written,
+            driver != BusDriver::Vhost,
+        );
+
+        if step.resets {
+            // Whether the daemon agrees or not: so the driver would go on after a reset of its own.
+            let _ = self.reset(driver);
+        }
+        match step.callbacks {
+            CallbackAction::Keep => (),
+            // Before anybody is told that the driver is ready.
+            CallbackAction::GoLive => self.callbacks.go_live(),
+            CallbackAction::Clear => self.callbacks.clear(),
+        }
+        self.phase.store(step.phase, Relaxed);
+
+        if step.status != 0 {
+            self.data.set_status(step, driver);
+        }
+    }
+
+    /// Resets the device on behalf of its driver. The device is reset whatever is returned.
+    fn reset(&self, driver: BusDriver) -> Result {
+        // Drivers of the kernel have no use for interrupts any more, and what those leave to be done
+        // may come too late (virtio_fs, 7.2). A process takes its rings over as they are, and is told
+        // of what is in them until the daemon knows of the reset.
+        if driver != BusDriver::Vhost {
+            self.callbacks.clear();
+        }
+
+        let result = self.data.reset(driver);
+
+        self.callbacks.clear();
+        self.phase.store(Phase::Reset, Relaxed);
+
+        result
+    }
+
+    /// Allocates a device. The caller owns a reference to it.
+    ///
+    /// Errors: [`EBUSY`] if another device has the callbacks, [`ENOMEM`].
+    pub(super) fn alloc(
+        name: &CStr,
+        ngroups: u32,
+        nas: u32,
+        callbacks: Arc<Callbacks>,
+        data: T,
+        // Behind `data`, and so dropped before it.
+        parent: T::Parent,
+    ) -> Result<*mut bindings::vdpa_device> {
+        // The core allocates by size alone.
+        const {
+            assert!(align_of::<Self>() <= align_of::<u64>());
+        }
+
+        callbacks.take()?;
+
+        // SAFETY: The tables are static and fit a `Device<T>`; the core copies the name. The parent stays
+        // registered until `free` drops what has it registered. The device uses virtual addresses, as
+        // `Iotlb` requires.
+        let vdev = from_err_ptr(unsafe {
+            bindings::__vdpa_alloc_device(
+                device_as_raw(parent.device()),
+                &VTable::<T>::VTABLE,
+                &virtio_map::VTable::<T::SpaceOwner>::VTABLE,
+                ngroups,
+                nas,
+                size_of::<Self>(),
+                name.as_char_ptr(),
+                true,
+            )
+        })
+        .inspect_err(|_| callbacks.give_back())?;
+
+        let this = vdev.cast::<Self>();
+        // SAFETY: The allocation has room for a `Device<T>`, and nobody else has seen it.
+        unsafe {
+            (&raw mut (*this).callbacks).write(callbacks);
+            (&raw mut (*this).phase).write(Atomic::new(Phase::Reset));
+            (&raw mut (*this).leaving).write(AtomicFlag::new(false));
+            (&raw mut (*this).data).write(data);
+            (&raw mut (*this)._parent).write(parent);
+        }
+
+        Ok(vdev)
+    }
+}
+
+/// The C structure of a device.
+pub(super) fn device_as_raw(dev: &kernel::device::Device) -> *mut bindings::device {
+    // `Device` is a transparent wrapper.
+    ptr::from_ref(dev).cast_mut().cast()
+}
+
+struct VTable<T: Operations>(PhantomData<T>);
+
+/// Defines a function of [`VTable<T>`], with a [`Device<T>`] in place of the C structure.
+macro_rules! operation {
+    (fn $name:ident($dev:ident $(, $arg:ident: $type:ty)* $(,)?) $(-> $ret:ty)? $body:block) => {
+        /// # Safety
+        ///
+        /// `vdev` must be a device that was allocated with this table and has not been freed.
+        /// Pointers must be valid for what the operation does with them.
+        unsafe extern "C" fn $name(
+            vdev: *mut bindings::vdpa_device,
+            $($arg: $type,)*
+        ) $(-> $ret)? {
+            // SAFETY: By the safety requirements.
+            let $dev = unsafe { Device::<T>::from_raw(vdev) };
+
+            $body
+        }
+    };
+}
+
+impl<T: Operations> VTable<T> {
+    operation! {
+        fn set_vq_address(dev, vq: u16, desc: u64, driver: u64, device: u64) -> c_int {
+            let address = VqAddress { desc, driver, device };
+
+            from_result(|| dev.data.set_vq_address(vq, address).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn set_vq_num(dev, vq: u16, num: u32) {
+            dev.data.set_vq_num(vq, num)
+        }
+    }
+
+    operation! {
+        fn kick_vq(dev, vq: u16) {
+            dev.data.kick_vq(vq)
+        }
+    }
+
+    operation! {
+        fn set_vq_cb(dev, vq: u16, cb: *mut bindings::vdpa_callback) {
+            if let Some(slot) = dev.callbacks.vqs().get(usize::from(vq)) {
+                // SAFETY: The driver passes a callback that may be called while it is ready and the
+                // virtqueue is, until it passes another or resets the device.
+                unsafe { slot.fill(cb, dev.driver()) }
+            }
+        }
+    }
+
+    operation! {
+        fn set_vq_ready(dev, vq: u16, ready: bool) {
+            let slot = dev.callbacks.vqs().get(usize::from(vq));
+
+            // Whoever sees that it is ready can interrupt the driver.
+            if let (Some(slot), true) = (slot, ready) {
+                slot.set_enabled(true);
+            }
+            dev.data.set_vq_ready(vq, ready);
+            if let (Some(slot), false) = (slot, ready) {
+                let was_enabled = slot.is_enabled();
+
+                slot.set_enabled(false);
+                // A driver of the kernel that disables its last virtqueue is on its way out, perhaps
+                // without a reset, and frees what its other callback uses before it says `FAILED`.
+                if was_enabled && !dev.callbacks.has_ready_vq() && dev.driver() != BusDriver::Vhost {
+                    dev.callbacks.clear();
+                    dev.phase.store(dev.phase.load(Relaxed).after_last_vq(), Relaxed);
+                }
+            }
+        }
+    }
+
+    operation! {
+        fn get_vq_ready(dev, vq: u16) -> bool {
+            dev.data.vq_ready(vq)
+        }
+    }
+
+    operation! {
+        fn set_vq_state(dev, vq: u16, state: *const bindings::vdpa_vq_state) -> c_int {
+            let packed = dev.data.driver_features() & 1 << bindings::VIRTIO_F_RING_PACKED != 0;
+            // SAFETY: The core passes a state of the layout that was negotiated.
+            let state = unsafe { VqState::from_raw(state, packed) };
+
+            from_result(|| dev.data.set_vq_state(vq, state).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn get_vq_state(dev, vq: u16, state: *mut bindings::vdpa_vq_state) -> c_int {
+            from_result(|| {
+                let answer = dev.data.vq_state(vq, dev.driver())?;
+                // SAFETY: The core passes a place for the state.
+                unsafe { answer.write_to(state) };
+                Ok(0)
+            })
+        }
+    }
+
+    operation! {
+        fn get_vq_size(dev, vq: u16) -> u16 {
+            dev.data.vq_size(vq, dev.driver())
+        }
+    }
+
+    operation! {
+        fn get_vq_group(dev, vq: u16) -> u32 {
+            dev.data.vq_group(vq)
+        }
+    }
+
+    operation! {
+        fn get_vq_map(dev, vq: u16) -> bindings::virtio_map {
+            // The device is alive as long as its virtqueues are, and the token that this returns is
+            // borrowed from it for as long.
+            let null = bindings::virtio_map {
+                group: ptr::null_mut(),
+            };
+
+            dev.data.vq_token(vq).map_or(null, Token::as_raw)
+        }
+    }
+
+    operation! {
+        fn get_vq_align(dev) -> u32 {
+            let align = dev.data.vq_align();
+
+            // Drivers of the kernel lay rings out by it, and rely on that.
+            if align.is_power_of_two() && align as usize <= PAGE_SIZE {
+                align
+            } else {
+                PAGE_SIZE as u32
+            }
+        }
+    }
+
+    operation! {
+        fn get_vq_num_max(dev) -> u16 {
+            dev.data.vq_num_max()
+        }
+    }
+
+    operation! {
+        fn get_device_id(dev) -> u32 {
+            dev.data.device_id()
+        }
+    }
+
+    operation! {
+        fn get_vendor_id(dev) -> u32 {
+            dev.data.vendor_id()
+        }
+    }
+
+    operation! {
+        fn get_device_features(dev) -> u64 {
+            dev.data.device_features(dev.driver())
+        }
+    }
+
+    operation! {
+        fn set_driver_features(dev, features: u64) -> c_int {
+            from_result(|| dev.data.set_driver_features(features, dev.driver()).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn get_driver_features(dev) -> u64 {
+            dev.data.driver_features()
+        }
+    }
+
+    operation! {
+        fn set_config_cb(dev, cb: *mut bindings::vdpa_callback) {
+            let slot = dev.callbacks.config();
+
+            // SAFETY: The driver passes a callback that may be called while it is ready, until it
+            // passes another, resets the device, or fails.
+            unsafe { slot.fill(cb, dev.driver()) };
+            slot.set_enabled(true);
+        }
+    }
+
+    operation! {
+        fn get_status(dev) -> u8 {
+            dev.data.status()
+        }
+    }
+
+    operation! {
+        fn set_status(dev, status: u8) {
+            dev.write_status(status, dev.driver())
+        }
+    }
+
+    operation! {
+        fn reset(dev) -> c_int {
+            let was_driven = dev.data.status() & status::DRIVER_OK != 0;
+            let result = dev.reset(dev.driver());
+
+            // vhost-vdpa resets a device when it is opened. If that fails, nobody tells who waits for
+            // the device to be closed (7.2), which `dev_del` does, with the core's lock held.
+            if result.is_err() && !was_driven && dev.leaving.load(Relaxed) {
+                return 0;
+            }
+
+            from_result(|| result.map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn get_config_size(dev) -> usize {
+            dev.data.config_size()
+        }
+    }
+
+    operation! {
+        fn get_config(dev, offset: c_uint, buf: *mut c_void, len: c_uint) {
+            if len == 0 {
+                return;
+            }
+
+            let len = len as usize;
+            // SAFETY: The core passes a buffer of this length. It may be uninitialised, and what is
+            // not written to it goes to userspace: so it is made to be zeroes first.
+            let buf = unsafe {
+                ptr::write_bytes(buf.cast::<u8>(), 0, len);
+                core::slice::from_raw_parts_mut(buf.cast::<u8>(), len)
+            };
+
+            dev.data.get_config(offset as usize, buf, dev.driver())
+        }
+    }
+
+    operation! {
+        fn set_config(dev, offset: c_uint, buf: *const c_void, len: c_uint) {
+            if len == 0 {
+                return;
+            }
+
+            // SAFETY: The core passes a buffer of this length.
+            let buf = unsafe { core::slice::from_raw_parts(buf.cast::<u8>(), len as usize) };
+
+            dev.data.set_config(offset as usize, buf)
+        }
+    }
+
+    operation! {
+        fn get_generation(dev) -> u32 {
+            dev.data.generation()
+        }
+    }
+
+    operation! {
+        fn set_vq_affinity(dev, vq: u16, mask: *const bindings::cpumask) -> c_int {
+            // SAFETY: The core passes a mask, or null.
+            let mask = (!mask.is_null()).then(|| unsafe { Cpumask::from_raw(mask) });
+
+            from_result(|| dev.data.set_vq_affinity(vq, mask).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn get_vq_affinity(dev, vq: u16) -> *const bindings::cpumask {
+            // The mask is borrowed from the device, which outlives its use.
+            dev.data
+                .vq_affinity(vq)
+                .map_or_else(AtomicCpumask::all_raw, AtomicCpumask::as_raw)
+        }
+    }
+
+    operation! {
+        fn set_map(dev, asid: c_uint, iotlb: *mut bindings::vhost_iotlb) -> c_int {
+            // SAFETY: The core passes an IOTLB that it does not change during the call. The device
+            // was allocated as one that uses virtual addresses.
+            let iotlb = unsafe { Iotlb::from_raw(iotlb) };
+
+            from_result(|| dev.data.set_map(asid, iotlb, dev.driver()).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn reset_map(dev, asid: c_uint) -> c_int {
+            from_result(|| dev.data.reset_map(asid).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn set_group_asid(dev, group: c_uint, asid: c_uint) -> c_int {
+            from_result(|| dev.data.set_group_asid(group, asid, dev.driver()).map(|()| 0))
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `vdev` must be a device that was allocated with this table. It must be the last call for it.
+    unsafe extern "C" fn free(vdev: *mut bindings::vdpa_device) {
+        let this = vdev.cast::<Device<T>>();
+
+        // SAFETY: By the safety requirements; the core frees the allocation after this. All are
+        // initialised by the type invariants of `Device`.
+        unsafe {
+            ptr::drop_in_place(&raw mut (*this)._parent);
+            (*this).callbacks.give_back();
+            ptr::drop_in_place(&raw mut (*this).callbacks);
+            ptr::drop_in_place(&raw mut (*this).data);
+        }
+    }
+
+    const VTABLE: bindings::vdpa_config_ops = bindings::vdpa_config_ops {
+        set_vq_address: Some(Self::set_vq_address),
+        set_vq_num: Some(Self::set_vq_num),
+        kick_vq: Some(Self::kick_vq),
+        set_vq_cb: Some(Self::set_vq_cb),
+        set_vq_ready: Some(Self::set_vq_ready),
+        get_vq_ready: Some(Self::get_vq_ready),
+        set_vq_state: Some(Self::set_vq_state),
+        get_vq_state: Some(Self::get_vq_state),
+        get_vq_size: Some(Self::get_vq_size),
+        get_vq_group: Some(Self::get_vq_group),
+        get_vq_map: Some(Self::get_vq_map),
+        get_vq_align: Some(Self::get_vq_align),
+        get_vq_num_max: Some(Self::get_vq_num_max),
+        get_device_id: Some(Self::get_device_id),
+        get_vendor_id: Some(Self::get_vendor_id),
+        get_device_features: Some(Self::get_device_features),
+        set_driver_features: Some(Self::set_driver_features),
+        get_driver_features: Some(Self::get_driver_features),
+        set_config_cb: Some(Self::set_config_cb),
+        get_status: Some(Self::get_status),
+        set_status: Some(Self::set_status),
+        reset: Some(Self::reset),
+        get_config_size: Some(Self::get_config_size),
+        get_config: Some(Self::get_config),
+        set_config: Some(Self::set_config),
+        get_generation: Some(Self::get_generation),
+        set_vq_affinity: Some(Self::set_vq_affinity),
+        get_vq_affinity: Some(Self::get_vq_affinity),
+        set_map: Some(Self::set_map),
+        reset_map: Some(Self::reset_map),
+        set_group_asid: Some(Self::set_group_asid),
+        free: Some(Self::free),
+        ..pin_init::zeroed()
+    };
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the module registers: its character devices, and the management device of the vDPA bus.
+
+use super::{
+    config,
+    control::ControlFile,
+    ioctl::DevFile,
+    registry::{
+        Registry,
+        CONTROL_INDEX, //
+    },
+    vdpa::DriverSide, //
+};
+use crate::bindings::{
+    chrdev::{
+        Node,
+        Region,
+        Registration, //
+    },
+    vdpa::mgmt::{
+        Adding,
+        ManagementOperations, //
+    },
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// The management device: puts devices on the bus.
+pub(crate) struct Management(Arc<Registry>);
+
+impl Management {
+    pub(crate) fn new(registry: Arc<Registry>) -> Self {
+        Self(registry)
+    }
+}
+
+impl ManagementOperations for Management {
+    const DEVICE_IDS: &'static [u32] = config::device_id::ALLOWED;
+
+    type Device = DriverSide;
+
+    fn dev_add(&self, name: &CStr, adding: Adding<'_, DriverSide>) -> Result {
+        let (index, attached) = self.0.attach(name)?;
+        let side = DriverSide::new(attached)?;
+        // After that which keeps the device attached, so as to be dropped first: once it is not attached
+        // any more, it can be destroyed, after which nothing is to be seen of it.
+        let parent = self.0.node(index)?;
+        let (ngroups, nas) = side.counts();
+        let callbacks = side.callbacks();
+
+        adding.add(ngroups, nas, callbacks, side, parent)
+    }
+}
+
+/// The nodes of this driver. Dropped in this order.
+pub(crate) struct Nodes {
+    _node: Node<()>,
+    _control: Registration<ControlFile>,
+    _devices: Registration<DevFile>,
+}
+
+impl Nodes {
+    /// Registers the nodes. To be done last, and that of the control node last of all: a file may be
+    /// open from then on, and a module that fails to load does not wait for it to be closed.
+    pub(crate) fn new(registry: &Arc<Registry>) -> Result<Self> {
+        let region = &registry.region;
+        let devices = Registration::new(
+            region.clone(),
+            CONTROL_INDEX + 1..Region::MAX,
+            registry.clone(),
+        )?;
+        let node = Node::new::<()>(
+            registry.class.clone(),
+            region.clone(),
+            CONTROL_INDEX,
+            c"control",
+            Arc::new((), GFP_KERNEL)?,
+        )?;
+        let control = Registration::new(
+            region.clone(),
+            CONTROL_INDEX..CONTROL_INDEX + 1,
+            registry.clone(),
+        )?;
+
+        Ok(Self {
+            _node: node,
+            _control: control,
+            _devices: devices,
+        })
+    }
+}

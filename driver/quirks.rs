@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the kernel's own drivers are told of a device, where it is not all that the daemon says.
+//!
+//! Nothing in here needs a kernel, so that it is also compiled and tested on the host, by
+//! `selftests/driver-logic`.
+
+use super::config::{
+    device_id,
+    feature, //
+};
+
+/// Those of a device's features that the kernel's own drivers are not to know of.
+///
+/// virtio_net waits for the answer to a command without end, in a loop that only the device can end,
+/// with the lock of all network configuration held. So a daemon that does not answer would hang
+/// more than itself. Virtual machines wait at their own expense. And a card that stands by takes over
+/// the host's own card of the same address, which the daemon can choose.
+///
+/// Where a large packet comes in one buffer, virtio_net takes the daemon's word for how much of it
+/// is full, and writes behind the packet's fragments if it is all.
+pub(crate) fn hidden_from_kernel(device_id: u32, features: u64) -> u64 {
+    match device_id {
+        device_id::NET if features & feature::NET_MERGEABLE_BUFFERS == 0 => {
+            feature::NET_CONTROL | feature::NET_STANDBY | feature::NET_LARGE_PACKETS
+        }
+        device_id::NET => feature::NET_CONTROL | feature::NET_STANDBY,
+        _ => 0,
+    }
+}
+
+/// How much there is for one request of the kernel's own drivers.
+///
+/// They do not look whether a request can be made at all. One whose descriptors do not fit into the
+/// virtqueue is tried again for ever, and so is one of virtio_blk whose buffers do not fit into the
+/// bounce area.
+#[derive(Clone, Copy)]
+pub(crate) struct Room {
+    /// The size of the bounce area, in pages.
+    pub(crate) pages: usize,
+    /// How many times the largest mapping goes into it. One less can be had, as page 0 is none.
+    pub(crate) mappings: usize,
+    /// The size of the shortest virtqueue, in descriptors.
+    pub(crate) shortest_vq: u16,
+    /// Whether a request can have a table of descriptors of its own.
+    pub(crate) indirect: bool,
+}
+
+impl Room {
+    /// The most segments of data that a request of a block device can have, beside its header and
+    /// its status (section 5.2.6), and the table of its descriptors, which is to be no longer than a
+    /// page. They take half of the area, if there is room for more than one at all.
+    ///
+    /// A request that can have a table goes without one where the kernel is short of memory, so the
+    /// virtqueue has to have room for it; but the shortest ones would be of no use then.
+    fn segments(&self) -> usize {
+        let least = if self.indirect { 3 } else { 0 };
+        let descriptors = usize::from(self.shortest_vq.max(least));
+
+        (self.mappings / 2)
+            .min(self.mappings.saturating_sub(4))
+            .min(descriptors.saturating_sub(2))
+            .min(254)
+    }
+
+    /// The size that virtqueues are to have for virtiofs, 0 if it cannot use them.
+    ///
+    /// It puts no more pages of data into a request than the first queue of requests has descriptors,
+    /// less 4: so all are to be as long as the shortest. Each page can take two of the area, and
+    /// half of that stays for other requests. If a daemon says nothing of pages, there are up to 32
+    /// and some more descriptors in a request, which without a table have to fit.
+    fn fs_vq_size(&self) -> u16 {
+        let Some(order) = (self.pages / 8).checked_ilog2() else {
+            return 0;
+        };
+        let size = u16::try_from(1u64 << order)
+            .unwrap_or(self.shortest_vq)
+            .min(self.shortest_vq);
+        let least = if self.indirect { 8 } else { 64 };
+
+        if size < least {
+            0
+        } else {
+            size
+        }
+    }
+
+    /// The size that a virtqueue of `size` descriptors is to have for the kernel's own drivers, 0 if
+    /// they cannot use it.
+    pub(crate) fn vq_size(&self, device_id: u32, size: u16) -> u16 {
+        match device_id {
+            device_id::BLOCK if self.segments() == 0 => 0,
+            device_id::FS => self.fs_vq_size().min(size),
+            _ => size,
+        }
+    }
+}
+
+/// The field at `at` of a configuration space, of which `buf` is the part from `offset` on.
+fn field<const N: usize>(at: usize, offset: usize, buf: &mut [u8]) -> Option<&mut [u8; N]> {
+    buf.get_mut(at.checked_sub(offset)?..)?.first_chunk_mut()
+}
+
+/// Changes in a part of a device's configuration space, from `offset` on, what the kernel's own
+/// drivers cannot deal with. They read a field at a time, or more.
+pub(crate) fn hide_from_kernel(
+    device_id: u32,
+    room: impl FnOnce() -> Room,
+    offset: usize,
+    buf: &mut [u8],
+) {
+    match device_id {
+        device_id::NET => {
+            // The bit of the link's status that asks for an announcement (section 5.1.4), in little
+            // endian. virtio_net obeys it whether or not it has a control virtqueue to acknowledge
+            // it with, and runs into its own BUG.
+            if let Some([status, _]) = field(6, offset, buf) {
+                *status &= !2;
+            }
+        }
+        device_id::BLOCK => {
+            // The largest segment (section 5.2.4): the block layer warns of less than this.
+            if let Some(size_max) = field(8, offset, buf) {
+                *size_max = u32::from_le_bytes(*size_max).max(4096).to_le_bytes();
+            }
+            // The most segments of a request. Whoever is not offered this one has 1.
+            if let Some(seg_max) = field(12, offset, buf) {
+                let most = u32::try_from(room().segments()).unwrap_or(u32::MAX);
+
+                *seg_max = u32::from_le_bytes(*seg_max).min(most).to_le_bytes();
+            }
+            // The exponent of the physical block size, which virtio_blk shifts by.
+            if let Some([exponent]) = field(24, offset, buf) {
+                *exponent = (*exponent).min(15);
+            }
+        }
+        _ => (),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_changed_wherever_reading_begins() {
+        let seen = |device_id, offset, byte| {
+            let mut buf = [byte; 6];
+            hide_from_kernel(device_id, || ROOM, offset, &mut buf);
+            buf
+        };
+        let ones = [0xff; 6];
+
+        assert_eq!(seen(device_id::NET, 0, 0xff), ones);
+        assert_eq!(
+            seen(device_id::NET, 3, 0xff),
+            [0xff, 0xff, 0xff, 0xfd, 0xff, 0xff]
+        );
+        assert_eq!(
+            seen(device_id::NET, 6, 0xff),
+            [0xfd, 0xff, 0xff, 0xff, 0xff, 0xff]
+        );
+        assert_eq!(seen(device_id::NET, 7, 0xff), ones);
+        assert_eq!(seen(device_id::NET, usize::MAX, 0xff), ones);
+        assert_eq!(seen(device_id::FS, 6, 0xff), ones);
+
+        assert_eq!(seen(device_id::BLOCK, 6, 0xff), ones);
+        assert_eq!(seen(device_id::BLOCK, 6, 0), [0, 0, 0, 0x10, 0, 0]);
+        assert_eq!(seen(device_id::BLOCK, 8, 0x1), [1; 6]);
+        assert_eq!(seen(device_id::BLOCK, 9, 0), [0; 6]);
+        assert_eq!(
+            seen(device_id::BLOCK, 22, 0xff),
+            [0xff, 0xff, 15, 0xff, 0xff, 0xff]
+        );
+        assert_eq!(seen(device_id::BLOCK, 10, 0xff), [0xff, 0xff, 254, 0, 0, 0]);
+        assert_eq!(seen(device_id::BLOCK, 12, 0x00), [0; 6]);
+        hide_from_kernel(device_id::NET, || ROOM, 6, &mut []);
+    }
+
+    /// That of the default bounce area, and of a virtqueue of 256 descriptors.
+    const ROOM: Room = Room {
+        pages: 16384,
+        mappings: 512,
+        shortest_vq: 256,
+        indirect: true,
+    };
+
+    #[test]
+    fn requests_have_as_many_segments_as_there_is_room_for() {
+        let segments = |mappings, shortest_vq, indirect| {
+            let room = Room {
+                pages: mappings,
+                mappings,
+                shortest_vq,
+                indirect,
+            };
+            (room.segments(), room.vq_size(device_id::BLOCK, 64))
+        };
+
+        assert_eq!(segments(512, 1024, true), (254, 64));
+        assert_eq!(segments(1023, 1024, false), (254, 64));
+        assert_eq!(segments(128, 1024, true), (64, 64));
+        assert_eq!(segments(512, 128, true), (126, 64));
+        assert_eq!(segments(512, 3, false), (1, 64));
+        assert_eq!(segments(512, 2, false), (0, 0));
+        assert_eq!(segments(512, 2, true), (1, 64));
+        assert_eq!(segments(512, 0, false), (0, 0));
+        // One for each of table, header, segment and status; the first of the area is none.
+        assert_eq!(segments(5, 256, true), (1, 64));
+        assert_eq!(segments(4, 256, true), (0, 0));
+        assert_eq!(segments(0, 256, true), (0, 0));
+    }
+
+    #[test]
+    fn virtqueues_of_file_systems_are_as_long_as_there_is_room_for() {
+        let size = |pages, shortest_vq, indirect| {
+            let room = Room {
+                pages,
+                shortest_vq,
+                indirect,
+                ..ROOM
+            };
+            room.vq_size(device_id::FS, 4096)
+        };
+
+        assert_eq!(size(16384, 1024, true), 1024);
+        assert_eq!(size(16384, 4096, true), 2048);
+        assert_eq!(size(256, 1024, true), 32);
+        assert_eq!(size(300, 1024, true), 32);
+        assert_eq!(size(64, 1024, true), 8);
+        assert_eq!(size(63, 1024, true), 0);
+        assert_eq!(size(0, 1024, true), 0);
+        assert_eq!(size(16384, 4, true), 0);
+        assert_eq!(size(16384, 64, false), 64);
+        assert_eq!(size(16384, 32, false), 0);
+        assert_eq!(size(256, 1024, false), 0);
+        assert_eq!(size(usize::MAX, 0x8000, true), 4096);
+        // Others get what there is.
+        assert_eq!(Room { pages: 0, ..ROOM }.vq_size(device_id::NET, 256), 256);
+    }
+
+    #[test]
+    fn the_control_virtqueue_is_hidden_with_all_that_needs_it() {
+        let hidden = |features| {
+            let hidden = hidden_from_kernel(device_id::NET, features);
+            (0..64)
+                .filter(|bit| hidden >> bit & 1 != 0)
+                .collect::<Vec<u32>>()
+        };
+
+        assert_eq!(
+            hidden(feature::NET_MERGEABLE_BUFFERS),
+            [2, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 57, 60, 62]
+        );
+        assert_eq!(
+            hidden(0),
+            [2, 7, 8, 9, 10, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 54, 55, 57, 60, 62]
+        );
+        // The same bits mean something else there.
+        assert_eq!(hidden_from_kernel(device_id::BLOCK, !0), 0);
+        assert_eq!(hidden_from_kernel(device_id::FS, 0), 0);
+    }
+}

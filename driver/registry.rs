@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The registry: the devices that exist, by minor number.
+//!
+//! # Lock order
+//!
+//! The vDPA core's device lock, the registry, a device's own locks. An entry's node and directories
+//! are made under the registry's lock (where what was made goes again if the rest fails), and removed
+//! without: that waits for whoever reads an attribute.
+
+use super::{
+    config,
+    dev::{
+        Attached,
+        Dev,
+        Shared, //
+    },
+    sysfs::{
+        DevAttributes,
+        VqAttributes, //
+    },
+    vq::Vq, //
+};
+use crate::{
+    bindings::{
+        capability::{
+            capable,
+            Capability, //
+        },
+        chrdev::{
+            Node,
+            Region, //
+        },
+        class::{
+            Class,
+            ClassInfo, //
+        },
+        iova,
+        kobject::KObject,
+        module::ModuleRef,
+        pm::SuspendWatch,
+        workqueue::{
+            Drained,
+            OwnedQueue, //
+        },
+    },
+    uapi::DevConfig,
+};
+use core::cmp::Ordering;
+use kernel::{
+    alloc::flags::GFP_KERNEL_ACCOUNT,
+    new_mutex,
+    prelude::*,
+    rbtree::RBTree,
+    str::CString,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    ThisModule,
+};
+
+/// The minor number of the control node. Devices have those after it.
+pub(super) const CONTROL_INDEX: u32 = 0;
+
+struct VduseClass;
+
+impl ClassInfo for VduseClass {
+    const NAME: &'static CStr = c"vduse";
+    const DIRECTORY: &'static CStr = c"vduse";
+}
+
+/// What userspace sees of a device. Dropped in this order.
+struct Shown {
+    /// The directories of the virtqueues. Below the node's.
+    _vqs: KVVec<KObject<Vq>>,
+    /// Also held by the device on the vDPA bus.
+    node: Arc<Node<Dev>>,
+}
+
+/// What exists of a device besides itself. Dropped in this order.
+struct Entry {
+    name: CString,
+    /// [`None`] while the device is being destroyed: the name and the minor number are taken until
+    /// nothing is to be seen of it any more.
+    shown: Option<Shown>,
+    dev: Arc<Dev>,
+    _module: ModuleRef,
+}
+
+/// The devices, by minor number.
+type Entries = RBTree<u32, Entry>;
+
+/// The devices, and what is needed to make them.
+#[pin_data]
+pub(crate) struct Registry {
+    #[pin]
+    entries: Mutex<Entries>,
+    pub(super) class: Arc<Class>,
+    pub(super) region: Arc<Region>,
+    shared: Shared,
+    module: &'static ThisModule,
+}
+
+impl Registry {
+    /// Makes an empty registry. Errors: [`EEXIST`] if there is a class of that name.
+    pub(crate) fn new(module: &'static ThisModule, max_iotlb_entries: i32) -> Result<Arc<Self>> {
+        let shared = Shared {
+            iova_cache: iova::Cache::get()?,
+            suspend_watch: Arc::pin_init(SuspendWatch::new(), GFP_KERNEL_ACCOUNT)?,
+            queue: Drained::new(OwnedQueue::new_highpri_percpu(c"vduse")?)?,
+            max_iotlb_entries: usize::try_from(max_iotlb_entries).unwrap_or(0),
+        };
+
+        Arc::pin_init(
+            try_pin_init!(Self {
+                entries <- new_mutex!(RBTree::new()),
+                class: Arc::new(Class::register::<VduseClass>()?, GFP_KERNEL_ACCOUNT)?,
+                region: Arc::new(Region::new(Region::MAX, c"vduse")?, GFP_KERNEL_ACCOUNT)?,
+                shared: shared,
+                module: module,
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// The device of a minor number.
+    pub(super) fn dev(&self, index: u32) -> Option<Arc<Dev>> {
+        self.entries
+            .lock()
+            .get(&index)
+            .map(|entry| entry.dev.clone())
+    }
+
+    /// Finds a device by its name.
+    fn find<'a>(entries: &'a Entries, name: &CStr) -> Option<(u32, &'a Entry)> {
+        entries
+            .iter()
+            .find(|(_, entry)| entry.name.cmp(name) == Ordering::Equal)
+            .map(|(&index, entry)| (index, entry))
+    }
+
+    /// The lowest minor number that is free. Errors: [`ENOSPC`].
+    fn free_index(entries: &Entries) -> Result<u32> {
+        let mut free = CONTROL_INDEX + 1;
+        for (&index, _) in entries.iter() {
+            if index != free {
+                break;
+            }
+            free += 1;
+        }
+
+        (free < Region::MAX).then_some(free).ok_or(ENOSPC)
+    }
+
+    /// Makes a device. When this returns, its node is there.
+    ///
+    /// Errors: [`EPERM`] for a network card, if the caller may not make those; [`EEXIST`] if there
+    /// is a device of that name, or still is, as somebody destroys it; [`ENOSPC`] if there are too many.
+    pub(super) fn create(
+        &self,
+        name: &CStr,
+        config: &DevConfig,
+        space: KVVec<u8>,
+        api_version: u64,
+    ) -> Result {
+        if config.device_id == config::device_id::NET && !capable(Capability::NetAdmin) {
+            return Err(EPERM);
+        }
+
+        let mut entries = self.entries.lock();
+        if Self::find(&entries, name).is_some() {
+            return Err(EEXIST);
+        }
+
+        let index = Self::free_index(&entries)?;
+        let module = ModuleRef::get(self.module)?;
+        let dev = Dev::new(config, space, api_version, &self.shared)?;
+        let node = Arc::new(
+            Node::new::<DevAttributes>(
+                self.class.clone(),
+                self.region.clone(),
+                index,
+                name,
+                dev.clone(),
+            )?,
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        let mut vqs = KVVec::with_capacity(dev.vqs().len(), GFP_KERNEL_ACCOUNT)?;
+        for (i, vq) in dev.vqs().iter().enumerate() {
+            let directory = CString::try_from_fmt(fmt!("vq{i}"))?;
+            vqs.push(
+                KObject::new::<VqAttributes>(&node, &directory, vq.clone())?,
+                GFP_KERNEL_ACCOUNT,
+            )?;
+        }
+
+        let entry = Entry {
+            name: CString::try_from(name)?,
+            shown: Some(Shown { _vqs: vqs, node }),
+            dev,
+            _module: module,
+        };
+        entries.try_create_and_insert(index, entry, GFP_KERNEL_ACCOUNT)?;
+
+        Ok(())
+    }
+
+    /// Destroys a device. When this returns, its name is free.
+    ///
+    /// Errors: [`EINVAL`] if there is none, [`EBUSY`] if it is in use or if somebody else destroys it.
+    pub(super) fn destroy(&self, name: &CStr) -> Result {
+        let mut entries = self.entries.lock();
+        let (index, _) = Self::find(&entries, name).ok_or(EINVAL)?;
+        let entry = entries.get_mut(&index).ok_or(EINVAL)?;
+
+        entry.dev.destroy()?;
+        let shown = entry.shown.take().ok_or(EBUSY)?;
+        drop(entries);
+
+        // Nobody else has to wait for this, nor for the last reference to the device.
+        drop(shown);
+        let entry = self.entries.lock().remove(&index);
+        drop(entry);
+
+        Ok(())
+    }
+
+    /// Has a device be put on the bus. Returns its minor number as well.
+    ///
+    /// Errors: [`EINVAL`] if there is none of that name, and those of [`Dev::attach`].
+    pub(super) fn attach(&self, name: &CStr) -> Result<(u32, Attached)> {
+        let entries = self.entries.lock();
+        let (index, entry) = Self::find(&entries, name).ok_or(EINVAL)?;
+
+        Ok((index, entry.dev.attach()?))
+    }
+
+    /// The node of a device. Errors: [`EINVAL`] if there is none, or not any more.
+    pub(super) fn node(&self, index: u32) -> Result<Arc<Node<Dev>>> {
+        let entries = self.entries.lock();
+        let shown = entries.get(&index).and_then(|entry| entry.shown.as_ref());
+
+        Ok(shown.ok_or(EINVAL)?.node.clone())
+    }
+}
