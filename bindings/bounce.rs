@@ -242,20 +242,20 @@ const CHUNK_SLOTS: usize = 256;
 /// Slots that are allocated together: as many as fill a page.
 type Chunk = [Slot; CHUNK_SLOTS];
 
-/// Which page of each slot is in use. A word that changes only under [`Area::lending`].
+/// Which page of each slot is in use. A word that changes only under [`Area::registered`].
 mod mode {
     /// The kernel's.
     pub(super) const KERNEL: u32 = 0;
     /// Some the kernel's, some the lender's: [`Progress`](super::Progress) knows.
-    pub(super) const SWITCHING: u32 = 1;
+    pub(super) const MIGRATING: u32 = 1;
     /// The lender's.
-    pub(super) const LENT: u32 = 2;
+    pub(super) const USER: u32 = 2;
 }
 
 /// How far lending, or taking back, has come.
 struct Progress {
     /// The slots below this use the lender's pages; those from here on, the kernel's.
-    lent_below: usize,
+    user_below: usize,
 }
 
 /// How many slots the largest mapping is to have, as a power of two, of an area of so many.
@@ -270,8 +270,8 @@ fn largest_order(slots: usize) -> u32 {
 ///
 /// # Invariants
 ///
-/// - `lent` is valid while `mode` is not [`mode::KERNEL`], and for an RCU grace period after that.
-/// - While `mode` is [`mode::SWITCHING`], no page of a slot is written or read but under `progress`.
+/// - `umem` is valid while `mode` is not [`mode::KERNEL`], and for an RCU grace period after that.
+/// - While `mode` is [`mode::MIGRATING`], no page of a slot is written or read but under `progress`.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Area {
     /// Which slots are in use. Slot 0 is never given out: its address would be 0.
@@ -280,18 +280,18 @@ pub(crate) struct Area {
     chunks: KVVec<OnceBox<Chunk>>,
     slots: usize,
     mode: Atomic<u32>,
-    lent: Atomic<*const PinnedPages>,
+    umem: Atomic<*const PinnedPages>,
     #[pin]
     progress: SpinLockIrqSave<Progress>,
     #[pin]
-    lending: Mutex<Option<Arc<PinnedPages>>>,
+    registered: Mutex<Option<Arc<PinnedPages>>>,
 }
 
 /// The pages of an area's slots, for the time of one copy.
 enum View<'a> {
     Kernel,
-    Lent(&'a PinnedPages),
-    Switching(&'a PinnedPages),
+    User(&'a PinnedPages),
+    Migrating(&'a PinnedPages),
 }
 
 impl Area {
@@ -321,9 +321,9 @@ impl Area {
             },
             allocator <- Slots::new(cache, *slots, largest_order(*slots)),
             mode: Atomic::new(mode::KERNEL),
-            lent: Atomic::new(ptr::null()),
-            progress <- new_spinlock_irqsave!(Progress { lent_below: 0 }),
-            lending <- new_mutex!(None),
+            umem: Atomic::new(ptr::null()),
+            progress <- new_spinlock_irqsave!(Progress { user_below: 0 }),
+            registered <- new_mutex!(None),
         })
     }
 
@@ -394,12 +394,12 @@ impl Area {
 
         // SAFETY: By the type invariants, it is valid, and stays so until the RCU read-side section
         // ends, which holds `'a`.
-        let lent = unsafe { &*self.lent.read_acquire() };
+        let umem = unsafe { &*self.umem.read_acquire() };
 
-        if mode == mode::LENT {
-            View::Lent(lent)
+        if mode == mode::USER {
+            View::User(umem)
         } else {
-            View::Switching(lent)
+            View::Migrating(umem)
         }
     }
 
@@ -459,7 +459,7 @@ impl Area {
         unsafe {
             match self.view(rcu) {
                 View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
-                _ => self.copy_slot_apart(index, slot, range, to_device, rcu),
+                _ => self.copy_slot_slow(index, slot, range, to_device, rcu),
             }
         }
     }
@@ -470,7 +470,7 @@ impl Area {
     ///
     /// `slot` must be the one at `index`; the range and the mapping are as for [`Slot::copy`].
     #[inline(never)]
-    unsafe fn copy_slot_apart(
+    unsafe fn copy_slot_slow(
         &self,
         index: usize,
         slot: &Slot,
@@ -483,8 +483,8 @@ impl Area {
         unsafe {
             match self.view(rcu) {
                 View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
-                View::Lent(lent) => slot.copy(lent.page(index), range, to_device),
-                View::Switching(lent) => self.copy_switching(lent, index, slot, range, to_device),
+                View::User(umem) => slot.copy(umem.page(index), range, to_device),
+                View::Migrating(umem) => self.copy_migrating(umem, index, slot, range, to_device),
             }
         }
     }
@@ -496,17 +496,17 @@ impl Area {
     /// `slot` must be the one at `index`; the range and the mapping are as for [`Slot::copy`].
     #[cold]
     #[inline(never)]
-    unsafe fn copy_switching(
+    unsafe fn copy_migrating(
         &self,
-        lent: &PinnedPages,
+        umem: &PinnedPages,
         index: usize,
         slot: &Slot,
         range: Range<usize>,
         to_device: bool,
     ) {
         let progress = self.progress.lock();
-        let page = if index < progress.lent_below {
-            lent.page(index)
+        let page = if index < progress.user_below {
+            umem.page(index)
         } else {
             slot.kernel_page()
         };
@@ -560,7 +560,7 @@ impl Area {
     /// Nothing but a copy is called here, so that hardly a register has to be saved: that would be a
     /// quarter of the cost.
     #[inline(always)]
-    pub(super) fn map_at_once<'a>(
+    pub(super) fn map_fast<'a>(
         &self,
         buffer: Buffer<'a>,
         dir: Direction,
@@ -589,7 +589,7 @@ impl Area {
             unsafe {
                 match self.view(rcu) {
                     View::Kernel => copy(page, buffer.phys, range, true),
-                    _ => self.copy_slot_apart(index, slot, range, true, rcu),
+                    _ => self.copy_slot_slow(index, slot, range, true, rcu),
                 }
             }
         }
@@ -623,13 +623,13 @@ impl Area {
     ) {
         let Some(given) = self.allocator.block_slot(iova, len) else {
             // SAFETY: By the safety requirements.
-            return unsafe { self.unmap_apart(iova, len, dir, sync, rcu) };
+            return unsafe { self.unmap_slow(iova, len, dir, sync, rcu) };
         };
         let Some(slot) = self.slot(given.index()) else {
             return given.free();
         };
 
-        // As in `map_at_once`: no call at all if nothing is copied.
+        // As in `map_fast`: no call at all if nothing is copied.
         if sync && dir.device_writes() {
             // SAFETY: By the safety requirements; a slot of a block is for a page at most.
             unsafe { self.copy_and_empty(given, slot, len, rcu) }
@@ -665,7 +665,7 @@ impl Area {
     ///
     /// As there.
     #[inline(never)]
-    unsafe fn unmap_apart(
+    unsafe fn unmap_slow(
         &self,
         iova: u64,
         len: usize,
@@ -715,25 +715,25 @@ impl Area {
     ///
     /// To lend, from the first slot to the last; to take back, the other way round.
     ///
-    /// The mode must be [`mode::SWITCHING`], and a grace period have passed since that was set: so
+    /// The mode must be [`mode::MIGRATING`], and a grace period have passed since that was set: so
     /// whoever copies does so under the lock.
-    fn switch(&self, lent: &PinnedPages, lend: bool) {
+    fn migrate(&self, umem: &PinnedPages, to_user: bool) {
         for i in 0..self.slots {
-            let index = if lend { i } else { self.slots - 1 - i };
+            let index = if to_user { i } else { self.slots - 1 - i };
             let mut progress = self.progress.lock();
 
             if let Some(slot) = self.slot(index) {
                 let kernel = slot.kernel_page();
                 let in_use = slot.orig.read() != NO_BUFFER;
 
-                if let (true, Some(kernel), Some(lent)) = (in_use, kernel, lent.page(index)) {
+                if let (true, Some(kernel), Some(umem)) = (in_use, kernel, umem.page(index)) {
                     // SAFETY: Both are whole pages that stay allocated, the one as long as `self`,
                     // the other as long as it is pinned.
-                    unsafe { copy(lent, page_to_phys(kernel.as_ptr()), 0..PAGE_SIZE, lend) }
+                    unsafe { copy(umem, page_to_phys(kernel.as_ptr()), 0..PAGE_SIZE, to_user) }
                 }
             }
 
-            progress.lent_below = if lend { index + 1 } else { index };
+            progress.user_below = if to_user { index + 1 } else { index };
             drop(progress);
 
             if i % CHUNK_SLOTS == 0 {
@@ -746,9 +746,9 @@ impl Area {
     ///
     /// May sleep. Errors: [`EEXIST`] if pages are lent already, [`EINVAL`] if there are not just as
     /// many as the area has.
-    pub(crate) fn lend(&self, pages: PinnedPages) -> Result {
-        let mut lending = self.lending.lock();
-        if lending.is_some() {
+    pub(crate) fn register_umem(&self, pages: PinnedPages) -> Result {
+        let mut registered = self.registered.lock();
+        if registered.is_some() {
             return Err(EEXIST);
         }
         if pages.len() != self.slots {
@@ -756,14 +756,14 @@ impl Area {
         }
 
         let pages = Arc::new(pages, GFP_KERNEL_ACCOUNT)?;
-        self.lent.store(Arc::as_ptr(&pages), Release);
-        // INVARIANT: `lent` was set just now, and `lending` keeps it.
-        self.mode.store(mode::SWITCHING, Release);
+        self.umem.store(Arc::as_ptr(&pages), Release);
+        // INVARIANT: `umem` was set just now, and `registered` keeps it.
+        self.mode.store(mode::MIGRATING, Release);
         rcu::synchronize();
-        self.switch(&pages, true);
+        self.migrate(&pages, true);
         // INVARIANT: All of the slots' pages in use are lent ones.
-        self.mode.store(mode::LENT, Release);
-        *lending = Some(pages);
+        self.mode.store(mode::USER, Release);
+        *registered = Some(pages);
 
         Ok(())
     }
@@ -771,14 +771,14 @@ impl Area {
     /// Uses the kernel's pages again, after moving what mapped buffers have in the lent ones.
     ///
     /// Returns the lent pages. May sleep. Errors: [`ENOENT`] if no pages are lent.
-    pub(crate) fn take_back(&self) -> Result<Arc<PinnedPages>> {
-        let mut lending = self.lending.lock();
-        let pages = lending.take().ok_or(ENOENT)?;
+    pub(crate) fn deregister_umem(&self) -> Result<Arc<PinnedPages>> {
+        let mut registered = self.registered.lock();
+        let pages = registered.take().ok_or(ENOENT)?;
 
-        self.mode.store(mode::SWITCHING, Release);
+        self.mode.store(mode::MIGRATING, Release);
         rcu::synchronize();
-        self.switch(&pages, false);
-        // INVARIANT: Nobody gets to `lent` who comes later; those who have it are waited for here.
+        self.migrate(&pages, false);
+        // INVARIANT: Nobody gets to `umem` who comes later; those who have it are waited for here.
         self.mode.store(mode::KERNEL, Release);
         rcu::synchronize();
 
@@ -791,8 +791,8 @@ impl Area {
     }
 
     /// Whether pages are lent. May sleep.
-    pub(crate) fn is_lent(&self) -> bool {
-        self.lending.lock().is_some()
+    pub(crate) fn has_umem(&self) -> bool {
+        self.registered.lock().is_some()
     }
 }
 

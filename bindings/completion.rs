@@ -18,7 +18,7 @@ use kernel::{
 
 /// Why a wait has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Waited {
+pub(crate) enum WaitResult {
     /// The completion was completed.
     Completed,
     /// The time ran out.
@@ -27,7 +27,7 @@ pub(crate) enum Waited {
     Killed,
 }
 
-impl Waited {
+impl WaitResult {
     /// Reads what the C functions return: jiffies, 0 if the time ran out, or an error.
     fn from_time_left(left: c_long) -> Self {
         match left {
@@ -70,13 +70,13 @@ impl Completion {
     /// Waits until it happens, until `timeout` has gone by, or until the task is killed.
     ///
     /// May sleep. A timeout is rounded up to jiffies.
-    pub(crate) fn wait_killable_timeout(&self, timeout: Delta) -> Waited {
+    pub(crate) fn wait_killable_timeout(&self, timeout: Delta) -> WaitResult {
         // SAFETY: The completion is initialised by the type's constructor.
         let left = unsafe {
             bindings::wait_for_completion_killable_timeout(self.inner.get(), jiffies(timeout))
         };
 
-        Waited::from_time_left(left)
+        WaitResult::from_time_left(left)
     }
 
     /// The same, but the task can be frozen while it waits (`TASK_FREEZABLE_UNSAFE`): when the machine
@@ -84,7 +84,7 @@ impl Completion {
     ///
     /// May sleep. Locks that the caller holds are held while it is frozen, however long that is: they
     /// must not be such that suspending takes them, or it never ends.
-    pub(crate) fn wait_killable_freezable_timeout(&self, timeout: Delta) -> Waited {
+    pub(crate) fn wait_killable_freezable_timeout(&self, timeout: Delta) -> WaitResult {
         // SAFETY: The completion is initialised by the type's constructor.
         let left = unsafe {
             bindings::wait_for_completion_killable_freezable_timeout(
@@ -93,7 +93,7 @@ impl Completion {
             )
         };
 
-        Waited::from_time_left(left)
+        WaitResult::from_time_left(left)
     }
 }
 

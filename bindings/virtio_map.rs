@@ -139,7 +139,7 @@ impl<T: Owner> Token<T> {
     }
 
     /// Whether it leads to `space` now.
-    pub(crate) fn leads_to(&self, space: &Arc<Space<T>>) -> bool {
+    pub(crate) fn points_to(&self, space: &Arc<Space<T>>) -> bool {
         ptr::eq(self.space.load(Relaxed), Arc::as_ptr(space))
     }
 
@@ -148,29 +148,29 @@ impl<T: Owner> Token<T> {
     /// May sleep, for an RCU grace period unless it fails at once: some tens of milliseconds, as it is a
     /// process that asks for this, which is not to interrupt other CPUs. Errors: [`EBUSY`] if something
     /// is mapped into its space, or if it is closed.
-    pub(crate) fn close(&self) -> Result<Closed<'_, T>> {
-        let closing = self.begin_to_close(CLOSED_ALONE)?;
+    pub(crate) fn quiesce(&self) -> Result<Quiesced<'_, T>> {
+        let quiescing = self.begin_to_quiesce(CLOSED_ALONE)?;
         rcu::synchronize();
 
-        closing.finish()
+        quiescing.finish()
     }
 
     /// Makes those of `tokens` lead to `space` that do not, except those by which something may be
     /// mapped.
     ///
     /// May sleep, for as long as [`close`](Self::close), however many there are.
-    pub(crate) fn lead_all_to(tokens: &[Self], space: &Arc<Space<T>>) {
+    pub(crate) fn retarget_all(tokens: &[Self], space: &Arc<Space<T>>) {
         // Nobody else has this address as long as this has not returned.
         let mark = 0u8;
         let closer = ptr::from_ref(&mark) as usize;
         let mut any = false;
 
         for token in tokens {
-            if !token.leads_to(space) {
-                if let Ok(closing) = token.begin_to_close(closer) {
+            if !token.points_to(space) {
+                if let Ok(quiescing) = token.begin_to_quiesce(closer) {
                     any = true;
                     // It stays closed; that it is ours is written in it.
-                    mem::forget(closing);
+                    mem::forget(quiescing);
                 }
             }
         }
@@ -182,8 +182,8 @@ impl<T: Owner> Token<T> {
         for token in tokens {
             if token.closed.load(Relaxed) == closer {
                 // INVARIANT: It was closed above.
-                if let Ok(closed) = Closing(token).finish() {
-                    closed.lead_to(space.clone());
+                if let Ok(quiesced) = Quiescing(token).finish() {
+                    quiesced.retarget(space.clone());
                 }
             }
         }
@@ -193,17 +193,17 @@ impl<T: Owner> Token<T> {
     /// the caller from others that may close it; it is not 0.
     ///
     /// Errors: those of [`close`](Self::close).
-    fn begin_to_close(&self, closer: usize) -> Result<Closing<'_, T>> {
+    fn begin_to_quiesce(&self, closer: usize) -> Result<Quiescing<'_, T>> {
         if self.closed.cmpxchg(0, closer, Full).is_err() {
             return Err(EBUSY);
         }
         // INVARIANT: Just now.
-        let closing = Closing(self);
+        let quiescing = Quiescing(self);
 
         if self.is_in_use() {
             Err(EBUSY)
         } else {
-            Ok(closing)
+            Ok(quiescing)
         }
     }
 
@@ -247,9 +247,9 @@ impl<T: Owner> Token<T> {
         space.bounce.map(buffer, dir, sync, rcu)
     }
 
-    /// The same, by [`Area::map_at_once`]; also gives the buffer back if the token is closed.
+    /// The same, by [`Area::map_fast`]; also gives the buffer back if the token is closed.
     #[inline(always)]
-    fn map_at_once<'a>(
+    fn map_fast<'a>(
         &self,
         buffer: Buffer<'a>,
         dir: Direction,
@@ -258,7 +258,7 @@ impl<T: Owner> Token<T> {
     ) -> Result<u64, Buffer<'a>> {
         match self.enter_open(rcu) {
             Some(space) if space.owner.is_prepared() => {
-                space.bounce.map_at_once(buffer, dir, sync, rcu)
+                space.bounce.map_fast(buffer, dir, sync, rcu)
             }
             _ => Err(buffer),
         }
@@ -329,21 +329,21 @@ impl<T: Owner> Drop for Token<T> {
 /// # Invariants
 ///
 /// We have set the token's `closed`.
-struct Closing<'a, T: Owner>(&'a Token<T>);
+struct Quiescing<'a, T: Owner>(&'a Token<T>);
 
-impl<'a, T: Owner> Closing<'a, T> {
+impl<'a, T: Owner> Quiescing<'a, T> {
     /// To be called after a grace period, when those who saw the token open are done mapping.
-    fn finish(self) -> Result<Closed<'a, T>> {
+    fn finish(self) -> Result<Quiesced<'a, T>> {
         // Looked at again, now that nothing more comes.
         if self.0.is_in_use() {
             Err(EBUSY)
         } else {
-            Ok(Closed(self))
+            Ok(Quiesced(self))
         }
     }
 }
 
-impl<T: Owner> Drop for Closing<'_, T> {
+impl<T: Owner> Drop for Quiescing<'_, T> {
     fn drop(&mut self) {
         self.0.closed.store(0, Release);
     }
@@ -354,11 +354,11 @@ impl<T: Owner> Drop for Closing<'_, T> {
 /// # Invariants
 ///
 /// An RCU grace period has passed since the token was closed.
-pub(crate) struct Closed<'a, T: Owner>(Closing<'a, T>);
+pub(crate) struct Quiesced<'a, T: Owner>(Quiescing<'a, T>);
 
-impl<T: Owner> Closed<'_, T> {
+impl<T: Owner> Quiesced<'_, T> {
     /// Makes the token lead to another space. May sleep.
-    pub(crate) fn lead_to(self, space: Arc<Space<T>>) {
+    pub(crate) fn retarget(self, space: Arc<Space<T>>) {
         let token = self.0 .0;
         // INVARIANT: We have closed the token, a grace period has passed, and this is done once.
         let old = token.space.xchg(Arc::into_raw(space).cast_mut(), Full);
@@ -410,17 +410,17 @@ impl<T: Owner> VTable<T> {
 
         // SAFETY: What the caller has disabled stays so, as nothing here knows of it.
         let Some(rcu) = (unsafe { rcu::Section::around() }) else {
-            return Self::map_apart(token, buffer, dir, sync, None);
+            return Self::map_slow(token, buffer, dir, sync, None);
         };
-        match token.map_at_once(buffer, dir, sync, rcu) {
+        match token.map_fast(buffer, dir, sync, rcu) {
             Ok(iova) => iova,
-            Err(buffer) => Self::map_apart(token, buffer, dir, sync, Some(rcu)),
+            Err(buffer) => Self::map_slow(token, buffer, dir, sync, Some(rcu)),
         }
     }
 
     /// What [`map_page`](Self::map_page) does if it cannot be done at once.
     #[inline(never)]
-    fn map_apart(
+    fn map_slow(
         token: &Token<T>,
         buffer: Buffer<'_>,
         dir: Direction,

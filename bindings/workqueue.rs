@@ -159,9 +159,9 @@ impl OwnedQueue {
 /// When it is dropped, it waits for the work that is queued. So if nobody else holds a reference by
 /// then, the workqueue is destroyed here, and not by its own work; and no work is left that would
 /// run code of a module that is being unloaded.
-pub(crate) struct Drained(Arc<OwnedQueue>);
+pub(crate) struct FlushOnDrop(Arc<OwnedQueue>);
 
-impl Drained {
+impl FlushOnDrop {
     /// Takes the ownership of a workqueue. May sleep.
     pub(crate) fn new(queue: OwnedQueue) -> Result<Self> {
         Ok(Self(Arc::new(queue, GFP_KERNEL)?))
@@ -173,7 +173,7 @@ impl Drained {
     }
 }
 
-impl Drop for Drained {
+impl Drop for FlushOnDrop {
     fn drop(&mut self) {
         // SAFETY: By the invariants of `OwnedQueue`, it is a workqueue.
         unsafe { bindings::__flush_workqueue(self.0.queue.as_ptr()) }
@@ -184,7 +184,7 @@ impl Drop for OwnedQueue {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, the workqueue is ours. Nothing can be queued any more, as
         // that takes a reference to `self`; what is queued is done first. Dropped by its own work it
-        // would wait for itself: `Drained` sees to it that it is not.
+        // would wait for itself: `FlushOnDrop` sees to it that it is not.
         unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) }
     }
 }

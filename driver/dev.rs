@@ -4,7 +4,7 @@
 //!
 //! # Lock order
 //!
-//! [`Dev::using`], then a virtqueue's lock or the mutex of the messages. The mutex of the
+//! [`Dev::usage`], then a virtqueue's lock or the mutex of the messages. The mutex of the
 //! configuration space has nothing below it.
 
 use super::{
@@ -64,14 +64,14 @@ pub(crate) struct Shared {
     /// Whether the machine suspends.
     pub(super) suspend_watch: Arc<SuspendWatch>,
     /// Where interrupts are sent to other CPUs.
-    pub(super) queue: workqueue::Drained,
+    pub(super) queue: workqueue::FlushOnDrop,
     /// The most mappings that an address space can have.
     pub(super) max_iotlb_entries: usize,
 }
 
 /// Who uses a device.
 #[derive(Default)]
-struct Using {
+struct Usage {
     /// A daemon has it open.
     open: bool,
     /// It is on the vDPA bus.
@@ -110,7 +110,7 @@ pub(crate) struct Dev {
     #[pin]
     pub(super) spaces: Spaces,
     #[pin]
-    using: Mutex<Using>,
+    usage: Mutex<Usage>,
     /// The configuration space.
     #[pin]
     config: Mutex<ConfigSpace>,
@@ -119,7 +119,7 @@ pub(crate) struct Dev {
     /// The device status, 8 bits.
     status: Atomic<u32>,
     /// A driver of the kernel is ready, and the daemon did not agree.
-    unheeded: AtomicFlag,
+    driver_ok_refused: AtomicFlag,
     /// The features that the driver has accepted.
     driver_features: Atomic<u64>,
 }
@@ -165,11 +165,11 @@ impl Dev {
                     shared.iova_cache.clone(),
                     shared.max_iotlb_entries,
                 ),
-                using <- new_mutex!(Using::default()),
+                usage <- new_mutex!(Usage::default()),
                 config <- new_mutex!(ConfigSpace { bytes: space, written: None }),
                 generation: Atomic::new(0),
                 status: Atomic::new(0),
-                unheeded: AtomicFlag::new(false),
+                driver_ok_refused: AtomicFlag::new(false),
                 driver_features: Atomic::new(0),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -183,16 +183,16 @@ impl Dev {
 
     /// A daemon opens it. Errors: [`EBUSY`] if another one has it open, [`ENODEV`] if it is gone.
     pub(super) fn open(&self) -> Result {
-        let mut using = self.using.lock();
-        if using.destroyed {
+        let mut usage = self.usage.lock();
+        if usage.destroyed {
             return Err(ENODEV);
         }
-        if using.open {
+        if usage.open {
             return Err(EBUSY);
         }
 
-        using.open = true;
-        self.messages.opened();
+        usage.open = true;
+        self.messages.daemon_opened();
 
         Ok(())
     }
@@ -203,8 +203,8 @@ impl Dev {
         for vq in &self.vqs {
             vq.abandon_kickfd();
         }
-        self.messages.closed();
-        self.using.lock().open = false;
+        self.messages.daemon_closed();
+        self.usage.lock().open = false;
     }
 
     /// Puts it on the bus, until the answer is dropped.
@@ -212,16 +212,16 @@ impl Dev {
     /// Errors: [`EEXIST`] if it is there already, [`EINVAL`] if not all virtqueues are set up or if
     /// it is gone.
     pub(super) fn attach(self: &Arc<Self>) -> Result<Attached> {
-        let mut using = self.using.lock();
-        if using.attached {
+        let mut usage = self.usage.lock();
+        if usage.attached {
             return Err(EEXIST);
         }
         self.settle_vq_sizes();
-        if using.destroyed || self.vqs.iter().any(|vq| vq.max_size() == 0) {
+        if usage.destroyed || self.vqs.iter().any(|vq| vq.max_size() == 0) {
             return Err(EINVAL);
         }
 
-        using.attached = true;
+        usage.attached = true;
         self.messages.attach();
 
         Ok(Attached(self.clone()))
@@ -229,12 +229,12 @@ impl Dev {
 
     /// Marks it as gone. Errors: [`EBUSY`] if it is open or on the bus.
     pub(super) fn destroy(&self) -> Result {
-        let mut using = self.using.lock();
-        if using.open || using.attached {
+        let mut usage = self.usage.lock();
+        if usage.open || usage.attached {
             return Err(EBUSY);
         }
 
-        using.destroyed = true;
+        usage.destroyed = true;
 
         Ok(())
     }
@@ -264,8 +264,8 @@ impl Dev {
         }
 
         // Holding this keeps the device from getting on the bus meanwhile.
-        let using = self.using.lock();
-        if !using.attached {
+        let usage = self.usage.lock();
+        if !usage.attached {
             vq.set_up(config);
         } else if self.is_v1() {
             if !vq.is_set_up_as(config) {
@@ -315,16 +315,16 @@ impl Dev {
         }
 
         if to_kernel {
-            quirks::hide_from_kernel(self.device_id, || self.room(), offset, buf);
+            quirks::hide_from_kernel(self.device_id, || self.request_limits(), offset, buf);
         }
     }
 
     /// How much there is for one request of a driver in the kernel. May sleep.
-    fn room(&self) -> quirks::Room {
+    fn request_limits(&self) -> quirks::RequestLimits {
         let shortest = self.vqs.iter().map(|vq| vq.size()).min();
         let area = self.spaces.get(0).map(|open| open.domain.bounce());
 
-        quirks::Room {
+        quirks::RequestLimits {
             pages: area.map_or(0, |area| area.size() >> PAGE_SHIFT),
             mappings: area.map_or(0, |area| area.max_mappings()),
             shortest_vq: shortest.unwrap_or(0),
@@ -338,7 +338,7 @@ impl Dev {
         let size = self.vq(index)?.size();
 
         Ok(if to_kernel {
-            self.room().vq_size(self.device_id, size)
+            self.request_limits().vq_size(self.device_id, size)
         } else {
             size
         })
@@ -390,13 +390,13 @@ impl Dev {
     ///
     /// Such drivers do not look whether they are ready: virtio_blk waits for its first requests. So
     /// they are ready in so far as another daemon can end what they wait for.
-    pub(super) fn set_unheeded(&self, unheeded: bool) {
-        self.unheeded.store(unheeded, Relaxed);
+    pub(super) fn set_driver_ok_refused(&self, driver_ok_refused: bool) {
+        self.driver_ok_refused.store(driver_ok_refused, Relaxed);
     }
 
     /// Whether there is a driver that can be interrupted.
     pub(super) fn is_driven(&self) -> bool {
-        self.status() & status::DRIVER_OK != 0 || self.unheeded.load(Relaxed)
+        self.status() & status::DRIVER_OK != 0 || self.driver_ok_refused.load(Relaxed)
     }
 
     /// The features that the driver has accepted.
@@ -436,7 +436,7 @@ impl Dev {
     pub(super) fn reset(&self) {
         self.spaces.reset();
         self.set_status(0);
-        self.set_unheeded(false);
+        self.set_driver_ok_refused(false);
         self.driver_features.store(0, Relaxed);
         let _ = self.generation.fetch_add(1, Relaxed);
         for vq in &self.vqs {
@@ -458,6 +458,6 @@ impl core::ops::Deref for Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.0.using.lock().attached = false;
+        self.0.usage.lock().attached = false;
     }
 }

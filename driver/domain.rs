@@ -96,7 +96,7 @@ pub(crate) struct Mappings {
 pub(super) type Domain = Space<Mappings>;
 
 /// What is found at an address.
-pub(super) struct Found {
+pub(super) struct Region {
     /// Its first address.
     pub(super) start: u64,
     /// Its last address.
@@ -161,11 +161,11 @@ impl Mappings {
     }
 
     /// Finds the first mapping that has an address of `start` to `last`.
-    pub(super) fn find(&self, start: u64, last: u64) -> Option<Found> {
+    pub(super) fn find(&self, start: u64, last: u64) -> Option<Region> {
         let iotlb = self.iotlb.lock();
 
         if self.is_bounce_mapped() && start < self.bounce_size as u64 {
-            return Some(Found {
+            return Some(Region {
                 start: 0,
                 last: self.bounce_size as u64 - 1,
                 perm: ACCESS_RW,
@@ -181,7 +181,7 @@ impl Mappings {
                 Backing::File { file, offset } => (Some(file.clone()), *offset),
             };
 
-            Found {
+            Region {
                 start: mapping.start,
                 last: mapping.last,
                 perm: mapping.perm,
@@ -395,12 +395,12 @@ impl FileOperations for DomainFile {
 
 /// A domain and its file. The file owns a reference to the domain too, and stays as long as
 /// somebody has it mapped.
-pub(super) struct Open {
+pub(super) struct DomainHandle {
     pub(super) domain: Arc<Domain>,
     pub(super) file: ARef<File>,
 }
 
-impl Open {
+impl DomainHandle {
     /// Makes a domain with a bounce area of `bounce_size` bytes, a multiple of a page's, and of at
     /// most `max_entries` mappings. May sleep.
     pub(super) fn new(

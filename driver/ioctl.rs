@@ -132,7 +132,7 @@ impl FileOperations for DevFile {
         }
 
         let dev = &kiocb.file().0;
-        dev.messages.answer(response, |request| {
+        dev.messages.complete(response, |request| {
             // The daemon may interrupt the driver from here on, so it counts from here on.
             if request.kind == SET_STATUS {
                 dev.set_status(request.body.status());

@@ -10,7 +10,7 @@
 //! # Waits that end earlier
 //!
 //! While no daemon has the device open, the next one may be about to: so it is waited for. It is not
-//! where the device itself goes away, because it is [leaving](MessageQueue::leave) the vDPA bus or the
+//! where the device itself goes away, because it is [being deleted](MessageQueue::begin_delete) from the vDPA bus or the
 //! machine shuts down; the request fails at once, or when the last daemon is gone, and the device is
 //! not broken: there is nothing left that the next daemon would have to know. A daemon that has the
 //! device open is waited for then as well; but when the machine shuts down, all requests of all devices
@@ -26,7 +26,7 @@ use crate::{
     bindings::{
         completion::{
             Completion,
-            Waited, //
+            WaitResult, //
         },
         file_ops::Events,
         pm::SuspendWatch,
@@ -112,7 +112,7 @@ struct Message {
     body: RequestBody,
     /// Given when it is put into a list.
     id: Atomic<u32>,
-    answer: SetOnce<DevResponse>,
+    response: SetOnce<DevResponse>,
     /// Happens when there is an answer, or never will be.
     #[pin]
     done: Completion,
@@ -135,7 +135,7 @@ impl Message {
                 kind,
                 body,
                 id: Atomic::new(0),
-                answer: SetOnce::new(),
+                response: SetOnce::new(),
                 done <- Completion::new(),
                 links <- ListLinks::new(),
             }),
@@ -189,7 +189,7 @@ pub(super) struct MessageQueue {
     /// Whether a daemon has the device open. Changes under the mutex of `queues`.
     open: AtomicFlag,
     /// Whether the device is being deleted from the vDPA bus.
-    leaving: AtomicFlag,
+    deleting: AtomicFlag,
     /// Readers and pollers wait here.
     #[pin]
     readers: PollCondVar,
@@ -209,7 +209,7 @@ impl MessageQueue {
             }),
             broken: AtomicFlag::new(false),
             open: AtomicFlag::new(false),
-            leaving: AtomicFlag::new(false),
+            deleting: AtomicFlag::new(false),
             readers <- new_poll_condvar!(),
             timeout: Atomic::new(DEFAULT_TIMEOUT),
             watch: watch,
@@ -232,7 +232,7 @@ impl MessageQueue {
     }
 
     /// Fails every message, those to come included.
-    fn break_down(&self, queues: &mut Queues) {
+    fn mark_broken(&self, queues: &mut Queues) {
         self.broken.store(true, Relaxed);
         while let Some(message) = queues
             .unread
@@ -246,18 +246,18 @@ impl MessageQueue {
 
     /// The device is put on the vDPA bus.
     pub(super) fn attach(&self) {
-        self.leaving.store(false, Relaxed);
+        self.deleting.store(false, Relaxed);
     }
 
     /// The device is about to be deleted from the vDPA bus: from now on, requests fail while no daemon
     /// has it open.
-    pub(super) fn leave(&self) {
-        self.leaving.store(true, Relaxed);
+    pub(super) fn begin_delete(&self) {
+        self.deleting.store(true, Relaxed);
     }
 
     /// Whether there is nobody to wait for.
     fn is_deserted(&self) -> bool {
-        !self.open.load(Relaxed) && (self.leaving.load(Relaxed) || system::is_shutting_down())
+        !self.open.load(Relaxed) && (self.deleting.load(Relaxed) || system::is_shutting_down())
     }
 
     /// Sends a request and waits for its answer. May sleep, for as long as the timeout.
@@ -272,7 +272,7 @@ impl MessageQueue {
         suspending: Suspending,
     ) -> Result<DevResponse> {
         let Ok(new) = Message::new(kind, body) else {
-            self.break_down(&mut self.queues.lock());
+            self.mark_broken(&mut self.queues.lock());
             return Err(EIO);
         };
         let message = new.clone_arc();
@@ -297,12 +297,12 @@ impl MessageQueue {
                 .or_else(|| Queues::take(&mut queues.unanswered, id));
 
             if given_up.is_some() && ended == Ended::TimedOut {
-                self.break_down(&mut queues);
+                self.mark_broken(&mut queues);
             }
         }
 
-        match message.answer.as_ref() {
-            Some(answer) if answer.result == REQ_RESULT_OK => Ok(*answer),
+        match message.response.as_ref() {
+            Some(response) if response.result == REQ_RESULT_OK => Ok(*response),
             _ => Err(EIO),
         }
     }
@@ -330,15 +330,15 @@ impl MessageQueue {
                 message.done.wait_killable_timeout(slice)
             };
             match waited {
-                Waited::Completed => return Ok(()),
-                Waited::Killed => return Err(Ended::GivenUp),
-                Waited::TimedOut if self.is_deserted() => return Err(Ended::GivenUp),
-                Waited::TimedOut
+                WaitResult::Completed => return Ok(()),
+                WaitResult::Killed => return Err(Ended::GivenUp),
+                WaitResult::TimedOut if self.is_deserted() => return Err(Ended::GivenUp),
+                WaitResult::TimedOut
                     if suspending == Suspending::GivesUp && self.watch.is_suspending() =>
                 {
                     return Err(Ended::GivenUp);
                 }
-                Waited::TimedOut => left = left.map(|left| left - slice),
+                WaitResult::TimedOut => left = left.map(|left| left - slice),
             }
         }
     }
@@ -400,14 +400,18 @@ impl MessageQueue {
     /// Takes a response. `apply` is called with the request, before its sender goes on.
     ///
     /// Errors: [`ENOENT`] if there is no such request to be answered.
-    pub(super) fn answer(&self, response: DevResponse, apply: impl FnOnce(&DevRequest)) -> Result {
+    pub(super) fn complete(
+        &self,
+        response: DevResponse,
+        apply: impl FnOnce(&DevRequest),
+    ) -> Result {
         let mut queues = self.queues.lock();
         let message = Queues::take(&mut queues.unanswered, response.request_id).ok_or(ENOENT)?;
 
         if response.result == REQ_RESULT_OK {
             apply(&message.request());
         }
-        message.answer.populate(response);
+        message.response.populate(response);
         message.done.complete_all();
 
         Ok(())
@@ -425,7 +429,7 @@ impl MessageQueue {
     }
 
     /// A daemon has opened the device: give it a chance, whatever its predecessor did.
-    pub(super) fn opened(&self) {
+    pub(super) fn daemon_opened(&self) {
         let _queues = self.queues.lock();
 
         self.broken.store(false, Relaxed);
@@ -433,7 +437,7 @@ impl MessageQueue {
     }
 
     /// The daemon is gone: what it has read and not answered is for the next one to read first.
-    pub(super) fn closed(&self) {
+    pub(super) fn daemon_closed(&self) {
         let mut queues = self.queues.lock();
 
         self.open.store(false, Relaxed);

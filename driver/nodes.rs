@@ -19,7 +19,7 @@ use crate::bindings::{
         Registration, //
     },
     vdpa::mgmt::{
-        Adding,
+        AddContext,
         ManagementOperations, //
     },
 };
@@ -42,7 +42,7 @@ impl ManagementOperations for Management {
 
     type Device = DriverSide;
 
-    fn dev_add(&self, name: &CStr, adding: Adding<'_, DriverSide>) -> Result {
+    fn dev_add(&self, name: &CStr, context: AddContext<'_, DriverSide>) -> Result {
         let (index, attached) = self.0.attach(name)?;
         let side = DriverSide::new(attached)?;
         // After that which keeps the device attached, so as to be dropped first: once it is not attached
@@ -51,7 +51,7 @@ impl ManagementOperations for Management {
         let (ngroups, nas) = side.counts();
         let callbacks = side.callbacks();
 
-        adding.add(ngroups, nas, callbacks, side, parent)
+        context.add(ngroups, nas, callbacks, side, parent)
     }
 }
 

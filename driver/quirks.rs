@@ -35,7 +35,7 @@ pub(crate) fn hidden_from_kernel(device_id: u32, features: u64) -> u64 {
 /// virtqueue is tried again for ever, and so is one of virtio_blk whose buffers do not fit into the
 /// bounce area.
 #[derive(Clone, Copy)]
-pub(crate) struct Room {
+pub(crate) struct RequestLimits {
     /// The size of the bounce area, in pages.
     pub(crate) pages: usize,
     /// How many times the largest mapping goes into it. One less can be had, as page 0 is none.
@@ -46,7 +46,7 @@ pub(crate) struct Room {
     pub(crate) indirect: bool,
 }
 
-impl Room {
+impl RequestLimits {
     /// The most segments of data that a request of a block device can have, beside its header and
     /// its status (section 5.2.6), and the table of its descriptors, which is to be no longer than a
     /// page. They take half of the area, if there is room for more than one at all.
@@ -105,7 +105,7 @@ fn field<const N: usize>(at: usize, offset: usize, buf: &mut [u8]) -> Option<&mu
 /// drivers cannot deal with. They read a field at a time, or more.
 pub(crate) fn hide_from_kernel(
     device_id: u32,
-    room: impl FnOnce() -> Room,
+    limits: impl FnOnce() -> RequestLimits,
     offset: usize,
     buf: &mut [u8],
 ) {
@@ -125,7 +125,7 @@ pub(crate) fn hide_from_kernel(
             }
             // The most segments of a request. Whoever is not offered this one has 1.
             if let Some(seg_max) = field(12, offset, buf) {
-                let most = u32::try_from(room().segments()).unwrap_or(u32::MAX);
+                let most = u32::try_from(limits().segments()).unwrap_or(u32::MAX);
 
                 *seg_max = u32::from_le_bytes(*seg_max).min(most).to_le_bytes();
             }
@@ -146,7 +146,7 @@ mod tests {
     fn fields_are_changed_wherever_reading_begins() {
         let seen = |device_id, offset, byte| {
             let mut buf = [byte; 6];
-            hide_from_kernel(device_id, || ROOM, offset, &mut buf);
+            hide_from_kernel(device_id, || LIMITS, offset, &mut buf);
             buf
         };
         let ones = [0xff; 6];
@@ -174,11 +174,11 @@ mod tests {
         );
         assert_eq!(seen(device_id::BLOCK, 10, 0xff), [0xff, 0xff, 254, 0, 0, 0]);
         assert_eq!(seen(device_id::BLOCK, 12, 0x00), [0; 6]);
-        hide_from_kernel(device_id::NET, || ROOM, 6, &mut []);
+        hide_from_kernel(device_id::NET, || LIMITS, 6, &mut []);
     }
 
     /// That of the default bounce area, and of a virtqueue of 256 descriptors.
-    const ROOM: Room = Room {
+    const LIMITS: RequestLimits = RequestLimits {
         pages: 16384,
         mappings: 512,
         shortest_vq: 256,
@@ -188,13 +188,13 @@ mod tests {
     #[test]
     fn requests_have_as_many_segments_as_there_is_room_for() {
         let segments = |mappings, shortest_vq, indirect| {
-            let room = Room {
+            let limits = RequestLimits {
                 pages: mappings,
                 mappings,
                 shortest_vq,
                 indirect,
             };
-            (room.segments(), room.vq_size(device_id::BLOCK, 64))
+            (limits.segments(), limits.vq_size(device_id::BLOCK, 64))
         };
 
         assert_eq!(segments(512, 1024, true), (254, 64));
@@ -214,13 +214,13 @@ mod tests {
     #[test]
     fn virtqueues_of_file_systems_are_as_long_as_there_is_room_for() {
         let size = |pages, shortest_vq, indirect| {
-            let room = Room {
+            let limits = RequestLimits {
                 pages,
                 shortest_vq,
                 indirect,
-                ..ROOM
+                ..LIMITS
             };
-            room.vq_size(device_id::FS, 4096)
+            limits.vq_size(device_id::FS, 4096)
         };
 
         assert_eq!(size(16384, 1024, true), 1024);
@@ -236,7 +236,10 @@ mod tests {
         assert_eq!(size(256, 1024, false), 0);
         assert_eq!(size(usize::MAX, 0x8000, true), 4096);
         // Others get what there is.
-        assert_eq!(Room { pages: 0, ..ROOM }.vq_size(device_id::NET, 256), 256);
+        assert_eq!(
+            RequestLimits { pages: 0, ..LIMITS }.vq_size(device_id::NET, 256),
+            256
+        );
     }
 
     #[test]

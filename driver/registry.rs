@@ -40,7 +40,7 @@ use crate::{
         module::ModuleRef,
         pm::SuspendWatch,
         workqueue::{
-            Drained,
+            FlushOnDrop,
             OwnedQueue, //
         },
     },
@@ -108,7 +108,7 @@ impl Registry {
         let shared = Shared {
             iova_cache: iova::Cache::get()?,
             suspend_watch: Arc::pin_init(SuspendWatch::new(), GFP_KERNEL_ACCOUNT)?,
-            queue: Drained::new(OwnedQueue::new_highpri_percpu(c"vduse")?)?,
+            queue: FlushOnDrop::new(OwnedQueue::new_highpri_percpu(c"vduse")?)?,
             max_iotlb_entries: usize::try_from(max_iotlb_entries).unwrap_or(0),
         };
 

@@ -6,12 +6,12 @@
 //!
 //! # Lock order
 //!
-//! `mmap_lock` of a client of vhost, [`Spaces::making`]: so userspace memory is not touched under
+//! `mmap_lock` of a client of vhost, [`Spaces::bounce_config`]: so userspace memory is not touched under
 //! the latter, nor the lock of CPU hotplug taken, whose owner waits for readers of sysfs, and those
 //! for `mmap_lock`.
 
 use super::domain::{
-    Open,
+    DomainHandle,
     MAX_BOUNCE_SIZE, //
 };
 use crate::bindings::{
@@ -42,10 +42,10 @@ const MIN_BOUNCE_SIZE: u32 = MIB;
 const DEFAULT_BOUNCE_SIZE: u32 = 64 * MIB;
 
 /// An address space.
-struct AddressSpace(SetOnce<Open>);
+struct AddressSpace(SetOnce<DomainHandle>);
 
 /// How the address spaces are made.
-struct Making {
+struct BounceConfig {
     /// The size in bytes of all bounce areas together.
     bounce_size: u32,
     /// Whether the device has been on the bus, so that the size is in use.
@@ -57,7 +57,7 @@ struct Making {
 pub(super) struct Spaces {
     all: KVVec<AddressSpace>,
     #[pin]
-    making: Mutex<Making>,
+    bounce_config: Mutex<BounceConfig>,
     cache: Arc<iova::Cache>,
     max_entries: usize,
 }
@@ -77,7 +77,7 @@ impl Spaces {
                 }
                 all
             },
-            making <- new_mutex!(Making {
+            bounce_config <- new_mutex!(BounceConfig {
                 bounce_size: DEFAULT_BOUNCE_SIZE,
                 frozen: false,
             }),
@@ -93,7 +93,7 @@ impl Spaces {
 
     /// The size of all bounce areas together, in bytes.
     pub(super) fn bounce_size(&self) -> u32 {
-        self.making.lock().bounce_size
+        self.bounce_config.lock().bounce_size
     }
 
     /// Sets the size of all bounce areas together, in bytes; what is more than whole pages is
@@ -102,8 +102,8 @@ impl Spaces {
     /// Errors: [`EPERM`] if the device has been on the bus, [`EINVAL`] if the size is below 1 MiB
     /// or above 1 GiB, and those of `parse`, which gets at the number.
     pub(super) fn set_bounce_size(&self, parse: impl FnOnce() -> Result<u32>) -> Result {
-        let mut making = self.making.lock();
-        if making.frozen {
+        let mut bounce_config = self.bounce_config.lock();
+        if bounce_config.frozen {
             return Err(EPERM);
         }
 
@@ -112,7 +112,7 @@ impl Spaces {
             return Err(EINVAL);
         }
 
-        making.bounce_size = size - size % PAGE_SIZE as u32;
+        bounce_config.bounce_size = size - size % PAGE_SIZE as u32;
 
         Ok(())
     }
@@ -120,37 +120,37 @@ impl Spaces {
     /// Returns an address space's domain, if it has been made.
     ///
     /// Errors: [`EINVAL`] if there is no such address space, or no domain.
-    pub(super) fn get(&self, asid: u32) -> Result<&Open> {
+    pub(super) fn get(&self, asid: u32) -> Result<&DomainHandle> {
         get_nospec(&self.all, asid as usize)
             .and_then(|space| space.0.as_ref())
             .ok_or(EINVAL)
     }
 
-    /// Returns an address space's domain, after making it if need be. May sleep.
+    /// Returns an address space's domain, after bounce_config it if need be. May sleep.
     ///
     /// Errors: [`EINVAL`] if there is no such address space, or if so many share the bounce area
     /// that nothing could be mapped; [`ENOMEM`] if there is no memory.
-    pub(super) fn get_or_make(&self, asid: u32) -> Result<&Open> {
+    pub(super) fn get_or_alloc(&self, asid: u32) -> Result<&DomainHandle> {
         let space = get_nospec(&self.all, asid as usize).ok_or(EINVAL)?;
         if let Some(open) = space.0.as_ref() {
             return Ok(open);
         }
 
         // Its allocator of addresses takes the lock of CPU hotplug: so it is made without ours.
-        let made = self.make(asid, self.freeze() as usize / self.all.len());
-        let mut making = self.making.lock();
-        match made {
+        let allocated = self.alloc(asid, self.freeze() as usize / self.all.len());
+        let mut bounce_config = self.bounce_config.lock();
+        match allocated {
             // Somebody else may have been faster: then ours is dropped, without the lock.
             Ok(open) if space.0.as_ref().is_none() => {
-                making.frozen = true;
+                bounce_config.frozen = true;
                 space.0.populate(open);
             }
             Ok(open) => {
-                drop(making);
+                drop(bounce_config);
                 drop(open);
             }
             Err(error) => {
-                making.frozen = self.made().next().is_some();
+                bounce_config.frozen = self.allocated().next().is_some();
                 return Err(error);
             }
         }
@@ -160,30 +160,30 @@ impl Spaces {
 
     /// Keeps the size of all bounce areas together as it is. Returns it, in bytes.
     fn freeze(&self) -> u32 {
-        let mut making = self.making.lock();
+        let mut bounce_config = self.bounce_config.lock();
 
-        making.frozen = true;
-        making.bounce_size
+        bounce_config.frozen = true;
+        bounce_config.bounce_size
     }
 
     /// Makes an address space's domain, whose bounce area is to have `size` bytes or up to a page
     /// more.
-    fn make(&self, asid: u32, size: usize) -> Result<Open> {
+    fn alloc(&self, asid: u32, size: usize) -> Result<DomainHandle> {
         // Only processes choose another one: a virtio driver of this kernel finds all groups in
         // address space 0, and maps its buffers there.
         let cache = (asid == 0).then_some(&self.cache);
 
-        Open::new(cache, size.next_multiple_of(PAGE_SIZE), self.max_entries)
+        DomainHandle::new(cache, size.next_multiple_of(PAGE_SIZE), self.max_entries)
     }
 
     /// Those that have been made.
-    fn made(&self) -> impl Iterator<Item = &Open> {
+    fn allocated(&self) -> impl Iterator<Item = &DomainHandle> {
         self.all.iter().filter_map(|space| space.0.as_ref())
     }
 
     /// Unmaps the bounce areas: the driver was reset.
     pub(super) fn reset(&self) {
-        for open in self.made() {
+        for open in self.allocated() {
             open.domain.owner().reset();
         }
     }
@@ -191,7 +191,7 @@ impl Spaces {
     /// Replaces all mappings of an address space by those of a process; `announce` tells the daemon.
     ///
     /// If the daemon does not agree, or if the mappings cannot be made, those stay that were there
-    /// before and are still wanted. May sleep. Errors: those of making the address space, [`ENOMEM`]
+    /// before and are still wanted. May sleep. Errors: those of bounce_config the address space, [`ENOMEM`]
     /// if there are more mappings than the limit, [`EINVAL`] if one cannot be, and those of
     /// `announce`.
     pub(super) fn set_map(
@@ -200,7 +200,7 @@ impl Spaces {
         iotlb: &vhost_iotlb::Iotlb,
         announce: impl FnOnce() -> Result,
     ) -> Result {
-        self.get_or_make(asid)?.domain.owner().set(iotlb, announce)
+        self.get_or_alloc(asid)?.domain.owner().set(iotlb, announce)
     }
 
     /// Drops all mappings of a process from an address space.
@@ -226,11 +226,11 @@ impl Spaces {
         if uaddr % PAGE_SIZE != 0 {
             return Err(EINVAL);
         }
-        if area.is_lent() {
+        if area.has_umem() {
             return Err(EEXIST);
         }
 
-        area.lend(PinnedPages::pin_current(uaddr, area.size() >> PAGE_SHIFT)?)
+        area.register_umem(PinnedPages::pin_current(uaddr, area.size() >> PAGE_SHIFT)?)
     }
 
     /// Takes the memory of a process away from an address space's bounce area.
@@ -242,21 +242,21 @@ impl Spaces {
         }
         let area = self.get(asid).map_err(|_| ENOENT)?.domain.bounce();
 
-        if !area.is_lent() {
+        if !area.has_umem() {
             return Err(ENOENT);
         }
         if iova != 0 || size != area.size() as u64 {
             return Err(EINVAL);
         }
 
-        area.take_back().map(drop)
+        area.deregister_umem().map(drop)
     }
 
     /// Takes away all memory of processes: the daemon is gone. May sleep.
     pub(super) fn dereg_all_umem(&self) {
-        for open in self.made() {
+        for open in self.allocated() {
             // Most have none, which is fine.
-            let _ = open.domain.bounce().take_back();
+            let _ = open.domain.bounce().deregister_umem();
         }
     }
 }

@@ -56,7 +56,7 @@ pub(crate) struct DriverSide {
     /// By virtqueue group.
     tokens: KVVec<Token<Mappings>>,
     /// Whether the device was reset, and the daemon did not acknowledge that.
-    reset_unheeded: AtomicFlag,
+    reset_refused: AtomicFlag,
     /// Dropped last: the device may be destroyed then.
     dev: Attached,
 }
@@ -64,7 +64,7 @@ pub(crate) struct DriverSide {
 impl DriverSide {
     /// Prepares a device for the bus: all that can fail. May sleep.
     pub(super) fn new(dev: Attached) -> Result<Self> {
-        let space = &dev.spaces.get_or_make(0)?.domain;
+        let space = &dev.spaces.get_or_alloc(0)?.domain;
         let mut tokens = KVVec::with_capacity(dev.ngroups as usize, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..dev.ngroups {
             tokens.push(Token::new(space.clone()), GFP_KERNEL_ACCOUNT)?;
@@ -72,7 +72,7 @@ impl DriverSide {
 
         Ok(Self {
             tokens,
-            reset_unheeded: AtomicFlag::new(false),
+            reset_refused: AtomicFlag::new(false),
             dev,
         })
     }
@@ -96,7 +96,7 @@ impl DriverSide {
         };
 
         // Groups are moved on behalf of a process, so the kernel has nothing mapped there.
-        Token::lead_all_to(&self.tokens, &open.domain);
+        Token::retarget_all(&self.tokens, &open.domain);
     }
 
     fn send(&self, kind: u32, body: RequestBody, driver: BusDriver) -> Result<uapi::DevResponse> {
@@ -104,7 +104,7 @@ impl DriverSide {
         // device. A driver of the kernel is bound and unbound with one.
         let suspending = match driver {
             BusDriver::Vhost => Suspending::Freezes,
-            BusDriver::Other | BusDriver::None => Suspending::GivesUp,
+            BusDriver::Kernel | BusDriver::None => Suspending::GivesUp,
         };
 
         self.dev.messages.send(kind, body, suspending)
@@ -114,7 +114,7 @@ impl DriverSide {
     fn tell_reset(&self, driver: BusDriver) -> Result {
         let told = self.send(uapi::SET_STATUS, RequestBody::from_status(0), driver);
 
-        self.reset_unheeded.store(told.is_err(), Relaxed);
+        self.reset_refused.store(told.is_err(), Relaxed);
         told.map(drop)
     }
 
@@ -174,7 +174,7 @@ impl Operations for DriverSide {
 
     fn vq_size(&self, vq: u16, driver: BusDriver) -> u16 {
         self.dev
-            .vq_size(vq.into(), driver == BusDriver::Other)
+            .vq_size(vq.into(), driver == BusDriver::Kernel)
             .unwrap_or(0)
     }
 
@@ -214,7 +214,7 @@ impl Operations for DriverSide {
 
     fn device_features(&self, driver: BusDriver) -> u64 {
         // Without a driver, it is netlink that asks.
-        self.dev.offered(driver == BusDriver::Other)
+        self.dev.offered(driver == BusDriver::Kernel)
     }
 
     fn driver_features(&self) -> u64 {
@@ -236,7 +236,7 @@ impl Operations for DriverSide {
             // Drivers of the kernel take a device over that their predecessor has reset, and do not look
             // whether the daemon knows of that: one that does not still uses the former rings.
             self.dev.settle_vq_sizes();
-            if self.reset_unheeded.load(Relaxed) {
+            if self.reset_refused.load(Relaxed) {
                 let _ = self.tell_reset(driver);
             }
         }
@@ -255,7 +255,7 @@ impl Operations for DriverSide {
         };
 
         self.dev
-            .set_unheeded(step.phase == Phase::Ready && told.is_err() && is_kernel);
+            .set_driver_ok_refused(step.phase == Phase::Ready && told.is_err() && is_kernel);
     }
 
     fn reset(&self, driver: BusDriver) -> Result {
@@ -267,8 +267,8 @@ impl Operations for DriverSide {
         told
     }
 
-    fn leave(&self) {
-        self.dev.messages.leave();
+    fn begin_delete(&self) {
+        self.dev.messages.begin_delete();
     }
 
     fn config_size(&self) -> usize {
@@ -277,7 +277,7 @@ impl Operations for DriverSide {
 
     fn get_config(&self, offset: usize, buf: &mut [u8], driver: BusDriver) {
         self.dev
-            .read_config(offset, buf, driver == BusDriver::Other);
+            .read_config(offset, buf, driver == BusDriver::Kernel);
     }
 
     fn set_config(&self, _offset: usize, _buf: &[u8]) {
@@ -313,20 +313,20 @@ impl Operations for DriverSide {
         }
 
         let token = get_nospec(&self.tokens, group as usize).ok_or(EINVAL)?;
-        let space = &self.dev.spaces.get_or_make(asid)?.domain;
+        let space = &self.dev.spaces.get_or_alloc(asid)?.domain;
         let ask = || {
             let body = RequestBody::from_group_asid(group, asid);
 
             self.send(uapi::SET_VQ_GROUP_ASID, body, driver)
         };
 
-        if token.leads_to(space) {
+        if token.points_to(space) {
             ask()?;
         } else {
-            let closed = token.close()?;
+            let quiesced = token.quiesce()?;
 
             ask()?;
-            closed.lead_to(space.clone());
+            quiesced.retarget(space.clone());
         }
 
         Ok(())

@@ -16,7 +16,7 @@ pub(crate) enum BusDriver {
     /// vhost-vdpa: a process, which is waited for by nobody but itself.
     Vhost,
     /// Another driver: virtio-vdpa, and so the kernel's own drivers.
-    Other,
+    Kernel,
 }
 
 impl BusDriver {
@@ -43,7 +43,7 @@ impl BusDriver {
         if is_vhost != 0 {
             Self::Vhost
         } else {
-            Self::Other
+            Self::Kernel
         }
     }
 }

@@ -38,9 +38,9 @@ unsafe impl Send for Callback {}
 struct SlotState {
     callback: Option<Callback>,
     /// The virtqueue is ready.
-    enabled: bool,
+    vq_ready: bool,
     /// The driver is.
-    live: bool,
+    driver_ok: bool,
 }
 
 /// The place of a driver's callback: of a virtqueue's, or of the configuration space's.
@@ -81,8 +81,8 @@ impl CallbackSlot {
         pin_init!(Self {
             state <- new_spinlock_bh!(SlotState {
                 callback: None,
-                enabled: false,
-                live: false,
+                vq_ready: false,
+                driver_ok: false,
             }),
             is_vhost: Atomic::new(false),
         })
@@ -95,7 +95,7 @@ impl CallbackSlot {
         let state = self.state.lock();
 
         match &state.callback {
-            Some(callback) if state.enabled && state.live => {
+            Some(callback) if state.vq_ready && state.driver_ok => {
                 // SAFETY: By the type invariants, the callback may be called. Softirqs are
                 // disabled, as they are in an interrupt handler; those that it raises run when the
                 // lock is released.
@@ -113,17 +113,17 @@ impl CallbackSlot {
     }
 
     /// Waits for a call that is under way.
-    pub(super) fn set_enabled(&self, enabled: bool) {
-        self.state.lock().enabled = enabled;
+    pub(super) fn set_vq_ready(&self, vq_ready: bool) {
+        self.state.lock().vq_ready = vq_ready;
     }
 
-    pub(super) fn is_enabled(&self) -> bool {
-        self.state.lock().enabled
+    pub(super) fn is_vq_ready(&self) -> bool {
+        self.state.lock().vq_ready
     }
 
     /// Waits for a call that is under way.
-    fn set_live(&self, live: bool) {
-        self.state.lock().live = live;
+    fn set_driver_ok(&self, driver_ok: bool) {
+        self.state.lock().driver_ok = driver_ok;
     }
 
     /// Waits for a call that is under way.
@@ -145,8 +145,8 @@ impl CallbackSlot {
     fn clear(&self) {
         let mut state = self.state.lock();
         state.callback = None;
-        state.enabled = false;
-        state.live = false;
+        state.vq_ready = false;
+        state.driver_ok = false;
     }
 }
 
@@ -212,13 +212,13 @@ impl Callbacks {
         Iterator::chain(self.vqs.iter(), [&self.config])
     }
 
-    pub(super) fn go_live(&self) {
-        self.slots().for_each(|slot| slot.set_live(true))
+    pub(super) fn set_driver_ok(&self) {
+        self.slots().for_each(|slot| slot.set_driver_ok(true))
     }
 
     /// Whether a virtqueue is ready. Looks from the last one on: drivers disable them in order.
     pub(super) fn has_ready_vq(&self) -> bool {
-        self.vqs.iter().rev().any(|slot| slot.is_enabled())
+        self.vqs.iter().rev().any(|slot| slot.is_vq_ready())
     }
 
     /// Empties all slots. Waits for calls that are under way.
@@ -255,15 +255,15 @@ mod tests {
         // Two drivers, one after the other: that there was one before makes no difference.
         for before in [0, 2] {
             // SAFETY: The callback and the counter are valid until the end.
-            unsafe { slot.fill(&callback, BusDriver::Other) };
+            unsafe { slot.fill(&callback, BusDriver::Kernel) };
             assert!(!slot.call());
-            slot.set_enabled(true);
+            slot.set_vq_ready(true);
             assert!(!slot.call());
-            slot.set_live(true);
+            slot.set_driver_ok(true);
             assert!(slot.call());
-            slot.set_enabled(false);
+            slot.set_vq_ready(false);
             assert!(!slot.call());
-            slot.set_enabled(true);
+            slot.set_vq_ready(true);
             assert!(slot.call());
             slot.clear();
             assert!(!slot.call());
@@ -286,23 +286,23 @@ mod tests {
 
         for slot in callbacks.slots() {
             // SAFETY: The callback and the counter are valid until the end.
-            unsafe { slot.fill(&callback, BusDriver::Other) };
+            unsafe { slot.fill(&callback, BusDriver::Kernel) };
         }
-        callbacks.config().set_enabled(true);
+        callbacks.config().set_vq_ready(true);
         assert!(!callbacks.has_ready_vq());
         for slot in callbacks.vqs() {
-            slot.set_enabled(true);
+            slot.set_vq_ready(true);
             assert!(callbacks.has_ready_vq());
         }
         assert_eq!(call_all(), 0);
-        callbacks.go_live();
+        callbacks.set_driver_ok();
         assert_eq!(call_all(), 3);
-        callbacks.vqs()[1].set_enabled(false);
+        callbacks.vqs()[1].set_vq_ready(false);
         assert!(callbacks.has_ready_vq());
         assert_eq!(call_all(), 2);
         callbacks.clear();
         assert!(!callbacks.has_ready_vq());
-        callbacks.go_live();
+        callbacks.set_driver_ok();
         assert_eq!(call_all(), 0);
 
         Ok(())

@@ -126,7 +126,7 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     /// after that. An error is not passed on if there was no driver and the device is being deleted.
     fn reset(&self, driver: BusDriver) -> Result;
     /// The device is about to be deleted from the bus: its driver is taken away next.
-    fn leave(&self);
+    fn begin_delete(&self);
     /// The size of the configuration space in bytes.
     fn config_size(&self) -> usize;
     /// Reads the configuration space; what lies behind its end is zero. Without a driver, somebody
@@ -160,7 +160,7 @@ pub(super) struct Device<T: Operations> {
     /// a driver of the kernel, which does not write the status at the same time, disables a virtqueue.
     phase: Atomic<Phase>,
     /// Whether it is being deleted.
-    leaving: AtomicFlag,
+    deleting: AtomicFlag,
     data: T,
     /// Dropped before `data`.
     _parent: T::Parent,
@@ -185,9 +185,9 @@ impl<T: Operations> Device<T> {
 
     /// The device is about to be deleted from the bus. Returns its callbacks, to be cleared when it
     /// has been: its driver may go without a reset.
-    pub(super) fn leave(&self) -> Arc<Callbacks> {
-        self.leaving.store(true, Relaxed);
-        self.data.leave();
+    pub(super) fn begin_delete(&self) -> Arc<Callbacks> {
+        self.deleting.store(true, Relaxed);
+        self.data.begin_delete();
 
         self.callbacks.clone()
     }
@@ -208,7 +208,7 @@ impl<T: Operations> Device<T> {
         match step.callbacks {
             CallbackAction::Keep => (),
             // Before anybody is told that the driver is ready.
-            CallbackAction::GoLive => self.callbacks.go_live(),
+            CallbackAction::DriverOk => self.callbacks.set_driver_ok(),
             CallbackAction::Clear => self.callbacks.clear(),
         }
         self.phase.store(step.phase, Relaxed);
@@ -276,7 +276,7 @@ impl<T: Operations> Device<T> {
         unsafe {
             (&raw mut (*this).callbacks).write(callbacks);
             (&raw mut (*this).phase).write(Atomic::new(Phase::Reset));
-            (&raw mut (*this).leaving).write(AtomicFlag::new(false));
+            (&raw mut (*this).deleting).write(AtomicFlag::new(false));
             (&raw mut (*this).data).write(data);
             (&raw mut (*this)._parent).write(parent);
         }
@@ -349,13 +349,13 @@ impl<T: Operations> VTable<T> {
 
             // Whoever sees that it is ready can interrupt the driver.
             if let (Some(slot), true) = (slot, ready) {
-                slot.set_enabled(true);
+                slot.set_vq_ready(true);
             }
             dev.data.set_vq_ready(vq, ready);
             if let (Some(slot), false) = (slot, ready) {
-                let was_enabled = slot.is_enabled();
+                let was_enabled = slot.is_vq_ready();
 
-                slot.set_enabled(false);
+                slot.set_vq_ready(false);
                 // A driver of the kernel that disables its last virtqueue is on its way out, perhaps
                 // without a reset, and frees what its other callback uses before it says `FAILED`.
                 if was_enabled && !dev.callbacks.has_ready_vq() && dev.driver() != BusDriver::Vhost {
@@ -473,7 +473,7 @@ impl<T: Operations> VTable<T> {
             // SAFETY: The driver passes a callback that may be called while it is ready, until it
             // passes another, resets the device, or fails.
             unsafe { slot.fill(cb, dev.driver()) };
-            slot.set_enabled(true);
+            slot.set_vq_ready(true);
         }
     }
 
@@ -496,7 +496,7 @@ impl<T: Operations> VTable<T> {
 
             // vhost-vdpa resets a device when it is opened. If that fails, nobody tells who waits for
             // the device to be closed (7.2), which `dev_del` does, with the core's lock held.
-            if result.is_err() && !was_driven && dev.leaving.load(Relaxed) {
+            if result.is_err() && !was_driven && dev.deleting.load(Relaxed) {
                 return 0;
             }
 

@@ -37,20 +37,20 @@ pub(crate) trait ManagementOperations: Sized + Send + Sync + 'static {
     /// The devices that it adds.
     type Device: Operations;
 
-    /// Adds the device of a name to the bus, by means of `adding`.
+    /// Adds the device of a name to the bus, by means of `context`.
     ///
     /// Process context, under the lock of the vDPA core.
-    fn dev_add(&self, name: &CStr, adding: Adding<'_, Self::Device>) -> Result;
+    fn dev_add(&self, name: &CStr, context: AddContext<'_, Self::Device>) -> Result;
 }
 
 /// Proof that a device is being added, and so that the lock of the vDPA core is held.
-pub(crate) struct Adding<'a, D: Operations> {
+pub(crate) struct AddContext<'a, D: Operations> {
     mdev: *mut bindings::vdpa_mgmt_dev,
     name: &'a CStr,
     _device: PhantomData<D>,
 }
 
-impl<D: Operations> Adding<'_, D> {
+impl<D: Operations> AddContext<'_, D> {
     /// Adds a device to the bus. It stays there until a user deletes it or the management device is
     /// unregistered.
     ///
@@ -166,13 +166,13 @@ impl<T: ManagementOperations> Registration<T> {
         let this = unsafe { &*container_of!(Opaque::cast_from(mdev), Self, mdev) };
         // SAFETY: The core passes a name that is valid during the call.
         let name = unsafe { CStr::from_char_ptr(name) };
-        let adding = Adding {
+        let context = AddContext {
             mdev,
             name,
             _device: PhantomData,
         };
 
-        from_result(|| this.ops.dev_add(name, adding).map(|()| 0))
+        from_result(|| this.ops.dev_add(name, context).map(|()| 0))
     }
 
     /// # Safety
@@ -183,10 +183,10 @@ impl<T: ManagementOperations> Registration<T> {
         vdev: *mut bindings::vdpa_device,
     ) {
         // SAFETY: The core passes a device that this management device has added; it is alive.
-        let callbacks = unsafe { Device::<T::Device>::from_raw(vdev) }.leave();
+        let callbacks = unsafe { Device::<T::Device>::from_raw(vdev) }.begin_delete();
 
         // SAFETY: The core holds its lock. Unregistering the device gives back the reference that
-        // `Adding::add` left to the core.
+        // `AddContext::add` left to the core.
         unsafe { bindings::_vdpa_unregister_device(vdev) };
 
         callbacks.clear();

@@ -54,7 +54,7 @@ pub(crate) enum CallbackAction {
     /// They stay what they are.
     Keep,
     /// They may be called from now on.
-    GoLive,
+    DriverOk,
     /// They are forgotten: the driver may be gone next.
     Clear,
 }
@@ -107,7 +107,7 @@ pub(crate) fn step(phase: Phase, status: u8, written: u8, is_kernel: bool) -> St
         Phase::Reset | Phase::SetUp => Step {
             begins: phase == Phase::Reset && written & !ACKNOWLEDGE != 0,
             ..if written & DRIVER_OK != 0 {
-                goes_on(CallbackAction::GoLive, Phase::Ready)
+                goes_on(CallbackAction::DriverOk, Phase::Ready)
             } else if written & !ACKNOWLEDGE != 0 {
                 goes_on(CallbackAction::Keep, Phase::SetUp)
             } else {
@@ -172,7 +172,7 @@ mod tests {
                 && written & (DRIVER_OK | FAILED) == DRIVER_OK;
 
             assert_eq!(
-                step.callbacks == CallbackAction::GoLive,
+                step.callbacks == CallbackAction::DriverOk,
                 begins,
                 "{phase:?} {status:#x} {written:#x} {is_kernel}"
             );
@@ -272,7 +272,7 @@ mod tests {
             (Reset,   0x00, 0x01, true,  false, false, Keep,   Reset,  0x01),
             (Reset,   0x01, 0x03, true,  false, true,  Keep,   SetUp,  0x03),
             (SetUp,   0x03, 0x0b, true,  false, false, Keep,   SetUp,  0x0b),
-            (SetUp,   0x0b, 0x0f, true,  false, false, GoLive, Ready,  0x0f),
+            (SetUp,   0x0b, 0x0f, true,  false, false, DriverOk, Ready,  0x0f),
             // The core asks again if the daemon has refused.
             (Ready,   0x0b, 0x0f, true,  false, false, Keep,   Ready,  0x0f),
             // Failures before and after DRIVER_OK, and with the virtqueues gone.
@@ -286,7 +286,7 @@ mod tests {
             (Failed,  0x0f, 0x0f, true,  true,  true,  Keep,   SetUp,  0x03),
             // or everything.
             (Reset,   0x00, 0x02, true,  false, true,  Keep,   SetUp,  0x02),
-            (SetUp,   0x00, 0x04, true,  false, false, GoLive, Ready,  0x04),
+            (SetUp,   0x00, 0x04, true,  false, false, DriverOk, Ready,  0x04),
             (Ready,   0x00, 0x80, true,  false, false, Clear,  Failed, 0x80),
             (Failed,  0x00, 0x02, true,  true,  true,  Keep,   SetUp,  0x02),
             // A driver that leaves without a reset: the core acknowledges the device again.
@@ -294,9 +294,9 @@ mod tests {
             (Stopped, 0x0f, 0x0f, true,  true,  true,  Keep,   SetUp,  0x03),
             // QEMU, which leaves the first two bits out.
             (Reset,   0x00, 0x08, false, false, true,  Keep,   SetUp,  0x08),
-            (SetUp,   0x08, 0x0c, false, false, false, GoLive, Ready,  0x0c),
+            (SetUp,   0x08, 0x0c, false, false, false, DriverOk, Ready,  0x0c),
             // A process that says all at once, again, fails, and goes on without a reset.
-            (Reset,   0x00, 0x0f, false, false, true,  GoLive, Ready,  0x0f),
+            (Reset,   0x00, 0x0f, false, false, true,  DriverOk, Ready,  0x0f),
             (Ready,   0x0f, 0x0f, false, false, false, Keep,   Ready,  0x0f),
             (Ready,   0x0f, 0x8f, false, false, false, Clear,  Failed, 0x8f),
             (Failed,  0x8f, 0x8f, false, false, false, Keep,   Failed, 0x8f),
@@ -344,7 +344,7 @@ mod tests {
             }
             match step.callbacks {
                 CallbackAction::Keep => (),
-                CallbackAction::GoLive => self.live = true,
+                CallbackAction::DriverOk => self.live = true,
                 CallbackAction::Clear => self.live = false,
             }
             self.phase = step.phase;
