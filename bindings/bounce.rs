@@ -5,7 +5,7 @@
 //! An area is a range of I/O virtual addresses from 0 to its size. Mapping a buffer takes some pages
 //! of it, the *slots*, and copies the buffer in; unmapping copies it out. The device side maps the
 //! slots' pages, and so sees nothing that no driver has handed to it. Pages come from the kernel, on
-//! demand and full of zeroes; a process may lend pages of its own in their place.
+//! demand and full of zeroes; a process may register pages of its own (umem) in their place.
 //!
 //! This is in `bindings/` because a slot remembers a buffer by its physical address, between two
 //! calls of C. Everything that keeps that right is in this file: that a slot forgets its buffer
@@ -16,12 +16,13 @@
 //! Mapping, unmapping and copying work in any context, interrupt handlers included. Those of a page
 //! at most take no lock that another CPU's could hold, as long as the CPU has slots left of its own;
 //! others take the locks of the allocator of addresses. All are RCU readers of the area's mode, and
-//! only while pages are being lent or taken back does a lock decide which of the two pages of a slot
+//! only while pages are being registered or deregistered does a lock decide which of the two pages of a slot
 //! is the one in use.
 //!
 //! # Lock order
 //!
-//! The mutex that serialises lending and taking back, then the spinlock that says how far that is.
+//! The mutex that serialises registering and deregistering, then the spinlock that says how far the
+//! migration between the two kinds of pages is.
 
 use super::{
     atomic::Inlined,
@@ -246,15 +247,15 @@ type Chunk = [Slot; CHUNK_SLOTS];
 mod mode {
     /// The kernel's.
     pub(super) const KERNEL: u32 = 0;
-    /// Some the kernel's, some the lender's: [`Progress`](super::Progress) knows.
+    /// Some the kernel's, some the user's: [`Progress`](super::Progress) knows.
     pub(super) const MIGRATING: u32 = 1;
-    /// The lender's.
+    /// The user's.
     pub(super) const USER: u32 = 2;
 }
 
-/// How far lending, or taking back, has come.
+/// How far a migration between the kernel's pages and the user's is.
 struct Progress {
-    /// The slots below this use the lender's pages; those from here on, the kernel's.
+    /// The slots below this use the user's pages; those from here on, the kernel's.
     user_below: usize,
 }
 
@@ -464,7 +465,7 @@ impl Area {
         }
     }
 
-    /// The same, out of line: few processes lend pages.
+    /// The same, out of line: few processes register pages.
     ///
     /// # Safety
     ///
@@ -697,7 +698,7 @@ impl Area {
 
     /// Returns the kernel's page at an address of the area, for the device side to map.
     ///
-    /// [`None`] if no mapping has ever used it, or if the pages in use are lent ones: the lender
+    /// [`None`] if no mapping has ever used it, or if the pages in use are the user's: the daemon
     /// has those already. Any context.
     pub(crate) fn page(&self, iova: u64) -> Option<ARef<Page>> {
         rcu::read(|rcu| {
@@ -713,7 +714,7 @@ impl Area {
 
     /// Moves the contents of the slots in use from one page of theirs to the other.
     ///
-    /// To lend, from the first slot to the last; to take back, the other way round.
+    /// To the user's pages, from the first slot to the last; back, the other way round.
     ///
     /// The mode must be [`mode::MIGRATING`], and a grace period have passed since that was set: so
     /// whoever copies does so under the lock.
@@ -744,7 +745,7 @@ impl Area {
 
     /// Uses pages of a process from now on. What mapped buffers have in the kernel's pages is moved.
     ///
-    /// May sleep. Errors: [`EEXIST`] if pages are lent already, [`EINVAL`] if there are not just as
+    /// May sleep. Errors: [`EEXIST`] if pages are registered already, [`EINVAL`] if there are not just as
     /// many as the area has.
     pub(crate) fn register_umem(&self, pages: PinnedPages) -> Result {
         let mut registered = self.registered.lock();
@@ -761,16 +762,16 @@ impl Area {
         self.mode.store(mode::MIGRATING, Release);
         rcu::synchronize();
         self.migrate(&pages, true);
-        // INVARIANT: All of the slots' pages in use are lent ones.
+        // INVARIANT: All of the slots' pages in use are the user's.
         self.mode.store(mode::USER, Release);
         *registered = Some(pages);
 
         Ok(())
     }
 
-    /// Uses the kernel's pages again, after moving what mapped buffers have in the lent ones.
+    /// Uses the kernel's pages again, after moving what mapped buffers have in the user's.
     ///
-    /// Returns the lent pages. May sleep. Errors: [`ENOENT`] if no pages are lent.
+    /// Returns the user's pages. May sleep. Errors: [`ENOENT`] if none are registered.
     pub(crate) fn deregister_umem(&self) -> Result<Arc<PinnedPages>> {
         let mut registered = self.registered.lock();
         let pages = registered.take().ok_or(ENOENT)?;
@@ -790,7 +791,7 @@ impl Area {
         self.used_slots().any(|slot| slot.orig.read() != NO_BUFFER)
     }
 
-    /// Whether pages are lent. May sleep.
+    /// Whether user pages are registered. May sleep.
     pub(crate) fn has_umem(&self) -> bool {
         self.registered.lock().is_some()
     }

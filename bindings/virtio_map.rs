@@ -3,7 +3,7 @@
 //! Mapping a virtio driver's memory into a device's address space, by means of the device's own.
 //!
 //! A virtio driver whose device has map operations hands its buffers and rings to those, with the
-//! *token* that belongs to the virtqueue. Here, a token leads to a [`Space`]: buffers are mapped into
+//! *token* that belongs to the virtqueue. Here, a token points to a [`Space`]: buffers are mapped into
 //! its [bounce area](Area), rings (coherent memory) are allocated here and given addresses by the
 //! space's owner. Who follows a token to its space is an RCU reader, and needs no lock.
 //!
@@ -103,7 +103,7 @@ impl<T: Owner> Space<T> {
 
 /// What a virtqueue's memory is mapped by.
 ///
-/// It leads to one space at a time. That can only change while nothing is mapped, so that what was
+/// It points to one space at a time. That can only change while nothing is mapped, so that what was
 /// mapped into a space is unmapped from it.
 ///
 /// # Invariants
@@ -128,7 +128,7 @@ unsafe impl<T: Owner> Send for Token<T> {}
 unsafe impl<T: Owner> Sync for Token<T> {}
 
 impl<T: Owner> Token<T> {
-    /// A token that leads to `space`.
+    /// A token that points to `space`.
     pub(crate) fn new(space: Arc<Space<T>>) -> Self {
         // INVARIANT: The reference is ours from now on.
         Self {
@@ -138,7 +138,7 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Whether it leads to `space` now.
+    /// Whether it points to `space` now.
     pub(crate) fn points_to(&self, space: &Arc<Space<T>>) -> bool {
         ptr::eq(self.space.load(Relaxed), Arc::as_ptr(space))
     }
@@ -158,7 +158,7 @@ impl<T: Owner> Token<T> {
     /// Makes those of `tokens` lead to `space` that do not, except those by which something may be
     /// mapped.
     ///
-    /// May sleep, for as long as [`close`](Self::close), however many there are.
+    /// May sleep, for as long as [`quiesce`](Self::quiesce), however many there are.
     pub(crate) fn retarget_all(tokens: &[Self], space: &Arc<Space<T>>) {
         // Nobody else has this address as long as this has not returned.
         let mark = 0u8;
@@ -192,7 +192,7 @@ impl<T: Owner> Token<T> {
     /// Has nothing be mapped by the token any more, but for what is being mapped already. `closer` tells
     /// the caller from others that may close it; it is not 0.
     ///
-    /// Errors: those of [`close`](Self::close).
+    /// Errors: those of [`quiesce`](Self::quiesce).
     fn begin_to_quiesce(&self, closer: usize) -> Result<Quiescing<'_, T>> {
         if self.closed.cmpxchg(0, closer, Full).is_err() {
             return Err(EBUSY);
@@ -216,11 +216,11 @@ impl<T: Owner> Token<T> {
         })
     }
 
-    /// The space that it leads to, for the time of a read-side critical section.
+    /// The space that it points to, for the time of a read-side critical section.
     #[inline(always)]
     fn enter<'a>(&'a self, _rcu: rcu::Section<'a>) -> &'a Space<T> {
         // SAFETY: By the type invariants, our reference is not given back before the read-side
-        // section ends, even if it leads elsewhere by then.
+        // section ends, even if it points elsewhere by then.
         unsafe { &*self.space.read_acquire() }
     }
 
@@ -278,7 +278,7 @@ impl<T: Owner> Token<T> {
         sync: bool,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: By the safety requirements. The token leads to the same space as long as anything
+        // SAFETY: By the safety requirements. The token points to the same space as long as anything
         // is mapped there.
         unsafe { self.enter(rcu).bounce.unmap(iova, len, dir, sync, rcu) }
     }
@@ -403,7 +403,7 @@ impl<T: Owner> VTable<T> {
             return MAPPING_ERROR;
         };
         // SAFETY: The virtio core maps this memory for a driver, which must not free it before it
-        // has unmapped it by the same token. That leads to the same space as long as anything is
+        // has unmapped it by the same token. That points to the same space as long as anything is
         // mapped.
         let buffer = unsafe { Buffer::new(page, offset, size) };
         let (dir, sync) = (Direction::from_raw(dir), syncs(attrs));

@@ -53,7 +53,7 @@ impl Control {
 
     fn create(&self, arg: Argument) -> Result {
         let config: DevConfig = arg.read()?;
-        // Who never spoke of a version does not know of any but the first.
+        // A client that never negotiated a version speaks version 0.
         let api_version = self.settle_api_version(API_VERSION_0);
         if !config::is_valid(&config, api_version, PAGE_SIZE as u32) {
             return Err(EINVAL);

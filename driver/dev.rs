@@ -57,26 +57,26 @@ use kernel::{
 /// that belongs together: some tens of bytes, one by one.
 const CONFIG_PAUSE: Delta = Delta::from_millis(5);
 
-/// What all devices share.
+/// The resources that all devices share.
 pub(crate) struct Shared {
-    /// Where address spaces get addresses from.
+    /// The caches that address spaces allocate addresses from.
     pub(super) iova_cache: Arc<iova::Cache>,
     /// Whether the machine suspends.
     pub(super) suspend_watch: Arc<SuspendWatch>,
-    /// Where interrupts are sent to other CPUs.
+    /// The workqueue that interrupts are sent to other CPUs by.
     pub(super) queue: workqueue::FlushOnDrop,
     /// The most mappings that an address space can have.
     pub(super) max_iotlb_entries: usize,
 }
 
-/// Who uses a device.
+/// How a device is used.
 #[derive(Default)]
 struct Usage {
     /// A daemon has it open.
     open: bool,
     /// It is on the vDPA bus.
     attached: bool,
-    /// It is gone for good.
+    /// It was destroyed.
     destroyed: bool,
 }
 
@@ -101,7 +101,7 @@ pub(crate) struct Dev {
     /// How many virtqueue groups there are.
     pub(super) ngroups: u32,
     vqs: KVVec<Arc<Vq>>,
-    /// Where drivers leave word whom to call.
+    /// The driver's interrupt callbacks.
     pub(super) callbacks: Arc<Callbacks>,
     /// Requests to the daemon.
     #[pin]
@@ -114,11 +114,11 @@ pub(crate) struct Dev {
     /// The configuration space.
     #[pin]
     config: Mutex<ConfigSpace>,
-    /// Moves whenever the configuration space may have changed.
+    /// Changes whenever the configuration space may have changed.
     generation: Atomic<u32>,
     /// The device status, 8 bits.
     status: Atomic<u32>,
-    /// A driver of the kernel is ready, and the daemon did not agree.
+    /// A kernel driver set `DRIVER_OK`, and the daemon did not acknowledge it.
     driver_ok_refused: AtomicFlag,
     /// The features that the driver has accepted.
     driver_features: Atomic<u64>,
@@ -181,7 +181,7 @@ impl Dev {
         self.api_version >= API_VERSION_1
     }
 
-    /// A daemon opens it. Errors: [`EBUSY`] if another one has it open, [`ENODEV`] if it is gone.
+    /// A daemon opens it. Errors: [`EBUSY`] if another one has it open, [`ENODEV`] if it was destroyed.
     pub(super) fn open(&self) -> Result {
         let mut usage = self.usage.lock();
         if usage.destroyed {
@@ -197,7 +197,7 @@ impl Dev {
         Ok(())
     }
 
-    /// The daemon is gone. What it has left is made ready for the next one.
+    /// The daemon has closed it, or has died. Makes what it left ready for the next one.
     pub(super) fn close(&self) {
         self.spaces.dereg_all_umem();
         for vq in &self.vqs {
@@ -207,10 +207,10 @@ impl Dev {
         self.usage.lock().open = false;
     }
 
-    /// Puts it on the bus, until the answer is dropped.
+    /// Puts it on the bus, until the returned [`Attached`] is dropped.
     ///
     /// Errors: [`EEXIST`] if it is there already, [`EINVAL`] if not all virtqueues are set up or if
-    /// it is gone.
+    /// it was destroyed.
     pub(super) fn attach(self: &Arc<Self>) -> Result<Attached> {
         let mut usage = self.usage.lock();
         if usage.attached {
@@ -227,7 +227,7 @@ impl Dev {
         Ok(Attached(self.clone()))
     }
 
-    /// Marks it as gone. Errors: [`EBUSY`] if it is open or on the bus.
+    /// Marks it as destroyed. Errors: [`EBUSY`] if it is open or on the bus.
     pub(super) fn destroy(&self) -> Result {
         let mut usage = self.usage.lock();
         if usage.open || usage.attached {
@@ -282,7 +282,7 @@ impl Dev {
         Ok(())
     }
 
-    /// Has all virtqueues be as large as was last asked for: no driver has begun with them.
+    /// Applies pending `VQ_SETUP` sizes. Must be called only while no driver uses the virtqueues.
     pub(super) fn settle_vq_sizes(&self) {
         for vq in &self.vqs {
             vq.settle_max_size();
@@ -301,8 +301,8 @@ impl Dev {
             .is_some_and(|end| end <= self.config_size())
     }
 
-    /// Reads from the configuration space, for a driver in the kernel or for somebody else. What
-    /// lies behind its end is left as it is.
+    /// Reads from the configuration space, for a kernel driver (`to_kernel`) or another reader. Bytes
+    /// beyond its end are left as they are.
     pub(super) fn read_config(&self, offset: usize, buf: &mut [u8], to_kernel: bool) {
         {
             let config = self.config.lock();
@@ -319,7 +319,7 @@ impl Dev {
         }
     }
 
-    /// How much there is for one request of a driver in the kernel. May sleep.
+    /// The limits of one request of a kernel driver. May sleep.
     fn request_limits(&self) -> quirks::RequestLimits {
         let shortest = self.vqs.iter().map(|vq| vq.size()).min();
         let area = self.spaces.get(0).map(|open| open.domain.bounce());
@@ -332,8 +332,8 @@ impl Dev {
         }
     }
 
-    /// The size of a virtqueue, the one chosen or the largest, for a driver in the kernel or for
-    /// somebody else. Errors: [`EINVAL`] if there is no such virtqueue. May sleep.
+    /// The size of a virtqueue, the one chosen or else the largest, as a kernel driver
+    /// (`to_kernel`) or another one is told. Errors: [`EINVAL`] if there is no such virtqueue. May sleep.
     pub(super) fn vq_size(&self, index: u32, to_kernel: bool) -> Result<u16> {
         let size = self.vq(index)?.size();
 
@@ -369,7 +369,7 @@ impl Dev {
         }
     }
 
-    /// A number that moves whenever the configuration space may have changed.
+    /// A number that changes whenever the configuration space may have changed.
     pub(super) fn generation(&self) -> u32 {
         self.generation.load(Relaxed)
     }
@@ -385,8 +385,7 @@ impl Dev {
         self.status.store(status.into(), Relaxed);
     }
 
-    /// Notes whether a driver of the kernel is ready, for all that it knows, and the daemon did not
-    /// agree.
+    /// Records whether a kernel driver set `DRIVER_OK` but the daemon did not acknowledge it.
     ///
     /// Such drivers do not look whether they are ready: virtio_blk waits for its first requests. So
     /// they are ready in so far as another daemon can end what they wait for.
@@ -394,7 +393,7 @@ impl Dev {
         self.driver_ok_refused.store(driver_ok_refused, Relaxed);
     }
 
-    /// Whether there is a driver that can be interrupted.
+    /// Whether a driver can be interrupted: `DRIVER_OK` is set, or was and was not acknowledged.
     pub(super) fn is_driven(&self) -> bool {
         self.status() & status::DRIVER_OK != 0 || self.driver_ok_refused.load(Relaxed)
     }
@@ -404,7 +403,7 @@ impl Dev {
         self.driver_features.load(Relaxed)
     }
 
-    /// What it offers to a driver in the kernel, or to somebody else.
+    /// The features that it offers to a kernel driver (`to_kernel`), or to another one.
     pub(super) fn offered(&self, to_kernel: bool) -> u64 {
         if to_kernel {
             self.features & !quirks::hidden_from_kernel(self.device_id, self.features)
@@ -430,7 +429,7 @@ impl Dev {
         self.driver_features() & config::feature::RING_PACKED != 0
     }
 
-    /// Forgets what the driver has made of the device.
+    /// Resets the device: forgets all that its driver has set.
     ///
     /// vhost's callbacks are forgotten after this, those of a driver of the kernel before.
     pub(super) fn reset(&self) {

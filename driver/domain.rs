@@ -384,8 +384,8 @@ impl FileOperations for DomainFile {
         domain.bounce().contains(offset)
     }
 
-    /// Bounce pages stay what they are, and are used one behind the other. While a process lends
-    /// others, there are none; it is its own affair if it looks at the former ones.
+    /// Bounce pages stay what they are, and are used one behind the other. While a process has
+    /// registered others, there are none; it is its own affair if it looks at the former ones.
     fn fault_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
         let bounce = domain.bounce();
 

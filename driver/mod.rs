@@ -11,8 +11,8 @@
 //! 1. The vDPA core's device lock, the [registry], the [use of a device](dev::Dev).
 //! 2. The vDPA core's locks, then waiting for a [message](msg) to be answered.
 //! 3. `mmap_lock` of a client of vhost, whose memory is being mapped, then the making of
-//!    [address spaces](spaces), or the mutex of the messages. Apart from that, the lending of a bounce
-//!    area's pages.
+//!    [address spaces](spaces), or the mutex of the messages. Apart from that, the registering of a
+//!    bounce area's user pages.
 //! 4. A callback slot (a virtio driver runs under it), then a [virtqueue](vq) or an
 //!    [IOTLB](domain).
 //!

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the kernel's own drivers are told of a device, where it is not all that the daemon says.
+//! What the kernel's own drivers are told of a device, where that differs from what the daemon says.
 //!
 //! Nothing in here needs a kernel, so that it is also compiled and tested on the host, by
 //! `selftests/driver-logic`.
@@ -10,7 +10,7 @@ use super::config::{
     feature, //
 };
 
-/// Those of a device's features that the kernel's own drivers are not to know of.
+/// The features of a device that are hidden from the kernel's own drivers.
 ///
 /// virtio_net waits for the answer to a command without end, in a loop that only the device can end,
 /// with the lock of all network configuration held. So a daemon that does not answer would hang
@@ -29,7 +29,7 @@ pub(crate) fn hidden_from_kernel(device_id: u32, features: u64) -> u64 {
     }
 }
 
-/// How much there is for one request of the kernel's own drivers.
+/// The limits of one request of the kernel's own drivers.
 ///
 /// They do not look whether a request can be made at all. One whose descriptors do not fit into the
 /// virtqueue is tried again for ever, and so is one of virtio_blk whose buffers do not fit into the

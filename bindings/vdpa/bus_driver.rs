@@ -8,20 +8,20 @@ use super::bindings;
 use core::ptr;
 use kernel::prelude::*;
 
-/// Who drives a device that is on the bus.
+/// The driver of a device that is on the bus.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BusDriver {
-    /// Nobody, at the moment.
+    /// No driver, at the moment.
     None,
-    /// vhost-vdpa: a process, which is waited for by nobody but itself.
+    /// vhost-vdpa. Only the client process blocks on such a device.
     Vhost,
-    /// Another driver: virtio-vdpa, and so the kernel's own drivers.
+    /// Any other: virtio-vdpa, and with it the kernel's own virtio drivers.
     Kernel,
 }
 
 impl BusDriver {
-    /// Who drives a device that is on the bus. What a driver's own call finds is that driver: it is
-    /// bound before it is probed, until after it is removed. May sleep.
+    /// Returns the driver of a device. A call by a driver finds that driver itself, which is bound
+    /// from before it is probed until after it is removed. May sleep.
     ///
     /// # Safety
     ///

@@ -26,7 +26,7 @@ use kernel::{
     },
 };
 
-/// What a driver wants to be called with.
+/// A driver's interrupt callback.
 struct Callback {
     function: unsafe extern "C" fn(*mut c_void) -> bindings::irqreturn_t,
     private: *mut c_void,
@@ -67,7 +67,7 @@ struct SlotState {
 ///
 /// # Invariants
 ///
-/// If there is a callback and the slot is enabled and live, the callback may be called.
+/// If there is a callback and the slot has `vq_ready` and `driver_ok`, the callback may be called.
 #[pin_data]
 pub(crate) struct CallbackSlot {
     #[pin]
@@ -130,7 +130,7 @@ impl CallbackSlot {
     ///
     /// # Safety
     ///
-    /// `cb` must be valid. Its callback must be callable while the slot is enabled and live, until it
+    /// `cb` must be valid. Its callback must be callable while the slot has `vq_ready` and `driver_ok`, until it
     /// is emptied or given another callback.
     pub(super) unsafe fn fill(&self, cb: *const bindings::vdpa_callback, driver: BusDriver) {
         // SAFETY: By the safety requirements. These two are always initialised, the rest need not be.
