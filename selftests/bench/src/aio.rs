@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Many requests at a time, by the kernel's own asynchronous I/O (`io_submit`). fio gives the
-//! same figures within 2 %; it takes a process and seconds to start for each.
+//! Many requests in flight, by the kernel's own asynchronous I/O (`io_submit`). fio gives the same
+//! figures within 2 %, but takes a process, and seconds to start, for each figure.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,13 +11,13 @@ use vduse::Mapping;
 use vduse_selftests::lab::memory::PAGE;
 use vm_memory::Bytes;
 
-/// What a request does.
+/// The direction of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Direction {
-    /// It reads.
+    /// A read.
     Read = 0,
-    /// It writes.
+    /// A write.
     Write = 1,
 }
 
@@ -39,7 +39,7 @@ struct Request {
     event: u32,
 }
 
-/// What came of a request, `struct io_event`.
+/// The result of a request, `struct io_event`.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 struct Event {
@@ -49,15 +49,15 @@ struct Event {
     second_result: i64,
 }
 
-/// Requests that are under way together, each with a buffer of its own.
+/// Requests that are in flight together, each with a buffer of its own.
 #[derive(Debug)]
 pub struct Flight {
     context: c_ulong,
     buffers: Mapping,
-    /// How far one buffer is from the next, in bytes.
+    /// The distance from one buffer to the next, in bytes.
     stride: usize,
     requests: Vec<Request>,
-    /// Room for what came of all of them.
+    /// Room for the results of all requests.
     events: Vec<Event>,
     under_way: usize,
 }
@@ -72,9 +72,9 @@ impl Flight {
         let page = PAGE as usize;
         let stride = bytes.next_multiple_of(page);
         let buffers = Mapping::anonymous(depth * stride)?;
-        // The kernel hands pages out one behind the other. Pages that are side by side here are not
-        // to be so physically, always, rather than now and then: it makes a request of many pages
-        // one of many pieces.
+        // The kernel hands out consecutive pages. Adjacent pages of a buffer should not be
+        // physically adjacent, not even now and then, so that a request of many pages always has
+        // many pieces.
         for parity in [0, 1] {
             for at in (parity * page..buffers.len()).step_by(2 * page) {
                 buffers
@@ -96,8 +96,8 @@ impl Flight {
         })
     }
 
-    /// Starts the requests of some buffers. `what` says what each is to do: where, and how many
-    /// bytes.
+    /// Starts the requests of some buffers. `what` returns each request's direction, offset, and
+    /// length in bytes.
     pub fn submit(
         &mut self,
         file: &impl AsFd,
@@ -123,9 +123,9 @@ impl Flight {
         }
         let mut rest = &list[..];
         while !rest.is_empty() {
-            // SAFETY: The list and the requests that it points to are there; each buffer is as long
-            // as its request says, in shared memory, and not freed before the context is destroyed,
-            // which waits for the requests.
+            // SAFETY: The list and the requests that it points to are valid during the call. Each
+            // buffer is as long as its request says, in shared memory, and not freed before the
+            // context is destroyed, which waits for the requests.
             let n = check(unsafe {
                 libc::syscall(libc::SYS_io_submit, self.context, rest.len(), rest.as_ptr())
             })?;
@@ -135,9 +135,9 @@ impl Flight {
         Ok(())
     }
 
-    /// Waits for at least `least` requests, and says which buffers are free again.
+    /// Waits for at least `least` requests, and sets `free` to the buffers that are free again.
     pub fn wait(&mut self, least: usize, free: &mut Vec<usize>) -> io::Result<()> {
-        // SAFETY: The kernel writes at most so many events.
+        // SAFETY: The kernel writes at most `self.events.len()` events.
         let n = check(unsafe {
             libc::syscall(
                 libc::SYS_io_getevents,
@@ -183,7 +183,8 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        // SAFETY: The context is this one's; what is under way is waited for.
+        // SAFETY: The context belongs to `self`, and destroying it waits for the requests in
+        // flight.
         unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
     }
 }

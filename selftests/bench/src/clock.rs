@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Time, and waiting. In a machine that counts instructions, a nanosecond is one of them.
+//! Time, and waiting. In a machine that counts instructions, a nanosecond is one instruction.
 
 use std::os::fd::AsFd;
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::time::{clock_gettime, ClockId};
 
-/// The time since some moment, in ns.
+/// Returns the time since some fixed moment, in ns.
 pub fn now() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// How long something takes, in ns.
+/// Returns how long `work` takes, in ns.
 pub fn time(work: impl FnOnce()) -> u64 {
     let begin = now();
     work();
     now() - begin
 }
 
-/// How long something is waited for that may have got lost.
+/// The longest wait for something that may have got lost.
 const PATIENCE: Timespec = Timespec {
     tv_sec: 10,
     tv_nsec: 0,
 };
 
-/// Reads what fits from a file, and waits for it if need be.
+/// Reads what fits from a file, and waits for data if necessary.
 #[track_caller]
 pub fn read(file: &impl AsFd, buffer: &mut [u8]) {
     let mut fds = [PollFd::new(file, PollFlags::IN)];

@@ -7,19 +7,19 @@ use std::path::Path;
 use vduse_selftests::differences::Driver;
 use vduse_selftests::modules;
 
-/// Both.
+/// Both drivers.
 pub const ALL: [Driver; 2] = [Driver::C, Driver::Rust];
 
-/// More mappings than any measurement makes.
+/// A module parameter that allows more mappings than any measurement makes.
 const PARAMETERS: &str = "max_iotlb_entries=65536";
 
-/// Loads what is on the vDPA bus beside the driver. vhost-vdpa has a limit of the same name.
+/// Loads the other drivers of the vDPA bus. vhost-vdpa has a limit of the same name.
 pub fn load_bus() -> Result<(), String> {
     modules::tool("modprobe", &["vhost_vdpa", PARAMETERS])?;
     modules::load_bus()
 }
 
-/// What a driver is called in the table.
+/// Returns the name of a driver in the table.
 pub fn title(driver: Driver) -> &'static str {
     match driver {
         Driver::C => "C",
@@ -27,7 +27,7 @@ pub fn title(driver: Driver) -> &'static str {
     }
 }
 
-/// Loads a driver; `module` is the file of ours.
+/// Loads a driver; `module` is the file of our driver.
 pub fn load(driver: Driver, module: &Path) -> Result<(), String> {
     match driver {
         Driver::C => modules::tool("modprobe", &[modules::name(driver), PARAMETERS]),
@@ -38,7 +38,7 @@ pub fn load(driver: Driver, module: &Path) -> Result<(), String> {
     }
 }
 
-/// Unloads it.
+/// Unloads a driver.
 pub fn unload(driver: Driver) -> Result<(), String> {
     let name = modules::name(driver);
     match modules::references_settled(name, 0) {

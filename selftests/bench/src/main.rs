@@ -3,13 +3,13 @@
 //! Measures our driver against the in-tree one: both are loaded in turn and do the same work for
 //! the same daemon.
 //!
-//! Runs as root in a machine that has neither loaded and nothing to lose (`qemu-test/bench`). Best
-//! in one whose clock counts instructions: there a figure is the same each time, whatever else the
-//! host does.
+//! Runs as root in a machine that has neither driver loaded and nothing to lose
+//! (`qemu-test/bench`), preferably in one whose clock counts instructions: a figure is then the
+//! same each time, whatever else the host does.
 //!
 //! - `rows` are the measurements.
-//! - `null` has the devices of most of them, `aio` and `packet` the load, and `probes` looks inside the
-//!   driver. `profile` has the machine do so.
+//! - `null` has the devices of most measurements, `aio` and `packet` generate the load, and
+//!   `probes` looks inside the driver. `profile` makes the machine look inside the driver.
 //! - `ublk` is a disk of the same kind to compare with.
 //! - The rest loads drivers and prints the table.
 
@@ -73,7 +73,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures all rows with all drivers, and says whether one of them could not be.
+/// Measures all rows with all drivers, and returns the results and whether a measurement failed.
 fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), String> {
     if let Some(folder) = &options.profile {
         profile::start(folder.clone(), options.patterns.clone());
@@ -84,7 +84,7 @@ fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), Stri
     let mut failed = false;
     for round in 1..=options.rounds {
         let mut run = |bench: &Bench, column, measure: &dyn Fn() -> Vec<f64>| {
-            // What the one before has left to the kernel to free is freed meanwhile.
+            // Gives the kernel time to free what the measurement before has left to be freed.
             std::thread::sleep(Duration::from_millis(500));
             let begin = std::time::Instant::now();
             let name = &bench.rows[0].name;
@@ -95,7 +95,7 @@ fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), Stri
                         results.add(row, column, value);
                     }
                 }
-                // What went wrong has been said.
+                // The panic has been reported already.
                 Err(_) => {
                     eprintln!("{name}: not measured");
                     failed = true;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices that do nothing: what the driver sends succeeds without being looked at, so that what is
-//! measured is the way there and back. Each virtqueue has a thread.
+//! Devices that do nothing: what the driver sends succeeds without being looked at, so that only
+//! the round trip is measured. Each virtqueue has a thread.
 //!
 //! - `disk` is a disk whose requests succeed.
 //! - `card` is a network card that counts what is sent and makes up what is received.
@@ -34,29 +34,29 @@ use crate::clock;
 pub use card::{ethernet, NullCard, LAST, OTHER};
 pub use disk::{NullDisk, Shape, CAPACITY};
 
-/// How long a virtqueue is, in descriptors.
+/// The length of a virtqueue, in descriptors.
 const QUEUE_SIZE: u16 = 256;
 
 /// What a device does.
 trait Work: Send + Sync + Debug {
-    /// Whether there is something to be done with the next request of a virtqueue.
+    /// Returns whether the next request of a virtqueue should be served.
     fn wants(&self, _index: u32) -> bool {
         true
     }
 
-    /// Serves a request of a virtqueue, and says how many bytes it has written.
+    /// Serves a request of a virtqueue, and returns how many bytes were written.
     fn serve(&self, index: u32, queue: &Queue, chain: Chain) -> Result<u32, virtio_queue::Error>;
 }
 
-/// A null device that the kernel's driver has. The fields are dropped in this order.
+/// A null device that is bound to the kernel's driver. The fields are dropped in this order.
 #[derive(Debug)]
 struct NullDevice {
-    /// On the bus.
+    /// The device's place on the bus.
     _on_bus: OnBus,
-    /// Answers requests, and starts the virtqueues' threads.
+    /// The thread that answers requests, and starts the virtqueues' threads.
     _responder: Responder,
     shared: Arc<Shared>,
-    /// Created.
+    /// The created device.
     device: TestDevice,
 }
 
@@ -71,7 +71,7 @@ struct Shared {
     gate: Gate,
 }
 
-/// When the last request came and went. Taken only when asked for.
+/// The times when the last request came and went, recorded only on demand.
 #[derive(Debug, Default)]
 pub struct Stamps {
     wanted: AtomicBool,
@@ -80,17 +80,17 @@ pub struct Stamps {
 }
 
 impl Stamps {
-    /// Takes them from now on.
+    /// Records the times from now on.
     pub fn want(&self) {
         self.wanted.store(true, Ordering::Relaxed);
     }
 
-    /// When a virtqueue's thread was woken by a kick, in ns.
+    /// Returns when a virtqueue's thread was woken by a kick, in ns.
     pub fn woken(&self) -> u64 {
         self.woken.load(Ordering::Acquire)
     }
 
-    /// When it was about to interrupt the driver, in ns.
+    /// Returns when a virtqueue's thread was about to interrupt the driver, in ns.
     pub fn injecting(&self) -> u64 {
         self.injecting.load(Ordering::Acquire)
     }
@@ -102,7 +102,7 @@ impl Stamps {
     }
 }
 
-/// A gate before which the virtqueues' threads wait, when it is closed.
+/// A gate that stops the virtqueues' threads while the gate is closed.
 #[derive(Debug, Default)]
 pub struct Gate {
     closed: Mutex<bool>,
@@ -110,7 +110,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Closes it, until what is returned is dropped.
+    /// Closes the gate until the returned guard is dropped.
     pub fn close(&self) -> Closed<'_> {
         self.set_closed(true);
         Closed(self)
@@ -127,7 +127,7 @@ impl Gate {
     }
 }
 
-/// A gate that is closed.
+/// A guard that keeps a gate closed.
 #[derive(Debug)]
 pub struct Closed<'a>(&'a Gate);
 
@@ -222,7 +222,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Has a virtqueue's thread look for something to do.
+    /// Makes a virtqueue's thread look for something to do.
     fn wake(&self, index: u32) {
         let threads = self.threads();
         let thread = threads.iter().find(|thread| thread.index == index);
@@ -239,7 +239,7 @@ impl Shared {
     }
 }
 
-/// A virtqueue, as its thread has it.
+/// The state of a virtqueue's thread.
 struct Served {
     shared: Arc<Shared>,
     memory: Arc<AddressSpace>,
@@ -280,7 +280,7 @@ impl Served {
             let more = self.queue.enable_notification(memory)?;
             if any && self.queue.needs_notification(memory)? {
                 self.shared.stamps.take(&self.shared.stamps.injecting);
-                // Refused while the driver resets the device, when nobody waits for it.
+                // Refused while the driver resets the device, when nothing waits for the interrupt.
                 let _ = self.shared.device.inject_vq_irq(self.index);
             }
             if !(more && self.shared.work.wants(self.index)) {
@@ -291,7 +291,8 @@ impl Served {
 }
 
 impl NullDevice {
-    /// Serves a device that is created, with so many virtqueues, and binds it to the kernel's driver.
+    /// Serves a created device with `queues` virtqueues, and binds the device to the kernel's
+    /// driver.
     fn new(device: TestDevice, queues: u16, work: Arc<dyn Work>) -> Self {
         let file = Arc::new(device.open_nonblocking());
         for index in 0..queues {

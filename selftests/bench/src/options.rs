@@ -8,7 +8,7 @@ use vduse_selftests::differences::Driver;
 
 use crate::drivers;
 
-/// What is printed with a complaint.
+/// The text that is printed with a complaint.
 pub const USAGE: &str = "\
 usage: vduse-bench [OPTION]... [PATTERN]...
 
@@ -26,36 +26,36 @@ As root, with neither of them loaded.
   --list                   print the names of the rows and end
   --verbose                say how long each measurement takes";
 
-/// What to do.
+/// The options of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Our module.
+    /// The file of our module.
     pub module: PathBuf,
     /// How often each driver is measured.
     pub rounds: u32,
-    /// Which drivers are measured.
+    /// The drivers to measure.
     pub drivers: Vec<Driver>,
-    /// Measure ublk, too.
+    /// Measure ublk as well.
     pub ublk: bool,
-    /// Where the machine that makes a profile looks for what it is of.
+    /// The directory where the machine that makes a profile looks for what it needs.
     pub profile: Option<PathBuf>,
     /// Print comma-separated values.
     pub csv: bool,
     /// Only print the names of rows.
     pub list: bool,
-    /// Say what happens.
+    /// Report progress.
     pub verbose: bool,
-    /// Which rows.
+    /// The rows to measure.
     pub patterns: Patterns,
 }
 
-/// Names of rows: those that have one of these in them, or all if there is none. At the end of one, `$` is the
-/// end of the name.
+/// Patterns for names of rows: a name fits if it contains one of the patterns, or if there are
+/// none. A `$` at the end of a pattern is the end of the name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patterns(Vec<String>);
 
 impl Patterns {
-    /// Whether a name is one of those.
+    /// Returns whether a name fits one of the patterns.
     pub fn fit(&self, name: &str) -> bool {
         let fits = |pattern: &String| match pattern.strip_suffix('$') {
             Some(end) => name.ends_with(end),
@@ -66,7 +66,7 @@ impl Patterns {
 }
 
 impl Options {
-    /// Whether a row is to be measured.
+    /// Returns whether a row should be measured.
     pub fn wants(&self, row: &str) -> bool {
         self.patterns.fit(row)
     }
@@ -117,7 +117,7 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
         }
     }
     if options.profile.is_some() {
-        // Each time it is loaded, a driver is somewhere else.
+        // A driver is at another address each time it is loaded.
         options.rounds = 1;
         if options.ublk {
             return Err("--profile is of the two drivers: not with --ublk".to_owned());

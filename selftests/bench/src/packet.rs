@@ -22,11 +22,11 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// The interface of a device that virtio_net has, and nobody else's frames.
+    /// Brings up the interface of a device that is bound to virtio_net, free of other frames.
     pub fn of(device: &str, ether_type: u16) -> Self {
         soon("the interface appears", || bus::interface(device).is_some());
         let name = bus::interface(device).expect("an interface");
-        // It would send frames of its own.
+        // IPv6 would send frames of its own.
         let ipv6 = Path::new("/proc/sys/net/ipv6/conf").join(&name);
         if ipv6.exists() {
             sysfs::write(&ipv6.join("disable_ipv6"), "1").expect("disabling IPv6");
@@ -34,8 +34,9 @@ impl Interface {
         let folder = Path::new("/sys/class/net").join(&name);
         let up = format!("link set {name} up");
         ip(&up);
-        // Until the link's state has been dealt with, what is sent is dropped, without an error.
-        // Saying it again waits for the end of that, as both take the same lock.
+        // Until the kernel has dealt with the link's state, sent frames are dropped without an
+        // error. Setting the link up again waits for the kernel to finish, as both take the same
+        // lock.
         soon("the link is up", || {
             sysfs::read(&folder.join("operstate")).is_ok_and(|state| state == "up")
         });
@@ -46,7 +47,7 @@ impl Interface {
         Self { folder, socket }
     }
 
-    /// Sends a frame, when there is room.
+    /// Sends a frame as soon as there is room.
     pub fn send(&self, frame: &[u8]) {
         let sent = rustix::io::write(&self.socket, frame);
         assert_eq!(sent, Ok(frame.len()), "sending");
@@ -57,7 +58,7 @@ impl Interface {
         clock::read(&self.socket, &mut [0; 64]);
     }
 
-    /// How many frames were received that are long enough to be some.
+    /// Returns how many frames were received, excluding those too short to be frames.
     pub fn received(&self) -> u64 {
         let count = |name| -> u64 {
             let count = sysfs::read(&self.folder.join("statistics").join(name));
@@ -67,15 +68,15 @@ impl Interface {
     }
 }
 
-/// A socket that sends any frames to an interface and receives those of one type from it.
+/// Opens a socket that sends any frames to an interface, and receives frames of one type.
 fn socket(index: c_int, ether_type: u16) -> io::Result<OwnedFd> {
     let family = libc::AF_PACKET;
-    // SAFETY: The call takes numbers.
+    // SAFETY: The call only takes numbers.
     let socket = unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if socket < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: It is open, and nobody else's.
+    // SAFETY: The descriptor is open, and nothing else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
     let address = sockaddr_ll {
         sll_family: family as u16,
@@ -87,7 +88,7 @@ fn socket(index: c_int, ether_type: u16) -> io::Result<OwnedFd> {
         sll_addr: [0; 8],
     };
     let size = size_of_val(&address) as socklen_t;
-    // SAFETY: The address is as long as is said.
+    // SAFETY: The address is as long as `size` says.
     match unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size) } {
         0 => Ok(socket),
         _ => Err(io::Error::last_os_error()),

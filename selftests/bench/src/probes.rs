@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How many instructions it takes to map and to unmap a buffer, by probes of the kernel's
-//! (`kprobe_events`) that note when a function begins and when it returns.
+//! The number of instructions that mapping and unmapping a buffer takes, measured by kernel probes
+//! (`kprobe_events`) that record when a function begins and when it returns.
 //!
-//! They stand on the functions of virtio that call the driver's, as Rust functions cannot have any.
-//! What those do themselves is known, and taken off. So is what a probe takes, which is more but
-//! the same each time: it is measured on a system call that does next to nothing. Times are the TSC's,
-//! which counts instructions in a machine that does.
+//! The probes are on functions of virtio that call the driver's functions, as Rust functions cannot
+//! be probed. The instructions of the virtio functions themselves are known, and subtracted. The
+//! cost of a probe is subtracted as well: this cost is higher but the same each time, and is
+//! measured on a system call that does next to nothing. Times are those of the TSC, which counts
+//! instructions in a machine that counts instructions.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,21 +17,21 @@ use vduse_selftests::lab::sysfs;
 
 use crate::table::median;
 
-/// A function that is probed.
+/// A function with probes.
 struct Function {
     name: &'static str,
-    /// How many instructions of its own it has, the driver's function not among them. That is what
-    /// Debian's compiler makes of Linux 7.2; elsewhere it may be a few more or fewer, for both
-    /// drivers.
+    /// The number of the function's own instructions, excluding the driver's function. The number
+    /// applies to what Debian's compiler makes of Linux 7.2; elsewhere there may be a few more or
+    /// fewer, for both drivers.
     own: f64,
-    /// Two figures that are noted when it begins. They are of the same kind in all functions, so
-    /// that noting them takes as long.
+    /// Two figures that are recorded when the function begins, of the same kind in all functions,
+    /// so that recording takes the same time.
     figures: [&'static str; 2],
-    /// Which of them says how many bytes there are.
+    /// The index of the figure that is the number of bytes.
     bytes: usize,
 }
 
-/// Calls `map_page`.
+/// The function that calls `map_page`.
 const MAP: Function = Function {
     name: "virtqueue_map_page_attrs",
     own: 13.0,
@@ -38,7 +39,7 @@ const MAP: Function = Function {
     bytes: 0,
 };
 
-/// Calls `unmap_page`, for what `struct vring_desc_extra` says.
+/// The function that calls `unmap_page`, for what `struct vring_desc_extra` says.
 const UNMAP: Function = Function {
     name: "vring_unmap_one_split",
     own: 29.0,
@@ -46,7 +47,7 @@ const UNMAP: Function = Function {
     bytes: 1,
 };
 
-/// Says what the highest priority is.
+/// The system call that returns the highest priority.
 const NOTHING: Function = Function {
     name: "__x64_sys_sched_get_priority_max",
     own: 10.0,
@@ -59,15 +60,15 @@ const TRACING: &str = "/sys/kernel/tracing";
 /// The name of the events' group, and of the buffer that they are written to.
 const GROUP: &str = "vduse_bench";
 
-/// How many times the probes are measured themselves.
+/// How many times the probes themselves are measured.
 const NOTHINGS: usize = 100;
 
-/// Empties a list of tracing's, by opening it to be overwritten.
+/// Empties a list in tracefs, by opening the file to be overwritten.
 fn empty(path: &Path) -> io::Result<()> {
     std::fs::File::create(path).map(drop)
 }
 
-/// Probes, until this is dropped.
+/// Probes that exist until this is dropped.
 #[derive(Debug)]
 pub struct Probes {
     buffer: PathBuf,
@@ -76,7 +77,7 @@ pub struct Probes {
 impl Probes {
     /// Sets the probes.
     pub fn new() -> Self {
-        // Each probe is to take as long as the others, whatever it stands on.
+        // Each probe must take as long as the others, whatever function it is on.
         let optimization = Path::new("/proc/sys/debug/kprobes-optimization");
         sysfs::write(optimization, "0").expect("no optimised probes");
         let tracing = Path::new(TRACING);
@@ -89,7 +90,7 @@ impl Probes {
                 format!("p:{GROUP}/{name} {name} f0={first} f1={second}"),
                 format!("r:{GROUP}/{name}_end {name}"),
             ] {
-                // It is added to those that are there.
+                // Writing adds the probe to the existing ones.
                 sysfs::write(&tracing.join("kprobe_events"), &probe).expect("a probe");
             }
         }
@@ -104,7 +105,7 @@ impl Probes {
         sysfs::write(&self.buffer.join(what), value).expect("setting probes up");
     }
 
-    /// Watches what is mapped and unmapped by something.
+    /// Records what is mapped and unmapped by `work`.
     pub fn watch(&self, work: impl FnOnce()) -> Watched {
         empty(&self.buffer.join("trace")).expect("emptying a buffer");
         self.set("tracing_on", "1");
@@ -126,8 +127,8 @@ impl Probes {
 
 impl Drop for Probes {
     fn drop(&mut self) {
-        // Probes that are enabled cannot be removed, nor a buffer that is in use. What is left is
-        // in the way of the next ones, which say so.
+        // Enabled probes cannot be removed, nor can a buffer in use. Leftovers are in the way of
+        // the next probes, which fail with a message.
         let enable = format!("events/{GROUP}/enable");
         let _ = sysfs::write(&self.buffer.join(enable), "0");
         let _ = std::fs::remove_dir(&self.buffer);
@@ -135,7 +136,7 @@ impl Drop for Probes {
     }
 }
 
-/// An event: when, what, and the figures that were noted.
+/// An event: its time, its name, and the recorded figures.
 struct Event<'a> {
     time: f64,
     name: &'a str,
@@ -143,7 +144,8 @@ struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// Reads `TASK-PID [CPU] FLAGS TIME: NAME: (WHERE) f0=N f1=N`. An end has no figures.
+    /// Parses `TASK-PID [CPU] FLAGS TIME: NAME: (WHERE) f0=N f1=N`. The end of a call has no
+    /// figures.
     fn read(line: &'a str) -> Option<Self> {
         let (before, after) = line.split_once(": (")?;
         let (before, name) = before.rsplit_once(": ")?;
@@ -168,12 +170,12 @@ struct Call {
     took: f64,
 }
 
-/// The calls of the functions while something was done.
+/// The calls of the probed functions while something was done.
 #[derive(Debug)]
 pub struct Watched(Vec<Call>);
 
 impl Watched {
-    /// Reads what was traced, on one CPU: calls do not overlap.
+    /// Parses a trace of one CPU, where calls do not overlap.
     fn read(trace: &str) -> Self {
         let mut calls = Vec::new();
         let mut begun: Option<Event<'_>> = None;
@@ -185,14 +187,14 @@ impl Watched {
                     figures: begin.figures,
                     took: event.time - begin.time,
                 }),
-                // The end of what began before.
+                // The end of a call that began before the trace.
                 _ => {}
             }
         }
         Self(calls)
     }
 
-    /// How long a function's calls take.
+    /// Returns how long a function's calls take, without the function's own instructions.
     fn of(&self, function: &Function, wanted: impl Fn(&Call) -> bool, count: usize) -> f64 {
         let calls = self.0.iter().filter(|call| call.name == function.name);
         let took: Vec<f64> = calls
@@ -208,8 +210,8 @@ impl Watched {
         self.of(function, fits, count) - self.of(&NOTHING, |_| true, NOTHINGS)
     }
 
-    /// How many instructions it takes to map and to unmap so many bytes, which happened `count`
-    /// times.
+    /// Returns how many instructions it takes to map and to unmap `bytes` bytes, which happened
+    /// `count` times.
     pub fn map_and_unmap(&self, bytes: usize, count: usize) -> [f64; 2] {
         [&MAP, &UNMAP].map(|function| self.each(function, bytes, count))
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Marks of what the machine is to count the instructions of, by function, if it does
+//! Marks that tell the machine which instructions to count, by function, if the machine counts any
 //! (`qemu-test/run --profile`).
 
 use std::arch::asm;
@@ -13,22 +13,22 @@ use vduse_selftests::differences::Driver;
 use crate::drivers;
 use crate::options::Patterns;
 
-/// What is watched.
+/// The state of a profile.
 #[derive(Debug)]
 struct Profile {
-    /// Where the machine looks for what it has to know.
+    /// The directory where the machine looks for what it needs.
     folder: PathBuf,
-    /// Which rows.
+    /// The rows that are profiled.
     patterns: Patterns,
     /// The *window* of the driver that is loaded, from 1 on; each driver is loaded once.
     window: AtomicUsize,
-    /// How often something was done in this window.
+    /// How often the rows' operations were done in this window.
     times: AtomicUsize,
 }
 
 static PROFILE: OnceLock<Profile> = OnceLock::new();
 
-/// Has the machine count what these rows do. It looks for what it has to know in `folder`.
+/// Makes the machine count what these rows do. The machine looks for what it needs in `folder`.
 pub fn start(folder: PathBuf, patterns: Patterns) {
     let profile = Profile {
         folder,
@@ -39,7 +39,7 @@ pub fn start(folder: PathBuf, patterns: Patterns) {
     PROFILE.set(profile).expect("one profile");
 }
 
-/// A driver was loaded: what is counted counts for it.
+/// Selects the window of a driver that was just loaded: instructions count for this driver.
 pub fn next_driver() {
     if let Some(profile) = PROFILE.get() {
         profile.window.fetch_add(1, SeqCst);
@@ -47,7 +47,7 @@ pub fn next_driver() {
     }
 }
 
-/// Tells the machine what it has counted for a driver, which is still loaded.
+/// Tells the machine about what it has counted for a driver, which must still be loaded.
 pub fn tell(driver: Driver) {
     let Some(profile) = PROFILE.get() else {
         return;
@@ -63,12 +63,12 @@ pub fn tell(driver: Driver) {
     .expect("telling the machine");
 }
 
-/// The profile, if a row is watched.
+/// Returns the profile, if a row is profiled.
 fn of_row(row: &str) -> Option<&'static Profile> {
     PROFILE.get().filter(|profile| profile.patterns.fit(row))
 }
 
-/// Has instructions count for a row from now on, those of all processes.
+/// Counts instructions for a row from now on, those of all processes.
 pub fn begin(row: &str) {
     if let Some(profile) = of_row(row) {
         match profile.window.load(SeqCst) {
@@ -79,7 +79,7 @@ pub fn begin(row: &str) {
     }
 }
 
-/// Ends that; something was done so many times.
+/// Ends the counting for a row, whose operation was done `times` times.
 pub fn end(row: &str, times: usize) {
     mark::<0>();
     if let Some(profile) = of_row(row) {
@@ -87,7 +87,7 @@ pub fn end(row: &str, times: usize) {
     }
 }
 
-/// Does a row's `work`, which does something so many times, and has its instructions counted.
+/// Runs a row's `work`, which does an operation `times` times, and counts the instructions.
 pub fn watch<T>(row: &str, times: usize, work: impl FnOnce() -> T) -> T {
     begin(row);
     let result = work();
@@ -95,9 +95,9 @@ pub fn watch<T>(row: &str, times: usize, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Opens a window, or closes the one that is open, for [`qemu-test/profiler.rs`].
+/// Opens a window, or closes the open one, for [`qemu-test/profiler.rs`].
 fn mark<const WINDOW: u8>() {
-    // SAFETY: It does nothing: `nop dword [rax + rax + WINDOW + 0x56445500]`.
+    // SAFETY: The instruction does nothing: `nop dword [rax + rax + WINDOW + 0x56445500]`.
     unsafe {
         asm!(
             ".byte 0x0f, 0x1f, 0x84, 0x00, {window}, 0x55, 0x44, 0x56",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is printed.
+//! The printed results.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -10,10 +10,10 @@ use vduse_selftests::differences::Driver;
 use crate::drivers;
 use crate::rows::{Better, Row};
 
-/// What the column of ublk is called; that of a driver is its [title](drivers::title).
+/// The title of ublk's column; a driver's column has the driver's [title](drivers::title).
 pub const UBLK: &str = "ublk";
 
-/// What was measured: the figures of each column, by the row's name.
+/// The measured figures of each column, by the row's name.
 #[derive(Debug, Default)]
 pub struct Results(HashMap<(String, &'static str), Vec<f64>>);
 
@@ -24,18 +24,18 @@ impl Results {
         self.0.entry(key).or_default().push(value);
     }
 
-    /// The median of a row's figures.
+    /// Returns the median of a row's figures.
     fn median(&self, row: &Row, column: &'static str) -> Option<f64> {
         median(self.0.get(&(row.name.clone(), column))?.clone())
     }
 
-    /// Whether ublk was measured.
+    /// Returns whether ublk was measured.
     fn has_ublk(&self) -> bool {
         self.0.keys().any(|&(_, column)| column == UBLK)
     }
 }
 
-/// The middle one of some figures, or the mean of the two in the middle.
+/// Returns the middle one of some figures, or the mean of the two in the middle.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -47,7 +47,7 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     })
 }
 
-/// A row as it is shown.
+/// A row as printed.
 struct Line {
     c: Option<f64>,
     ours: Option<f64>,
@@ -72,7 +72,7 @@ impl Line {
     }
 }
 
-/// Whether a ratio, as it is shown, reaches a row's target.
+/// Returns whether a ratio, as printed, reaches a row's target.
 fn reaches(row: &Row, ratio: f64) -> bool {
     let ratio = (ratio * 100.0).round() / 100.0;
     match row.better {
@@ -93,7 +93,7 @@ fn ratio(value: Option<f64>) -> String {
     value.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
 }
 
-/// The table.
+/// Formats the table.
 pub fn text(rows: &[&Row], results: &Results) -> String {
     let titles = ["what", "unit", "C", "ours", "ours/C", "wanted", ""];
     let mut lines = vec![titles.map(str::to_owned).to_vec()];
@@ -127,7 +127,7 @@ pub fn text(rows: &[&Row], results: &Results) -> String {
     for line in &lines {
         let mut shown = String::new();
         for (column, (cell, &width)) in line.iter().zip(&widths).enumerate() {
-            // Words to the left, figures to the right. Writing to a string does not fail.
+            // Text to the left, figures to the right. Writing to a string does not fail.
             let _ = if column < 2 || column == 6 {
                 write!(shown, "{cell:<width$}  ")
             } else {
@@ -140,7 +140,7 @@ pub fn text(rows: &[&Row], results: &Results) -> String {
     text
 }
 
-/// The same as comma-separated values, one line for each row.
+/// Formats the results as comma-separated values, one line for each row.
 pub fn csv(rows: &[&Row], results: &Results) -> String {
     let mut text = "what,unit,better,c,ours,ratio,wanted,ublk\n".to_owned();
     for row in rows {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk that does nothing, served by ublk: what the kernel's other way to have a disk in a process
-//! takes, where a request is an entry of an io_uring. As the null disk on VDUSE it has one queue
-//! with a thread of its own, and requests succeed without their data being looked at. The kernel
-//! copies the data to and from the thread's buffers.
+//! A disk that does nothing, served by ublk: the cost of the kernel's other way to have a disk in a
+//! process, where a request is an entry of an io_uring. Like the null disk on VDUSE, this disk has
+//! one queue with a thread of its own, and requests succeed without their data being looked at. The
+//! kernel copies the data to and from the thread's buffers.
 //!
 //! C header: `include/uapi/linux/ublk_cmd.h`
 
@@ -23,15 +23,15 @@ use vm_memory::{ByteValued, Bytes};
 
 use crate::null::CAPACITY;
 
-/// How many requests there can be at a time.
+/// The maximum number of requests at a time.
 const DEPTH: u16 = 128;
 
-/// How long a request can be, in bytes.
+/// The maximum length of a request, in bytes.
 const LONGEST: usize = 1 << 20;
 
 const SECTOR_SHIFT: u8 = 9;
 
-// Commands to the control device, and to a disk's own.
+// Commands to the control device, and to a disk's own device.
 const ADD: u32 = command(0x04, size_of::<Control>());
 const DELETE: u32 = command(0x05, size_of::<Control>());
 const START: u32 = command(0x06, size_of::<Control>());
@@ -40,18 +40,18 @@ const SET_PARAMETERS: u32 = command(0x08, size_of::<Control>());
 const FETCH: u32 = command(0x20, size_of::<Io>());
 const COMMIT_AND_FETCH: u32 = command(0x21, size_of::<Io>());
 
-/// `_IOWR('u', number, ...)` of something of this size.
+/// Returns `_IOWR('u', number, ...)` for an argument of `size` bytes.
 const fn command(number: u32, size: usize) -> u32 {
     3 << 30 | (size as u32) << 16 | (b'u' as u32) << 8 | number
 }
 
-/// Commands are numbered as ioctls are.
+/// Flag: commands are numbered as ioctls are.
 const IOCTL_ENCODE: u64 = 1 << 6;
 
-/// Partitions are looked for when the disk is first opened, and not at the same time as that.
+/// Flag: partitions are looked for when the disk is first opened, and not at the same time.
 const NO_AUTO_PART_SCAN: u64 = 1 << 18;
 
-/// Parameters that each disk has.
+/// The type of the parameters that each disk has.
 const BASIC: u32 = 1 << 0;
 
 /// `struct ublksrv_ctrl_cmd`
@@ -68,7 +68,7 @@ struct Control {
     reserved: u32,
 }
 
-// SAFETY: It has numbers only, and no padding.
+// SAFETY: The structure has numbers only, and no padding.
 unsafe impl ByteValued for Control {}
 
 /// `struct ublksrv_ctrl_dev_info`
@@ -117,7 +117,7 @@ struct Request {
     address: u64,
 }
 
-// SAFETY: It has numbers only, and no padding.
+// SAFETY: The structure has numbers only, and no padding.
 unsafe impl ByteValued for Request {}
 
 /// `struct ublksrv_io_cmd`
@@ -130,7 +130,7 @@ struct Io {
     address: u64,
 }
 
-// SAFETY: It has numbers only, and no padding.
+// SAFETY: The structure has numbers only, and no padding.
 unsafe impl ByteValued for Io {}
 
 /// The control device.
@@ -147,7 +147,7 @@ impl Commander {
         })
     }
 
-    /// Gives a command about a device, with something to read or write.
+    /// Sends a command about a device, with `about` to be read or written.
     fn say<T>(&mut self, what: u32, device: u32, data: u64, about: &mut T) -> io::Result<()> {
         let control = Control {
             device,
@@ -161,8 +161,8 @@ impl Commander {
         bytes[..size_of::<Control>()].copy_from_slice(control.as_slice());
         let file = types::Fd(self.file.as_raw_fd());
         let entry = opcode::UringCmd80::new(file, what).cmd(bytes).build();
-        // SAFETY: The kernel is done with `about`, which is as long as it says, when the command is
-        // completed, which is waited for.
+        // SAFETY: `about` is as long as the command says, and the kernel no longer uses it once the
+        // command is completed, which is waited for.
         unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)?;
         self.ring.submit_and_wait(1)?;
         let done = self.ring.completion().next().map(|entry| entry.result());
@@ -229,7 +229,7 @@ impl UblkDisk {
         })
     }
 
-    /// The name of its block device.
+    /// Returns the name of the disk's block device.
     pub fn block(&self) -> String {
         format!("ublkb{}", self.device)
     }
@@ -238,7 +238,7 @@ impl UblkDisk {
 impl Drop for UblkDisk {
     fn drop(&mut self) {
         let stopped = self.commander.say(STOP, self.device, 0, &mut ());
-        // It ends when all of its requests have come back.
+        // The thread ends when all of its requests have come back.
         let served = self.thread.take().map(JoinHandle::join);
         let deleted = self.commander.say(DELETE, self.device, 0, &mut ());
         if !std::thread::panicking() {
@@ -250,7 +250,7 @@ impl Drop for UblkDisk {
     }
 }
 
-/// The queue, as its thread has it.
+/// The state of the queue's thread.
 struct Queue {
     file: OwnedFd,
     requests: Mapping,
@@ -262,9 +262,10 @@ impl Queue {
         let bytes = usize::from(DEPTH) * size_of::<Request>();
         let requests = Mapping::of_file(file.as_fd(), 0, bytes as u64, vduse::uapi::ACCESS_RO)?;
         let buffers = Mapping::anonymous(usize::from(DEPTH) * LONGEST)?;
-        // Bounce pages are there when they have been used once, whatever requests they are for.
+        // Populates all buffers, as bounce pages also stay once they have been used, for any
+        // request.
         let start = buffers.address().cast();
-        // SAFETY: The advice changes nothing about what the memory holds.
+        // SAFETY: The advice does not change what the memory holds.
         unsafe { madvise(start, buffers.len(), Advice::LinuxPopulateWrite) }?;
         Ok(Self {
             file,
@@ -297,12 +298,13 @@ impl Queue {
         let (submitter, mut submission, mut completion) = ring.split();
         for tag in 0..DEPTH {
             let entry = self.entry(FETCH, tag, 0);
-            // SAFETY: The buffer is there until the ring is gone: it was made before.
+            // SAFETY: The buffer was created before the ring, and exists until the ring is gone.
             unsafe { submission.push(&entry) }.map_err(io::Error::other)?;
         }
         let mut left = DEPTH;
         while left != 0 {
-            // What was pushed and taken is the kernel's from here on, and what it has done ours.
+            // From here on, pushed and taken entries belong to the kernel, and its results belong
+            // to us.
             submission.sync();
             completion.sync();
             submitter.submit_and_wait(1)?;

@@ -21,24 +21,24 @@ use vm_memory::Bytes;
 use super::{NullDevice, Work};
 use crate::clock;
 
-/// The virtqueue of what is received; what is sent is in the next one.
+/// The virtqueue for received frames; the next virtqueue is for sent frames.
 const RECEIVE: u32 = 0;
 
-/// The length in bytes of what stands before a frame, `struct virtio_net_hdr`: zeros, but for the
-/// number of buffers behind it.
+/// The length in bytes of the header before a frame, `struct virtio_net_hdr`: zeros, except for the
+/// number of buffers that hold the frame.
 const HEADER: usize = 12;
 const NUM_BUFFERS: usize = 10;
 
-/// The length in bytes of a frame's own header: to whom, from whom, and what.
+/// The length in bytes of a frame's own header: destination, source, and type.
 const ETHERNET: usize = 14;
 
-/// The type of frames that nobody waits for: it is for experiments.
+/// The type of frames that nothing waits for, reserved for experiments.
 pub const OTHER: u16 = 0x88b5;
 
-/// The type of the last one of some frames, for a socket that waits for it.
+/// The type of the last of several frames, for a socket that waits for that frame.
 pub const LAST: u16 = 0x88b6;
 
-/// A frame's own header, if it is of this type and for the card.
+/// Returns the own header of a frame of this type to the card.
 pub fn ethernet(ether_type: u16) -> [u8; ETHERNET] {
     let mut header = [0; ETHERNET];
     header[..6].copy_from_slice(&MAC);
@@ -47,7 +47,7 @@ pub fn ethernet(ether_type: u16) -> [u8; ETHERNET] {
     header
 }
 
-/// A null card that virtio_net has.
+/// A null card that is bound to virtio_net.
 #[derive(Debug)]
 pub struct NullCard {
     device: NullDevice,
@@ -60,7 +60,7 @@ impl NullCard {
         let mut shape = Shape::new(&unique_name(), MAC);
         shape.groups = Groups::One;
         let mut config = shape.config();
-        // What cards have that are made to be fast.
+        // Features of cards that are made to be fast.
         config.features |= 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_NET_F_MRG_RXBUF;
@@ -79,23 +79,23 @@ impl NullCard {
         }
     }
 
-    /// The device's name.
+    /// Returns the device's name.
     pub fn name(&self) -> &str {
         self.device.device.name()
     }
 
-    /// Counts the frames that are sent from now on, up to so many.
+    /// Counts the frames that are sent from now on, up to `count`.
     pub fn expect(&self, count: u64) {
         self.frames.to_send.store(count, Ordering::Release);
     }
 
-    /// Waits until as many have been sent.
+    /// Waits until the expected number of frames has been sent.
     pub fn wait_sent(&self) {
         clock::read(&self.frames.all_sent, &mut [0; 8]);
     }
 
-    /// Receives so many frames of a length in bytes, as fast as the driver has room for them, the
-    /// last one of type [`LAST`].
+    /// Receives `count` frames of `bytes` bytes, as fast as the driver has room for them. The last
+    /// frame is of type [`LAST`].
     pub fn receive(&self, count: u64, bytes: u32) {
         self.frames.bytes.store(bytes, Ordering::Relaxed);
         self.frames.to_receive.store(count, Ordering::Release);
@@ -103,21 +103,22 @@ impl NullCard {
     }
 }
 
-/// What is to be done.
+/// The frames that are still expected.
 #[derive(Debug)]
 struct Frames {
-    /// How many are to be sent.
+    /// How many frames are still to be sent.
     to_send: AtomicU64,
-    /// Readable when they have been.
+    /// Readable when all frames have been sent.
     all_sent: OwnedFd,
-    /// How many are to be received.
+    /// How many frames are still to be received.
     to_receive: AtomicU64,
-    /// How long they are.
+    /// The length of the received frames, in bytes.
     bytes: AtomicU32,
 }
 
 impl Frames {
-    /// What a virtqueue's frames are counted down in. Only its thread does.
+    /// Returns the counter of a virtqueue's remaining frames. Only the virtqueue's thread counts
+    /// down.
     fn left(&self, index: u32) -> &AtomicU64 {
         match index {
             RECEIVE => &self.to_receive,
@@ -139,7 +140,7 @@ impl Work for Frames {
     ) -> Result<u32, virtio_queue::Error> {
         let left = self.left(index);
         let last = match left.load(Ordering::Acquire) {
-            // Sent by somebody else.
+            // A frame that the measurement did not send.
             0 => return Ok(0),
             count => {
                 left.store(count - 1, Ordering::Release);

@@ -18,16 +18,16 @@ use super::{Gate, NullDevice, Stamps, Work};
 /// The capacity of a disk, in bytes.
 pub const CAPACITY: u64 = 1 << 30;
 
-/// What a disk is to be.
+/// The properties of a disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// How many virtqueues it has.
+    /// The number of virtqueues.
     pub queues: u16,
-    /// How many groups it has; virtqueues are in group 0.
+    /// The number of groups; all virtqueues are in group 0.
     pub groups: u32,
-    /// How many address spaces it has.
+    /// The number of address spaces.
     pub spaces: u32,
-    /// The size of the bounce area in bytes, of all address spaces together; 0 is the default.
+    /// The size of the bounce area in bytes, for all address spaces together; 0 is the default.
     pub bounce: u64,
 }
 
@@ -43,7 +43,7 @@ impl Default for Shape {
 }
 
 impl Shape {
-    /// Creates a device of version 1 like this.
+    /// Creates a device of version 1 with these properties.
     pub fn create(&self) -> TestDevice {
         let mut config: DeviceConfig = blk::device_config(&unique_name(), CAPACITY, self.queues);
         config.groups = self.groups;
@@ -59,7 +59,7 @@ impl Shape {
     }
 }
 
-/// A null disk that virtio_blk has.
+/// A null disk that is bound to virtio_blk.
 #[derive(Debug)]
 pub struct NullDisk(NullDevice);
 
@@ -73,28 +73,28 @@ impl NullDisk {
         ))
     }
 
-    /// The device's name.
+    /// Returns the device's name.
     pub fn name(&self) -> &str {
         self.0.device.name()
     }
 
-    /// When requests came and went.
+    /// Returns the times when requests came and went.
     pub fn stamps(&self) -> &Stamps {
         &self.0.shared.stamps
     }
 
-    /// The gate that requests go through.
+    /// Returns the gate that requests go through.
     pub fn gate(&self) -> &Gate {
         &self.0.shared.gate
     }
 
-    /// The daemon's side of the device.
+    /// Returns the daemon's side of the device.
     pub fn device(&self) -> &Device {
         &self.0.shared.device
     }
 }
 
-/// Says that a request has succeeded.
+/// Work that reports success for each request.
 #[derive(Debug)]
 struct Success;
 
@@ -108,8 +108,9 @@ impl Work for Success {
     }
 }
 
-/// Where a request's status is, of which 0 is a good one: the last byte of the last descriptor.
-/// With an indirect table, that does not depend on how many descriptors there are.
+/// Returns the address of a request's status, which is 0 for success: the last byte of the last
+/// descriptor. With an indirect table, finding the address takes the same time for any number of
+/// descriptors.
 fn status(
     queue: &Queue,
     memory: &AddressSpace,

@@ -27,7 +27,7 @@ pub fn open(device: &str) -> Block {
     open_block(&bus::disk_name(device).expect("a disk"))
 }
 
-/// Opens a disk of this name. Its requests go to the driver as they come.
+/// Opens a disk by its name, and lets requests go to the driver as they come.
 fn open_block(name: &str) -> Block {
     let block = Block::open(name).expect("opening a disk");
     let folder = Path::new("/sys/block").join(block.name());
@@ -35,7 +35,7 @@ fn open_block(name: &str) -> Block {
     block
 }
 
-/// How many requests of a row there are in a second, with so many under way.
+/// Returns how many requests of a row are done in a second, with `depth` requests in flight.
 pub fn per_second(
     row: &str,
     file: &impl AsFd,
@@ -51,14 +51,14 @@ pub fn per_second(
     count as f64 * 1e9 / took as f64
 }
 
-/// Requests of one size at random places.
+/// Returns requests of one size at random places.
 pub fn random(direction: Direction, bytes: usize) -> impl FnMut() -> (Direction, u64, usize) {
     let mut random = Random::new(1);
     let places = CAPACITY / bytes as u64;
     move || (direction, random.below(places) * bytes as u64, bytes)
 }
 
-/// Requests of one size, one behind the other.
+/// Returns consecutive requests of one size.
 fn sequential(direction: Direction, bytes: usize) -> impl FnMut() -> (Direction, u64, usize) {
     let mut next = 0;
     move || {
@@ -68,7 +68,7 @@ fn sequential(direction: Direction, bytes: usize) -> impl FnMut() -> (Direction,
     }
 }
 
-/// Reads and writes of 512 bytes to 128 KiB that start at any sector.
+/// Returns reads and writes of 512 bytes to 128 KiB that start at any sector.
 fn mixed() -> impl FnMut() -> (Direction, u64, usize) {
     const SECTOR: u64 = 512;
     const LARGEST: u64 = 256;
@@ -86,7 +86,7 @@ fn mixed() -> impl FnMut() -> (Direction, u64, usize) {
 
 const DIRECTIONS: [(Direction, &str); 2] = [(Direction::Read, "read"), (Direction::Write, "write")];
 
-/// Reads from a disk that qemu-storage-daemon has in memory.
+/// Measures reads from a disk that qemu-storage-daemon has in memory.
 fn qsd() -> Bench {
     const MIB: usize = 1 << 20;
     let kib = [1, 16].map(|depth| format!("qemu-storage-daemon: 4 KiB random read, depth {depth}"));
@@ -131,14 +131,14 @@ fn on_null_disks(rows: Vec<Row>, measure: impl Fn(&Block) -> Vec<f64> + Clone + 
     });
     bench.on_ublk = Some(Box::new(move || {
         let disk = UblkDisk::new();
-        // Closed before the disk goes, which waits for that.
+        // Closed before the disk is removed, which waits for the block device to be closed.
         let block = open_block(&disk.block());
         on_ublk(&block)
     }));
     bench
 }
 
-/// The measurements.
+/// Returns the measurements.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
     for (depth, count, target) in [(1, 4000, 1.3), (16, 6000, 1.15), (128, 6000, 1.15)] {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What does not get slower when there is more of something.
+//! Operations that do not get slower when there is more of something.
 
 use std::os::fd::AsFd;
 
@@ -18,11 +18,11 @@ use crate::rows::{disk, Bench, Row};
 
 const COUNTS: [u32; 4] = [1, 16, 256, 4096];
 
-/// Reads of 4 KiB from a disk of a certain shape.
+/// Measures reads of 4 KiB from a disk of a certain shape.
 fn reads(what: &str, count: u32, shape: Shape) -> Bench {
     let name = format!("4 KiB read; {count} {what}");
     let row = Row::lower(&name, "ns", 0.77);
-    // So large that each of 4,096 address spaces has a part of it.
+    // So large that each of 4,096 address spaces has a part of the area.
     let shape = Shape {
         bounce: 1 << 30,
         ..shape
@@ -34,7 +34,7 @@ fn reads(what: &str, count: u32, shape: Shape) -> Bench {
     })
 }
 
-/// Looking for a region, and mapping another one, beside so many.
+/// Measures finding a region, and mapping another one, among `count` regions.
 fn regions(count: u32) -> Bench {
     const CALLS: u64 = 1000;
     const MAPS: u64 = 30;
@@ -48,7 +48,7 @@ fn regions(count: u32) -> Bench {
         let vhost = answered.vhost();
         let page = Mapping::of_file(memory::file(PAGE).as_fd(), 0, PAGE, access::RW)
             .expect("mapping a page");
-        // With gaps, in which nothing is found.
+        // With gaps between the regions, where nothing is found.
         let at = |region: u64| (region + 1) * 2 * PAGE;
         vhost.batch_begin(0).expect("beginning a batch");
         for region in 0..count.into() {
@@ -81,14 +81,14 @@ fn regions(count: u32) -> Bench {
                     .expect("unmapping");
             });
             profile::end(&map, 1);
-            // It must not need memory while vhost has this process's locked.
+            // The responder must not need memory while vhost has this process's memory locked.
             answered.responder.take_kinds();
         }
         vec![looking as f64 / CALLS as f64, mapping as f64 / MAPS as f64]
     })
 }
 
-/// The measurements.
+/// Returns the measurements.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
     for count in COUNTS {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long a kick and an interrupt take.
+//! The latency of a kick and of an interrupt.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
@@ -17,11 +17,11 @@ use crate::null::{NullDisk, Shape};
 use crate::profile;
 use crate::rows::{disk, Bench, Row};
 
-/// Some of the times that were taken.
+/// Some measured times, in ns.
 struct Times(Vec<u64>);
 
 impl Times {
-    /// The median and the 99th percentile.
+    /// Returns the median and the 99th percentile.
     fn summary(mut self) -> [f64; 2] {
         self.0.sort_unstable();
         let at = |part: f64| self.0[(self.0.len() as f64 * part) as usize] as f64;
@@ -29,14 +29,14 @@ impl Times {
     }
 }
 
-/// How many round trips are timed, after some that are not.
+/// The number of round trips that are timed, after `WARM_UP` others that are not.
 const ROUNDS: usize = 2000;
 const WARM_UP: usize = 50;
 
 const VHOST_KICK: &str = "vhost-vdpa: kick";
 const VHOST_INTERRUPT: &str = "vhost-vdpa: interrupt";
 
-/// An eventfd whose reads wait.
+/// Creates an eventfd whose reads block.
 fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd")
 }
@@ -49,14 +49,14 @@ fn wait(event: &OwnedFd) {
     rustix::io::read(event, &mut [0; 8]).expect("reading from an eventfd");
 }
 
-/// From one eventfd to the other through vhost-vdpa, there and back.
+/// Measures the way from one eventfd to another through vhost-vdpa, in both directions.
 fn through_vhost() -> Vec<f64> {
     let answered = Answered::version_0(1);
     let path = bus::vhost_path(answered.device.name()).expect("a node");
     let driver = HandDriver::prepare(Vhost::open(&path).expect("opening"), 0x10_0000);
     driver.set_queue_up();
     driver.start();
-    // Ours, as their reads wait.
+    // Eventfds whose reads block, unlike those of the driver.
     let (kick, call, kicked) = (event(), event(), event());
     driver.vhost.set_kick(0, kick.as_fd()).expect("a kick");
     let to_driver = Some(call.as_fd());
@@ -96,7 +96,7 @@ fn through_vhost() -> Vec<f64> {
     [Times(kicks).summary(), Times(calls).summary()].concat()
 }
 
-/// The parts of a read of one sector.
+/// Measures the parts of a read of one sector.
 fn through_virtio_blk() -> Vec<f64> {
     let disk = NullDisk::new(Shape::default());
     let block = disk::open(disk.name());
@@ -116,7 +116,7 @@ fn through_virtio_blk() -> Vec<f64> {
     [Times(kicks).summary(), Times(interrupts).summary()].concat()
 }
 
-/// The measurements.
+/// Returns the measurements.
 pub fn benches() -> Vec<Bench> {
     let rows = |kick: &str, interrupt: &str, target| {
         let mut rows = Vec::new();

@@ -18,7 +18,7 @@ fn live(shape: Shape) {
     device.destroy().expect("destroying a device");
 }
 
-/// The measurements.
+/// Returns the measurements.
 pub fn benches() -> Vec<Bench> {
     let bench = |(spaces, times): (u32, u64)| {
         let name = format!("create, add, delete, destroy; {spaces} address spaces");

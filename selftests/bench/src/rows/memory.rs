@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A daemon's access to the driver's memory, and what a device takes of the kernel's.
+//! A daemon's access to the driver's memory, and the kernel memory that a device takes.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::rows::{disk, Bench, Row};
 const GET_FD: &str = "IOTLB_GET_FD";
 const FIRST_TOUCH: &str = "first touch of a page of the bounce area";
 
-/// `IOTLB_GET_FD` of the bounce area, and closing the descriptor.
+/// Measures `IOTLB_GET_FD` of the bounce area, and closing the descriptor.
 fn get_fd() -> Vec<f64> {
     const CALLS: u64 = 4000;
     let disk = NullDisk::new(Shape::default());
@@ -34,19 +34,19 @@ fn get_fd() -> Vec<f64> {
     vec![took as f64 / CALLS as f64]
 }
 
-/// Mapping a bounce area that is in use and touching its pages.
+/// Measures mapping a bounce area that is in use, and touching its pages.
 fn faults() -> Vec<f64> {
-    /// Nearly all of the area: a request takes three pages more, for its header, its status, and
-    /// its descriptors.
+    /// So many requests use nearly all of the area: each takes three pages in addition to its data,
+    /// for the header, the status, and the descriptors.
     const DEPTH: usize = 120;
-    /// As long as a request can be whose pages lie apart.
+    /// The longest possible request whose pages are not adjacent.
     const BYTES: usize = 126 * PAGE as usize;
     const TIMES: u64 = 4;
 
     let disk = NullDisk::new(Shape::default());
     let block = disk::open(disk.name());
     let mut flight = Flight::new(DEPTH, BYTES).expect("asynchronous I/O");
-    // All of them are mapped before the first one is served.
+    // All requests are mapped before the first one is served.
     let closed = disk.gate().close();
     let mut next = 0;
     let what = || {
@@ -62,13 +62,13 @@ fn faults() -> Vec<f64> {
         Mapping::of_file(region.file.as_fd(), region.offset, size, region.access)
             .expect("mapping the bounce area")
     };
-    // Not each page is there, and touching one that is not would be the end.
+    // Not every page is present, and touching a missing one would kill this process.
     let mapping = map();
     let there: Vec<usize> = (0..mapping.len())
         .step_by(PAGE as usize)
         .filter(|&at| {
             let page = mapping.address().wrapping_add(at).cast();
-            // SAFETY: The advice changes nothing about what the memory holds.
+            // SAFETY: The advice does not change what the memory holds.
             unsafe { madvise(page, PAGE as usize, Advice::LinuxPopulateRead) }.is_ok()
         })
         .collect();
@@ -82,7 +82,7 @@ fn faults() -> Vec<f64> {
             let mapping = map();
             for &at in &there {
                 let byte = mapping.address().wrapping_add(at);
-                // SAFETY: The byte is inside the mapping, in a page that was found to be there.
+                // SAFETY: The byte is inside the mapping, in a page that was found to be present.
                 unsafe { byte.read_volatile() };
             }
         }
@@ -100,19 +100,19 @@ fn faults() -> Vec<f64> {
     vec![took as f64 / (TIMES * there.len() as u64) as f64]
 }
 
-/// How much memory is free, in KiB, when what is about to be freed has been.
+/// Returns how much memory is free, in KiB, once pending frees are done.
 fn free_memory() -> f64 {
     std::thread::sleep(Duration::from_millis(100));
-    // Caches of objects keep pages without any.
+    // Slab caches keep pages without any objects.
     for cache in std::fs::read_dir("/sys/kernel/slab").into_iter().flatten() {
-        // Not each name is a cache's own.
+        // Some names are aliases of another cache.
         let _ = cache.map(|cache| sysfs::write(&cache.path().join("shrink"), "1"));
     }
     let vm = Path::new("/proc/sys/vm");
     for (file, value) in [("drop_caches", "3"), ("stat_refresh", "1")] {
         sysfs::write(&vm.join(file), value).expect("asking for memory");
     }
-    // Pages that wait at a CPU for the next one who wants some are free, too.
+    // Pages that a CPU keeps for later allocations are free, too.
     let text = std::fs::read_to_string("/proc/zoneinfo").expect("reading about memory");
     let free = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -122,7 +122,7 @@ fn free_memory() -> f64 {
     (free.sum::<u64>() * PAGE / 1024) as f64
 }
 
-/// A device on the bus that nobody uses. The fields are dropped in this order.
+/// An idle device on the bus. The fields are dropped in this order.
 struct Idle {
     _on_bus: OnBus,
     _device: TestDevice,
@@ -144,19 +144,19 @@ impl Idle {
     }
 }
 
-/// How much memory a device takes, in KiB.
+/// Returns how much memory a device takes, in KiB.
 fn per_device(devices: usize, shape: Shape, driver: Option<Driver>) -> f64 {
-    // What the first one brings stays.
+    // What the first device makes the kernel allocate stays allocated.
     drop(Idle::new(shape, driver));
     let before = free_memory();
     let all: Vec<_> = (0..devices).map(|_| Idle::new(shape, driver)).collect();
     let after = free_memory();
     drop(all);
-    // Less than nothing is nothing, within what can be told.
+    // A negative result is 0, within the precision of the measurement.
     (before - after).max(0.0) / devices as f64
 }
 
-/// The measurements.
+/// Returns the measurements.
 pub fn benches() -> Vec<Bench> {
     let spaces = |spaces| Shape {
         spaces,

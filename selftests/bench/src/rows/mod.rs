@@ -11,12 +11,12 @@ mod net;
 mod parallel;
 mod segments;
 
-/// Which figures are good ones.
+/// The figures that are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
-    /// Large ones.
+    /// Large figures.
     Higher,
-    /// Small ones.
+    /// Small figures.
     Lower,
 }
 
@@ -25,11 +25,11 @@ pub enum Better {
 pub struct Row {
     /// What is measured.
     pub name: String,
-    /// Its unit.
+    /// The unit of the figures.
     pub unit: &'static str,
-    /// Which figures are good ones.
+    /// The figures that are better.
     pub better: Better,
-    /// The figure of our driver is to be so many times that of the in-tree one.
+    /// The target, as our driver's figure divided by that of the in-tree driver.
     pub target: f64,
 }
 
@@ -55,7 +55,7 @@ impl Row {
 pub struct Bench {
     /// The rows.
     pub rows: Vec<Row>,
-    /// Measures them once, with the driver that is loaded.
+    /// Measures the rows once, with the driver that is loaded.
     pub run: Box<dyn Fn() -> Vec<f64>>,
     /// Measures the same with ublk, which needs neither driver.
     pub on_ublk: Option<Box<dyn Fn() -> Vec<f64>>>,
@@ -71,7 +71,7 @@ impl Bench {
     }
 }
 
-/// All measurements that make sense on so many CPUs.
+/// Returns all measurements that make sense on `cpus` CPUs.
 pub fn all(cpus: usize) -> Vec<Bench> {
     let mut benches = Vec::new();
     benches.extend(disk::benches());

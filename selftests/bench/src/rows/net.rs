@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Frames through virtio_net, each way for itself, counted by who receives them; and there and back,
-//! through the library's card and its loopback.
+//! Frames through virtio_net: each direction on its own, counted by the receiver; and the round
+//! trip, through the library's card and its loopback.
 
 use vduse::net::{Loopback, Net, Shape};
 use vduse_selftests::lab::bus::{Driver, OnBus};
@@ -17,36 +17,37 @@ use crate::packet::Interface;
 use crate::profile;
 use crate::rows::{Bench, Row};
 
-/// How many frames are timed, after some that are not. The library's loopback has room for as many.
+/// The number of frames that are timed, after `WARM_UP` others that are not. The library's loopback
+/// has room for as many.
 const FRAMES: u64 = 4000;
 const WARM_UP: u64 = 1000;
 
-/// How many frames of a row there are in a second, if `pass` has so many of them pass.
+/// Returns how many frames of a row pass in a second; `pass` lets a number of frames pass.
 fn per_second(row: &Row, mut pass: impl FnMut(u64)) -> f64 {
     pass(WARM_UP);
     let took = clock::time(|| profile::watch(&row.name, FRAMES as usize, || pass(FRAMES)));
     FRAMES as f64 * 1e9 / took as f64
 }
 
-/// A frame of so many bytes, header included, that is for a card.
+/// Builds a frame of `bytes` bytes, header included, to a card.
 fn frame(bytes: u32, ether_type: u16) -> Vec<u8> {
     let mut frame = ethernet(ether_type).to_vec();
     frame.resize(bytes as usize, 0);
     frame
 }
 
-/// Has `start` begin to have so many frames received, and waits until the last one is there.
+/// Calls `start`, which makes `count` frames arrive, and waits until the last frame is there.
 fn receive(interface: &Interface, count: u64, start: impl FnOnce()) {
     let before = interface.received();
     start();
     interface.wait();
-    // On another CPU, the driver counts them when it has passed them all on.
+    // On another CPU, the driver only counts the frames after it has passed them all on.
     soon("all frames are received", || {
         interface.received() - before == count
     });
 }
 
-/// Each way for itself: frames that the driver sends, and frames that it receives.
+/// Measures each direction on its own: frames that the driver sends, and frames that it receives.
 fn one_way(rows: [&Row; 2], bytes: u32) -> [f64; 2] {
     let card = NullCard::new();
     let interface = Interface::of(card.name(), LAST);
@@ -62,7 +63,7 @@ fn one_way(rows: [&Row; 2], bytes: u32) -> [f64; 2] {
     [sent, received]
 }
 
-/// There and back.
+/// Measures the round trip.
 fn loopback(row: &Row, bytes: u32) -> f64 {
     let shape = Shape::new(&unique_name(), MAC);
     let device = TestDevice::new(&shape.config());
@@ -81,7 +82,7 @@ fn loopback(row: &Row, bytes: u32) -> f64 {
     })
 }
 
-/// The measurements.
+/// Returns the measurements.
 pub fn benches() -> Vec<Bench> {
     let bench = |bytes: u32| {
         let row = |what| Row::higher(format!("virtio-net: {bytes} B {what}"), "frames/s", 1.0);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Several virtqueues at a time. virtio_blk uses one for each CPU at most, so beyond two of them
-//! there are several disks, of two each.
+//! Several virtqueues at a time. virtio_blk uses at most one for each CPU, so more than two
+//! virtqueues are on several disks, with two on each.
 
 use std::sync::Barrier;
 
@@ -13,10 +13,10 @@ use crate::null::{NullDisk, Shape};
 use crate::profile;
 use crate::rows::{disk, Bench, Row};
 
-/// The best of so many counts: whatever else the host does makes it slower only.
+/// The number of tries, of which the best counts: other load on the host can only slow a try down.
 const TRIES: usize = 5;
 
-/// How many reads of 4 KiB there are in a second, by a thread for each virtqueue.
+/// Returns how many 4 KiB reads are done in a second, with a thread for each virtqueue.
 fn reads(row: &str, queues: usize, depth: usize, count: usize) -> f64 {
     let disks: Vec<_> = (0..queues.div_ceil(2))
         .map(|_| {
@@ -50,7 +50,7 @@ fn reads(row: &str, queues: usize, depth: usize, count: usize) -> f64 {
     (queues * count) as f64 * 1e9 / took as f64
 }
 
-/// The measurements.
+/// Returns the measurements.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
     for (depth, count) in [(1, 400), (16, 2000)] {

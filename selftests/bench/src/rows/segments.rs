@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What it costs to map a buffer and to unmap it: how many instructions the driver's two functions
-//! take for the data of a request, which is one piece. The copy to or from the bounce pages is
-//! among them: 11 instructions for 32 bytes where instructions are counted (see `qemu-test/bench`),
-//! so that 512 bytes say most about the driver itself.
+//! The cost of mapping and unmapping a buffer: how many instructions the driver's two functions
+//! take for the data of a request, which is one piece. This includes the copy to or from the bounce
+//! pages: 11 instructions for 32 bytes where instructions are counted (see `qemu-test/bench`), so
+//! that 512 bytes say most about the driver itself.
 //!
-//! There is no row for syncing what is mapped: no driver of Linux 7.2 does that with a device that
-//! has map operations. virtio_net could: its page pool maps and syncs receive buffers, but only if
-//! `virtqueue_dma_dev` finds a device to do so, which it does not where there are map operations
-//! (`virtnet_create_page_pools`). And nobody calls `virtqueue_map_sync_single_range_for_cpu` or
+//! There is no row for syncing mapped memory: no driver of Linux 7.2 syncs memory with a device
+//! that has map operations. virtio_net could: its page pool maps and syncs receive buffers, but
+//! only if `virtqueue_dma_dev` finds a device for that, which fails where there are map operations
+//! (`virtnet_create_page_pools`). Nothing calls `virtqueue_map_sync_single_range_for_cpu` or
 //! `_for_device`.
 
 use vduse_selftests::lab::memory::HugePage;
@@ -18,15 +18,15 @@ use crate::probes::Probes;
 use crate::profile;
 use crate::rows::{disk, Bench, Row};
 
-/// How many requests of each kind are timed, after some that are not.
+/// The number of requests of each kind that are timed, after `WARM_UP` others that are not.
 const REQUESTS: usize = 100;
 const WARM_UP: usize = 20;
 
-/// What the map operations take for buffers of so many bytes: those of reads, and those of writes.
+/// Measures what the map operations take for buffers of `bytes` bytes, for reads and for writes.
 fn map_and_unmap(rows: &[Row], bytes: usize) -> Vec<f64> {
     let disk = NullDisk::new(Shape::default());
     let block = disk::open(disk.name());
-    // In one piece physically.
+    // The buffer is physically contiguous.
     let mut memory = HugePage::new();
     let buffer = &mut memory.bytes()[..bytes];
     let mut each = |row: &Row, write: bool| {
@@ -39,7 +39,7 @@ fn map_and_unmap(rows: &[Row], bytes: usize) -> Vec<f64> {
             assert_eq!(done, Ok(bytes), "a request");
         };
         (0..WARM_UP).for_each(|_| once());
-        // Of whole requests, and without the probes.
+        // Profile whole requests, without the probes.
         profile::watch(&row.name, REQUESTS, || (0..REQUESTS).for_each(|_| once()));
         let probes = Probes::new();
         let watched = probes.watch(|| (0..REQUESTS).for_each(|_| once()));
@@ -49,7 +49,7 @@ fn map_and_unmap(rows: &[Row], bytes: usize) -> Vec<f64> {
     vec![each(&rows[0], false), each(&rows[1], true)]
 }
 
-/// The measurements.
+/// Returns the measurements.
 pub fn benches() -> Vec<Bench> {
     let bench = |bytes: usize| {
         let row = |what| {

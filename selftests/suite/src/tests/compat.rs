@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What 32-bit programs call: the structures that are laid out otherwise there.
+//! ioctls of 32-bit programs: the structures that have a different layout there.
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
@@ -38,7 +38,7 @@ fn the_control_device_works() {
     fails(low.ioctl(&control, number, &mut [2; 8]), Errno::INVAL);
 }
 
-/// The request of `IOTLB_GET_FD` in 28 bytes.
+/// Builds the argument of `IOTLB_GET_FD` in its 28-byte layout.
 fn entry(first: u64, last: u64) -> Vec<u8> {
     Bytes::new().u64(0).u64(first).u64(last).zeroes(4).0
 }
@@ -54,12 +54,12 @@ fn get_fd_has_a_layout_of_its_own() {
     for iova in [0, ring] {
         let wanted = disk.vduse().iotlb_fd(iova, iova).unwrap();
         let mut bytes = entry(iova, iova);
-        // What lies behind stays as it is.
+        // The bytes after the structure must stay as they are.
         bytes.extend([0xee; 4]);
         let fd = low
             .ioctl(disk.vduse(), ioctl::COMPAT_IOTLB_GET_FD, &mut bytes)
             .unwrap();
-        // SAFETY: The descriptor was made for this call.
+        // SAFETY: The call above created the descriptor, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         assert_eq!(word(&bytes, 0), wanted.offset);
         assert_eq!((word(&bytes, 8), word(&bytes, 16)), (wanted.first, wanted.last));
@@ -108,7 +108,7 @@ fn get_fd_is_close_on_exec() {
     let fd = low
         .ioctl(disk.vduse(), ioctl::COMPAT_IOTLB_GET_FD, &mut entry(0, 0))
         .unwrap();
-    // SAFETY: The descriptor was made for this call.
+    // SAFETY: The call above created the descriptor, and nothing else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let flags = rustix::io::fcntl_getfd(&fd).unwrap();
     assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
@@ -162,7 +162,7 @@ fn other_calls_are_the_same() {
     low.ioctl(disk.vduse(), ioctl::IOTLB_GET_INFO, &mut info)
         .unwrap();
     assert_eq!(word(&info, 16), vduse_uapi::IOVA_CAP_UMEM);
-    // The structures of 64-bit programs are taken too.
+    // The driver accepts the structures of 64-bit programs as well.
     let mut info = Bytes::new().u32(0).zeroes(44).0;
     low.ioctl(disk.vduse(), ioctl::VQ_GET_INFO, &mut info)
         .unwrap();

@@ -71,19 +71,19 @@ fn control() -> Control {
     Control::open().expect("opening the control device")
 }
 
-/// Creates a device that is destroyed at once.
+/// Creates a device and destroys it at once.
 fn create(config: &DeviceConfig) -> io::Result<()> {
     TestDevice::try_new(config).map(drop)
 }
 
-/// A disk's configuration with something about it changed.
+/// Returns a disk's configuration after `change`.
 fn changed(change: impl FnOnce(&mut DeviceConfig)) -> DeviceConfig {
     let mut config = disk_config();
     change(&mut config);
     config
 }
 
-/// Creates a device, and destroys it, from the ABI's structure.
+/// Creates a device from the ABI's structure after `change`, and destroys the device.
 fn create_raw(control: &Control, change: impl FnOnce(&mut DevConfig)) -> io::Result<()> {
     let config = disk_config();
     let (mut abi, space) = config.to_abi()?;
@@ -100,7 +100,7 @@ fn create_raw(control: &Control, change: impl FnOnce(&mut DevConfig)) -> io::Res
 fn asking_for_the_version_of_a_fresh_file_moves_it_to_1() {
     let control = control();
     assert_eq!(control.api_version().unwrap(), 1);
-    // It is of version 1 now: groups must not be 0.
+    // The file uses version 1 now: groups must not be 0.
     fails(create_raw(&control, |_| {}), Errno::INVAL);
     create_raw(&control, |config| (config.ngroups, config.nas) = (1, 1)).unwrap();
 }
@@ -132,7 +132,7 @@ fn the_version_belongs_to_the_file() {
 fn a_file_without_a_version_creates_version_0_devices() {
     let device = TestDevice::disk();
     let file = device.open();
-    // A call of version 1 is not known to the device.
+    // The device does not know an ioctl of version 1.
     fails(file.iotlb_fd2(0, 0, 0), Errno::NOTTY);
 }
 
@@ -146,7 +146,7 @@ fn a_file_opened_to_read_creates_devices() {
     drop(TestDevice::adopt(&config.name));
 }
 
-/// The bytes of the structure, in the order of its fields.
+/// Serializes the structure, in the order of its fields.
 fn abi_bytes(config: &DevConfig) -> Vec<u8> {
     let mut bytes = raw::Bytes(config.name.to_vec())
         .u32(config.vendor_id)
@@ -189,7 +189,7 @@ fn bad_pointers_are_efault() {
     ] {
         let at = format!("{number:#x}");
         fails_at(raw::call_at_nothing(&control, number), Errno::FAULT, &at);
-        // Half of the argument is there.
+        // Only half of the argument is mapped.
         let size = (number >> 16) as usize & 0x3fff;
         let half = vec![1; size / 2];
         fails_at(Edge::new().call(&control, number, &half), Errno::FAULT, &at);
@@ -226,11 +226,11 @@ fn create_existing_name_is_eexist() {
     let mut other = net_config();
     other.name = config.name.clone();
     fails(create_again(&other), Errno::EXIST);
-    // The device is as it was.
+    // The existing device is unchanged.
     device.open();
 }
 
-/// Creates a device without destroying it after a failure.
+/// Creates a device, and destroys nothing if that fails.
 fn create_again(config: &DeviceConfig) -> io::Result<()> {
     control().create(config)
 }
@@ -254,7 +254,7 @@ fn the_name_control_is_einval() {
         create(&changed(|c| c.name = "control".to_owned())),
         Errno::INVAL,
     );
-    // The control device is still itself.
+    // The control device still works.
     assert_eq!(control().api_version().unwrap(), 1);
 }
 
@@ -292,7 +292,7 @@ fn a_name_of_255_bytes_works() {
 }
 
 fn a_name_in_utf_8_stays_as_it_is() {
-    // The longest one is no longer in an event about it.
+    // The longest name no longer fits into an event about its device.
     for name in ["b\u{fc}ro".to_owned(), "\u{fc}".repeat((NAME_MAX - 1) / 2)] {
         let device = TestDevice::new(&changed(|c| c.name.clone_from(&name)));
         device.open_ready(1);
@@ -305,7 +305,8 @@ fn a_name_in_utf_8_stays_as_it_is() {
     on_bus.delete().unwrap();
 }
 
-/// The folder of a device on the bus is in that of its node, beside these.
+/// Checks that names that exist in a node's directory are refused: the directory of the device on
+/// the bus is created there.
 fn names_in_the_devices_own_folder_are_einval() {
     for name in ["uevent", "dev", "power", "subsystem", "msg_timeout", "bounce_size", "vq0"] {
         fails_at(
@@ -314,7 +315,7 @@ fn names_in_the_devices_own_folder_are_einval() {
             name,
         );
     }
-    // There is no such virtqueue.
+    // The device has no virtqueue 1, so this name is free.
     let device = TestDevice::new(&changed(|c| c.name = "vq1".to_owned()));
     device.open_ready(1);
     OnBus::add(device.name()).unwrap().delete().unwrap();
@@ -346,7 +347,7 @@ fn config_size_is_at_most_a_page() {
     );
     let control = control();
     for size in [1 << 31, u32::MAX] {
-        // Nothing behind the structure is looked at.
+        // The driver must read nothing beyond the structure.
         let config = disk_config();
         let (mut abi, _) = config.to_abi().unwrap();
         abi.config_size = size;
@@ -400,7 +401,7 @@ fn a_net_without_version_1_is_einval() {
     let mut config = net_config();
     config.features &= !feature::VERSION_1;
     fails(create(&config), Errno::INVAL);
-    // A disk may be a legacy one.
+    // A disk may be a legacy device.
     create(&changed(|c| c.features &= !feature::VERSION_1)).unwrap();
 }
 
@@ -411,7 +412,7 @@ fn a_net_with_a_control_queue_works() {
     create(&config).unwrap();
 }
 
-/// Takes a capability from this thread.
+/// Drops a capability of this thread.
 fn drop_capability(capability: CapabilitySet) {
     let mut sets = rustix::thread::capabilities(None).unwrap();
     sets.effective &= !capability;
@@ -447,7 +448,7 @@ fn capabilities_of_a_user_namespace_do_not_count() {
         .args(["--helper", "outsider", device.name()])
         .status();
     assert!(program.unwrap().success());
-    // In the first one, they do.
+    // Capabilities of the initial user namespace do count.
     drop(OnBus::add(device.name()).unwrap());
 }
 
@@ -488,7 +489,7 @@ fn destroying_what_is_not_there_is_einval() {
     for name in ["", "control", "nothing-of-the-kind"] {
         fails_at(control.destroy(name), Errno::INVAL, name);
     }
-    // A name without end is no name of a device either.
+    // An unterminated name is not the name of a device either.
     fails(
         raw::call(&control, ioctl::DESTROY_DEV, &mut [b'n'; NAME_MAX]),
         Errno::INVAL,
@@ -499,7 +500,7 @@ fn destroying_an_open_device_is_ebusy() {
     let device = TestDevice::disk();
     let file = device.open();
     fails(control().destroy(device.name()), Errno::BUSY);
-    // It is still usable.
+    // The device is still usable.
     file.vq_info(0).unwrap();
     drop(file);
     device.destroy().unwrap();
@@ -524,7 +525,7 @@ fn a_name_can_be_used_again() {
 fn a_name_is_taken_until_its_device_is_gone() {
     let config = changed(|config| config.queues = 64);
     let end = Instant::now() + Duration::from_secs(3);
-    // Over by then, but on a machine that has managed hardly any.
+    // The loop ends at this time, except on a machine that has managed hardly any rounds by then.
     let all = AtomicU32::new(0);
     let goes_on = || Instant::now() < end || all.load(Relaxed) <= 3;
     let one_of = |result: io::Result<()>, errors: &[Errno]| match result {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card's control queue (virtio 1.3, section 5.1.6.5): who is offered it, and that a
-//! daemon that does not answer holds nobody up.
+//! A network card's control queue (virtio 1.3, section 5.1.6.5): which drivers are offered the
+//! queue, and that a daemon that does not answer blocks no other process.
 //!
-//! The kernel's own driver waits for the answer to a command in a loop without end, with the lock of
-//! all network configuration held. It is not offered the control queue.
+//! The kernel's own driver, virtio_net, waits for the answer to a command in an endless loop while
+//! holding the lock of all network configuration. virtio_net is therefore not offered the control
+//! queue.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -37,11 +38,11 @@ tests![
     a_daemon_that_dies_holds_nobody_up => 60,
 ];
 
-/// What a card with a control queue offers beside the rest, by the numbers of the bits; the last one
-/// is that it stands by for another card.
+/// The feature bits that a card with a control queue offers in addition to the rest. The last one
+/// says that the card is a standby for another card.
 const CONTROL: [u32; 14] = [2, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 57, 60, 62];
 
-/// A card that offers all that has to do with its control queue.
+/// Returns the configuration of a card that offers every feature related to its control queue.
 fn card() -> DeviceConfig {
     let mut config = net_config();
     config.features |= CONTROL.iter().fold(0, |bits, bit| bits | 1 << bit);
@@ -69,7 +70,7 @@ impl Card {
         }
     }
 
-    /// The features that vhost offers.
+    /// Returns the features that vhost offers.
     #[track_caller]
     fn offered_by_vhost(&self) -> u64 {
         self.on_bus.bind(Driver::Vhost).expect("binding to vhost");
@@ -79,7 +80,7 @@ impl Card {
         features.expect("the features")
     }
 
-    /// The features that the kernel's driver accepted, which are those that it was offered and knows.
+    /// Returns the features that the kernel's driver accepted: those that it was offered and knows.
     #[track_caller]
     fn accepted_by_virtio(&self) -> u64 {
         self.on_bus.bind(Driver::Virtio).expect("binding to virtio");
@@ -105,7 +106,7 @@ fn vhost_is_offered_the_control_queue() {
     assert_eq!(Card::new(&config).offered_by_vhost(), config.features);
 }
 
-/// What a card without a control queue offers.
+/// The features of a card without a control queue.
 const WITHOUT: u64 = feature::ACCESS_PLATFORM | feature::VERSION_1 | feature::NET_MAC;
 
 fn virtio_is_not_offered_the_control_queue() {
@@ -131,7 +132,7 @@ fn netlink_shows_what_the_device_can_do() {
         .output()
         .expect("running vdpa");
     let text = String::from_utf8_lossy(&output.stdout);
-    // It reads the features, as the number of pairs is only shown for who offers them.
+    // The number of pairs is only shown if the device offers several, so the features were read.
     assert!(text.contains("max_vq_pairs"), "{text}");
 }
 
@@ -145,28 +146,28 @@ fn statistics_without_a_control_queue_do_no_harm() {
 fn changing_offloads_without_a_control_queue_does_no_harm() {
     load_virtio_net();
     let mut config = net_config();
-    // Offloads can be changed; checksums, and segments of TCP, of which there is one to change. It is
-    // offered as packets can be spread over buffers.
+    // Changeable offloads: checksums, and TCP segments, which are the ones to change. The TCP
+    // segments are offered because packets may be spread over several buffers.
     let offloads = 1 << 0 | 1 << 1 | 1 << 7 | MERGEABLE_BUFFERS;
     config.features |= 1 << 2 | offloads;
     let card = Card::new(&config);
     card.on_bus.bind(Driver::Virtio).expect("binding");
     let interface = bus::interface(card.device.name()).expect("an interface");
     for value in ["off", "on"] {
-        // It may say that this cannot be changed.
+        // ethtool may report that the offload cannot be changed.
         let _ = crate::modules::tool("ethtool", &["-K", &interface, "rx-gro-hw", value]);
     }
 }
 
-/// The driver may get packets that are longer than the link's.
+/// The feature bits by which the driver may receive packets longer than those of the link.
 const LARGE_PACKETS: [u32; 6] = [7, 8, 9, 10, 54, 55];
 
-/// A packet may be spread over several buffers.
+/// Feature bit: a packet may be spread over several buffers.
 const MERGEABLE_BUFFERS: u64 = 1 << 15;
 
 fn large_packets_in_one_buffer_are_hidden_from_virtio() {
     load_virtio_net();
-    // With the checksums that they need.
+    // Bit 1 is the checksum feature that large packets need.
     let large = LARGE_PACKETS.iter().fold(1 << 1, |bits, bit| bits | 1 << bit);
     let mut config = net_config();
     config.features |= large;
@@ -180,7 +181,7 @@ fn large_packets_in_one_buffer_are_hidden_from_virtio() {
 
 fn asking_for_announcements_without_a_control_queue_does_no_harm() {
     load_virtio_net();
-    // The link has a status: it is up, and the driver is to announce itself.
+    // The card has a link status: the link is up, and the driver should announce itself.
     let status = [3, 0];
     let mut config = net_config();
     config.features |= 1 << 16;
@@ -189,7 +190,7 @@ fn asking_for_announcements_without_a_control_queue_does_no_harm() {
     let file = Arc::new(device.open_ready(config.queues));
     let responder = Responder::ok(&file);
     let on_bus = OnBus::add(device.name()).expect("adding");
-    // virtio_net looks at the status when it is bound, and when it is told of a change.
+    // virtio_net reads the status when it is bound, and when it is notified of a change.
     on_bus.bind(Driver::Virtio).expect("binding to virtio");
     let interface = bus::interface(device.name()).expect("an interface");
     let _ = crate::modules::tool("ip", &["link", "set", "dev", &interface, "up"]);
@@ -204,7 +205,7 @@ fn asking_for_announcements_without_a_control_queue_does_no_harm() {
         });
     }
     on_bus.unbind(Driver::Virtio).expect("unbinding");
-    // A virtual machine is asked.
+    // A virtual machine is asked to announce itself.
     on_bus.bind(Driver::Vhost).expect("binding to vhost");
     let vhost = Vhost::open(&bus::vhost_path(device.name()).expect("a node")).expect("opening");
     assert_eq!(vhost.config(6, 2).expect("the status"), status);
@@ -213,23 +214,23 @@ fn asking_for_announcements_without_a_control_queue_does_no_harm() {
     drop(responder);
 }
 
-/// The timeout of messages, in seconds, while a daemon does not answer.
+/// The message timeout, in seconds, while a daemon does not answer.
 const TIMEOUT: u64 = 1;
 
-/// How long a program may take whose system call waits for one message: the timeout, and what an
-/// idle machine needs.
+/// The longest run time of a program whose system call waits for one message: the timeout, plus
+/// what an idle machine needs.
 const PATIENCE: Duration = Duration::from_secs(TIMEOUT + 3);
 
 /// What a daemon does instead of answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// It reads no more.
+    /// Stops reading requests.
     Silence,
-    /// It closes the device.
+    /// Closes the device.
     Death,
 }
 
-/// Answers so many requests, and then does what `end` says, until the answer is dropped.
+/// Answers `requests` requests, and then does what `end` says until the returned sender is dropped.
 fn daemon(device: Device, requests: usize, end: End) -> (Sender<()>, JoinHandle<()>) {
     let (sender, receiver) = mpsc::channel::<()>();
     let thread = std::thread::spawn(move || {
@@ -250,14 +251,14 @@ fn daemon(device: Device, requests: usize, end: End) -> (Sender<()>, JoinHandle<
             }
         }
         if end == End::Silence {
-            // Nothing is ever sent: this ends when the sender goes.
+            // Nothing is ever sent: this returns when the sender is dropped.
             let _ = receiver.recv();
         }
     });
     (sender, thread)
 }
 
-/// A program that must end in time, whatever it says.
+/// A program that must end in time, whether it succeeds or not.
 struct Timed {
     what: String,
     child: Child,
@@ -294,8 +295,8 @@ impl Timed {
     }
 }
 
-/// Does something that may wait for the daemon, and sees that `ip link`, in another process, answers
-/// again and again meanwhile.
+/// Runs `act`, which may wait for the daemon, and checks that `ip link`, in another process, keeps
+/// returning meanwhile.
 #[track_caller]
 fn with_ip_link_beside(act: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
@@ -309,7 +310,7 @@ fn with_ip_link_beside(act: impl FnOnce() + Send) {
     });
 }
 
-/// Goes through all that is done to a network card, with a daemon that ends after so many requests.
+/// Performs every operation on a network card, with a daemon that ends after `requests` requests.
 #[track_caller]
 fn phase(requests: usize, end: End) {
     let device = TestDevice::new(&card());
@@ -318,7 +319,7 @@ fn phase(requests: usize, end: End) {
     let (stop, thread) = daemon(device.open_ready(3), requests, end);
     let on_bus = OnBus::add(device.name()).expect("adding");
 
-    // Fails, or not, by what was answered.
+    // Succeeds or fails, depending on which requests were answered.
     with_ip_link_beside(|| drop(on_bus.bind(Driver::Virtio)));
     if let Some(interface) = bus::interface(device.name()) {
         let link = ["link", "set", "dev", &interface];
@@ -336,7 +337,8 @@ fn phase(requests: usize, end: End) {
             Timed::start("ip", &["link", "show"]).end();
             change.end();
         }
-        // Changes the number of pairs, statistics, offloads: each a command, where there is one.
+        // The number of pairs, statistics, offloads: each is a command, if there is a control
+        // queue.
         for words in [
             &["-L", &interface, "combined", "2"][..],
             &["-S", &interface],
@@ -353,8 +355,8 @@ fn phase(requests: usize, end: End) {
     thread.join().expect("the daemon");
 }
 
-/// One more than the requests that binding and unbinding take together, which are a reset, three
-/// steps to where features are agreed on, the driver's readiness, and the reset at the end.
+/// One more than the number of requests of binding and unbinding together: a reset, three steps up
+/// to the agreement on features, the driver's readiness, and the final reset.
 const PHASES: usize = 7;
 
 fn a_daemon_that_falls_silent_holds_nobody_up() {

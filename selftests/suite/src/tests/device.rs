@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device's file: opening it, its commands and their arguments, while no driver has the device.
+//! A device's file: opening it, its commands and their arguments, while the device has no driver.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -142,7 +142,7 @@ fn set_config_beyond_the_end_is_einval() {
         (len - 1, 2),
         (u32::MAX, 1),
         (u32::MAX, u32::MAX),
-        // The sum of these is 0, and 1.
+        // The 32-bit sums of these wrap around to 0 and to 1.
         (0xffff_fff8, 8),
         (8, 0xffff_fff9),
         (0, u32::MAX),
@@ -151,7 +151,8 @@ fn set_config_beyond_the_end_is_einval() {
     }
 }
 
-/// A driver reads what belongs together once more if something was written meanwhile.
+/// Checks that endless SET_CONFIG calls leave pauses: a driver reads related fields again if
+/// something was written meanwhile.
 fn set_config_without_end_leaves_time_in_between() {
     const WRITERS: u32 = 4;
     const WRITES: u32 = 20;
@@ -167,7 +168,7 @@ fn set_config_without_end_leaves_time_in_between() {
     });
     let took = begin.elapsed();
     assert!(took >= BETWEEN * (WRITERS * WRITES - 1), "{took:?}");
-    // What is refused waits for nobody.
+    // Refused calls do not wait.
     let begin = Instant::now();
     for _ in 0..1000 {
         fails(file.set_config(1, &config.space), Errno::INVAL);
@@ -188,7 +189,7 @@ fn set_config_from_nothing_is_efault_and_changes_nothing() {
     let file = device.open_ready(1);
     let on_bus = crate::lab::bus::OnBus::add(device.name()).unwrap();
     let before = crate::lab::bus::vdpa().config(on_bus.name()).unwrap();
-    // Four of the eight bytes are there.
+    // Only four of the eight bytes are mapped.
     let bytes = raw::Bytes::new().u32(0).u32(8).u32(0xffff_ffff).0;
     fails(
         Edge::new().call(&file, ioctl::DEV_SET_CONFIG, &bytes),
@@ -271,7 +272,7 @@ fn vq_get_info_needs_an_index_below_vq_num() {
     }
 }
 
-/// Sets a kick eventfd by number.
+/// Sets a kick eventfd by descriptor number.
 fn kickfd(file: &Device, index: u32, fd: i32) -> io::Result<()> {
     file.set_kick_raw(&VqEventfd { index, fd })
 }
@@ -320,7 +321,7 @@ fn kickfd_can_be_set_and_taken_away() {
         kickfd(&file, 0, -1).unwrap();
     }
     assert_eq!(event.take().unwrap(), 0);
-    // One is left behind, for the driver to put.
+    // One eventfd stays set, for the driver to release.
     kickfd(&file, 0, fd).unwrap();
 }
 
@@ -383,7 +384,7 @@ fn umem_without_a_driver_is_einval() {
         size: 64 << 20,
         ..Default::default()
     };
-    // SAFETY: Nothing is there, and nothing is registered.
+    // SAFETY: There is no memory at this address, and none gets registered.
     fails(unsafe { file.register_umem(&umem) }, Errno::INVAL);
     fails(file.deregister_umem(&umem), Errno::NOENT);
 }

@@ -91,7 +91,7 @@ fn random_requests_are_intact_without_event_index() {
     random(shape, 100, 2);
 }
 
-/// Exercisers of parts of a disk of a MiB each.
+/// Returns `count` exercisers, each for one MiB of a disk.
 fn parts(block: &Block, count: u64) -> Vec<Exerciser<'_>> {
     (0..count)
         .map(|n| Exerciser::new(block, n << 20, 1 << 20, 64 << 10, n + 1))
@@ -139,7 +139,7 @@ fn more_data_than_the_bounce_area_is_intact() {
         ..Default::default()
     });
     let block = disk.block();
-    // Together, the threads ask for more than there is.
+    // Together, the threads ask for more than the bounce area has.
     let mut exercisers: Vec<Exerciser> = (0..6)
         .map(|n| Exerciser::new(&block, n << 20, 1 << 20, 256 << 10, n + 1))
         .collect();
@@ -153,8 +153,8 @@ fn more_data_than_the_bounce_area_is_intact() {
 }
 
 fn a_request_of_half_the_bounce_area_ends() {
-    // Two MiB in one piece of memory. With a request's header and status somewhere in the area,
-    // there is no free range of that size that is aligned to it and does not have slot 0.
+    // 2 MiB in one piece of memory. With a request's header and status somewhere in the area, no
+    // free range of that size is aligned to its size and does not include slot 0.
     const LEN: usize = HugePage::LEN;
     let disk = LiveDisk::new(Shape {
         bounce: 4 << 20,
@@ -171,8 +171,8 @@ fn a_request_of_half_the_bounce_area_ends() {
     assert_same(&found, memory.bytes(), "2 MiB");
 }
 
-/// Writes 4 MiB in requests that are as large as the driver can be made to make them, in pages here
-/// and there, and reads them.
+/// Writes 4 MiB, from scattered pages, in the largest requests that the driver can be made to
+/// issue, and reads them back.
 #[track_caller]
 fn large_requests_end(shape: Shape) {
     let disk = LiveDisk::new(shape);
@@ -190,8 +190,8 @@ fn large_requests_end(shape: Shape) {
 }
 
 fn requests_larger_than_the_bounce_area_end() {
-    // An area of 1 MiB, of 64 KiB, and of 6 pages, of which one is never used, and each request
-    // takes three beside its data.
+    // Bounce areas of 1 MiB, of 64 KiB, and of 6 pages, one of which is never used. Each request
+    // takes three pages in addition to its data.
     for spaces in [1, 16, 43] {
         large_requests_end(Shape {
             bounce: 1 << 20,
@@ -202,11 +202,11 @@ fn requests_larger_than_the_bounce_area_end() {
     }
 }
 
-/// Reads pages from a disk's start on, none of which lies behind the one before it in memory.
+/// Reads from a disk's start into pages that are not adjacent in memory.
 fn read_pages_apart(block: &Block) -> Vec<u8> {
     const PIECES: usize = 126;
     let mut memory = Aligned::new(PIECES * 2 * PAGE as usize);
-    // So that the kernel does not take pages that lie together for those that are read to.
+    // Populates all pages, so that the kernel does not allocate adjacent pages for those read into.
     memory.fill(1);
     let pieces = memory.chunks_mut(2 * PAGE as usize);
     let mut pieces: Vec<_> = pieces
@@ -226,7 +226,7 @@ fn larger_pieces_find_room_after_many_pages() {
     let mut data = vec![0; 4 << 20];
     crate::lab::pattern::Random::new(14).fill(&mut data);
     block.write(0, &data).unwrap();
-    // Without a daemon, requests of twice as many pages as the area has wait for each other.
+    // Without a daemon, requests for twice as many pages as the area has wait for each other.
     let in_flight = Path::new("/sys/block").join(block.name()).join("inflight");
     let mut readers = Vec::new();
     let disk = disk.restart(|| {
@@ -234,7 +234,7 @@ fn larger_pieces_find_room_after_many_pages() {
             let block = Block::open(block.name()).unwrap();
             readers.push(std::thread::spawn(move || read_pages_apart(&block)));
         }
-        // Those that have found room: each takes 126 pages and three more.
+        // Counts the requests that have found room: each takes 126 pages and three more.
         soon("the area is full", || {
             let counts = sysfs::read(&in_flight).unwrap();
             let reads: usize = counts.split_whitespace().next().unwrap().parse().unwrap();
@@ -245,7 +245,7 @@ fn larger_pieces_find_room_after_many_pages() {
         let found = reader.join().unwrap();
         assert_same(&found, &data[..found.len()], "the pages");
     }
-    // In pieces of as many pages as can be had.
+    // In pieces of as many pages as possible.
     let mut memory = HugePage::new();
     crate::lab::pattern::Random::new(15).fill(memory.bytes());
     block.write_from(0, memory.bytes()).unwrap();
@@ -271,7 +271,7 @@ fn a_disk_without_room_for_a_request_is_not_driven() {
         without: feature::RING_INDIRECT_DESC,
         ..Default::default()
     };
-    // An area of 4 pages.
+    // A bounce area of 4 pages.
     let too_small = Shape {
         bounce: 1 << 20,
         spaces: 64,
@@ -281,7 +281,7 @@ fn a_disk_without_room_for_a_request_is_not_driven() {
         let disk = LiveDisk::new(shape);
         bus::driver_gives_up(disk.name());
         assert_eq!(bus::disk_name(disk.name()), None);
-        // A virtual machine makes of it what it can.
+        // A virtual machine still gets the device, and may make use of it.
         disk.on_bus.unbind(Driver::Virtio).unwrap();
         disk.on_bus.bind(Driver::Vhost).unwrap();
         let vhost = Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap();
@@ -313,7 +313,7 @@ fn flushes_arrive() {
 fn errors_of_the_device_are_errors_of_the_driver() {
     let disk = LiveDisk::new(Shape::default());
     let block = disk.block();
-    // The driver does not know yet that there is less.
+    // The driver does not know yet that the file has become shorter.
     disk.file.set_len(1 << 20).unwrap();
     block.read(0, 4096).unwrap();
     let error = block.read(2 << 20, 4096).unwrap_err();
@@ -349,7 +349,7 @@ fn a_disk_grows_between_two_drivers() {
 
 fn a_driver_that_tries_again_after_it_has_failed_is_interrupted() {
     const BYTES: u64 = 4 << 20;
-    // In `struct virtio_blk_config`.
+    // The field's place in `struct virtio_blk_config`.
     const BLOCK_SIZE: std::ops::Range<usize> = 20..24;
     let mut config = blk::device_config(&unique_name(), BYTES, 1);
     config.space[BLOCK_SIZE].copy_from_slice(&3u32.to_le_bytes());
@@ -358,7 +358,7 @@ fn a_driver_that_tries_again_after_it_has_failed_is_interrupted() {
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
     bus::driver_gives_up(device.name());
-    // Nobody resets the device in between.
+    // The device is not reset in between.
     let offset = BLOCK_SIZE.start as u32;
     served.device().set_config(offset, &512u32.to_le_bytes()).unwrap();
     let folder = bus::virtio_folder(device.name()).unwrap();
@@ -450,7 +450,7 @@ fn a_daemon_killed_under_io_is_taken_over() {
     exercise(&mut exercisers, |all| {
         all.go_on(50);
         remote.kill();
-        // As long as it likes.
+        // The gap between the daemons may be of any length.
         std::thread::sleep(Duration::from_millis(300));
         remote.start(Manner::Serve);
         all.go_on(50);
@@ -502,7 +502,8 @@ fn a_daemon_killed_before_it_interrupts_is_taken_over() {
     let reading = Waiting::new(move || block.read(4096, 4096));
     soon("the daemon is about to interrupt", || daemon.gate().holds_one());
     daemon.kill();
-    // All is done but for the interrupt, and nothing in the virtqueue says that it is missing.
+    // Everything is done except for the interrupt, and nothing in the virtqueue shows that the
+    // interrupt is missing.
     let (available, used) = ring::counters(&name, 0);
     assert_eq!(available, used);
     reading.assert_waits();
@@ -519,7 +520,7 @@ fn several_kills_lose_nothing() {
     let mut exercisers = parts(&block, 2);
     exercise(&mut exercisers, |all| {
         for round in 0..8 {
-            // Not always at the same time.
+            // Vary the moment of the kill.
             std::thread::sleep(Duration::from_millis(37 * round));
             all.go_on(5);
             remote.kill();
@@ -541,7 +542,7 @@ fn nothing_hangs_longer_than_msg_timeout_without_a_daemon() {
     });
 }
 
-/// Objects that the kernel has of a kind, where it counts them.
+/// Returns how many objects of a slab cache exist, or `None` if the kernel does not count them.
 fn slab(name: &str) -> Option<u64> {
     let text = std::fs::read_to_string("/proc/slabinfo").ok()?;
     let line = text
@@ -550,7 +551,7 @@ fn slab(name: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Memory that the kernel could give, in KiB.
+/// Returns the memory that the kernel could hand out, in KiB.
 fn available() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
     text.lines()
@@ -559,7 +560,8 @@ fn available() -> u64 {
         .unwrap()
 }
 
-/// Does something a few times, and then 40 times, after which there is as much memory as before.
+/// Runs `cycle` a few times, then 40 times, and checks that these 40 leave as much memory as
+/// before.
 #[track_caller]
 fn leaves_nothing(mut cycle: impl FnMut()) {
     for _ in 0..3 {

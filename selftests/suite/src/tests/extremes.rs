@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! As many of everything as there can be, and as few: what that takes.
+//! The largest and the smallest numbers of everything, and what they cost.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ tests![
     bounce_pages_stay_and_are_no_more_than_bounce_size => 60,
 ];
 
-/// Says how long steps take, and how much memory they take away.
+/// A meter of the time that each step takes, and of the memory that it uses up.
 struct Meter {
     what: String,
     available: i64,
@@ -54,7 +54,7 @@ impl Meter {
         }
     }
 
-    /// A step has been taken.
+    /// Ends a step, and reports its time and memory.
     fn step(&mut self, name: &str) {
         let took = self.begin.elapsed();
         let now = available();
@@ -69,7 +69,7 @@ impl Meter {
     }
 }
 
-/// Takes a device of one queue, in the last group, through its life.
+/// Takes a device with one queue, in the last group, through its life.
 #[track_caller]
 fn life(what: &str, config: &DeviceConfig, bounce: u64, with: impl FnOnce(&Vhost, &vduse::Device)) {
     let mut meter = Meter::new(what);
@@ -101,7 +101,7 @@ fn life(what: &str, config: &DeviceConfig, bounce: u64, with: impl FnOnce(&Vhost
     meter.step("destroying it");
 }
 
-/// Uses the first and the last address space.
+/// Returns a function that uses the first and the last address space.
 fn use_ends(spaces: u32) -> impl FnOnce(&Vhost, &vduse::Device) {
     move |vhost, file| {
         let pages = [page_of(1), page_of(2)];
@@ -131,7 +131,7 @@ fn a_device_of_0xffff_spaces_is_created() {
 }
 
 fn a_device_of_0xffff_spaces_works() {
-    // With less, there is no page for each.
+    // A smaller bounce area has no page for each space.
     let config = spaces::config(1, 1, 0xffff);
     life("0xffff spaces", &config, 1 << 30, use_ends(0xffff));
 }
@@ -142,7 +142,7 @@ fn a_device_of_1024_spaces_works() {
 }
 
 fn a_device_of_many_spaces_costs_no_more_than_it_uses() {
-    // So many that they would take 12 MiB if they were no more than made.
+    // So many that merely allocating all of them would take 12 MiB.
     const SPACES: u32 = 8192;
     let config = spaces::config(1, 1, SPACES);
     let before = available();
@@ -168,7 +168,7 @@ fn a_device_of_1_queue_works() {
 }
 
 fn a_device_of_256_queues_works() {
-    // vhost-vdpa cannot bind to as many: its memory for queues has to be in one piece.
+    // vhost-vdpa cannot bind to so many queues: it allocates its memory for queues in one piece.
     let mut meter = Meter::new("256 queues");
     let disk = ServedGroups::new(256, 256);
     meter.step("creating it and putting it on the bus");
@@ -198,7 +198,7 @@ fn a_device_of_128_queues_in_128_groups_and_spaces_works() {
         assert_eq!(vhost.group_of(n).unwrap(), n);
         vhost.set_group_asid(n, n).unwrap();
     }
-    // All at the same address, each in its own address space.
+    // All queues use the same address, each in its own address space.
     let mut queues: Vec<_> = (0..COUNT)
         .map(|n| HandQueue::prepare(&vhost, n, n, 0x10_0000))
         .collect();
@@ -214,12 +214,12 @@ fn a_device_of_128_queues_in_128_groups_and_spaces_works() {
     meter.step("a request in each queue");
 }
 
-/// What may go of the machine's memory beside what a group of processes is charged for, in KiB: sysfs
-/// takes some 400 bytes for each queue and charges nobody.
+/// How much of the machine's memory may be used up in addition to what a cgroup is charged for, in
+/// KiB: sysfs takes some 400 bytes for each queue, charged to no process.
 const TOLERANCE: i64 = 36 << 10;
 
-/// Starts a process, waits until it ends, and asserts that what then is less of the machine's memory
-/// is charged to it: so that a container is stopped by its own limit. Returns what is charged, in KiB.
+/// Runs a process to its end, and asserts that the memory that it used up is charged to it, so that
+/// a container is stopped by its own limit. Returns the charge, in KiB.
 #[track_caller]
 fn is_charged_for(command: &mut Command) -> i64 {
     let cgroup = Cgroup::new();
@@ -255,7 +255,7 @@ fn spaces_that_are_moved_to_are_charged_to_the_client() {
     let path = bus::vhost_path(answered.device.name()).unwrap();
     let spaces = SPACES.to_string();
     let charged = is_charged_for(&mut helper(&["moves", path.to_str().unwrap(), &spaces]));
-    // Nothing could do with less.
+    // No implementation could do with less.
     assert!(charged >= i64::from(SPACES) / 4, "{charged} KiB");
 }
 
@@ -273,7 +273,7 @@ fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
             disk.served.handle().register_umem().unwrap();
         }
         let before = available();
-        // In a process of its own, whose memory is gone with it.
+        // In a separate process, whose own memory is gone when it ends.
         let filled = helper(&["fill", block.name()]).status();
         assert!(filled.unwrap().success());
         let busy = before - available();
@@ -283,7 +283,7 @@ fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
             "lent {lent}: {busy} KiB after I/O, {idle} KiB when idle, of {} KiB",
             SIZE >> 10
         ));
-        // A quarter more, for page tables and the like.
+        // Allow a quarter more, for page tables and the like.
         assert!(idle < (SIZE * 5 / 4 >> 10) as i64, "{idle} KiB");
         drop(block);
         drop(disk);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Allocations that fail, on every path, one after the other: the error is right, nothing is half
-//! made, nothing leaks.
+//! Allocations that fail, on every path, one after the other: the error is right, nothing is left
+//! half made, nothing leaks.
 //!
-//! What fails is done again, and succeeds; each path is gone through several times, and leaves
-//! nothing. Where a path goes through much of the kernel, only what is below the driver's own code
-//! on the stack fails.
+//! A failed operation is repeated, and then succeeds. Each path is run several times, and leaves
+//! nothing. Where a path goes through much of the kernel, only allocations below the driver's own
+//! code on the stack fail.
 
 use std::fs::File;
 use std::io;
@@ -61,25 +61,25 @@ tests![
     copies_from_and_to_a_daemon_fail_cleanly => 60,
 ];
 
-/// How often a path is gone through.
+/// How often each path is run.
 const TIMES: i64 = 4;
 
-/// How often a path that takes long.
+/// How often a slow path is run.
 const FEW: i64 = 1;
 
-/// What a call fails with that lacks memory.
+/// The errors of a call that lacks memory.
 const NO_MEMORY: &[Errno] = &[Errno::NOMEM];
 
-/// What it fails with if it may be the request to the daemon that lacks memory: as if the daemon
-/// had not answered.
+/// The errors of a call that lacks memory, possibly for its request to the daemon, which then looks
+/// as if the daemon had not answered.
 const UNTOLD: &[Errno] = &[Errno::NOMEM, Errno::IO];
 
-/// Nothing, for a call that must not fail.
+/// No errors, for a call that must not fail.
 const NEVER: &[Errno] = &[];
 
-/// Goes through paths several times, which is to leave nothing, and shows what came of the faults.
+/// Runs paths several times, which must leave nothing, and reports what the faults caused.
 ///
-/// There must be some.
+/// There must be at least one fault.
 #[track_caller]
 fn several<const N: usize>(times: i64, paths: [&str; N], mut go: impl FnMut() -> [Tally; N]) {
     let mut tallies = [Tally::default(); N];
@@ -90,7 +90,7 @@ fn several<const N: usize>(times: i64, paths: [&str; N], mut go: impl FnMut() ->
     assert!(tallies.iter().any(|tally| tally.faults > 0));
 }
 
-/// The module's file, if it is not compressed.
+/// Opens the module's file, which is assumed not to be compressed.
 #[track_caller]
 fn module_file() -> File {
     let path = std::env::var(environment::MODULE).unwrap_or_else(|_| {
@@ -103,9 +103,9 @@ fn module_file() -> File {
     File::open(path).expect("opening the module")
 }
 
-/// Has KUnit run none of the module's own tests when it is loaded: they take 10 s each time.
+/// Loading without the module's own KUnit tests, which take 10 s each time.
 ///
-/// On drop, it runs all tests again.
+/// On drop, KUnit runs all tests again.
 struct WithoutKunit;
 
 impl WithoutKunit {
@@ -131,11 +131,11 @@ fn loading_the_module_fails_cleanly() {
     let again = LoadAgain;
     let injection = Injection::of_allocations(Below::Initcall);
     let file = module_file();
-    // The faults are for this thread.
+    // Faults are injected into this thread.
     let load = || Ok(rustix::system::finit_module(&file, c"", 0)?);
     loading::unload();
-    // A load takes a second, and one that fails shows that the one before left nothing in its way:
-    // each gets further than that by an allocation. kmemleak sees the rest.
+    // Each load takes a second. A load that fails gets one allocation further than the one before,
+    // which shows that the one before left nothing in its way. kmemleak finds the rest.
     let tally = injection.each("loading the module", |fault| {
         if fault.hit(NO_MEMORY, load).is_some() {
             loading::unload();
@@ -158,7 +158,7 @@ fn creating(times: i64, path: &str, control: &Control, config: &vduse::DeviceCon
                 assert!(!sysfs::folder(&config.name).exists(), "{fault}");
                 assert!(!Device::path(&config.name).exists(), "{fault}");
                 fault.again(|| control.create(config));
-                // All of it.
+                // The device is complete.
                 Device::open(&config.name).expect("opening it");
                 sysfs::read(&sysfs::affinity(&config.name, config.queues - 1)).expect("reading");
             }
@@ -187,7 +187,7 @@ fn destroying_a_device_fails_cleanly() {
             control.create(&config).expect("creating");
             let destroy = || control.destroy(&config.name);
             if fault.hit(NO_MEMORY, destroy).is_none() {
-                // It is as it was.
+                // The device is unchanged.
                 let device = Device::open(&config.name).expect("opening it");
                 device.vq_setup(0, 256).expect("setting a queue up");
                 drop(device);
@@ -214,7 +214,7 @@ fn opening_fails_cleanly_and_closing_succeeds() {
                     drop(opened);
                     Ok(())
                 });
-                // Nobody has it open.
+                // The device is not open any more.
                 drop(fault.again(open));
             }),
         ]
@@ -247,20 +247,20 @@ fn calls_of_a_daemon_fail_cleanly() {
     });
 }
 
-/// A device that is not on the bus yet, whose daemon answers.
+/// A device that is not on the bus yet, and whose daemon answers.
 struct Stage {
     daemon: Option<(Responder, Arc<Device>)>,
     device: TestDevice,
 }
 
 impl Stage {
-    /// Makes one of version 0.
+    /// Creates a device of version 0.
     #[track_caller]
     fn disk() -> Self {
         Self::new(TestDevice::disk(), &[0])
     }
 
-    /// Makes one of version 1.
+    /// Creates a device of version 1.
     #[track_caller]
     fn of_groups(queues: &[u32], groups: u32, spaces: u32) -> Self {
         let config = spaces::config(queues.len() as u16, groups, spaces);
@@ -286,7 +286,7 @@ impl Stage {
         self.daemon = Some((Responder::new(&file, agree), file));
     }
 
-    /// The daemon's side.
+    /// Returns the daemon's side of the device.
     fn file(&self) -> &Device {
         &self.daemon.as_ref().expect("a daemon").1
     }
@@ -295,8 +295,8 @@ impl Stage {
         self.device.name()
     }
 
-    /// If the device has broken, as a request to the daemon could not be made, starts another
-    /// daemon, which mends it.
+    /// Starts another daemon, which fixes the device, if the device has broken because a request to
+    /// the daemon could not be allocated.
     #[track_caller]
     fn mend(&mut self) {
         if let Err(error) = self.file().features() {
@@ -306,13 +306,13 @@ impl Stage {
         }
     }
 
-    /// The requests so far, which are forgotten.
+    /// Returns the requests so far, and forgets them.
     fn take_kinds(&self) -> Vec<Kind> {
         self.daemon.as_ref().expect("a daemon").0.take_kinds()
     }
 }
 
-/// Adds devices, each a new one: what it is made of when it is added first stays with it.
+/// Adds devices, a new one each time: a device keeps what is allocated when it is first added.
 #[track_caller]
 fn adding(path: &str, injection: &Injection, make: impl Fn() -> Stage) -> Tally {
     let vdpa = bus::vdpa();
@@ -400,7 +400,7 @@ fn opening_through_vhost_fails_cleanly() {
                     Ok(())
                 });
                 stage.mend();
-                // Nothing of it is left.
+                // No mapping is left.
                 fails_at(stage.file().iotlb_fd(0, u64::MAX), Errno::INVAL, fault.number());
             }),
         ]
@@ -428,17 +428,17 @@ impl Driven {
         }
     }
 
-    /// If the device has broken, another daemon mends it.
+    /// Starts another daemon, which fixes the device, if the device has broken.
     ///
-    /// It has begun to answer when this returns: while vhost waits for an answer to a map, a thread
-    /// of this process cannot begin, as the process's memory is locked.
+    /// The new daemon has begun to answer when this returns: while vhost waits for an answer to a
+    /// map, no thread of this process can be started, as the process's memory is locked.
     #[track_caller]
     fn mend(&mut self) {
         self.stage.mend();
         self.vhost.queue_base(0).expect("an answer");
     }
 
-    /// The first byte of what is mapped at an address of address space 1.
+    /// Returns the first byte of what is mapped at `iova` in address space 1.
     fn byte(&self, iova: u64) -> io::Result<u8> {
         first_byte(self.stage.file(), 1, iova)
     }
@@ -447,7 +447,7 @@ impl Driven {
 fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
     const HERE: u64 = 0x10_0000;
     const THERE: u64 = 0x20_0000;
-    // vhost says so of all that goes wrong with a message.
+    // vhost returns EFAULT for everything that goes wrong with a message.
     const REFUSED: &[Errno] = &[Errno::FAULT];
     let injection = Injection::of_allocations(Below::Driver);
     let page = page_of(1);
@@ -456,7 +456,7 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
     several(TIMES, paths, || {
         let mut driven = Driven::new(3);
         driven.vhost.map_in(1, THERE, &other, 3).expect("mapping");
-        // What is mapped elsewhere stays.
+        // The other mapping stays.
         let check = |driven: &Driven, fault: &Fault<'_>| {
             assert_eq!(driven.byte(THERE).expect("another page"), 2, "{fault}");
         };
@@ -474,7 +474,7 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
         });
         let unmapped = injection.each(paths[1], |fault| {
             driven.vhost.map_in(1, HERE, &page, 3).expect("mapping");
-            // vhost does not look what comes of it: the page is the client's again in any case.
+            // vhost ignores the result: the page belongs to the client again in any case.
             fault.hit(NEVER, || driven.vhost.unmap_in(1, HERE, PAGE));
             driven.mend();
             fails_at(driven.byte(HERE), Errno::INVAL, fault.number());
@@ -485,7 +485,7 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
 }
 
 fn moving_a_group_fails_cleanly() {
-    /// What is made for an address space stays, so that each fault has one of its own.
+    /// What is allocated for an address space stays, so each fault has an address space of its own.
     const SPACES: u32 = 64;
     let injection = Injection::of_allocations(Below::Driver);
     several(FEW, ["moving a group"], || {
@@ -516,7 +516,8 @@ fn requests_fail_cleanly() {
     let paths = ["setting the status", "resetting", "asking for a queue's state"];
     several(TIMES, paths, || {
         let mut driven = Driven::new(2);
-        // A daemon that cannot be told is cut off: its device is broken, and its status stays.
+        // A daemon that cannot be told is cut off: its device breaks. A status then stays, and only
+        // a reset takes effect.
         let told = |driven: &mut Driven, kind: &Kind, fault: &Fault<'_>| {
             let told = driven.stage.take_kinds().contains(kind);
             let broken = driven.stage.file().features().is_err();
@@ -529,7 +530,7 @@ fn requests_fail_cleanly() {
             injection.each(paths[path], |fault| {
                 driven.vhost.set_status(ACKNOWLEDGE - status).expect("setting the status");
                 driven.stage.take_kinds();
-                // vhost does not look what comes of a status, but of a reset.
+                // vhost ignores the failure of a status, but reports the failure of a reset.
                 let errors = if status == 0 { UNTOLD } else { NEVER };
                 let done = fault.hit(errors, || driven.vhost.set_status(status));
                 let now = driven.vhost.status().expect("reading the status");
@@ -538,7 +539,7 @@ fn requests_fail_cleanly() {
                     assert_eq!(now, status, "{fault}");
                 } else {
                     untold[path] += 1;
-                    // A reset is one, whoever knows of it.
+                    // A reset takes effect even if the daemon is not told.
                     assert_eq!(now, 0, "{fault}");
                     fault.again(|| driven.vhost.set_status(status));
                     assert_eq!(driven.vhost.status().expect("reading it"), status, "{fault}");
@@ -560,7 +561,8 @@ fn requests_fail_cleanly() {
             }
         });
         let tallies = [set, reset, asked];
-        // The driver's one allocation; the others are the kernel's own, which does without.
+        // Only the driver's one allocation counts; the others are the kernel's own, which has
+        // fallbacks.
         assert!(untold.iter().all(|&faults| faults == 1), "{untold:?}");
         tallies
     });
@@ -575,7 +577,7 @@ fn finding_a_mapping_fails_cleanly() {
         asid: 1,
         ..Default::default()
     };
-    // The table of descriptors is made larger, which takes memory, at powers of two.
+    // The descriptor table grows, which takes memory, at powers of two.
     raise_descriptor_limit();
     let mut others: Vec<File> = Vec::new();
     let open = || File::open("/dev/null").expect("opening a file");
@@ -598,7 +600,7 @@ fn finding_a_mapping_fails_cleanly() {
     assert!(found.failures > 0);
 }
 
-/// Lets this process open as many files as the kernel allows any.
+/// Raises this process's limit of open files as far as the kernel allows.
 #[track_caller]
 fn raise_descriptor_limit() {
     use rustix::process::{setrlimit, Resource, Rlimit};
@@ -630,7 +632,7 @@ impl Disk {
         }
     }
 
-    /// If the device has broken, another daemon mends it.
+    /// Starts another daemon, which fixes the device, if the device has broken.
     #[track_caller]
     fn mend(&self) {
         let mut served = self.served.lock().expect("the daemon");
@@ -642,7 +644,8 @@ impl Disk {
         }
     }
 
-    /// Does something that waits for the disk: for the next daemon, if the device breaks meanwhile.
+    /// Runs an operation that waits for the disk, and starts the next daemon if the device breaks
+    /// meanwhile.
     fn mended<T>(&self, operation: impl FnOnce() -> T) -> T {
         let (end, ended) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
@@ -658,7 +661,7 @@ impl Disk {
         })
     }
 
-    /// Reads from it, which is bound to virtio.
+    /// Reads from the disk, which must be bound to virtio.
     #[track_caller]
     fn reads(&self) {
         let disk = bus::disk_name(self.device.name()).expect("a disk");
@@ -675,7 +678,7 @@ fn binding_to_virtio_fails_cleanly() {
         let bind = || on_bus.bind(Driver::Virtio);
         let unbind = || on_bus.unbind(Driver::Virtio).expect("unbinding");
         let tally = injection.each("binding to virtio", |fault| {
-            // The virtio device may be there without its driver.
+            // The virtio device may exist without its driver.
             let bound = disk.mended(|| fault.hit(UNTOLD, bind));
             disk.mend();
             if bound.is_some() {
@@ -709,17 +712,17 @@ fn deleting_a_disk_succeeds() {
 fn reading_and_writing_a_disk_succeeds() {
     const LEN: usize = 32 << 10;
     let injection = Injection::of_allocations(Below::Driver);
-    // Each fault has a disk of its own, so many that counts of objects are not the same each time:
-    // it is left to kmemleak to find what is lost.
+    // Each fault has a disk of its own. With so many disks, object counts vary from run to run, so
+    // leaks are left to kmemleak.
     for (path, write) in [("reading", false), ("writing", true)] {
         let tally = injection.each(path, |fault| {
-            // Pages that a disk once had, it keeps.
+            // A disk keeps the pages that it has once used.
             let disk = LiveDisk::new(Shape::default());
-            // With a scheduler, requests are not started by the thread that makes them.
+            // With a scheduler, requests would not be started by the thread that makes them.
             let scheduler = Path::new("/sys/block").join(disk.disk()).join("queue/scheduler");
             sysfs::write(&scheduler, "none").expect("choosing no scheduler");
             let block = disk.block();
-            // The block layer tries again.
+            // The block layer retries.
             if write {
                 fault.hit(NEVER, || block.write(0, &[7; LEN]));
             } else {
@@ -739,7 +742,7 @@ fn mapping_the_domains_file_fails_cleanly() {
     let injection = Injection::of_allocations(Below::Anything);
     let disk = LiveDisk::new(Shape::default());
     disk.block().read(0, 4096).unwrap();
-    // The rings are behind the bounce area.
+    // The rings are above the bounce area.
     let region = disk.vduse().iotlb_fd(64 << 20, u64::MAX).unwrap();
     let map = || Window::new(region.file.as_fd(), region.offset, PAGE as usize, true);
     let paths = ["mapping the domain's file", "a page of it"];
@@ -749,7 +752,8 @@ fn mapping_the_domains_file_fails_cleanly() {
             injection.each(paths[1], |fault| {
                 let window = map().expect("mapping");
                 let prober = Prober::new();
-                // The kernel looks, who says so if there is no memory for a page table.
+                // The kernel does the access, and returns an error if there is no memory for a page
+                // table.
                 let look = || prober.read(window.address(), 64).map(drop);
                 if fault.hit(&[Errno::NOMEM, Errno::FAULT], look).is_none() {
                     fault.again(look);
@@ -759,10 +763,10 @@ fn mapping_the_domains_file_fails_cleanly() {
     });
 }
 
-/// A bounce area's size.
+/// The size of a bounce area, in bytes.
 const AREA: u64 = 1 << 20;
 
-/// A disk with a small bounce area in its first address space, and memory for it.
+/// Returns a disk with a small bounce area in its first address space, and memory for that area.
 #[track_caller]
 fn disk_and_memory(spaces: u32) -> (LiveDisk, Mapping, IovaUmem) {
     unlimited_memlock();
@@ -773,7 +777,7 @@ fn disk_and_memory(spaces: u32) -> (LiveDisk, Mapping, IovaUmem) {
     });
     disk.block().write(0, &[7; 4096]).expect("writing");
     let memory = Mapping::anonymous(AREA as usize).expect("memory");
-    // All of it is there.
+    // Populates all pages.
     let bytes = memory.bytes();
     for at in (0..AREA as usize).step_by(PAGE as usize) {
         vm_memory::Bytes::write_slice(&bytes, &[1], at).expect("writing to memory");
@@ -796,14 +800,15 @@ fn registering_memory_fails_cleanly() {
     ];
     several(FEW, paths, || {
         let mut tallies = Vec::new();
-        // A device keeps addresses for later, as long as it is there.
+        // A device keeps addresses for later, as long as it exists.
         for spaces in [0, 2] {
             let (disk, _memory, umem) = &disk_and_memory(spaces);
             let file = disk.vduse();
-            // SAFETY: The memory has volatile access only, and stays until it is deregistered.
+            // SAFETY: All access to the memory is volatile, and the memory stays until it is
+            // deregistered.
             let register = || unsafe { file.register_umem(umem) };
             let deregister = || file.deregister_umem(umem);
-            // The daemon that serves the disk does not know of the memory meanwhile.
+            // Meanwhile, the daemon that serves the disk does not know of the memory.
             let works = |fault: &Fault<'_>| {
                 let found = disk.block().read(0, 4096).expect("reading");
                 assert!(found.iter().all(|&byte| byte == 7), "{fault}");
@@ -845,7 +850,8 @@ fn closing_with_memory_registered_succeeds() {
     several(TIMES, ["closing with memory registered"], || {
         let tally = injection.each("closing", |fault| {
             let file = device.open_nonblocking();
-            // SAFETY: The memory has volatile access only, and stays until the file is closed.
+            // SAFETY: All access to the memory is volatile, and the memory stays until the file is
+            // closed.
             unsafe { file.register_umem(&umem) }.expect("registering");
             fault.hit(NEVER, || {
                 drop(file);
@@ -901,7 +907,8 @@ fn copies_from_and_to_a_daemon_fail_cleanly() {
     reading_and_answering(&injection);
 }
 
-/// A request that cannot be handed over stays, as does one whose answer cannot be.
+/// Checks that a request stays pending if it cannot be copied to the daemon, or its answer from the
+/// daemon.
 #[track_caller]
 fn reading_and_answering(injection: &Injection) {
     let mut stage = Stage::disk();
@@ -914,7 +921,7 @@ fn reading_and_answering(injection: &Injection) {
     let mut read = Tally::default();
     let answered = injection.each(paths[1], |fault| {
         let opened = std::thread::scope(|scope| {
-            // It is reset.
+            // Opening resets the device.
             let opening = scope.spawn(|| Vhost::open(&path));
             let mut fds = [PollFd::new(&file, PollFlags::IN)];
             poll(&mut fds, None).expect("waiting for a request");
@@ -924,13 +931,13 @@ fn reading_and_answering(injection: &Injection) {
             });
             let request = request.expect("a request");
             let answer = || file.answer(&request, Answer::Ok);
-            // What is not as long as an answer is none.
+            // An answer that is not copied in full is too short to be one.
             if fault.hit(&[Errno::INVAL], answer).is_none() {
                 fault.again(answer);
             }
             opening.join().expect("a thread").expect("opening")
         });
-        // It is reset again, which somebody must answer.
+        // Closing resets the device again, which a daemon must answer.
         let _responder = Responder::new(&file, agree);
         drop(opened);
     });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File systems: the kernel's virtiofs on a folder that a daemon of ours shows.
+//! File systems: the kernel's virtiofs on a directory that our own daemon serves.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -47,7 +47,8 @@ tests![
     deleting_waits_for_a_request_until_a_daemon_answers_it,
 ];
 
-/// The driver reads the tag byte by byte, and again if the configuration space has changed meanwhile.
+/// Checks that endless writes of the tag do not block the driver, which reads the tag byte by byte,
+/// and again if the configuration space has changed meanwhile.
 fn a_daemon_that_writes_the_tag_without_end_holds_no_driver_up() {
     need_virtiofs();
     let config = device_config(&unique_name());
@@ -72,20 +73,20 @@ fn a_daemon_that_writes_the_tag_without_end_holds_no_driver_up() {
     });
 }
 
-/// Has the kernel forget all that it has cached of files.
+/// Makes the kernel drop everything that it has cached of files.
 #[track_caller]
 fn drop_caches() {
     sysfs::write(Path::new("/proc/sys/vm/drop_caches"), "3").expect("dropping caches");
 }
 
-/// Random bytes.
+/// Returns random bytes.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut data = vec![0; len];
     Random::new(seed).fill(&mut data);
     data
 }
 
-/// A new file of so many zeroes, past the page cache.
+/// Creates a file of `len` zeroes, and opens it so that access bypasses the page cache.
 #[track_caller]
 fn zeroes(path: &Path, len: u64) -> Block {
     let file = File::create_new(path).expect("creating a file");
@@ -93,7 +94,7 @@ fn zeroes(path: &Path, len: u64) -> Block {
     Block::open(path.to_str().expect("a path")).expect("opening a file")
 }
 
-/// How many file systems the kernel knows by this tag.
+/// Returns how many file systems the kernel knows by this tag.
 fn instances(tag: &str) -> usize {
     let folder = Path::new("/sys/fs/virtiofs");
     let all = bus::children(folder, "").into_iter();
@@ -116,7 +117,7 @@ fn the_driver_finds_the_tag_and_the_queues() {
         let wanted = queue < 2 || std::thread::available_parallelism().unwrap().get() > 1;
         assert!(!wanted || info.ready == 1, "{queue}");
     }
-    // Nobody but a mount asks anything.
+    // Only a mount sends requests.
     assert_eq!(fs.log().count(|_| true), 0);
     drop(fs.mount());
     assert_eq!((fs.log().asked(op::INIT), fs.log().asked(op::DESTROY)), (1, 1));
@@ -136,7 +137,7 @@ fn what_is_written_is_in_the_folder_and_read_back() {
     drop_caches();
     fs.log().clear();
     assert_same(&fs::read(mount.path("data")).unwrap(), &data, "the mount");
-    // It came from the daemon, a quarter of a MiB at most in one request.
+    // The data came from the daemon, at most 256 KiB in each request.
     assert!(fs.log().asked(op::READ) >= 32, "{:?}", fs.log());
     assert_eq!(mount.path("data").metadata().unwrap().len(), LEN as u64);
     let (ours, theirs) = (
@@ -164,10 +165,10 @@ fn what_changes_in_the_folder_is_seen() {
 fn a_folder_of_100_files_is_listed() {
     let fs = LiveFs::new();
     let mount = fs.mount();
-    // Names so long that one answer cannot have them all.
+    // Names so long that a single answer has no room for them all.
     let name = |n: u64| format!("{n:0100}");
     for n in 0..100 {
-        // Half of them are there before the driver knows.
+        // Half of the files exist before the driver knows of them.
         let path = if n < 50 {
             fs.behind(&name(n))
         } else {
@@ -216,7 +217,7 @@ fn files_are_cut_and_grow() {
     file.write_all(b"start").unwrap();
     grown[..5].copy_from_slice(b"start");
     assert_same(&fs::read(fs.behind("data")).unwrap(), &grown, "the folder");
-    // Opening it anew for writing cuts it to nothing.
+    // Opening the file again for writing truncates it to nothing.
     fs::write(&path, "short").unwrap();
     assert_eq!(fs::read(fs.behind("data")).unwrap(), b"short");
 }
@@ -227,10 +228,10 @@ fn errors_of_the_device_are_errors_of_the_driver() {
     fails(File::open(mount.path("nothing")), Errno::NOENT);
     fs::write(mount.path("data"), "data").unwrap();
     fails(File::create_new(mount.path("data")), Errno::EXIST);
-    // What the device does not know.
+    // Operations that the device does not know.
     fails(fs::remove_file(mount.path("data")), Errno::NOSYS);
     fails(fs::create_dir(mount.path("folder")), Errno::NOSYS);
-    // What the folder's own file system says.
+    // Errors of the directory's own file system.
     fs::create_dir(fs.behind("folder")).unwrap();
     fails(File::open(mount.path("folder")), Errno::ISDIR);
     fails(
@@ -240,8 +241,8 @@ fn errors_of_the_device_are_errors_of_the_driver() {
 }
 
 fn requests_larger_than_the_bounce_area_end() {
-    // Of the default bounce area, each space has 256 KiB, which is what the file system would like to
-    // have in one request.
+    // With the default bounce area, each space has 256 KiB, which is what the file system would
+    // like to transfer in one request.
     let fs = LiveFs::with_spaces(256);
     let mount = fs.mount();
     let data = noise(1 << 20, 13);
@@ -270,7 +271,7 @@ fn several_threads_on_both_queues_are_intact() {
         let requests = |asked: Asked| asked.queue == queue && data(asked.opcode);
         fs.log().count(requests) > 10
     };
-    // Each CPU has a queue.
+    // Each CPU has its own queue.
     exercise_on(&mut exercisers, |number| run_on(number % 2), |all| {
         std::thread::sleep(Duration::from_secs(3));
         all.go_on(10);
@@ -288,7 +289,7 @@ fn what_is_forgotten_goes_through_the_first_queue() {
     let fs = LiveFs::new();
     let mount = fs.mount();
     for n in 0..300 {
-        // More than the queue has room for.
+        // More requests than the queue has room for.
         fs::write(mount.path(&format!("{n}")), "").unwrap();
     }
     fs.log().clear();
@@ -344,13 +345,13 @@ impl Remote {
         }
     }
 
-    /// Starts a daemon where the last one was killed.
+    /// Starts a daemon after the last one was killed.
     #[track_caller]
     fn start(&mut self, manner: Manner) {
         self.served = Some(start(self.device.name(), &self.folder(), manner));
     }
 
-    /// Waits until the daemon stands still.
+    /// Waits until the daemon has stalled.
     #[track_caller]
     fn stalls(&self) {
         let folder = self.folder();
@@ -359,7 +360,7 @@ impl Remote {
     }
 }
 
-/// A file of 64 KiB of noise, mounted and open.
+/// Creates a file of 64 KiB of noise, and opens it through the mount.
 #[track_caller]
 fn open_noise<S>(fs: &LiveFs<S>, mount: &Mount) -> (Block, Vec<u8>) {
     let data = noise(64 << 10, 5);
@@ -383,7 +384,7 @@ fn a_daemon_killed_with_a_read_begun_is_taken_over() {
         fs.start(Manner::Serve);
         assert_same(&reader.join().unwrap(), &data, "what was read");
     });
-    // The third daemon finds files that only the first one told of, and new ones.
+    // The third daemon finds files that only the first daemon reported, and new ones.
     assert_same(&block.read(4096, 4096).unwrap(), &data[4096..8192], "more");
     fs::write(mount.path("new"), "new").unwrap();
     assert_eq!(fs::read(fs.behind("new")).unwrap(), b"new");
@@ -401,7 +402,7 @@ fn several_kills_lose_nothing() {
         .collect();
     exercise(&mut exercisers, |all| {
         for round in 0..8 {
-            // Not always at the same time.
+            // Vary the moment of the kill.
             std::thread::sleep(Duration::from_millis(37 * round));
             all.go_on(5);
             fs.kill();
@@ -415,7 +416,7 @@ fn several_kills_lose_nothing() {
     }
 }
 
-/// Asserts that nothing of a mounted file system can be used whose device is gone.
+/// Asserts that a mounted file system whose device is gone can no longer be used.
 #[track_caller]
 fn is_gone(mount: &Mount, block: &Block) {
     fails(block.read(0, 4096).map(drop), Errno::NOTCONN);
@@ -465,7 +466,7 @@ fn a_device_deleted_while_mounted_is_added_and_mounted_again() {
     let mount = fs.mount();
     let (block, data) = open_noise(&fs, &mount);
     bus::vdpa().delete(fs.device.name()).unwrap();
-    // It is another file system now, whatever there still is of the old one.
+    // The device is another file system now, whatever is left of the old one.
     let again = OnBus::add(fs.device.name()).unwrap();
     again.bind(Driver::Virtio).unwrap();
     let mounted_again = fs.mount();
@@ -492,8 +493,8 @@ fn deleting_a_mounted_device_without_a_daemon_ends() {
     is_gone(&mount, &block);
 }
 
-/// It is virtiofs that waits: for what it has asked for, with no time limit. The device can still be
-/// taken over then.
+/// Checks that deleting waits until a new daemon has answered what virtiofs has asked for: virtiofs
+/// waits without a time limit, and the device can still be taken over meanwhile.
 fn deleting_waits_for_a_request_until_a_daemon_answers_it() {
     let mut fs = Remote::remote();
     let mount = fs.mount();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Everybody does everything at random, all at once: see the module [`fuzz`](crate::fuzz).
+//! All parties do everything at random, all at once: see the module [`fuzz`](crate::fuzz).
 //!
-//! `--seed` repeats a run, `--fuzz-seconds` says how long it goes on, `--fuzz-actors` who takes part,
-//! and `--fuzz-trace` has each call in the kernel's log.
+//! `--seed` repeats a run, `--fuzz-seconds` sets its duration, `--fuzz-actors` selects the parties,
+//! and `--fuzz-trace` writes each call to the kernel's log.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::lab::{seed, setting};
 use crate::modules;
 use crate::runner::environment;
 
-// What is beside the time that the fuzzer goes on.
+// The limit does not include the time for which the fuzzer runs.
 tests![hostile_userspace_does_no_harm => 90];
 
 fn hostile_userspace_does_no_harm() {

@@ -63,7 +63,7 @@ fn api_version_1_is_asked_for_or_found_out() {
     }
     fails(control.set_api_version(2), Errno::INVAL);
     assert_eq!(control.api_version().unwrap(), 1);
-    // It is the file's, not everybody's.
+    // The version belongs to this file, and other files keep theirs.
     control.set_api_version(0).unwrap();
     let other = Control::open().unwrap();
     assert_eq!(other.api_version().unwrap(), 1);
@@ -96,7 +96,7 @@ fn version_0_clients_see_nothing_new() {
     assert_eq!(answered.responder.take_kinds(), []);
 }
 
-/// Tries to create a device, and says whether that worked.
+/// Tries to create a device, and returns the error if that fails.
 #[track_caller]
 fn create(version: Option<u64>, config: &DeviceConfig) -> Result<TestDevice, Errno> {
     let control = Control::open().unwrap();
@@ -166,7 +166,7 @@ fn create_dev_is_charged_to_the_memory_cgroup() {
         "0xffff groups and spaces: {} KiB charged",
         charged >> 10
     ));
-    // Nothing could do with less.
+    // No implementation could do with less.
     assert!(charged >= 4 * 0xffff, "{charged} bytes");
     drop(large);
     soon("what was charged is given back", || {
@@ -228,7 +228,7 @@ fn vq_setup_is_refused_once_attached_unless_it_repeats_what_is_there() {
     fails(file.vq_setup_raw(&smaller), Errno::INVAL);
     assert_eq!(vhost.group_of(1).unwrap(), 1);
     drop(vhost);
-    // Off the bus, everything goes.
+    // Off the bus, any setup is allowed.
     answered.on_bus.delete().unwrap();
     spaces::set_up(file, 1, 2).unwrap();
     let on_bus = OnBus::add(answered.device.name()).unwrap();
@@ -259,12 +259,12 @@ fn vq_setup_of_version_0_counts_for_the_next_driver() {
     assert_eq!(sizes(&vhost), (128, 128));
     file.vq_setup(0, 64).unwrap();
     drop(vhost);
-    // Which resets the device.
+    // Opening resets the device.
     let vhost = answered.vhost();
     assert_eq!(sizes(&vhost), (64, 64));
     fails(file.vq_setup(0, 0), Errno::INVAL);
     drop(vhost);
-    // Nobody resets it in between.
+    // The device is not reset in between.
     answered.on_bus.unbind(Driver::Vhost).unwrap();
     file.vq_setup(0, 32).unwrap();
     answered.on_bus.delete().unwrap();
@@ -279,7 +279,7 @@ fn vq_setup_of_version_0_counts_when_a_driver_of_the_kernel_begins() {
     let folder = bus::virtio_folder(disk.device.name()).unwrap();
     let name = folder.file_name().unwrap().to_str().unwrap();
     let driver = std::path::Path::new("/sys/bus/virtio/drivers/virtio_blk");
-    // Which resets the device; binding it does not.
+    // Unbinding resets the device, binding does not.
     sysfs::write(&driver.join("unbind"), name).unwrap();
     device.vq_setup(0, 64).unwrap();
     sysfs::write(&driver.join("bind"), name).unwrap();
@@ -300,8 +300,8 @@ fn get_vq_group_is_what_was_set_up() {
 }
 
 fn the_token_of_a_queue_is_its_groups() {
-    // The kernel's driver, which maps what it maps by means of the queues' tokens: all groups are
-    // in address space 0.
+    // The kernel's driver, whose mappings all go through the queues' tokens: all groups are in
+    // address space 0.
     let disk = ServedGroups::new(2, 2);
     disk.on_bus.bind(Driver::Virtio).unwrap();
     soon("the disk appears", || {
@@ -357,13 +357,13 @@ fn set_group_asid_that_the_daemon_refuses_changes_nothing() {
     let vhost = answered.vhost();
     fails(vhost.set_group_asid(1, 1), Errno::IO);
     fails(vhost.set_group_asid(1, 0), Errno::IO);
-    // The device is none the worse for it.
+    // The device still works after that.
     refuse.store(false, Ordering::Relaxed);
     vhost.set_group_asid(1, 1).unwrap();
     drop(vhost);
     drop(answered);
 
-    // The kernel's driver, after such a refusal: this server knows address space 0 only.
+    // The kernel's driver, after such a refusal: this server only knows address space 0.
     let device = spaces::create(&spaces::config(2, 2, 2)).unwrap();
     let disk = Disk::new(memory_file(1 << 20));
     let queues = [(256, 0), (256, 1)];
@@ -419,7 +419,7 @@ fn set_group_asid_out_of_range_is_einval() {
             (group, asid),
         );
     }
-    // vhost's own, which takes a group for a queue.
+    // vhost's own check, which takes the group for a queue's index.
     for group in [4, 0xffff, u32::MAX] {
         fails_at(vhost.set_group_asid(group, 0), Errno::NOBUFS, group);
     }
@@ -472,7 +472,7 @@ fn a_reset_puts_the_groups_back_to_space_0() {
     drop(vhost);
     on_bus.unbind(Driver::Vhost).unwrap();
     modules::tool("modprobe", &["virtio_net"]).unwrap();
-    // Where the next driver's rings are says where the groups are.
+    // The addresses of the next driver's rings show where the groups are.
     on_bus.bind(Driver::Virtio).unwrap();
     soon("the driver sets its queues up", || {
         (0..2).all(|queue| file.vq_info(queue).unwrap().desc_addr != 0)
@@ -496,14 +496,14 @@ fn moving_groups_interrupts_no_cpus() {
     const MOVES: usize = 40;
     let answered = Answered::new(&[0, 1], 2, 2);
     let vhost = answered.vhost();
-    // Which interrupts all of them.
+    // The traced function interrupts all CPUs.
     let trace = Trace::of_function("synchronize_rcu_expedited");
     for n in 0..MOVES {
         vhost.set_group_asid(1, (n as u32 + 1) % 2).unwrap();
     }
     vhost.set_group_asid(1, 1).unwrap();
     vhost.set_status(0).unwrap();
-    // Others may do so once in a while.
+    // Other parts of the kernel may call the function once in a while.
     let times = trace.events().len();
     assert!(times < MOVES / 4, "{times} times in {MOVES} moves");
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Guests of QEMU, unmodified, with the stock kernel, on a vhost-vDPA device.
+//! Unmodified guests of QEMU, with the stock kernel, on a vhost-vDPA device.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -28,7 +28,7 @@ tests![
     a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver => 600,
 ];
 
-/// Size of the disks, in bytes.
+/// The size of the disks, in bytes.
 const BYTES: u64 = 16 << 20;
 
 /// Puts the daemon's disk on the bus, for a virtual machine.
@@ -39,7 +39,7 @@ fn attach(qsd: &mut Qsd, name: &str) -> OnBus {
     on_bus
 }
 
-/// Boots a guest that has a device, whatever it is.
+/// Boots a guest that has the device, of any type.
 #[track_caller]
 fn boot_with(setup: Setup, name: &str) -> Guest {
     let node = bus::vhost_path(name).expect("a node");
@@ -47,7 +47,7 @@ fn boot_with(setup: Setup, name: &str) -> Guest {
     setup.arguments(["-device", &device]).boot()
 }
 
-/// The MD5 sums of all files in a folder, as md5sum prints them.
+/// Returns the MD5 sums of all files in a directory, as md5sum prints them.
 #[track_caller]
 fn sums(folder: &Path) -> String {
     let output = Command::new("sh")
@@ -59,7 +59,7 @@ fn sums(folder: &Path) -> String {
     String::from_utf8(output.stdout).expect("names of files")
 }
 
-/// A folder with files of all kinds of sizes.
+/// Creates a directory with files of various sizes.
 #[track_caller]
 fn files(folder: PathBuf) -> PathBuf {
     fs::create_dir(&folder).unwrap();
@@ -78,7 +78,7 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
     let image_path = image.to_str().unwrap();
     let known = files(scratch.path("known"));
     let expected = sums(&known);
-    // A filesystem with these files in it, without mounting it.
+    // A file system with these files, created without mounting it.
     let root = known.to_str().unwrap();
     tool("mkfs.ext4", &["-q", "-F", "-d", root, image_path]);
 
@@ -92,8 +92,8 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
     guest.ok("mount -t ext4 /dev/vda /mnt");
     guest.ok("cd /mnt");
     assert_eq!(guest.ok("md5sum file*"), expected);
-    // What can be told outside: known data in another order, a file that is known, one that is
-    // not, one less.
+    // Changes that can be verified from outside: known data in another order, a file with known
+    // contents, a file with unknown contents, and one file less.
     guest.ok("cat file6 file5 file3 >together");
     guest.ok("seq 1 20000 >numbers");
     guest.ok("head -c 300000 /dev/urandom >random");
@@ -133,19 +133,19 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
 fn a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver() {
     let scratch = Scratch::new();
     let image = scratch.file("image", BYTES);
-    // Not qemu-storage-daemon: it aborts when a device is reset with requests under way
+    // Not qemu-storage-daemon, which aborts when a device is reset while requests are in flight
     // (`vduse_queue_disable`).
     let device = TestDevice::new(&blk::device_config(&unique_name(), BYTES, 1));
     let name = device.name().to_owned();
     let file = Arc::new(OpenOptions::new().read(true).write(true).open(&image).unwrap());
-    // QEMU's generic device wants a queue as long as this.
+    // QEMU's generic device needs a queue of this length.
     let server = Server::new(device.open_nonblocking(), &[1024], Disk::new(file.clone()));
     let served = Served::run(server.expect("serving the disk"));
     let on_bus = OnBus::add(&name).expect("adding");
     on_bus.bind(Driver::Vhost).expect("binding");
     let mut guest = boot_with(Setup::new(), &name);
     guest.ok("modprobe virtio_blk");
-    // Past the page cache, so that each write is a request; from several processes at once.
+    // Bypass the page cache, so that each write is a request; several processes write at once.
     guest.ok("tr '\\0' w </dev/zero | head -c 1048576 >/tmp/data");
     guest.ok(
         "for at in 0 4 8 12; do while :; do \

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A guest's network card, with the control queue in an address space that is QEMU's own: what
+//! A guest's network card, with the control queue in an address space of QEMU's own, which is what
 //! virtqueue groups are for.
 //!
-//! QEMU stands between the guest and the control queue: it has rings and buffers of its own there,
-//! which it maps in address space 1, and knows so what the guest has made of the card. The data
-//! queues go straight to the guest's memory, in address space 0.
+//! QEMU intercepts the control queue: its own rings and buffers are mapped in address space 1, so
+//! QEMU knows how the guest has configured the card. The data queues use the guest's memory
+//! directly, in address space 0.
 
 use std::collections::HashSet;
 use std::os::fd::AsFd;
@@ -30,26 +30,26 @@ tests![
     without_a_group_of_its_own_the_control_queue_works_all_the_same => 400,
 ];
 
-/// The host's address on the network of the guests, and the guest's.
+/// The addresses of the host and of the guest on the network of the guests.
 const HOST: &str = "10.9.0.1";
 const GUEST: &str = "10.9.0.2";
 
-/// How long the answer to something may take that goes through the guest.
+/// The longest time for a reaction that goes through the guest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The address of the guest's card, and the one that the guest gives it.
+/// The MAC address that the guest's card is created with, and the one that the guest sets.
 const GIVEN: Mac = [0x52, 0x54, 0, 0, 0, 1];
 const CHANGED: Mac = [0x52, 0x54, 0, 0, 0x99, 0x99];
 
-/// The control queue's group, where it has one.
+/// The control queue's group, if the control queue has one of its own.
 const CONTROL_GROUP: u32 = 1;
 
-/// An address as people write it.
+/// Formats a MAC address with colons.
 fn text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// A card with a control queue, bound to vhost-vdpa.
+/// Creates a card with a control queue, bound to vhost-vdpa.
 #[track_caller]
 fn card(tap: &str, groups: Groups, pairs: u16) -> GuestCard {
     let mut shape = Shape::new(&unique_name(), GIVEN);
@@ -59,7 +59,7 @@ fn card(tap: &str, groups: Groups, pairs: u16) -> GuestCard {
     GuestCard::new(&shape, tap)
 }
 
-/// A guest that is to have a card; `options` are those of QEMU's device.
+/// Sets up a guest with a card; `options` are those of QEMU's device.
 fn setup(card: &GuestCard, options: &str) -> Setup {
     let netdev = format!("vhost-vdpa,vhostdev={},id=net", card.node());
     let mac = text(GIVEN);
@@ -67,7 +67,7 @@ fn setup(card: &GuestCard, options: &str) -> Setup {
     Setup::new().arguments(["-netdev", &netdev, "-device", &device])
 }
 
-/// Has the guest use its card, and sees that pings go through, both ways.
+/// Makes the guest use its card, and checks that pings work in both directions.
 #[track_caller]
 fn connect(guest: &mut Guest) {
     for line in [
@@ -86,10 +86,10 @@ fn exchange_pings(guest: &mut Guest) {
     tool("ping", &["-c", "3", "-W", "20", GUEST]);
 }
 
-/// Has the guest change its card through the control queue, and sees that the card is told.
+/// Makes the guest change its card through the control queue, and checks that the card is told.
 #[track_caller]
 fn change_through_the_control_queue(guest: &mut Guest, card: &mut GuestCard) {
-    // The groups of IPv6 that every interface joins.
+    // The IPv6 groups that every interface joins.
     card.wait_for("the groups of the guest", PATIENCE, |event| {
         !event.settings.multicast.is_empty()
     });
@@ -108,15 +108,15 @@ fn change_through_the_control_queue(guest: &mut Guest, card: &mut GuestCard) {
     assert_eq!(settings.mac, CHANGED);
     assert!(settings.all_multicast && !settings.promiscuous, "{settings:?}");
     assert!(!settings.multicast.is_empty(), "{settings:?}");
-    // The host has the old address in its table of neighbours.
+    // The host's neighbour table has the old address.
     tool("ip", &["neighbour", "flush", "all"]);
     exchange_pings(guest);
 }
 
-/// A file: its device and its inode.
+/// The identity of a file: its device and its inode.
 type Identity = (u64, u64);
 
-/// A region of an address space, and the file behind it.
+/// A region of an address space, and its file.
 struct Region {
     file: Identity,
     first: u64,
@@ -124,7 +124,7 @@ struct Region {
     mapping: Mapping,
 }
 
-/// All regions of an address space, as the daemon finds them.
+/// Returns all regions of an address space, as the daemon finds them.
 #[track_caller]
 fn regions(device: &Device, asid: u32) -> Vec<Region> {
     let mut regions = Vec::new();
@@ -147,7 +147,7 @@ fn regions(device: &Device, asid: u32) -> Vec<Region> {
     regions
 }
 
-/// Whether some bytes are in one of the regions.
+/// Returns whether some bytes are in one of the regions.
 fn contain(regions: &[Region], needle: &[u8]) -> bool {
     const CHUNK: usize = 1 << 20;
     let mut buffer = vec![0; CHUNK + needle.len()];
@@ -157,7 +157,7 @@ fn contain(regions: &[Region], needle: &[u8]) -> bool {
             let part = region.mapping.slice(start, len).expect("a part");
             part.copy_to(&mut buffer[..len]);
             let mut rest = &buffer[..len];
-            // The first byte is looked for by a library that is good at it.
+            // Search for the first byte with a library function that is fast at that.
             while let Some(at) = rest.iter().position(|byte| *byte == needle[0]) {
                 rest = &rest[at..];
                 if rest.starts_with(needle) {
@@ -170,7 +170,7 @@ fn contain(regions: &[Region], needle: &[u8]) -> bool {
     })
 }
 
-/// The files that a process has in memory only, which for QEMU is the guest's memory.
+/// Returns the files of a process that are in memory only, which for QEMU is the guest's memory.
 fn memory_files(pid: u32) -> HashSet<Identity> {
     std::fs::read_dir(format!("/proc/{pid}/fd"))
         .expect("the files of QEMU")
@@ -184,8 +184,8 @@ fn memory_files(pid: u32) -> HashSet<Identity> {
         .collect()
 }
 
-/// Sees that a card's control queue, of this index, is in memory that is QEMU's and not the guest's,
-/// and that the guest's memory is not to be found where the control queue is.
+/// Asserts that the control queue of index `control` is in memory of QEMU and not of the guest, and
+/// that the guest's memory cannot be found in the control queue's address space.
 #[track_caller]
 fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
     let moved = What::Moved {
@@ -205,7 +205,7 @@ fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
     assert!(of_guest.iter().all(|region| guests.contains(&region.file)));
     assert!(of_qemu.iter().all(|region| !guests.contains(&region.file)));
 
-    // The rings: at the same addresses, the two address spaces have something else.
+    // The two address spaces have different memory at the addresses of the rings.
     let info = device.vq_info(control).expect("the control queue");
     assert_eq!(info.ready, 1);
     let at = |regions: &[Region], iova: u64| {
@@ -224,17 +224,17 @@ fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
         .any(|region| at(&of_guest, region.first).is_some());
     assert!(collide, "no IOVA is in use in both address spaces");
 
-    // A word that only the guest knows: it is in its memory, and nowhere else that can be reached.
+    // A word that only the guest knows is in the guest's memory, and nowhere else within reach.
     guest.ok("echo -n 'a secret of ' >/secret; cat /secret /proc/sys/kernel/random/boot_id >/secret2");
     let secret = guest.ok("cat /secret2").trim().to_owned();
     assert!(secret.len() > 40, "{secret}");
     assert!(contain(&of_guest, secret.as_bytes()));
     assert!(!contain(&of_qemu, secret.as_bytes()));
-    // Nor do other regions come into view by asking once more.
+    // Asking once more does not reveal other regions either.
     assert!(!contain(&regions(&device, 1), secret.as_bytes()));
 }
 
-/// The longest time without an answer, in seconds.
+/// Returns the longest time between two answered pings, in seconds.
 fn longest_gap(answered: &[f64]) -> f64 {
     let gaps = answered.windows(2).map(|pair| pair[1] - pair[0]);
     gaps.fold(0.0, f64::max)
@@ -265,7 +265,7 @@ fn the_control_queue_is_isolated_and_the_guest_migrates() {
     std::thread::sleep(Duration::from_secs(2));
     guest.migrate_to(&mut arrived);
 
-    // It is the same guest, with the same card, though that is another one.
+    // The guest finds its card unchanged, though the device is another one.
     within(PATIENCE, "the card has what the guest has set", || {
         there.settings() == before
     });
@@ -279,13 +279,14 @@ fn the_control_queue_is_isolated_and_the_guest_migrates() {
         longest_gap(&answered)
     ));
     assert!(longest_gap(&answered) < PATIENCE.as_secs_f64());
-    // The data queues go on where they were.
+    // The data queues continue where they were.
     for queue in [0, 1] {
         let info = there.device().vq_info(queue).expect("a data queue");
         assert_ne!(info.state.split(), 0, "queue {queue} began anew");
     }
     assert_isolated(&mut arrived, &mut there, 2);
-    // The card that the guest has left is free for others, its groups where they were at first.
+    // The card that the guest has left is free for others, and its groups are where they were at
+    // first.
     assert_eq!(here.address_space(CONTROL_GROUP), 0);
     here.on_bus.unbind(Driver::Vhost).expect("unbinding");
     arrived.power_off();
@@ -297,7 +298,7 @@ fn two_pairs_of_queues_work_and_the_fifth_queue_is_isolated() {
     let mut card = card("tap0", Groups::Isolated, 2);
     let mut guest = setup(&card, "mq=on").boot();
     connect(&mut guest);
-    // Left alone, the driver uses as many pairs as there are CPUs.
+    // By default, the driver uses as many pairs as there are CPUs.
     guest.ok("ethtool -L eth0 combined 2");
     assert!(card.has_seen(&What::Done(Command::Pairs(2))), "{:?}", card.events());
     assert_eq!(card.settings().pairs, 2);
@@ -317,7 +318,7 @@ fn without_a_group_of_its_own_the_control_queue_works_all_the_same() {
     connect(&mut guest);
     let moved = |event: &Event| matches!(event.what, What::Moved { .. });
     assert!(!card.events().iter().any(moved), "{:?}", card.events());
-    // The control queue is the guest's own, in its own memory.
+    // The control queue is the guest's own, in the guest's memory.
     let guests = memory_files(guest.pid());
     let of_guest = regions(card.device(), 0);
     assert!(!of_guest.is_empty());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's memory: finding it, mapping it, and what is left of mappings.
+//! The driver's memory: how a daemon finds and maps it, and what is left of mappings.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -160,7 +160,7 @@ fn get_fd_of_what_was_unmapped_is_einval() {
     client.file.iotlb_fd(0x20_0000, 0x20_0000).unwrap();
 }
 
-/// How many descriptors this process has open.
+/// Returns how many descriptors this process has open.
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
@@ -222,14 +222,14 @@ fn a_map_without_a_valid_permission_does_no_harm() {
         let file = memory::file(PAGE);
         let mapping = Mapping::of_file(file.as_fd(), 0, PAGE, ACCESS_RW).unwrap();
         if client.vhost.map(0x10_0000, &mapping, access).is_ok() {
-            // Whatever comes of it: the kernel's log stays clean.
+            // The result does not matter, as long as the kernel's log stays clean.
             if let Ok(region) = client.file.iotlb_fd(0x10_0000, 0x10_0000) {
                 assert!((ACCESS_RO..=ACCESS_RW).contains(&region.access));
             }
             client.vhost.unmap(0x10_0000, PAGE).unwrap();
         }
     }
-    // And the device still works.
+    // The device still works.
     let _kept = client.map(0x20_0000, 1, 3);
     client.file.iotlb_fd(0x20_0000, 0x20_0000).unwrap();
 }
@@ -258,7 +258,7 @@ fn get_info_finds_regions() {
         })
         .unwrap();
     assert_eq!((info.start, info.last), (0x10_0000, 0x10_3fff));
-    // What a virtual machine mapped is backed by it already.
+    // What a virtual machine mapped is already backed by the virtual machine's memory.
     assert_eq!(info.capability, 0);
     fails(client.file.iotlb_info(IovaInfo::default()), Errno::INVAL);
 }
@@ -314,7 +314,7 @@ fn the_bounce_area_is_one_region_that_can_be_backed() {
     assert_eq!(info.capability, IOVA_CAP_UMEM);
     let stat = rustix::fs::fstat(&region.file).unwrap();
     assert_eq!(stat.st_blksize, PAGE as i64);
-    // The rings are elsewhere, and cannot.
+    // The rings are elsewhere, and cannot be backed.
     let ring = ring_iova(&disk);
     let info = IovaInfo {
         start: ring,
@@ -341,7 +341,7 @@ fn the_domain_can_be_mapped_from_0_and_at_its_offset() {
     let one = prober.read(at_offset.address(), page).unwrap();
     let other = from_0.address().wrapping_add(region.offset as usize);
     assert_eq!(one, prober.read(other, page).unwrap());
-    // Descriptors that the driver has used.
+    // The ring has descriptors that the driver has used.
     assert!(one.iter().any(|&byte| byte != 0));
 }
 
@@ -359,7 +359,7 @@ fn what_nobody_uses_raises_sigbus() {
     let iova = ring_iova(&disk);
     let region = disk.vduse().iotlb_fd(iova, iova).unwrap();
     let prober = Prober::new();
-    // A part of the file where the driver has nothing: behind all rings.
+    // A part of the file that the driver does not use: beyond all rings.
     for offset in [region.offset + (64 << 20), 1 << 40] {
         let nothing = Mapping::of_file(region.file.as_fd(), offset, PAGE, ACCESS_RW).unwrap();
         fails_at(
@@ -372,7 +372,7 @@ fn what_nobody_uses_raises_sigbus() {
 }
 
 fn bounce_pages_have_nothing_of_the_kernel_in_them() {
-    // Leave something to find in pages that the kernel hands out next.
+    // Mark pages that the kernel hands out next, so that there is something to find.
     const MARK: u8 = 0xa5;
     drop(std::hint::black_box(vec![MARK; 64 << 20]));
     let disk = LiveDisk::new(Shape {
@@ -395,7 +395,7 @@ fn bounce_pages_have_nothing_of_the_kernel_in_them() {
             continue;
         };
         pages += 1;
-        // The disk is all zeroes: what is not zero is of requests' headers.
+        // The disk is all zeroes, so other bytes can only come from request headers.
         assert!(!page.contains(&MARK), "what was there before, at {offset:#x}");
         let other = page.iter().filter(|&&byte| byte != 0).count();
         assert!(other < 512, "{other} bytes at {offset:#x}");
@@ -404,10 +404,10 @@ fn bounce_pages_have_nothing_of_the_kernel_in_them() {
 }
 
 fn one_fault_maps_the_bounce_pages_behind_it() {
-    /// So many with the one that was touched.
+    /// How many pages a fault maps, including the page that was touched.
     const AROUND: usize = 16;
     let disk = LiveDisk::new(Shape::default());
-    // As long as one piece of memory can be that is mapped: its bounce pages are one behind the other.
+    // As long as a single piece of mapped memory can be: its bounce pages are consecutive.
     let count = (128 << 10) / PAGE as usize;
     let mut memory = HugePage::new();
     let pages = memory.bytes().chunks_mut(PAGE as usize).take(count);
@@ -422,7 +422,7 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     let used: Vec<usize> = (0..region_pages)
         .filter(|&number| prober.read(page(&all, number), 1).is_ok())
         .collect();
-    // Pages that are one behind the other, of which the first has what was written first.
+    // Consecutive pages, the first of which has the first data written.
     let is_run = |run: &&[usize]| {
         run[count - 1] - run[0] == count - 1
             && prober.read(page(&all, run[0]), 1).is_ok_and(|bytes| bytes == [1])
@@ -438,24 +438,24 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
         (from..from + count).map(is_present).collect::<Vec<_>>()
     };
     assert_eq!(present(first, count), vec![false; count]);
-    // The first of some that are there.
+    // The first of several present pages.
     prober.read(page(&area, first), 1).unwrap();
     assert_eq!(present(first, AROUND), [true; AROUND]);
     assert_eq!(present(first + AROUND, count - AROUND), vec![false; count - AROUND]);
-    // One whose follower is not.
+    // A page whose successor does not exist.
     prober.read(page(&area, edge), 1).unwrap();
     assert_eq!(present(edge, 2), [true, false]);
     fails(prober.read(page(&area, edge + 1), 1), Errno::FAULT);
-    // One that is followed by some that are not mapped, and then by one that is.
+    // A page that is followed by some unmapped pages, and then by a mapped one.
     prober.read(page(&area, first + AROUND + 4), 1).unwrap();
     prober.read(page(&area, first + AROUND), 1).unwrap();
     assert_eq!(present(first + AROUND, 5), [true; 5]);
-    // They are the right ones.
+    // The mapped pages are the right ones.
     for (&number, page_written) in run.iter().zip(written.chunks(PAGE as usize)) {
         let seen = prober.read(page(&area, number), PAGE as usize).unwrap();
         assert!(seen == page_written, "{number}");
     }
-    // Rings are mapped when they are touched.
+    // Ring pages are only mapped when they are touched.
     let ring = disk.vduse().iotlb_fd(ring_iova(&disk), ring_iova(&disk)).unwrap();
     let size = ring.offset + ring.last - ring.first + 1;
     let to_rings = Mapping::of_file(region.file.as_fd(), 0, size, ACCESS_RW).unwrap();
@@ -465,7 +465,7 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
         assert_eq!(pages.map(is_present), [touched > 0, false]);
         prober.read(page(&to_rings, pages[touched]), 1).unwrap();
     }
-    // A mapping that ends before they do.
+    // A mapping that ends before the present pages do.
     let offset = region.offset + first as u64 * PAGE;
     let three = Mapping::of_file(region.file.as_fd(), offset, 3 * PAGE, ACCESS_RO).unwrap();
     prober.read(page(&three, 1), 1).unwrap();
@@ -481,14 +481,14 @@ fn a_mapping_outlives_the_device() {
     let prober = Prober::new();
     prober.read(ring.address(), 1).unwrap();
     drop(disk);
-    // There is memory or there is none; there is no crash, and nothing of others' to see.
+    // The memory may be there or not; there is no crash, and no other memory is visible.
     for address in [bounce.address(), ring.address()] {
         for offset in [0, PAGE as usize] {
             let _ = prober.read(address.wrapping_add(offset), PAGE as usize);
             let _ = prober.write(address.wrapping_add(offset), 1);
         }
     }
-    // What nobody used is not there: addresses are handed out from the top.
+    // Unused pages are not there: addresses are handed out from the top.
     let unused = bounce.address().wrapping_add(bounce.len() / 2);
     fails(prober.read(unused, 1), Errno::FAULT);
 }
@@ -520,7 +520,7 @@ fn a_descriptor_kept_over_a_rebind_shows_no_other_memory() {
     let theirs = memory::file(PAGE);
     let theirs = Mapping::of_file(theirs.as_fd(), 0, PAGE, ACCESS_RW).unwrap();
     vhost.map(iova, &theirs, 3).unwrap();
-    // The descriptor is of what was there before.
+    // The descriptor refers to what was there before.
     let ring = map(&region);
     fails(Prober::new().read(ring.address(), 1), Errno::FAULT);
     drop(vhost);
@@ -567,12 +567,12 @@ fn a_ring_that_was_touched_and_freed_can_be_written_to() {
     let byte = prober.read(ring.address(), 1).unwrap()[0];
     prober.write(ring.address(), byte).unwrap();
     disk.on_bus.unbind(Driver::Virtio).unwrap();
-    // Whoever gets pages now gets others.
+    // Pages that are allocated from now on must not be the ring's.
     const MARK: u8 = 0xa5;
     let others = std::hint::black_box(vec![MARK; 64 << 20]);
     let scribble = || {
         for offset in 0..PAGE as usize {
-            // There is memory or there is none.
+            // The memory may be there or not.
             let _ = prober.write(ring.address().wrapping_add(offset), 0xff);
         }
     };
@@ -598,7 +598,7 @@ fn a_client_that_maps_the_domains_own_file_leaks_nothing() {
         let vhost = Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap();
         vhost.set_owner().unwrap();
         vhost.set_backend_features().unwrap();
-        // The device's own file is behind the device's own mapping.
+        // The device's own file is mapped into the device itself.
         let mapped = [&area, &ring].map(|memory| vhost.map(memory.address() as u64, memory, 3));
         crate::lab::note(format_args!("mapped: {mapped:?}"));
         let _ = disk.vduse().iotlb_fd(0, u64::MAX);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The unit tests within the module, which KUnit runs as it is loaded.
+//! The module's own unit tests, which KUnit runs when the module is loaded.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use crate::modules;
 
 tests![the_modules_own_tests_pass];
 
-/// What begins the results of a suite.
+/// The beginning of a suite's results.
 const SUITE: &str = "# Subtest: ";
 
-// First of all groups: the log keeps what the module said when it was loaded for a while only.
+// Runs before all other groups, as the log keeps the messages of the load only for a while.
 fn the_modules_own_tests_pass() {
     if !Path::new("/sys/module/kunit").exists() {
         skip("this kernel has no KUnit");
@@ -26,7 +26,7 @@ fn the_modules_own_tests_pass() {
     let log = Log::from_start().expect("reading the log").lines();
     let results = |suite: usize| {
         let mut lines = log[suite..].iter();
-        // Those of a suite's tests are indented, its own ends them.
+        // The results of single tests are indented, and the suite's own result ends them.
         let ends = lines.position(|line| line.starts_with("ok ") || line.starts_with("not ok "));
         &log[suite..=suite + ends.expect("the end of the suite")]
     };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking things away in every order, again and again: what is left in the kernel afterwards.
+//! Removal in every order, again and again: what is left in the kernel afterwards.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -125,7 +125,8 @@ fn rebinding_between_virtio_and_vhost_leaves_nothing() {
     });
 }
 
-/// The kernel counts objects, and pages only all together: of these rings, 850 KiB each time.
+/// Checks that large rings leave no pages. The kernel counts objects by kind, but pages only in
+/// total, so each round uses rings of 850 KiB.
 fn large_rings_leave_no_pages() {
     if has_kmemleak() {
         skip("the memory that there is says nothing here");

@@ -65,7 +65,7 @@ tests![
     netlink_is_held_for_no_longer_than_the_timeout,
 ];
 
-/// A device bound to vhost-vdpa, with no one to answer.
+/// A device bound to vhost-vdpa, without a daemon that answers.
 ///
 /// The fields are dropped in this order.
 struct Bound {
@@ -103,13 +103,13 @@ impl Bound {
         bus::vhost_path(self.device.name()).expect("a vhost-vdpa device")
     }
 
-    /// Opens the driver side in a thread, as that waits for an answer.
+    /// Opens the driver side in a thread, as opening waits for an answer.
     fn open_vhost(&self) -> Waiting<Vhost> {
         let path = self.path();
         Waiting::new(move || Vhost::open(&path))
     }
 
-    /// Opens the driver side, and answers what there is to answer.
+    /// Opens the driver side, and answers all requests meanwhile.
     #[track_caller]
     fn answered_vhost(&self) -> Vhost {
         let _responder = Responder::ok(self.file());
@@ -140,7 +140,7 @@ impl Bound {
     }
 }
 
-/// What a device polls now.
+/// Returns the events that a device polls now.
 fn events(file: &Device) -> PollFlags {
     let all = PollFlags::IN | PollFlags::OUT | PollFlags::ERR;
     let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), all)];
@@ -194,7 +194,7 @@ fn virtio_sends_the_steps_of_the_status() {
     let file = Arc::new(device.open_ready(1));
     let responder = Responder::ok(&file);
     let on_bus = OnBus::add(device.name()).unwrap();
-    // The disk asks for its first sector and never gets it: have no disk.
+    // A disk would ask for its first sector and never get it, so have no disk.
     let autoprobe = VirtioAutoprobe::off();
     on_bus.bind(Driver::Virtio).unwrap();
     assert_eq!(
@@ -205,7 +205,7 @@ fn virtio_sends_the_steps_of_the_status() {
     drop(autoprobe);
 }
 
-/// Keeps virtio devices without drivers.
+/// Virtio devices stay without drivers, until this is dropped.
 struct VirtioAutoprobe;
 
 impl VirtioAutoprobe {
@@ -264,12 +264,12 @@ fn a_failed_answer_fails_the_reset() {
     let opening = bound.open_vhost();
     bound.answer(Answer::Failed);
     fails(opening.result(), Errno::IO);
-    // Nothing is broken by that.
+    // The failure does not break the device.
     drop(bound.answered_vhost_kept());
 }
 
 impl Bound {
-    /// As [`answered_vhost`](Self::answered_vhost), with the answers going on.
+    /// Does the same as [`answered_vhost`](Self::answered_vhost), and keeps answering.
     #[track_caller]
     fn answered_vhost_kept(&self) -> (Vhost, Responder) {
         let responder = Responder::ok(self.file());
@@ -304,7 +304,7 @@ fn a_failed_answer_fails_the_map() {
     vhost.set_backend_features().unwrap();
     let file = memory::file(4096);
     let memory = vduse::Mapping::of_file(file.as_fd(), 0, 4096, ACCESS_RW).unwrap();
-    // vhost says EFAULT of all that goes wrong with a message.
+    // vhost returns EFAULT for everything that goes wrong with a message.
     fails(vhost.map(0x10000, &memory, 3), Errno::FAULT);
     fails(bound.file().iotlb_fd(0, u64::MAX), Errno::INVAL);
 }
@@ -361,7 +361,7 @@ fn an_answer_can_be_given_once() {
 
 fn a_request_must_be_read_to_be_answered() {
     let bound = Bound::new();
-    // What the next request's id will be, from the one before it.
+    // The id of the next request follows from the id of the one before.
     let opening = bound.open_vhost();
     let request = bound.request();
     bound.file().answer(&request, Answer::Failed).unwrap();
@@ -439,7 +439,7 @@ fn a_fault_in_the_answer_is_not_an_answer() {
     let opening = bound.open_vhost();
     let request = bound.request();
     let result = Edge::new().write(bound.file(), 100, 152);
-    // What could not be read is short.
+    // A partially read answer may also be reported as too short.
     let errno = result.err().and_then(|e| Errno::from_io_error(&e));
     assert!(
         matches!(errno, Some(Errno::FAULT | Errno::INVAL)),
@@ -512,7 +512,7 @@ fn an_answer_from_before_the_takeover_is_enoent() {
     let opening = bound.open_vhost();
     let request = bound.request();
     bound.reopen();
-    // The new daemon has not read it.
+    // The new daemon has not read the request.
     fails(bound.file().answer(&request, Answer::Ok), Errno::NOENT);
     assert_eq!(bound.request(), request);
     bound.file().answer(&request, Answer::Failed).unwrap();
@@ -536,10 +536,10 @@ fn a_late_answer_is_enoent() {
     fails(bound.file().write_raw(&response), Errno::NOENT);
 }
 
-/// The timeout, in seconds, of a request that something has to be done with before it is over.
+/// The timeout, in seconds, of a request that must be handled in some way before the timeout.
 const LONGER: &str = "3";
 
-/// A device that was given up.
+/// Returns a device that was given up.
 #[track_caller]
 fn broken() -> Bound {
     let bound = Bound::new();
@@ -578,7 +578,7 @@ fn a_nonblocking_read_of_a_broken_device_is_eperm() {
 
 fn a_broken_device_fails_at_once() {
     let bound = broken();
-    // Not even the least that a request waits for.
+    // The call does not even wait for the minimum that a request waits.
     bound.set_timeout("30");
     let begin = Instant::now();
     fails(Vhost::open(&bound.path()), Errno::IO);
@@ -643,7 +643,7 @@ fn who_waits_for_an_answer_can_be_killed() {
     let request = bound.request();
     child.kill().unwrap();
     soon("the process is gone", || child.try_wait().unwrap().is_some());
-    // Nobody waits, and nothing is broken by that.
+    // Nothing waits for the answer, and the device is not broken.
     fails(bound.file().answer(&request, Answer::Ok), Errno::NOENT);
     assert_eq!(bound.readable(), PollFlags::empty());
     drop(bound.answered_vhost_kept());
@@ -661,7 +661,7 @@ fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
     fails(opening.result(), Errno::IO);
     reading.assert_waits();
     page.resolve();
-    // The one who reads it is too late, whether it is told so now or later.
+    // The reader is too late, whether the read itself reports that or a later call does.
     let _ = reading.result();
     for id in 0..4 {
         fails(
@@ -680,7 +680,7 @@ fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
 }
 
 fn netlink_is_held_for_no_longer_than_the_timeout() {
-    // What the machine needs for it if there are answers.
+    // The seconds that the machine needs to delete a device if there are answers.
     let needs = {
         let disk = LiveDisk::new(Shape::default());
         let begin = Instant::now();
@@ -695,18 +695,18 @@ fn netlink_is_held_for_no_longer_than_the_timeout() {
     } = LiveDisk::new(Shape::default());
     served.stop();
     let file = device.open_nonblocking();
-    // So much longer that one request and the machine are not taken for two.
+    // So long that one timeout plus the machine's own time is not mistaken for two timeouts.
     let timeout = Duration::from_secs(3 + 5 * needs);
     let seconds = timeout.as_secs().to_string();
     sysfs::write(&sysfs::attribute(device.name(), "msg_timeout"), &seconds).unwrap();
     let begin = Instant::now();
     let deleting = Waiting::new(move || on_bus.delete());
-    // Nobody answers it.
+    // The request is never answered.
     soon("a request", || events(&file).contains(PollFlags::IN));
     bus::vdpa().devices().unwrap();
     let took = begin.elapsed();
     deleting.result().unwrap();
-    // It did wait, and for one request only, though there are several.
+    // The query did wait, but for one request only, though there are several.
     assert!(took + Duration::from_millis(100) >= timeout, "{took:?} of {timeout:?}");
     assert!(took < 2 * timeout, "{took:?} of {timeout:?}");
     drop(file);

@@ -10,21 +10,21 @@ use crate::pattern;
 /// A test.
 #[derive(Clone, Debug)]
 pub struct Test {
-    /// Its name, `group::what_it_proves`.
+    /// The name, `group::what_it_proves`.
     pub name: String,
-    /// How long it may take.
+    /// The time limit.
     pub limit: Duration,
-    /// Does it: returns, or panics.
+    /// The function, which returns on success and panics on failure.
     pub run: fn(),
 }
 
-/// How long a test may take that does not say.
+/// The limit of a test that specifies none, in seconds.
 const LIMIT: u64 = 20;
 
 type Entry = (&'static str, fn(), u64);
 type Group = (&'static str, &'static [Entry]);
 
-/// Lists the tests of a group: `name`, or `name => seconds` for one that may take long.
+/// Lists the tests of a group: `name`, or `name => seconds` for a test that may take long.
 macro_rules! tests {
     ($($name:ident $(=> $limit:literal)?),* $(,)?) => {
         /// The tests of this group.
@@ -33,7 +33,7 @@ macro_rules! tests {
     };
 }
 
-/// The limit that is given, or else the usual one.
+/// Returns the given limit, or else the default.
 const fn limit(given: &[u64]) -> u64 {
     match given {
         [limit] => *limit,
@@ -85,7 +85,7 @@ groups!(
     faults,
 );
 
-/// All tests, in the order in which they are run.
+/// Returns all tests, in the order in which they run.
 pub fn all() -> impl Iterator<Item = Test> {
     GROUPS.iter().flat_map(|&(group, tests)| {
         tests.iter().map(move |&(name, run, limit)| Test {
@@ -96,7 +96,8 @@ pub fn all() -> impl Iterator<Item = Test> {
     })
 }
 
-/// The tests that the patterns name, or all when there are none, but for those to be left out.
+/// Returns the tests that the patterns name, or all tests if there are none, except for those to be
+/// left out.
 pub fn selected(options: &Options) -> impl Iterator<Item = Test> + '_ {
     let any = |patterns: &[String], name: &str| patterns.iter().any(|p| pattern::matches(p, name));
     all().filter(move |test| {
@@ -139,7 +140,7 @@ mod unit {
             include_str!("../../../../SECURITY.md"),
             include_str!("../../../../docs/hazards.md"),
         ] {
-            // What is quoted is every second part.
+            // Every second part is quoted.
             let quoted = document.split('`').skip(1).step_by(2);
             let named: Vec<&str> = quoted.filter(|text| text.contains("::")).collect();
             assert!(named.len() > 20, "{}", named.len());

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Calls, messages and bus operations in random order, with a small model of the protocol that says
-//! what each is to answer.
+//! Calls, messages and bus operations in random order, with a small model of the protocol that
+//! predicts each result.
 //!
-//! The model is of our driver. What the in-tree driver does otherwise is in [`Model`] as well, at
-//! `in_tree`, and each is the subject of a test of its own in `DIFFERENCES.md`.
+//! The model describes our driver. What the in-tree driver does differently is in [`Model`] as
+//! well, at `in_tree`, and each difference is the subject of a test of its own in `DIFFERENCES.md`.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
@@ -36,7 +36,7 @@ const GROUPS: u32 = 4;
 const SPACES: u32 = 3;
 const FILES: usize = 4;
 
-/// How many operations there are.
+/// The number of operations.
 const OPERATIONS: usize = 5000;
 
 /// The status bit of a driver that is ready.
@@ -47,12 +47,12 @@ const FEATURES_OK: u8 = 8;
 /// An operation.
 #[derive(Clone, Debug)]
 enum Op {
-    // Of the control device.
+    // Operations of the control device.
     CreateAgain,
     CreateBad { groups: u32, spaces: u32, version: u64 },
     Destroy,
     Renew,
-    // Of the daemon.
+    // Operations of the daemon.
     OpenAgain,
     SetUp { queue: u32, size: u16, group: u32, reserved: bool },
     QueueInfo { queue: u32 },
@@ -63,13 +63,13 @@ enum Op {
     Info { asid: u32, first: u64, last: u64 },
     Register { asid: u32 },
     Deregister { asid: u32 },
-    /// From now on, requests fail (or not).
+    /// Whether requests fail from now on.
     Refuse(bool),
-    // Of the bus.
+    // Operations of the bus.
     Attach,
     Open,
     Close,
-    // Of the driver.
+    // Operations of the driver.
     Own,
     Backend,
     Group { queue: u32 },
@@ -87,7 +87,7 @@ enum Op {
     Enable { queue: u32 },
 }
 
-/// What an operation answers: numbers, or an error; and which requests the daemon had to answer.
+/// The result of an operation, numbers or an error, and the requests that the daemon had to answer.
 #[derive(Debug, PartialEq, Eq)]
 struct Outcome {
     answer: Result<Vec<u64>, Errno>,
@@ -110,7 +110,7 @@ impl Map {
 
 type Maps = BTreeMap<u64, Map>;
 
-/// The first mapping that has to do with addresses.
+/// Returns the first mapping that overlaps a range of addresses.
 fn find(maps: &Maps, first: u64, last: u64) -> Option<(u64, Map)> {
     let mut overlapping = maps
         .iter()
@@ -144,13 +144,14 @@ impl Queue {
 struct Client {
     owned: bool,
     asids: bool,
-    /// The mappings that it asked for, by address space; `None` before vhost has made one.
+    /// The mappings that the client asked for, by address space; `None` before vhost has created
+    /// the address space.
     wanted: [Option<Maps>; SPACES as usize],
     batch: Option<u32>,
     max_size: u16,
 }
 
-/// What is expected.
+/// The expected state.
 #[derive(Debug)]
 struct Model {
     in_tree: bool,
@@ -165,7 +166,7 @@ struct Model {
     requests: Vec<Kind>,
 }
 
-/// What the device offers.
+/// Returns the features that the device offers.
 fn offered() -> u64 {
     vduse::blk::FEATURES
 }
@@ -185,7 +186,7 @@ impl Model {
         }
     }
 
-    /// The daemon is asked. Says whether it agrees.
+    /// Sends a request to the daemon, and returns whether the daemon agrees.
     fn ask(&mut self, kind: Kind) -> bool {
         self.requests.push(kind);
         !self.refuse
@@ -205,7 +206,8 @@ impl Model {
         self.client.as_mut().expect("a client")
     }
 
-    /// The device is handed the mappings that the client asks for.
+    /// Hands the device the mappings that the client asks for, and returns whether the daemon
+    /// agrees.
     fn set_map(&mut self, asid: u32) -> bool {
         let wanted = self.client().wanted[asid as usize].clone().unwrap_or_default();
         let agreed = self.ask(Kind::UpdateIotlb {
@@ -220,7 +222,7 @@ impl Model {
             // spaces::set_map_that_the_daemon_refuses_leaves_what_was_there
             maps.clear();
         } else {
-            // What was there and is still wanted.
+            // Mappings that were there and are still wanted stay.
             maps.retain(|at, _| wanted.contains_key(at));
         }
         agreed
@@ -237,7 +239,7 @@ impl Model {
         ])
     }
 
-    /// A virtqueue of an index as vhost takes it.
+    /// Returns a virtqueue by its index, with the checks of vhost.
     fn vhost_queue(&mut self, queue: u32) -> Result<&mut Queue, Errno> {
         if !self.client().owned {
             return Err(Errno::PERM);
@@ -245,7 +247,7 @@ impl Model {
         self.queues.get_mut(queue as usize).ok_or(Errno::NOBUFS)
     }
 
-    /// An address space that a message about mappings names.
+    /// Returns the address space that a message about mappings names.
     fn message(&mut self, asid: u32, makes: bool) -> Result<usize, Errno> {
         let client = self.client();
         let asid = if client.asids { asid } else { 0 };
@@ -262,7 +264,7 @@ impl Model {
         Ok(asid as usize)
     }
 
-    /// What an operation is to answer.
+    /// Applies an operation, and returns the expected outcome.
     fn apply(&mut self, op: &Op) -> Outcome {
         let answer = self.answer(op);
         Outcome {
@@ -353,7 +355,7 @@ impl Model {
                 let found = Self::region(find(maps, first, last))?;
                 Ok(vec![found[0], found[1], 0])
             }
-            // Only a kernel's driver has a bounce area.
+            // Only a kernel driver has a bounce area.
             Op::Register { .. } => Err(Errno::INVAL),
             Op::Deregister { asid } => Err(if asid < SPACES {
                 Errno::NOENT
@@ -451,7 +453,7 @@ impl Model {
                 if client.batch.is_none() && !self.set_map(asid as u32) {
                     let wanted = &mut self.client().wanted[asid];
                     wanted.as_mut().expect("an address space").remove(&iova);
-                    // vhost tells the device of what is left.
+                    // vhost hands the device the remaining mappings.
                     self.set_map(asid as u32);
                     return Err(Errno::FAULT);
                 }
@@ -547,10 +549,10 @@ impl Model {
         }
     }
 
-    /// Something to do.
+    /// Chooses an operation.
     fn choose(&self, random: &mut Random) -> Op {
         let mut below = |end: u64| random.below(end);
-        // Mostly a good one.
+        // Mostly a valid index.
         let queue = below(u64::from(QUEUES) * 4) as u32;
         let queue = match queue / QUEUES {
             3 => [QUEUES, u32::MAX, 0x1_0000, GROUPS][(queue % QUEUES) as usize],
@@ -597,7 +599,7 @@ impl Model {
                         pages: 1 + below(6),
                     },
                     18 => Op::Begin { asid },
-                    // Batches are not to last.
+                    // Batches should not last.
                     19..=21 => Op::End {
                         asid: client.batch.unwrap_or(asid),
                     },
@@ -652,7 +654,7 @@ impl Model {
     }
 }
 
-/// The real thing. The fields are dropped in this order.
+/// The real device. The fields are dropped in this order.
 struct Real {
     vhost: Option<Vhost>,
     on_bus: Option<OnBus>,
@@ -663,7 +665,7 @@ struct Real {
     config: vduse::DeviceConfig,
 }
 
-/// Files to be mapped: each is told apart by its inode, and mapped with 1, 2 and 3 pages.
+/// Files to be mapped. Each is identified by its inode, and mapped with 1, 2 and 3 pages.
 struct Files {
     inodes: Vec<u64>,
     mappings: Vec<[Mapping; 3]>,
@@ -816,7 +818,7 @@ impl Real {
             }
             Op::Register { asid } => {
                 let umem = umem(asid);
-                // SAFETY: It is refused: nothing is there to be backed.
+                // SAFETY: The registration is refused, as there is nothing to be backed.
                 unsafe { file.register_umem(&umem) }.map(none)
             }
             Op::Deregister { asid } => file.deregister_umem(&umem(asid)).map(none),

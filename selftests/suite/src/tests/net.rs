@@ -44,7 +44,7 @@ fn pings_go_both_ways() {
     peer.ping_both_ways(1400);
 }
 
-/// Sends data over TCP one way and then other data the other way.
+/// Sends data over TCP one way, and then other data the other way.
 #[track_caller]
 fn exchange(peer: &Peer, bytes: usize) {
     let data = move |seed| {
@@ -81,13 +81,14 @@ fn data_arrives_as_it_was_sent() {
     exchange(&peer, 4 << 20);
 }
 
-/// virtio_net maps, unmaps and kicks in softirqs, which interrupt the daemon's calls.
+/// Checks that data is intact although virtio_net maps, unmaps and kicks in softirqs, which
+/// interrupt the daemon's calls.
 fn data_is_intact_when_memory_comes_and_goes_meanwhile() {
     unlimited_memlock();
     let tap = TapInterface::new(1);
     let shape = net::shape(1);
     let device = TestDevice::new(&shape.config());
-    // Four times what the card's empty buffers take: 1,024 slots.
+    // Four times the 1,024 slots that the card's empty buffers take.
     device.set_bounce_size(16 << 20);
     let served = net::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
@@ -103,7 +104,8 @@ fn data_is_intact_when_memory_comes_and_goes_meanwhile() {
             for change in [Handle::register_umem, Handle::deregister_umem] {
                 let start = Instant::now();
                 change(handle).unwrap();
-                // The daemon did nothing else meanwhile: now it has as long for the traffic.
+                // The daemon did nothing else during the call, so now give the traffic as much
+                // time.
                 std::thread::sleep(start.elapsed());
             }
             if traffic.is_finished() {
@@ -120,7 +122,7 @@ fn a_driver_uses_one_pair_of_two_without_mq() {
     let device = TestDevice::new(&shape.config());
     let served = net::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
-    // Several flows, which the TAP interface would spread over its driver.
+    // Several flows, which the TAP interface would spread over its queues.
     for _ in 0..4 {
         exchange(&peer, 64 << 10);
     }
@@ -142,7 +144,7 @@ fn a_new_daemon_takes_a_running_card_over() {
     daemon.says(&format!("Started({})", shape.features()));
     peer.ping_both_ways(1400);
     exchange(&peer, 64 << 10);
-    // It goes while the daemon answers.
+    // The peer goes while the daemon answers.
     drop(peer);
     drop(daemon);
 }
@@ -150,10 +152,10 @@ fn a_new_daemon_takes_a_running_card_over() {
 const OTHER: Mac = [2, 0, 0, 0, 0, 2];
 const GROUP: Mac = [1, 0, 0x5e, 0, 0, 1];
 
-/// Feature bit: several pairs of driver.
+/// Feature bit: several pairs of queues.
 const MQ: u64 = 1 << 22;
 
-/// Starts a driver, which the card notices.
+/// Starts a driver, and checks that the card notices.
 #[track_caller]
 fn start(card: &IsolatedCard, control: u32) -> CardDriver {
     let driver = CardDriver::start(card.vhost(), control);
@@ -162,7 +164,7 @@ fn start(card: &IsolatedCard, control: u32) -> CardDriver {
     driver
 }
 
-/// Sends a frame, which comes back.
+/// Sends a frame, and checks that the frame comes back.
 #[track_caller]
 fn frame_comes_back(driver: &mut CardDriver, to: Mac, byte: u8) {
     let frame = frame(to, byte);
@@ -189,15 +191,15 @@ fn a_control_queue_in_a_space_of_its_own_is_answered() {
         ),
     ];
     for (byte, (bytes, command)) in (0..).zip(commands) {
-        // What the transmit queue has at the same addresses is something else, and stays so.
+        // The transmit queue has different memory at the control queue's addresses, and keeps it.
         driver.receive.expect_frame();
         frame_comes_back(&mut driver, [0xff; 6], byte);
         assert_eq!(driver.control.command(&bytes), Some(0));
         assert_eq!(card.next().what, What::Done(command));
     }
-    // The address is where the driver looks for it.
+    // The driver finds the address in the configuration space.
     assert_eq!(driver.vhost.config(0, 6).unwrap(), OTHER);
-    // What was set is heeded: of these frames, the second and the fourth are received.
+    // The settings take effect: of these frames, only the second and the fourth are received.
     driver.receive.expect_frame();
     driver.transmit.send_frame(&frame(MAC, 1));
     frame_comes_back(&mut driver, OTHER, 2);
@@ -213,7 +215,7 @@ fn a_malformed_command_is_refused_and_changes_nothing() {
     let group = mac_set(GROUP);
     let short = mac_set(OTHER)[..7].to_vec();
     let huge = [1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
-    // VIRTIO_NET_CTRL_MQ was not offered, nor was VLAN.
+    // Neither VIRTIO_NET_CTRL_MQ nor VLAN was offered.
     for bytes in [
         &[0][..],
         &[0, 0],
@@ -246,7 +248,7 @@ fn a_reset_undoes_what_was_set_and_moved() {
     assert_eq!(card.served.handle().address_space(1), 0);
     assert_eq!(driver.vhost.config(0, 6).unwrap(), MAC);
     drop(driver);
-    // The next driver finds a card as new.
+    // The next driver finds a card in its initial state.
     let mut driver = start(&card, 2);
     driver.receive.expect_frame();
     frame_comes_back(&mut driver, OTHER, 7);
@@ -275,14 +277,14 @@ fn without_mq_the_control_queue_is_at_2() {
     assert_eq!(groups, [0, 0, 0, 0, 1]);
     ring::agree_without(&vhost, MQ);
     vhost.set_group_asid(1, 1).unwrap();
-    // In the group that the queue has, which is not the one that moved.
+    // Queue 2 is in group 0, which is not the group that moved.
     let mut control = HandQueue::prepare(&vhost, 2, 0, TRANSMIT);
     control.set_up(&vhost);
     ring::start(&vhost);
     assert_eq!(control.command(&mac_set(OTHER)), Some(0));
     let event = card.until(&What::Done(Command::MacAddress(OTHER)));
     assert_eq!(event.settings.mac, OTHER);
-    // The command belongs to the feature.
+    // The command for the number of pairs requires the feature.
     assert_eq!(control.command(&[4, 0, 2, 0]), Some(1));
 }
 

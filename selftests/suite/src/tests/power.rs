@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Suspending the machine: daemons are frozen as all processes are, and who waits for one must not keep
-//! the machine awake.
+//! Suspending the machine: daemons are frozen as all processes are, and a call that waits for a
+//! daemon must not keep the machine awake.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -43,10 +43,10 @@ tests![
     a_disk_under_io_goes_on_after_suspend => 120,
 ];
 
-/// How long after the suspend a call may take that waited.
+/// The longest time after the suspend until a call that waited returns.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits for a request of the driver's.
+/// Waits for a request of the driver.
 #[track_caller]
 fn is_asked(file: &Device) {
     let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN)];
@@ -58,11 +58,11 @@ fn is_asked(file: &Device) {
     assert_eq!(ready, 1, "nobody asks the daemon");
 }
 
-/// What vhost-vdpa is asked for, and who keeps it open.
+/// A call of a vhost-vdpa client, which returns the client to keep the device open.
 type Call = fn(Vhost) -> io::Result<Option<Vhost>>;
 
-/// Suspends the machine while a client of vhost waits for this process, which does not answer: it is the
-/// daemon. With no `call`, the client opens the device. What it waited for is there afterwards.
+/// Suspends the machine while a client of vhost waits for the daemon, which is this process and
+/// does not answer. Without `call`, the client opens the device. The call must succeed afterwards.
 #[track_caller]
 fn client_waits(call: Option<Call>, depth: Depth) {
     let machine = Machine::new();
@@ -132,7 +132,7 @@ impl<T: Send + 'static> Caller<T> {
         Self { thread, tid }
     }
 
-    /// Waits until it waits for a daemon in the kernel.
+    /// Waits until the thread waits for a daemon in the kernel.
     #[track_caller]
     fn waits_for_a_daemon(&self) {
         let stack = format!("/proc/self/task/{}/stack", self.tid);
@@ -149,7 +149,7 @@ impl<T: Send + 'static> Caller<T> {
     }
 }
 
-/// A disk whose daemon is a process of its own, and is on the bus.
+/// A disk on the bus, whose daemon is a separate process.
 struct Remote {
     on_bus: OnBus,
     daemon: Daemon,
@@ -190,8 +190,8 @@ fn a_client_of_a_stopped_daemon_holds_no_suspend_up() {
     assert_eq!(vhost.status().unwrap(), status::ACKNOWLEDGE);
 }
 
-/// Suspends the machine while a driver of the kernel waits for a daemon as it binds a device, which it
-/// need not go on with. With a daemon that answers, the disk can be had afterwards.
+/// Suspends the machine while a kernel driver that is being bound to a device waits for a daemon.
+/// Binding need not continue, but with a daemon that answers, the disk must be usable afterwards.
 #[track_caller]
 fn driver_waits(depth: Depth) {
     let machine = Machine::new();
@@ -208,7 +208,7 @@ fn driver_waits(depth: Depth) {
     let served = Served::start(device.open_nonblocking(), 1, memory_file(1 << 20)).unwrap();
     let _ = caller.returns();
     suspended.expect("the machine is suspended");
-    // Whether it is bound or not.
+    // The device may be bound or not.
     let _ = on_bus.unbind(Driver::Virtio);
     on_bus.bind(Driver::Virtio).unwrap();
     soon("the disk appears", || bus::disk_name(device.name()).is_some());
@@ -249,8 +249,9 @@ fn adding_a_disk_of_a_stopped_daemon_holds_no_suspend_up() {
     drop(device);
 }
 
-/// The daemon is told of `DRIVER_OK` even if the machine suspends just then: virtio_blk does not look whether
-/// it was, and waits for its first requests, of a daemon that would not serve them.
+/// Checks that the daemon is told of `DRIVER_OK` even if the machine suspends just then: virtio_blk
+/// does not check whether the daemon was told, and would wait for its first requests, of a daemon
+/// that does not serve them.
 fn a_driver_that_says_it_is_ready_is_waited_for_and_works() {
     let machine = Machine::new();
     let device = TestDevice::disk();
@@ -288,7 +289,7 @@ fn a_driver_that_says_it_is_ready_is_waited_for_and_works() {
     drop(served);
 }
 
-/// Writes to a disk, suspends the machine, and reads what was written.
+/// Writes to a disk, suspends the machine, and reads back what was written.
 #[track_caller]
 fn goes_on(machine: &Machine, block: &Block, sleep: Sleep, depth: Depth, byte: u8) {
     block.write(4096, &[byte; 4096]).unwrap();
@@ -329,8 +330,8 @@ fn a_disk_under_io_goes_on_after_suspend() {
     let machine = Machine::new();
     need("fio", "--version");
     let disk = LiveDisk::new(Shape::default());
-    // Its process waits for requests as freezing allows; one that is in read(2) itself cannot be frozen
-    // until the frozen daemon has answered.
+    // The process of fio waits for requests in a way that allows freezing. A process that is in
+    // read(2) itself cannot be frozen until the frozen daemon has answered.
     let mut fio = std::process::Command::new("fio")
         .args(["--name=io", "--rw=randrw", "--bs=4k", "--iodepth=16", "--direct=1"])
         .args(["--ioengine=libaio", "--verify=crc32c", "--time_based", "--runtime=30"])

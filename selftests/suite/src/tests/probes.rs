@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A driver of the kernel that is bound again after its probe failed: virtio's core does not reset the
+//! A kernel driver that is bound again after its probe failed: virtio's core does not reset the
 //! device in between.
 
 use std::io;
@@ -41,18 +41,18 @@ const BYTES: u64 = 1 << 20;
 /// Device feature: the disk has zones.
 const ZONED: u64 = 1 << 17;
 
-/// A disk of zones, which virtio_blk asks for after it is ready. [`blk::Disk`] does not know of them and
-/// answers that with an error, so that each probe fails then.
+/// Returns the configuration of a disk of zones, which virtio_blk asks for after it is ready.
+/// [`blk::Disk`] does not know zones and answers with an error, so that each probe fails then.
 fn zoned() -> DeviceConfig {
     let mut config = blk::device_config(&unique_name(), BYTES, 1);
     config.features |= ZONED;
     config.space.resize(96, 0);
-    // The size of a zone, how many can be open and active, the largest append, all in sectors but the
-    // numbers; then the granularity of writes in bytes (virtio 1.3, section 5.2.4).
+    // The size of a zone, how many zones can be open and active, and the largest append, all sizes
+    // in sectors; then the granularity of writes, in bytes (virtio 1.3, section 5.2.4).
     for (offset, value) in [(72, 256u32), (76, 8), (80, 8), (84, 64), (88, SECTOR as u32)] {
         config.space[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
     }
-    // Managed by the host.
+    // Zones are managed by the host.
     config.space[92] = 1;
     config
 }
@@ -64,7 +64,7 @@ struct Failed {
 }
 
 impl Failed {
-    /// After `DRIVER_OK`. Nobody serves it.
+    /// Creates a device whose probe failed after `DRIVER_OK`. No daemon serves the device.
     #[track_caller]
     fn when_ready() -> Self {
         let device = TestDevice::new(&zoned());
@@ -76,7 +76,7 @@ impl Failed {
         Self { on_bus, device }
     }
 
-    /// Before that: the daemon has refused the features.
+    /// Creates a device whose probe failed before `DRIVER_OK`: the daemon has refused the features.
     #[track_caller]
     fn when_set_up() -> Self {
         let device = TestDevice::new(&zoned());
@@ -89,19 +89,19 @@ impl Failed {
         Self { on_bus, device }
     }
 
-    /// Has the virtio bus probe the device once more, and waits for that.
+    /// Makes the virtio bus probe the device once more, and waits for the probe.
     fn probe(&self) {
         probe(self.device.name());
     }
 }
 
-/// Has the virtio bus probe a device once more, and waits for that.
+/// Makes the virtio bus probe a device once more, and waits for the probe.
 fn probe(name: &str) {
     let Some(folder) = bus::virtio_folder(name) else {
         return;
     };
     let virtio = folder.file_name().and_then(|name| name.to_str()).expect("a name");
-    // Whether it binds or not.
+    // The device may bind or not.
     let _ = sysfs::write("/sys/bus/virtio/drivers_probe".as_ref(), virtio);
 }
 
@@ -110,7 +110,7 @@ fn serve(device: &TestDevice) -> Served {
     Served::start(device.open_nonblocking(), 1, memory_file(BYTES)).expect("serving the disk")
 }
 
-/// What virtio's core reads of the status.
+/// Returns the status that virtio's core reads.
 #[track_caller]
 fn status(name: &str) -> u8 {
     let path = bus::virtio_folder(name).expect("a virtio device").join("status");
@@ -118,7 +118,7 @@ fn status(name: &str) -> u8 {
     u8::from_str_radix(text.trim_start_matches("0x"), 16).expect("a number")
 }
 
-/// Agrees to everything but a status with this bit as the highest.
+/// Starts a responder that agrees to everything but a status with `bit` as its highest bit.
 fn refusing(file: &Arc<Device>, bit: u8) -> Responder {
     Responder::new(file, move |request| match request.kind {
         Kind::SetStatus(status) if status & bit != 0 && status < bit.saturating_mul(2) => Some(Answer::Failed),
@@ -159,7 +159,7 @@ fn a_driver_is_not_called_before_its_second_probe_is_done() {
         let early = trace.events().len();
         drop(responder);
         drop(file);
-        // The probe waits for the zones, which it is to get an error for.
+        // The probe waits for the zones, and must get an error.
         let served = serve(&failed.device);
         within(Duration::from_secs(10), "the probe fails", || {
             status(failed.device.name()) == 0x8f
@@ -167,23 +167,23 @@ fn a_driver_is_not_called_before_its_second_probe_is_done() {
         served.stop();
         assert_eq!(early, 0);
     });
-    // Until the daemon agrees to the reset, it cannot know of it.
+    // The first status is the reset, which the daemon does not know of until it agrees.
     for (status, was_refused) in seen.lock().unwrap().iter().skip(1) {
         assert!(was_refused, "an interrupt is let through at {status:#x}");
     }
 }
 
-/// The ring of a disk's only virtqueue, as the daemon reaches it: it may go at any time.
+/// The ring of a disk's only virtqueue, as the daemon accesses it. The ring may go at any time.
 struct Ring {
     memory: Mapping,
     prober: Prober,
-    /// Where in it the driver and the device area begin.
+    /// The offsets of the driver area and of the device area in `memory`.
     avail: usize,
     used: usize,
 }
 
 impl Ring {
-    /// The ring, once it is there.
+    /// Returns the ring, if it exists already.
     fn find(file: &Device) -> Option<Self> {
         let info = file.vq_info(0).ok().filter(|info| info.ready != 0)?;
         let at = info.device_addr;
@@ -210,25 +210,26 @@ impl Ring {
         Ok([bytes[0], bytes[1]])
     }
 
-    /// Says how many requests were used, fewer than 256.
+    /// Sets how many requests were used, fewer than 256.
     fn set_used(&self, count: u8) -> io::Result<()> {
         self.put(2, &[count])
     }
 
-    /// Uses the first request, if it has come, without doing anything with it.
+    /// Marks the first request as used, if it has arrived, without serving it.
     fn use_first(&self) -> io::Result<bool> {
         if self.available(2)? == [0, 0] {
             return Ok(false);
         }
         let head = self.available(4)?;
-        // An element of the used ring: the head and how much was written, of 32 bits each.
+        // An element of the used ring: the head and the length that was written, of 32 bits each.
         self.put(4, &[head[0], head[1], 0, 0, 1, 0, 0, 0])?;
         self.set_used(1)?;
         Ok(true)
     }
 }
 
-/// Agrees to everything but `refused`, and says through the flag that the driver is ready.
+/// Starts a responder that agrees to everything but `refused`, and returns a flag that says whether
+/// the driver is ready.
 fn watching(file: &Arc<Device>, refused: &'static [u8]) -> (Responder, Arc<AtomicBool>) {
     let ready = Arc::new(AtomicBool::new(false));
     let ours = ready.clone();
@@ -261,7 +262,7 @@ fn a_daemon_that_interrupts_a_second_probe_does_no_harm() {
         });
         std::thread::scope(|scope| {
             let probing = scope.spawn(|| failed.probe());
-            // Something is said to be used, of a ring whose driver does not know its disk yet.
+            // Claim that a request was used, in a ring whose driver does not know its disk yet.
             let mut ring = None;
             while !ready.load(Ordering::Acquire) {
                 if ring.is_none() {
@@ -291,7 +292,7 @@ fn a_driver_that_failed_twice_is_not_called() {
     failed.on_bus.unbind(Driver::Virtio).unwrap();
     let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_config_cb");
     for _ in 0..20 {
-        // The daemon was told that the driver was ready, and not that it is gone.
+        // The daemon was told that the driver was ready, and not that the driver is gone.
         let _ = served.device().inject_config_irq();
     }
     assert_eq!(trace.events().len(), 0);
@@ -310,7 +311,7 @@ fn a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that() {
         file.inject_vq_irq(0).unwrap();
         probing.join().unwrap();
     });
-    // For all that the daemon acknowledged, the driver is ready.
+    // As far as the daemon has acknowledged, the driver is ready.
     assert_eq!(status(failed.device.name()), 0x0f);
     failed.on_bus.unbind(Driver::Virtio).unwrap();
     let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_config_cb");
@@ -318,12 +319,13 @@ fn a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that() {
     let _ = file.inject_vq_irq(0);
     assert_eq!(trace.events().len(), 0);
     drop(trace);
-    // The next driver begins with a reset that is its own.
+    // The next driver begins with a reset of its own.
     failed.on_bus.bind(Driver::Vhost).unwrap();
     drop(responder);
 }
 
-/// Has the next probe be refused to be ready, and a daemon that comes after that serve it.
+/// Refuses to let the driver of the next probe be ready, and then serves the device with another
+/// daemon.
 fn is_helped(failed: &Failed) {
     let file = Arc::new(failed.device.open_nonblocking());
     let asked = Arc::new(AtomicBool::new(false));
@@ -369,7 +371,7 @@ fn a_reset_that_was_not_acknowledged_is_told_again() {
         _ => agree(request),
     });
     let on_bus = OnBus::add(device.name()).unwrap();
-    // Drivers of the kernel do not look whether a reset was a success.
+    // Kernel drivers do not check whether a reset succeeded.
     on_bus.bind(Driver::Virtio).unwrap();
     let told = [0, 1, 0, 3, 11, FAILED | 3].map(Kind::SetStatus);
     assert_eq!(responder.take_kinds(), told);
@@ -389,7 +391,7 @@ fn probes_that_fail_under_interrupts_do_no_harm() {
     let mut failures = 0;
     for _ in 0..ROUNDS {
         let file = Arc::new(device.open_nonblocking());
-        // What is refused in this round: a status with one of these bits, in this many of 8 cases.
+        // What is refused in this round: a status with one of these bits, in `often` of 8 cases.
         let bits = [0, DRIVER_OK, FEATURES_OK, FAILED, 2, 0xff][random.below(6) as usize];
         let often = 1 + random.below(8);
         let mut ours = Random::new(random.below(u64::MAX));

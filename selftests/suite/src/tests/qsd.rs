@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! qemu-storage-daemon, unmodified, with the kernel's virtio_blk on it.
+//! An unmodified qemu-storage-daemon, with the kernel's virtio_blk.
 
 use std::path::Path;
 
@@ -45,7 +45,7 @@ fn detach(on_bus: OnBus, qsd: Qsd) {
     qsd.stop();
 }
 
-/// What is in a file.
+/// Returns the contents of a file.
 fn contents(number: u64) -> Vec<u8> {
     let mut data = vec![0; 1 << 20];
     Random::new(number + 1).fill(&mut data);
@@ -143,7 +143,7 @@ fn a_killed_daemon_is_taken_over() {
     let image = scratch.file("image", 4 << 20);
     let name = unique_name();
     let device = TestDevice::adopt(&name);
-    // Requests that are slow are still under way when the daemon is killed.
+    // Slow requests are still in flight when the daemon is killed.
     let (on_bus, mut qsd, disk) = attach_to(Qsd::start_slow(&name, &image), &name);
     let block = Block::open(&disk).unwrap();
     let mut exercisers: Vec<Exerciser> = (0..2)
@@ -166,8 +166,9 @@ fn a_killed_daemon_is_taken_over() {
     drop(device);
 }
 
-/// The daemon has done all but interrupt, which its successor cannot see. It interrupts each
-/// virtqueue that it takes over (libvduse has done so from the beginning).
+/// Checks that the successor of a daemon that has done everything but interrupt takes over. The
+/// successor cannot see what is missing, and interrupts each virtqueue that it takes over (libvduse
+/// has done so from the beginning).
 fn a_daemon_killed_before_it_interrupts_is_taken_over() {
     let scratch = Scratch::new();
     let image = scratch.file("image", 4 << 20);
@@ -178,13 +179,13 @@ fn a_daemon_killed_before_it_interrupts_is_taken_over() {
         name: name.clone(),
         queues: 2,
     };
-    // It goes first.
+    // Rebound, so that the daemon is dropped first.
     let mut qsd = qsd;
     let block = Block::open(&disk).unwrap();
     block.write(4096, &[0xab; 4096]).unwrap();
     qsd.kill();
     qsd.start_again_gated();
-    // It has taken the device over when it serves.
+    // A daemon that serves requests has taken the device over.
     assert_same(&block.read(4096, 4096).unwrap(), &[0xab; 4096], "the disk");
 
     qsd.gate().shut();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Virtqueue groups and address spaces against another vDPA driver that has them: the kernel's own
-//! simulator of a network card, where the kernel has it. What a client of vhost does is done to
-//! both.
+//! Virtqueue groups and address spaces, compared with another vDPA driver that has them: the
+//! kernel's own simulator of a network card, where the kernel has the simulator. Both get the same
+//! calls of a vhost client.
 
 use std::io;
 
@@ -25,10 +25,10 @@ tests![
     what_is_refused_is_refused_alike,
 ];
 
-/// Does something with a card of the simulator's, and then the same with one of ours; returns both
+/// Runs `check` with a card of the simulator's, and then with one of ours, and returns both
 /// results.
 ///
-/// Both have a pair of queues in group 0, a control queue in group 1, and two address spaces.
+/// Both cards have a pair of queues in group 0, a control queue in group 1, and two address spaces.
 #[track_caller]
 fn both<R>(check: impl Fn(&dyn Fn() -> Vhost) -> R) -> [R; 2] {
     if let Err(error) = modules::tool("modprobe", &["vdpa_sim_net"]) {
@@ -44,7 +44,7 @@ fn both<R>(check: impl Fn(&dyn Fn() -> Vhost) -> R) -> [R; 2] {
     [theirs, check(&|| card.vhost())]
 }
 
-/// A frame that everybody receives comes back.
+/// Sends a frame that everybody receives, and checks that the frame comes back.
 #[track_caller]
 fn frame_comes_back(driver: &mut CardDriver, byte: u8) {
     let sent = frame([0xff; 6], byte);
@@ -71,7 +71,7 @@ fn a_reset_puts_the_control_queue_back_to_space_0() {
         assert_eq!(driver.control.command(&mac_set(MAC)), Some(0));
         let CardDriver { vhost, .. } = driver;
         vhost.set_status(0).unwrap();
-        // The next driver says nothing of spaces.
+        // The next driver does not use address spaces.
         ring::agree(&vhost);
         let at = RECEIVE + (TRANSMIT - RECEIVE) * 2;
         let mut control = HandQueue::prepare(&vhost, 2, 0, at);
@@ -111,7 +111,7 @@ fn what_is_refused_is_refused_alike() {
         moves(&vhost, "ready");
         vhost.set_status(0).unwrap();
         moves(&vhost, "reset");
-        // The same address in both spaces, once each.
+        // Each of the two spaces can map this address once.
         for asid in [0, 1, 0, 2, u32::MAX] {
             let mapped = vhost.map_in(asid, 0x1_0000, &page, access::RW);
             say(format!("map in {asid}"), mapped.map(|()| 0));

@@ -57,7 +57,7 @@ fn update(asid: u32) -> Kind {
     }
 }
 
-/// Maps a page that is full of a byte, and gives it back so that it stays.
+/// Maps a page filled with `byte`, and returns the page, which must be kept.
 #[track_caller]
 fn map(vhost: &Vhost, asid: u32, iova: u64, byte: u8) -> Mapping {
     let page = page_of(byte);
@@ -105,7 +105,7 @@ fn a_batch_is_one_update_of_its_space() {
     let _kept: Vec<_> = (2..9u8)
         .map(|n| map(&vhost, 1, u64::from(n) << 12, n))
         .collect();
-    // Nothing has changed for the daemon; another address space has to wait.
+    // Nothing has changed for the daemon yet, and another address space has to wait.
     assert_eq!(answered.responder.take_kinds(), []);
     assert_eq!(first_byte(&answered.file, 1, 0x1000).unwrap(), 1);
     fails(vhost.batch_begin(0), Errno::FAULT);
@@ -142,7 +142,7 @@ fn what_is_taken_away_is_told_even_if_the_rest_cannot_be_mapped() {
     let vhost = answered.vhost();
     let file = &answered.file;
     let _kept = [map(&vhost, 1, 0x1000, 1), map(&vhost, 1, 0x2000, 2)];
-    // Nobody is allowed to do anything with this one. vhost keeps it all the same.
+    // The permissions of this mapping allow nothing, but vhost keeps the mapping all the same.
     vhost.batch_begin(1).unwrap();
     let page = page_of(3);
     vhost.map_in(1, 0x3000, &page, 0).unwrap();
@@ -171,7 +171,7 @@ fn what_stays_is_there_while_another_map_fails() {
             }
         });
         together.wait();
-        // Nobody is allowed to do anything with it.
+        // The permissions of this mapping allow nothing.
         let mapped = (0..150).filter(|_| vhost.map_in(1, 0x100_0000, &page, 0).is_ok());
         let mapped = mapped.count();
         over.store(true, Ordering::Relaxed);
@@ -192,7 +192,7 @@ fn set_map_of_a_space_out_of_range_fails() {
     assert_eq!(answered.responder.take_kinds(), []);
 }
 
-/// What tells files apart, and where in the file a mapping is.
+/// Returns what identifies a mapping's file, and the mapping's offset in the file.
 #[track_caller]
 fn place(file: &Device, asid: u32, iova: u64) -> (u64, u64, u64) {
     let region = file.iotlb_fd2(asid, iova, iova).expect("a mapping");
@@ -208,7 +208,7 @@ fn the_same_iova_in_two_spaces_is_two_files() {
     assert_eq!(first_byte(file, 0, 0x1000).unwrap(), 0xaa);
     assert_eq!(first_byte(file, 1, 0x1000).unwrap(), 0xbb);
     assert_ne!(place(file, 0, 0x1000), place(file, 1, 0x1000));
-    // The same page in both is one.
+    // A page that both spaces share is the same one in both.
     let shared = page_of(0xcc);
     for asid in 0..2 {
         vhost.map_in(asid, 0x9000, &shared, 3).unwrap();
@@ -320,7 +320,7 @@ fn get_info_and_umem_reserved_fields_must_be_0_in_version_1() {
         let mut info = info;
         info.reserved[index] = 1;
         let result = file.iotlb_info(info);
-        // Which error is another test's business.
+        // Another test checks which error is returned.
         assert!(result.is_err(), "{result:?}");
         let mut umem = IovaUmem {
             asid: 1,
@@ -328,13 +328,13 @@ fn get_info_and_umem_reserved_fields_must_be_0_in_version_1() {
             ..Default::default()
         };
         umem.reserved[index] = 1;
-        // SAFETY: It is refused.
+        // SAFETY: The registration is refused.
         fails(unsafe { file.register_umem(&umem) }, Errno::INVAL);
         fails(file.deregister_umem(&umem), Errno::INVAL);
     }
 }
 
-/// An address space's ioctls but for GET_INFO, with an ASID that there is not.
+/// Checks the ioctls of an address space, except for GET_INFO, with an ASID that does not exist.
 #[track_caller]
 fn refuses_asid(file: &Device, asid: u32) {
     fails_at(file.iotlb_fd2(asid, 0, u64::MAX), Errno::INVAL, asid);
@@ -344,7 +344,7 @@ fn refuses_asid(file: &Device, asid: u32) {
         asid,
         ..Default::default()
     };
-    // SAFETY: It is refused.
+    // SAFETY: The registration is refused.
     fails_at(unsafe { file.register_umem(&umem) }, Errno::INVAL, asid);
     fails_at(file.deregister_umem(&umem), Errno::INVAL, asid);
 }
@@ -358,7 +358,7 @@ fn an_asid_out_of_range_is_einval() {
     }
 }
 
-/// What two address spaces are not called.
+/// ASIDs that do not exist on a device with two address spaces.
 const OUT_OF_RANGE: [u32; 7] = [2, 3, 0xffff, 0x1_0000, 0x1_0001, 1 << 31, u32::MAX];
 
 fn get_info_of_an_asid_out_of_range_is_einval() {
@@ -376,8 +376,7 @@ fn get_info_of_an_asid_out_of_range_is_einval() {
 }
 
 fn indexes_at_and_behind_their_ends_are_einval() {
-    // The speculation barrier itself cannot be seen from here; that an index is taken up to its
-    // end and not behind it can.
+    // The speculation barrier itself cannot be observed from here, but the limit of each index can.
     let answered = Answered::new(&[0, 1, 2], 3, 2);
     let vhost = answered.vhost();
     let file = &answered.file;
@@ -396,7 +395,8 @@ fn indexes_at_and_behind_their_ends_are_einval() {
     }
 }
 
-/// Queues 0 and 1 in groups 0 and 1, in address spaces of their own, at the same addresses.
+/// Binds a disk to vhost, and sets up queues 0 and 1, in groups 0 and 1, each in an address space
+/// of its own, at `iovas`.
 #[track_caller]
 fn two_queues(
     disk: &ServedGroups,
@@ -407,7 +407,7 @@ fn two_queues(
     opened_queues(disk, iovas, prepare)
 }
 
-/// The same, of a disk that is bound already.
+/// Sets up the queues as [`two_queues`] does, for a disk that is bound already.
 #[track_caller]
 fn opened_queues(
     disk: &ServedGroups,
@@ -433,11 +433,11 @@ fn two_groups_in_two_spaces_do_io() {
         for (n, queue) in (0..).zip(&mut queues) {
             let sector = (round + 5 * n) % 16;
             assert_same(&queue.read(sector), &[sector as u8 + 1; 512], "a sector");
-            // Each is called back on its own.
+            // Each queue has its own callback.
             soon("an interrupt", || queue.call.take().unwrap() >= 1);
         }
     }
-    // Each queue's kick is its own too.
+    // Each queue has its own kick, too.
     queues[0].submit_read(1);
     queues[1].submit_read(2);
     assert_same(&queues[1].finish_read().0, &[3; 512], "a sector");
@@ -447,8 +447,8 @@ fn two_groups_in_two_spaces_do_io() {
 fn neither_group_reaches_the_other_ones_memory() {
     let disk = ServedGroups::new(2, 2);
     let iovas = [0x10_0000, 0x20_0000];
-    // vhost maps with the client's memory locked, and this server is of the same process: what is
-    // mapped is mapped before it looks at anything.
+    // vhost maps with the client's memory locked, and this server is in the same process, so
+    // everything is mapped before the server accesses any memory.
     let foreign = page_of(0x77);
     let (_vhost, mut queues) = two_queues(&disk, iovas, |vhost| {
         vhost.map_in(0, 0x50_0000, &foreign, 3).expect("mapping");
@@ -467,13 +467,13 @@ fn neither_group_reaches_the_other_ones_memory() {
     for queue in &mut queues {
         assert_same(&queue.read(1), &[2; 512], "a sector");
     }
-    // A request with a buffer in the other address space fails, and the other's memory stays as
-    // it is.
+    // A request with a buffer in the other address space fails, and the memory there stays
+    // unchanged.
     assert_eq!(queues[1].read_to(1, 0x50_0000), None);
     let mut byte = [0];
     vm_memory::Bytes::read_slice(&foreign.bytes(), &mut byte, 0).unwrap();
     assert_eq!(byte, [0x77]);
-    // In its own, the same request is served.
+    // In the buffer's own address space, the same request is served.
     assert_eq!(queues[0].read_to(1, 0x50_0000), Some(0));
     vm_memory::Bytes::read_slice(&foreign.bytes(), &mut byte, 0).unwrap();
     assert_eq!(byte, [2]);
@@ -500,7 +500,7 @@ fn groups_can_share_a_space_that_is_not_0() {
     }
 }
 
-/// A disk in two address spaces that the kernel's driver has, with some requests behind it.
+/// Returns a disk with two address spaces, bound to the kernel's driver, after some requests.
 #[track_caller]
 fn virtio(bounce: u64) -> (ServedGroups, Block) {
     unlimited_memlock();
@@ -535,7 +535,7 @@ fn virtio_has_its_bounce_area_in_space_0_only() {
     assert_eq!((found.capability, found.asid), (IOVA_CAP_UMEM, 0));
     fails(device.iotlb_info(info(1)), Errno::INVAL);
     fails(device.iotlb_fd2(1, 0, u64::MAX), Errno::INVAL);
-    // The rings of both queues are behind it.
+    // The rings of both queues are above the bounce area.
     for queue in 0..2 {
         let ring = device.vq_info(queue).unwrap().desc_addr;
         assert!(ring >= size / 2);
@@ -548,7 +548,7 @@ fn umem_is_registered_for_a_space() {
     let size = 4 << 20;
     let (disk, block) = virtio(size);
     let device = disk.served.device();
-    // Nothing is mapped in the other address space, which so has nothing to be backed.
+    // Nothing is mapped in the other address space, so there is nothing to be backed.
     let spare = Mapping::anonymous((size / 2) as usize).unwrap();
     let umem = IovaUmem {
         uaddr: spare.address() as u64,
@@ -556,7 +556,7 @@ fn umem_is_registered_for_a_space() {
         asid: 1,
         ..Default::default()
     };
-    // SAFETY: It is refused.
+    // SAFETY: The registration is refused.
     fails(unsafe { device.register_umem(&umem) }, Errno::INVAL);
     fails(device.deregister_umem(&umem), Errno::NOENT);
     for round in 0..3u8 {
@@ -566,7 +566,7 @@ fn umem_is_registered_for_a_space() {
             Umem::register(device.clone()).map(drop),
             Errno::EXIST,
         );
-        // What is registered for one is not what the other has.
+        // Memory registered for one address space is not registered for the other.
         fails(device.deregister_umem(&umem), Errno::NOENT);
         for number in 0..2 {
             cpu::run_on(number);
@@ -580,13 +580,13 @@ fn umem_is_registered_for_a_space() {
 }
 
 fn a_space_too_small_for_a_page_is_refused_when_it_is_attached() {
-    // 1 MiB is the least; so each address space has one page, which is not enough: the first page
-    // of an address space is never handed out.
+    // 1 MiB is the minimum. Each address space then has one page, which is not enough: the first
+    // page of an address space is never handed out.
     let device = spaces::create(&spaces::config(1, 1, 256)).unwrap();
     let file = device.open_ready(1);
     device.set_bounce_size(1 << 20);
     fails(OnBus::add(device.name()).map(drop), Errno::INVAL);
-    // With twice as much, it is fine.
+    // Twice as much is enough.
     device.set_bounce_size(2 << 20);
     let file = Arc::new(file);
     let responder = crate::lab::responder::Responder::ok(&file);

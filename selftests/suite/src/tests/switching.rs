@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Groups that are moved between address spaces while other things go on.
+//! Moves of groups between address spaces while other things go on.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,8 +21,7 @@ tests![
     switching_10_000_times_under_load_mixes_nothing_up => 150,
 ];
 
-/// A device of two groups and two address spaces with a daemon. The fields are dropped in this
-/// order.
+/// A device with two groups, two address spaces and a daemon. The fields are dropped in this order.
 struct Setup {
     _on_bus: OnBus,
     daemon: GroupsDaemon,
@@ -50,7 +49,8 @@ impl Setup {
     }
 }
 
-/// Switches, and says how long it took each time: to where the group is, and to where it is not.
+/// Switches a group repeatedly, and returns the mean times of a switch to the address space where
+/// the group is already, and of a switch to another one.
 #[track_caller]
 fn time(vhost: &Vhost, rounds: u32) -> [Duration; 2] {
     [0, 1].map(|step| {
@@ -74,11 +74,11 @@ fn a_switch_takes_a_short_time() {
     note(format_args!(
         "with expedited grace periods {other:?} and {same:?}"
     ));
-    // It is for whoever reads this; a switch that takes this long is another matter.
+    // The times are for readers of the log. Only a far slower switch is a failure.
     assert!(other < Duration::from_millis(500));
 }
 
-/// How many switches there are, and after how many the rings are used.
+/// The number of switches, and the number after which the rings are used.
 const SWITCHES: u64 = 10_000;
 const BURST: u64 = 200;
 
@@ -92,7 +92,8 @@ fn switching_10_000_times_under_load_mixes_nothing_up() {
     let mut switches = 0;
     let begin = Instant::now();
     std::thread::scope(|scope| {
-        // In each address space, a page comes and goes that says which it is; the daemon looks.
+        // In each address space, a page that identifies the space comes and goes; the daemon reads
+        // the page.
         for asid in 0..2 {
             let (vhost, stop, maps) = (&vhost, &stop, &maps);
             scope.spawn(move || {
@@ -101,12 +102,12 @@ fn switching_10_000_times_under_load_mixes_nothing_up() {
                     vhost.map_in(asid, MARK, &page, 1).expect("mapping");
                     vhost.unmap_in(asid, MARK, PAGE).expect("unmapping");
                     maps.fetch_add(1, Ordering::Relaxed);
-                    // The client's lock is not a fair one.
+                    // The client's lock is not fair.
                     std::thread::sleep(Duration::from_millis(5));
                 }
             });
         }
-        // Whatever happens, the others are to end.
+        // The other threads must end even if this one fails.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             while switches < SWITCHES {
                 burst(&vhost, &mut random);
@@ -127,10 +128,10 @@ fn switching_10_000_times_under_load_mixes_nothing_up() {
     setup.daemon.check();
 }
 
-/// Switches groups here and there, then drives both rings where they ended up.
+/// Switches groups at random, then drives both rings where the groups ended up.
 #[track_caller]
 fn burst(vhost: &Vhost, random: &mut Random) {
-    // A reset has put both into address space 0.
+    // A reset has put both groups into address space 0.
     let mut asids = [0; 2];
     for _ in 0..BURST {
         let (group, asid) = (random.below(2) as u32, random.below(2) as u32);
@@ -138,7 +139,7 @@ fn burst(vhost: &Vhost, random: &mut Random) {
         asids[group as usize] = asid;
     }
     ring::agree(vhost);
-    // At the same addresses, if they are not in the same address space.
+    // At the same addresses, unless the groups are in the same address space.
     let iovas = [0x10_0000, 0x10_0000 << u32::from(asids[0] == asids[1])];
     let mut queues =
         [0, 1].map(|n| HandQueue::prepare(vhost, n, asids[n as usize], iovas[n as usize]));

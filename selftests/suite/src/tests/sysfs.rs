@@ -81,7 +81,7 @@ fn msg_timeout_that_is_no_number_is_einval() {
     let path = attribute(device.name(), "msg_timeout");
     for value in ["", "x", "-1", "1 2", "0x10", "\n"] {
         let result = write(&path, value);
-        // The kernel hands no empty write on.
+        // The kernel does not pass an empty write on.
         if !value.is_empty() {
             fails_at(result, Errno::INVAL, value);
         }
@@ -125,10 +125,10 @@ fn bounce_size_on_the_bus_is_eperm() {
     assert_eq!(read(&path).unwrap(), "67108864");
 }
 
-/// The CPUs of an affinity's text.
+/// Returns the CPUs in an affinity's text, as a bit mask.
 fn mask(text: &str) -> u64 {
     let digits: String = text.chars().filter(|&c| c != ',').collect();
-    // A kernel for many CPUs prints many words; ours has few.
+    // A kernel for many CPUs prints many words, but this machine has few CPUs.
     let tail = digits.len().saturating_sub(16);
     u64::from_str_radix(&digits[tail..], 16).expect("a mask in hexadecimal")
 }
@@ -151,7 +151,7 @@ fn affinity_without_an_online_cpu_is_einval() {
     fails(write(&path, "0"), Errno::INVAL);
     let offline = OfflineCpu::new();
     fails(write(&path, "2"), Errno::INVAL);
-    // One of the two is there.
+    // One of the two CPUs is online.
     write(&path, "3").unwrap();
     drop(offline);
     write(&path, "2").unwrap();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Taking things away in every order, with somebody at work.
+//! Removal in every order, while devices are in use.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -88,7 +88,7 @@ fn a_disk_that_was_refused_to_be_ready_can_be_taken_away() {
     });
     let on_bus = OnBus::add(device.name()).unwrap();
     std::thread::scope(|scope| {
-        // virtio_blk does not look whether it is ready: it reads the disk's first sectors.
+        // virtio_blk does not check whether it is ready, and reads the disk's first sectors.
         let binding = scope.spawn(|| on_bus.bind(Driver::Virtio));
         soon("the driver reads", || {
             responder
@@ -117,8 +117,7 @@ fn unbinding_under_io_ends_the_io() {
     }
 }
 
-/// Runs some functions again and again, all at the same time, for a while that begins when all of
-/// them have begun.
+/// Runs functions repeatedly, all at the same time, for a while that begins when all have started.
 fn meanwhile(functions: &[&(dyn Fn() + Sync)], time: Duration) {
     let stop = AtomicBool::new(false);
     let together = Barrier::new(functions.len() + 1);
@@ -289,11 +288,11 @@ fn deleting_a_device_beside_an_open_that_is_refused_ends() {
     let request = request.unwrap();
     assert_eq!(request.kind, Kind::SetStatus(0));
     let deleting = Waiting::new(move || on_bus.delete());
-    // It waits for the device to be closed, after it has taken the node away.
+    // Deleting first removes the node, and then waits for the device to be closed.
     soon("the node goes", || !node.exists());
     deleting.assert_waits();
     file.answer(&request, Answer::Failed).unwrap();
-    // Whether it was opened or not.
+    // Opening may have succeeded or not.
     let _responder = Responder::ok(&file);
     drop(opening.join().unwrap());
     deleting.result().unwrap();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How drivers come and go: unbinding at each level, overrides, modules, probes that fail.
+//! How drivers come and go: unbinding at each level, overrides, modules, failing probes.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -52,7 +52,8 @@ tests![
 const VIRTIO: &str = "/sys/bus/virtio";
 const VDPA: &str = "/sys/bus/vdpa";
 
-/// The virtio device of a vDPA device that is bound to virtio-vdpa: its folder and its name.
+/// Returns the directory and the name of the virtio device that virtio-vdpa has made of a vDPA
+/// device.
 #[track_caller]
 fn virtio(name: &str) -> (PathBuf, String) {
     let folder = bus::virtio_folder(name).expect("a virtio device");
@@ -61,19 +62,19 @@ fn virtio(name: &str) -> (PathBuf, String) {
     (folder, device)
 }
 
-/// Binds a virtio device to a driver of the virtio bus, or takes it away from that (`unbind`).
+/// Binds a virtio device to a driver of the virtio bus, or unbinds it from the driver (`unbind`).
 fn on_virtio_bus(driver: &str, what: &str, device: &str) -> io::Result<()> {
     let path = Path::new(VIRTIO).join("drivers").join(driver).join(what);
     sysfs::write(&path, device)
 }
 
-/// The driver that something on a bus is bound to.
+/// Returns the driver that a device on a bus is bound to.
 fn driver_of(folder: &Path) -> Option<String> {
     let driver = std::fs::read_link(folder.join("driver")).ok()?;
     Some(driver.file_name()?.to_str()?.to_owned())
 }
 
-/// Asserts that a daemon can interrupt nobody.
+/// Asserts that a daemon cannot interrupt any driver.
 #[track_caller]
 fn interrupts_nobody(file: &Device) {
     fails(file.inject_vq_irq(0), Errno::INVAL);
@@ -91,7 +92,7 @@ impl Drop for Loaded {
     }
 }
 
-/// Drivers take what they find on the vDPA bus, until this is dropped.
+/// Automatic binding of devices on the vDPA bus, until this is dropped.
 struct Autoprobe;
 
 impl Autoprobe {
@@ -123,7 +124,7 @@ fn unbinding_virtio_blk_from_its_device_under_io_and_binding_again_works() {
         readers.go_on(1);
         on_virtio_bus("virtio_blk", "unbind", &device).unwrap();
         readers.join();
-        // The core acknowledges the device again.
+        // virtio's core acknowledges the device again.
         assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
         interrupts_nobody(disk.vduse());
         on_virtio_bus("virtio_blk", "bind", &device).unwrap();
@@ -131,7 +132,7 @@ fn unbinding_virtio_blk_from_its_device_under_io_and_binding_again_works() {
     }
 }
 
-/// Says which driver a device on the vDPA bus is to be bound to.
+/// Sets the only driver that a device on the vDPA bus may be bound to.
 #[track_caller]
 fn set_override(name: &str, driver: &str) {
     let path = bus::folder(name).join("driver_override");
@@ -222,7 +223,7 @@ fn unloading_vhost_vdpa_is_refused_while_a_client_has_it_open() {
     modules::tool("rmmod", &["vhost_vdpa"]).expect_err("the module was unloaded");
     assert_eq!(vhost.status().unwrap(), 0);
     drop(vhost);
-    // A file's last put is deferred.
+    // The final release of a file is deferred.
     soon("vhost_vdpa is unloaded", || {
         modules::tool("rmmod", &["vhost_vdpa"]).is_ok()
     });
@@ -233,8 +234,7 @@ fn unloading_vhost_vdpa_is_refused_while_a_client_has_it_open() {
     works(&disk);
 }
 
-/// Ends the test if a module is used by something else, as virtio_blk is where the test machine's own
-/// disks are its.
+/// Skips the test if a module has other users, such as the test machine's own disks for virtio_blk.
 fn need_unused(module: &str, own: i64) {
     match modules::references(module) {
         None => skip(format!("{module} is no module here")),
@@ -280,7 +280,7 @@ fn unloading_virtio_net_takes_its_interface_away() {
         assert_eq!(driver_of(&folder), None);
         assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
         interrupts_nobody(served.device());
-        // Others of this machine may be there to be taken.
+        // The driver may take other devices of this machine as well.
         modules::tool("modprobe", &["virtio_net"]).unwrap();
         soon("the interface is there again", || {
             bus::interface(device.name()).is_some()
@@ -312,7 +312,7 @@ fn unloading_virtiofs_takes_its_file_systems_away() {
     assert_eq!(std::fs::read(mount.path("file")).unwrap(), b"there");
 }
 
-/// Binds a device to virtio-vdpa, where its driver is to fail, and returns what its daemon was told.
+/// Binds a device to virtio-vdpa, where its driver must fail, and returns what the daemon was told.
 #[track_caller]
 fn fails_to_bind(file: &Arc<Device>, name: &str, status: &str) -> (OnBus, Vec<Kind>) {
     let responder = Responder::ok(file);
@@ -326,7 +326,7 @@ fn fails_to_bind(file: &Arc<Device>, name: &str, status: &str) -> (OnBus, Vec<Ki
 
 fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
     let mut config = blk::device_config(&unique_name(), 1 << 20, 1);
-    // The size of a block.
+    // The block size, which is invalid.
     config.space[20..24].copy_from_slice(&3u32.to_le_bytes());
     let device = TestDevice::new(&config);
     let file = Arc::new(device.open_ready(1));
@@ -334,7 +334,7 @@ fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
     let told_all = [0, 1, 3, 0xb, 0x8b].map(Kind::SetStatus);
     assert_eq!(told, told_all);
     interrupts_nobody(&file);
-    // No driver is there that could reset it.
+    // No driver is bound that could reset the device.
     let responder = Responder::ok(&file);
     on_bus.unbind(Driver::Virtio).unwrap();
     interrupts_nobody(&file);
@@ -344,12 +344,13 @@ fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
 }
 
 fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
-    // VIRTIO_BLK_F_ZONED. The disk of the library does not know what a report of zones is.
+    // VIRTIO_BLK_F_ZONED. The library's disk does not know the request for a report of zones.
     const ZONED: u64 = 1 << 17;
     let mut config = blk::device_config(&unique_name(), 1 << 20, 2);
     config.features |= ZONED;
     config.space.resize(96, 0);
-    // Sectors of a zone, of one append, and the granularity of writes; zones are managed by the host.
+    // The size of a zone and of one append, in sectors, and the granularity of writes; zones are
+    // managed by the host.
     config.space[72..76].copy_from_slice(&256u32.to_le_bytes());
     config.space[84..88].copy_from_slice(&64u32.to_le_bytes());
     config.space[88..92].copy_from_slice(&512u32.to_le_bytes());
@@ -362,14 +363,14 @@ fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
     assert_eq!(driver_of(&folder), None);
     assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x0000008f");
     let interrupts = || {
-        // The daemon may be told that there is nobody, or not; but nothing that is gone is called.
+        // The injection may be refused or not, but nothing that is gone may be called.
         let _ = served.device().inject_vq_irq(0);
         let _ = served.device().inject_vq_irq(1);
         let _ = served.device().inject_config_irq();
     };
     interrupts();
     on_bus.unbind(Driver::Virtio).unwrap();
-    // What the kernel does with an interrupt for the virtio device, it does in that device's memory.
+    // The kernel handles an interrupt for the virtio device in that device's memory.
     interrupts();
     on_bus.bind(Driver::Vhost).unwrap();
     let vhost = Vhost::open(&bus::vhost_path(device.name()).unwrap()).unwrap();
@@ -383,13 +384,13 @@ fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
 fn a_file_system_whose_tag_is_taken_fails_and_is_bound_later() {
     let first = LiveFs::new();
     let mut config = fs::device_config(&unique_name());
-    // The tag of the first one.
+    // The tag of the first file system.
     let tag = first.device.name().to_owned();
     config.space[..36].fill(0);
     config.space[..tag.len()].copy_from_slice(tag.as_bytes());
     let device = TestDevice::new(&config);
     let file = Arc::new(device.open_ready(fs::QUEUES));
-    // It was ready before it found out, and has reset the device.
+    // The driver was ready before it found that the tag is taken, and has reset the device.
     let (on_bus, told) = fails_to_bind(&file, device.name(), "0x00000080");
     let told_all = [0, 1, 3, 0xb, 0xf, 0, 0x80].map(Kind::SetStatus);
     assert_eq!(told, told_all);
@@ -431,7 +432,7 @@ fn a_client_that_gives_up_leaves_nothing_to_interrupt() {
     vhost.set_status(0xf | FAILED).unwrap();
     let _ = file.inject_vq_irq(0);
     let _ = file.inject_config_irq();
-    // Nor is it ready again as long as it has not reset the device.
+    // The driver is not ready again either, as long as it has not reset the device.
     vhost.set_status(0xf | FAILED).unwrap();
     let _ = file.inject_vq_irq(0);
     let _ = file.inject_config_irq();
@@ -444,7 +445,7 @@ fn a_client_that_gives_up_leaves_nothing_to_interrupt() {
     drop(responder);
 }
 
-/// How long taking a device away may take whose daemon is gone; `msg_timeout` is 30 seconds.
+/// The longest time for the removal of a device whose daemon is gone; `msg_timeout` is 30 seconds.
 const AT_ONCE: Duration = Duration::from_secs(15);
 
 fn deleting_a_disk_of_a_dead_daemon_does_not_wait_for_one() {
@@ -471,10 +472,10 @@ fn deleting_a_disk_of_a_daemon_that_was_killed_does_not_wait_for_one() {
     let timeout = sysfs::attribute(&name, "msg_timeout");
     let on_bus = OnBus::add(&name).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
-    // The partitions were read: it is idle.
+    // The partitions have been read, so the disk is idle.
     assert!(bus::disk_name(&name).is_some());
     daemon.kill();
-    // Without end.
+    // No time limit.
     sysfs::write(&timeout, "0").unwrap();
     let deleting = std::thread::spawn(move || on_bus.delete());
     let begin = Instant::now();
@@ -502,7 +503,7 @@ fn unbinding_a_disk_of_a_dead_daemon_waits_no_longer_than_msg_timeout() {
     let begin = Instant::now();
     on_bus.unbind(Driver::Virtio).unwrap();
     assert!(begin.elapsed() < AT_ONCE);
-    // The next driver finds it as new, with the next daemon.
+    // The next driver finds the device in its initial state, with the next daemon.
     let next = Served::start(device.open_nonblocking(), 1, memory_file(4 << 20)).unwrap();
     interrupts_nobody(next.device());
     on_bus.bind(Driver::Virtio).unwrap();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory of the daemon's own in place of the bounce area.
+//! Memory of the daemon in place of the bounce area.
 
 use std::os::unix::fs::FileExt;
 
@@ -41,7 +41,7 @@ tests![
 /// The size of the bounce area, in bytes.
 const SIZE: u64 = 2 << 20;
 
-/// A disk with a small bounce area, and some requests behind it.
+/// Returns a disk with a small bounce area, after some requests.
 #[track_caller]
 fn disk() -> LiveDisk {
     unlimited_memlock();
@@ -73,7 +73,7 @@ fn data_goes_through_the_memory() {
         file,
         ..
     } = disk();
-    // Nobody serves the disk: a request stays, its data in the memory.
+    // No daemon serves the disk: a request stays pending, with its data in the memory.
     drop(served);
     let opened = std::sync::Arc::new(device.open_nonblocking());
     let umem = Umem::register(opened.clone()).unwrap();
@@ -102,11 +102,11 @@ fn data_goes_through_the_memory() {
     drop(served);
 }
 
-/// A call that is refused leaves nothing pinned and changes nothing.
+/// Asserts that a registration is refused and leaves nothing pinned.
 #[track_caller]
 fn refused(disk: &LiveDisk, umem: &IovaUmem, errno: Errno) {
-    // SAFETY: The memory of the tests' mappings has volatile access only, and stays until the end
-    // of the process when it was registered after all.
+    // SAFETY: All access to the memory of the tests' mappings is volatile. If the memory was
+    // registered after all, it stays until the end of the process.
     fails_at(unsafe { disk.vduse().register_umem(umem) }, errno, umem);
     assert_eq!(pinned_kib(), 0);
 }
@@ -204,7 +204,7 @@ fn memory_that_is_not_there_is_refused() {
     let (memory, umem) = memory();
     drop(memory);
     refused(&disk, &umem, Errno::FAULT);
-    // The last page is not there.
+    // The last page is missing.
     let file = crate::lab::memory::file(SIZE - PAGE);
     use std::os::fd::AsFd;
     let short = Mapping::of_file(file.as_fd(), 0, SIZE, 3).unwrap();
@@ -248,13 +248,13 @@ fn the_memlock_limit_is_enomem() {
 
 fn the_memlock_limit_holds_for_two_devices_at_once() {
     let disks = [disk(), disk()];
-    // One fits, two do not.
+    // The limit allows one registration, not two.
     set_memlock(Some(SIZE + SIZE / 2));
     let barrier = std::sync::Barrier::new(2);
     let register = |disk: &LiveDisk| {
         barrier.wait();
         let umem = Umem::register(disk.vduse().clone());
-        // Neither gives its memory back before the other has tried.
+        // Neither thread releases its memory before the other has tried.
         barrier.wait();
         umem.is_ok()
     };
@@ -280,7 +280,7 @@ fn pinned_memory_is_accounted() {
 fn closing_the_device_takes_the_memory_back() {
     let disk = disk();
     let (_memory, umem) = memory();
-    // SAFETY: The memory has volatile access only.
+    // SAFETY: All access to the memory is volatile.
     unsafe { disk.vduse().register_umem(&umem) }.unwrap();
     assert_eq!(pinned_kib(), SIZE >> 10);
     let disk = disk.restart(|| assert_eq!(pinned_kib(), 0));
@@ -295,7 +295,7 @@ fn the_area_cannot_be_mapped_meanwhile() {
     let prober = Prober::new();
     let is_there = |area: &Mapping, at| prober.read(area.address().wrapping_add(at), 1).is_ok();
     let pages = || (0..SIZE as usize).step_by(PAGE as usize);
-    // Those that have ever been used.
+    // Pages that have ever been used.
     let before = map();
     assert!(pages().any(|at| is_there(&before, at)));
     let umem = Umem::register(disk.vduse().clone()).unwrap();
@@ -326,7 +326,7 @@ fn data_is_intact_when_it_comes_and_goes_under_io() {
     }
 }
 
-/// The area's pages that have been used, mapped from the device's own file.
+/// Maps the area's pages that have been used, from the device's own file.
 #[track_caller]
 fn own_mapping(disk: &LiveDisk) -> Mapping {
     use std::os::fd::AsFd;
@@ -334,7 +334,7 @@ fn own_mapping(disk: &LiveDisk) -> Mapping {
     Mapping::of_file(region.file.as_fd(), 0, SIZE, 3).expect("mapping it")
 }
 
-/// Writes a byte over all of the area that there is, and returns how many pages that is.
+/// Writes a byte all over the area's present pages, and returns the number of these pages.
 fn scribble(area: &Mapping) -> usize {
     let prober = Prober::new();
     let pages = (0..area.len()).step_by(PAGE as usize);
@@ -352,7 +352,7 @@ fn pages_that_were_touched_before_are_not_used_meanwhile() {
     let disk = disk();
     let area = own_mapping(&disk);
     let block = disk.block();
-    // Nothing is in flight: what is written over is nobody's.
+    // Nothing is in flight, so the overwritten data is no longer needed.
     assert!(scribble(&area) > 0);
     disk.served.handle().register_umem().unwrap();
     std::thread::scope(|scope| {
@@ -375,7 +375,7 @@ fn pages_that_were_touched_before_are_not_used_meanwhile() {
 fn the_areas_own_mapping_in_its_place_does_no_harm() {
     let disk = disk();
     let block = disk.block();
-    // As much of the area as there can be.
+    // Use as much of the area as possible.
     block.write(0, &vec![5; 1 << 20]).unwrap();
     let area = own_mapping(&disk);
     let umem = IovaUmem {
@@ -383,7 +383,8 @@ fn the_areas_own_mapping_in_its_place_does_no_harm() {
         size: SIZE,
         ..Default::default()
     };
-    // SAFETY: The memory has volatile access only, and stays mapped until the device is closed.
+    // SAFETY: All access to the memory is volatile, and the memory stays mapped until the device is
+    // closed.
     let registered = unsafe { disk.vduse().register_umem(&umem) };
     crate::lab::note(format_args!("registering: {registered:?}"));
     let mut exerciser = Exerciser::new(&block, 2 << 20, 1 << 20, 64 << 10, 1);

@@ -54,13 +54,13 @@ fn a_loaded_module_works_again() {
     }
 }
 
-/// Asserts that the module cannot be unloaded until what keeps it there is dropped.
+/// Asserts that the module cannot be unloaded until `keeper` is dropped.
 #[track_caller]
 fn is_kept_by<T>(keeper: T) {
     let _again = LoadAgain;
     try_unload().expect_err("the module was unloaded");
     drop(keeper);
-    // A file's last put is deferred.
+    // The final release of a file is deferred.
     soon("the module is unloaded", || try_unload().is_ok());
 }
 
@@ -86,7 +86,7 @@ fn a_mapping_of_a_domain_keeps_the_module_until_it_is_gone() {
     is_kept_by(mapping);
 }
 
-/// Has the module loaded with a parameter until it is dropped.
+/// The module, loaded with a parameter until this is dropped.
 struct Parameter;
 
 impl Parameter {
@@ -120,7 +120,7 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
         for n in 0..MOST {
             vhost.map_in(asid, iova(n), &page, 3).unwrap();
         }
-        // vhost says so of all that goes wrong with a message.
+        // vhost returns EFAULT for everything that goes wrong with a message.
         fails_at(vhost.map_in(asid, iova(MOST), &page, 3), Errno::FAULT, asid);
     }
     let found = |asid, n| first_byte(&answered.file, asid, iova(n));
@@ -130,7 +130,7 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
         }
         fails_at(found(asid, MOST), Errno::INVAL, asid);
     }
-    // There is room for another one again.
+    // There is room for another mapping again.
     vhost.unmap_in(1, iova(3), PAGE).unwrap();
     vhost.map_in(1, iova(MOST), &page, 3).unwrap();
     assert_eq!(found(1, MOST).unwrap(), 1);
@@ -138,7 +138,7 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
 
 fn maps_that_there_is_no_room_for_take_no_time() {
     const MOST: u64 = 8;
-    // vhost's own limit is 2048, unless it is told otherwise.
+    // vhost's own limit is 2048 by default.
     const MANY: u64 = 2000;
     let _parameter = Parameter::set(&format!("max_iotlb_entries={MOST}"));
     let answered = Answered::new(&[0], 1, 1);
@@ -146,7 +146,7 @@ fn maps_that_there_is_no_room_for_take_no_time() {
     let page = spaces::page_of(1);
     let iova = |n: u64| n * 2 * PAGE;
     let mut mapped = 0;
-    // How long the device takes to refuse so many: vhost has done what it does with them before.
+    // The time in which the device refuses so many maps. vhost has done its own part before.
     let [few, many] = [MOST + 1, MANY].map(|count| {
         vhost.batch_begin(0).unwrap();
         for n in mapped..count {
@@ -156,7 +156,7 @@ fn maps_that_there_is_no_room_for_take_no_time() {
         let times = (0..100).map(|_| {
             vhost.batch_begin(0).unwrap();
             let begin = Instant::now();
-            // Which does not say so.
+            // vhost does not report the failure.
             vhost.batch_end(0).unwrap();
             begin.elapsed()
         });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device as a virtual machine's driver has it, through vhost-vdpa.
+//! The device as a virtual machine's driver sees it, through vhost-vdpa.
 
 use std::os::unix::fs::FileExt;
 
@@ -129,7 +129,7 @@ fn data_of_the_disk_arrives() {
         let sector = round % 16;
         assert_same(&driver.read(sector), &[sector as u8 + 1; 512], "a sector");
     }
-    // Beyond its end there is an error.
+    // A read beyond the disk's end fails.
     driver.submit_read(1 << 40);
     assert_eq!(driver.finish_read().1, 1);
 }
@@ -155,7 +155,7 @@ fn a_device_goes_from_one_driver_to_the_other_and_back() {
         let mut driver = machine.driver();
         let expected = if round == 0 { 6 } else { 100 + round - 1 };
         assert_same(&driver.read(5), &[expected; 512], "a sector");
-        // What the client mapped is taken away, as a virtual machine does at its end.
+        // Unmap what the client mapped, as a virtual machine does at its end.
         driver.vhost.set_status(0).unwrap();
         driver.vhost.unmap(0, u64::MAX).unwrap();
         drop(driver);
@@ -178,7 +178,7 @@ fn invalidated_memory_is_looked_up_again() {
     let machine = Machine::new();
     let mut driver = machine.driver();
     assert_same(&driver.read(1), &[2; 512], "a sector");
-    // The same addresses, other memory.
+    // Other memory at the same addresses.
     driver.move_memory();
     assert_same(&driver.read(2), &[3; 512], "a sector");
     assert_same(&driver.read(1), &[2; 512], "a sector");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Virtqueues in use: what the driver made of them, kicks, interrupts.
+//! Virtqueues in use: how a driver has set them up, kicks, interrupts.
 
 use std::os::fd::AsFd;
 use std::sync::{mpsc, Arc, Barrier};
@@ -64,8 +64,8 @@ tests![
     queues_enabled_after_driver_ok_are_served,
 ];
 
-/// A disk with a vhost-vdpa driver, served by nobody: the test is the daemon. The fields are
-/// dropped in this order.
+/// A disk with a vhost-vdpa driver, whose daemon is the test itself. The fields are dropped in this
+/// order.
 struct Bare {
     driver: HandDriver,
     on_bus: OnBus,
@@ -77,7 +77,7 @@ struct Bare {
 const IOVA: u64 = 0x10_0000;
 
 impl Bare {
-    /// Takes it as far as the features.
+    /// Creates a disk and takes it as far as the features.
     #[track_caller]
     fn new() -> Self {
         let device = TestDevice::disk();
@@ -95,7 +95,7 @@ impl Bare {
         }
     }
 
-    /// Takes it as far as `DRIVER_OK`.
+    /// Creates a disk and takes it as far as `DRIVER_OK`.
     #[track_caller]
     fn started() -> Self {
         let bare = Self::new();
@@ -163,7 +163,7 @@ fn get_info_tells_what_the_driver_set() {
     assert_eq!(info.ready, 1);
 }
 
-/// A device that offers packed virtqueues, as far as the features.
+/// Creates a device that offers packed virtqueues, and takes it as far as the features.
 #[track_caller]
 fn packed(answer: PackedState) -> Bare {
     let mut config = disk_config();
@@ -216,7 +216,7 @@ fn packed_state_is_asked_for_and_masked() {
         last_used_counter: 0xffff,
         last_used_idx: 0x8007,
     });
-    // A counter is one bit, an index fifteen.
+    // A counter has one bit, an index fifteen.
     assert_eq!(
         bare.driver.vhost.queue_base(0).unwrap(),
         0x7fff | (0x8000 | 7) << 16
@@ -280,7 +280,7 @@ fn a_reset_takes_the_eventfd_away() {
     let bare = Bare::started();
     let before = bare.kick_fd();
     bare.driver.vhost.set_status(0).unwrap();
-    // The next driver's kicks are not for whoever listened before.
+    // The next driver's kicks must not reach the former eventfd.
     let driver = &bare.driver;
     driver.vhost.set_status(3).unwrap();
     let features = driver.vhost.features().unwrap() & !(1 << 29);
@@ -311,7 +311,7 @@ fn a_kick_between_two_daemons_reaches_the_second() {
     let responder = Responder::ok(&file);
     let second = EventFd::new().unwrap();
     file.set_kick(0, second.as_fd()).unwrap();
-    // It went to one of the two, before its call returned.
+    // The kick went to one of the two eventfds, before its call returned.
     let counts = [&first, &second].map(|event| event.take().unwrap());
     drop(driver);
     drop(on_bus);
@@ -319,7 +319,7 @@ fn a_kick_between_two_daemons_reaches_the_second() {
     assert_eq!(counts, [0, 1], "the kick went to the first daemon's eventfd");
 }
 
-/// Waits until nothing more is written to eventfds, and asserts that it stays so.
+/// Waits until nothing more is written to eventfds, and asserts that they stay quiet.
 #[track_caller]
 fn comes_to_rest(events: &[&EventFd]) {
     std::thread::sleep(Duration::from_millis(100));
@@ -337,7 +337,7 @@ fn a_kick_that_kicks_itself_comes_to_rest() {
     bare.file.set_kick(0, kick.as_fd()).unwrap();
     kick.signal().unwrap();
     comes_to_rest(&[kick]);
-    // One that does not is none the worse for it.
+    // A kick that does not kick itself still works.
     let kicked = bare.kick_fd();
     for _ in 0..5 {
         kick.signal().unwrap();
@@ -348,7 +348,7 @@ fn a_kick_that_kicks_itself_comes_to_rest() {
 fn kicks_that_go_in_circles_come_to_rest() {
     let bares = [(); 3].map(|()| Bare::started());
     let kicks = [0, 1, 2].map(|n: usize| &bares[n].driver.kick);
-    // Each kicks the next.
+    // Each device kicks the next one.
     for (n, bare) in bares.iter().enumerate() {
         bare.file.set_kick(0, kicks[(n + 1) % 3].as_fd()).unwrap();
     }
@@ -393,7 +393,7 @@ fn an_interrupt_right_after_a_queue_is_enabled_arrives() {
     let bare = Bare::started();
     let (vhost, call, file) = (&bare.driver.vhost, &bare.driver.call, &bare.file);
     let ready = || file.vq_info(0).unwrap().ready;
-    // The daemon waits for the queue, and interrupts as soon as it is there.
+    // The daemon waits for the queue, and interrupts as soon as the queue is ready.
     let (begin, begun) = mpsc::sync_channel::<()>(0);
     let (done, end) = mpsc::channel();
     std::thread::scope(|scope| {
@@ -405,7 +405,7 @@ fn an_interrupt_right_after_a_queue_is_enabled_arrives() {
                 done.send(()).unwrap();
             }
         });
-        // The other thread ends with this.
+        // Dropping `begin` ends the other thread.
         let begin = begin;
         cpu::run_on(0);
         let last = Instant::now() + Duration::from_secs(4);
@@ -424,7 +424,7 @@ fn an_interrupt_before_a_reset_is_answered_arrives() {
     let device = TestDevice::disk();
     let file = Arc::new(device.open_ready(1));
     let daemon = file.clone();
-    // Until it answers, it knows of no reset.
+    // The daemon knows of no reset until it answers the request.
     let _responder = Responder::new(&file, move |request| {
         if request.kind == Kind::SetStatus(0) {
             let _ = daemon.inject_vq_irq(0);
@@ -458,7 +458,7 @@ fn a_driver_of_the_kernel_that_resets_is_not_interrupted() {
     on_bus.bind(Driver::Virtio).unwrap();
     soon("the card appears", || bus::interface(device.name()).is_some());
     let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_virtqueue_cb");
-    // Until then it is.
+    // Before the reset, the driver is interrupted.
     file.inject_vq_irq(0).unwrap();
     soon("the driver is called", || trace.events().len() == 1);
     responder.take_kinds();
@@ -499,7 +499,7 @@ fn interrupts_from_several_threads_all_arrive() {
             });
         }
     });
-    // Each was signalled on its own, before its call returned.
+    // Each interrupt was signalled on its own, before its call returned.
     assert_eq!(bare.driver.call.take().unwrap(), 1000);
 }
 
@@ -562,8 +562,8 @@ fn interrupts_kicks_and_resets_do_each_other_no_harm() {
     assert_eq!(bare.driver.vhost.status().unwrap(), 15);
 }
 
-/// Runs something again and again in a thread, while something else is done here for a while, until
-/// both have been done often enough to meet.
+/// Runs `other` repeatedly in a thread, and `here` repeatedly in this one, for a while and until
+/// both have run often enough to meet.
 #[track_caller]
 fn beside(other: impl Fn() + Sync, mut here: impl FnMut()) {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -580,7 +580,7 @@ fn beside(other: impl Fn() + Sync, mut here: impl FnMut()) {
         let end = Instant::now() + Duration::from_secs(2);
         let mut ours = 0;
         let enough = |ours| ours >= OFTEN && others.load(Ordering::Relaxed) >= OFTEN;
-        // Whatever happens here, the other thread is to end.
+        // The other thread must end even if this one fails.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             while Instant::now() < end || !enough(ours) && !thread.is_finished() {
                 here();
@@ -604,8 +604,8 @@ fn call_eventfds_that_come_and_go_under_interrupts_do_no_harm() {
             vhost.set_call(0, Some(event.as_fd())).unwrap();
         },
     );
-    // The driver's first one may have been signalled as well, before it was replaced. An interrupt
-    // that is still on its way goes to the last one, too.
+    // The driver's first eventfd may have been signalled as well, before it was replaced. An
+    // interrupt that is still on its way goes to the last eventfd, too.
     let last = EventFd::new().unwrap();
     vhost.set_call(0, Some(last.as_fd())).unwrap();
     bare.file.inject_vq_irq(0).unwrap();
@@ -634,7 +634,7 @@ fn get_info_shows_addresses_that_were_set_together() {
 }
 
 fn a_config_space_is_written_as_a_whole() {
-    // The largest that there is.
+    // The largest possible configuration space.
     let len = memory::PAGE as usize;
     let mut config = disk_config();
     config.space = vec![0; len];
@@ -667,7 +667,7 @@ fn affinity_is_kept() {
     let block = disk.block();
     let rq_affinity = format!("/sys/block/{}/queue/rq_affinity", block.name());
     sysfs::write(rq_affinity.as_ref(), "0").unwrap();
-    // Other disks' requests end on any CPU.
+    // Requests of other disks complete on any CPU.
     let trace = Trace::of_disk("block/block_rq_complete", block.name());
     for cpu in [0usize, 1] {
         for queue in 0..2 {
@@ -688,7 +688,7 @@ fn affinity_is_kept() {
 }
 
 fn an_interrupt_holds_softirqs_back_and_no_interrupts() {
-    // The daemon's threads as well.
+    // Applies to the daemon's threads as well.
     cpu::run_on(0);
     let disk = LiveDisk::new(Shape::default());
     let block = disk.block();
@@ -734,10 +734,10 @@ fn affinity_of_an_offline_cpu_delivers_all_the_same() {
 fn affinity_is_not_for_vhost() {
     const TIMES: usize = 20;
     let bare = Bare::started();
-    // As a driver of the kernel may have left it.
+    // A kernel driver may have left this affinity.
     sysfs::write(&sysfs::affinity(bare.device.name(), 0), "2").unwrap();
     cpu::run_on(0);
-    // Either driver signals vhost's eventfd.
+    // Both drivers under test signal vhost's eventfd with this function.
     let trace = Trace::of_function("eventfd_signal_mask");
     for _ in 0..TIMES {
         bare.file.inject_vq_irq(0).unwrap();
@@ -759,7 +759,7 @@ fn queues_enabled_after_driver_ok_are_served() {
     driver.start();
     let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
     assert_eq!(driver.vhost.status().unwrap(), ready);
-    // vhost-vdpa takes no address any more; that the queue is enabled late is enough.
+    // vhost-vdpa no longer accepts an address, but enabling the queue late is enough.
     let vhost = &driver.vhost;
     vhost.set_status(0).unwrap();
     vhost.set_status(3).unwrap();
@@ -772,7 +772,7 @@ fn queues_enabled_after_driver_ok_are_served() {
     driver.start();
     driver.vhost.set_kick(0, driver.kick.as_fd()).unwrap();
     driver.vhost.set_call(0, Some(driver.call.as_fd())).unwrap();
-    // The daemon has looked for queues already: before it agreed to DRIVER_OK.
+    // The daemon has looked for queues already, before it agreed to DRIVER_OK.
     driver.vhost.enable_queue(0).unwrap();
     assert_eq!(driver.read(0), [0; 512]);
     drop(driver);
