@@ -2,12 +2,12 @@
 
 //! VDUSE: vDPA devices in userspace.
 //!
-//! A daemon creates a device on `/dev/vduse/control`, serves it on `/dev/vduse/NAME`, and the kernel
-//! puts it on the vDPA bus, where a virtio driver of its own, or a virtual machine by way of vhost,
-//! drives it.
+//! A daemon creates a device on `/dev/vduse/control` and serves it on `/dev/vduse/NAME`. The kernel
+//! puts the device on the vDPA bus, where a virtio driver of the kernel, or a virtual machine by
+//! way of vhost, drives it.
 //!
 //! - `driver` has the rules of VDUSE, without `unsafe` and without C.
-//! - `bindings` has safe Rust for the kernel facilities that it needs, without VDUSE.
+//! - `bindings` has safe Rust for the kernel facilities that `driver` needs, without VDUSE.
 //! - `uapi` has the ABI.
 
 mod bindings;
@@ -41,20 +41,20 @@ module! {
 }
 
 module_param_int! {
-    /// The most mappings that one address space can have.
+    /// The maximum number of mappings of one address space.
     static MAX_IOTLB_ENTRIES: max_iotlb_entries = 2048,
         "Maximum number of IOTLB entries of an address space (default: 2048)";
 }
 
-/// The module. Its fields are dropped in this order.
+/// The module. Fields are dropped in declaration order.
 #[pin_data]
 struct Vduse {
-    /// Nobody puts a device on the bus any more.
+    /// Once dropped, no device is put on the bus any more.
     #[pin]
     _management: mgmt::Registration<Management>,
-    /// Nobody makes or opens a device any more.
+    /// Once dropped, no device is created or opened any more.
     _nodes: Nodes,
-    /// Whatever was queued is done.
+    /// Once dropped, all queued work is done.
     _registry: Arc<Registry>,
 }
 
@@ -62,7 +62,7 @@ impl kernel::InPlaceModule for Vduse {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             _registry: {
-                // It has the same names in /dev, /sys and on the vDPA bus.
+                // The in-tree driver uses the same names in /dev, in /sys and on the vDPA bus.
                 if is_present(module, c"vduse") {
                     pr_err!("the in-tree driver is loaded: unload it first (rmmod vduse)\n");
                     return Err(EBUSY);

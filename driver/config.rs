@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a device may be like: the rules for the configuration that a device is created from.
+//! Rules for the configuration that a device is created from.
 //!
-//! Nothing in here needs a kernel, so that it is also compiled and tested on the host, by
-//! `selftests/driver-logic`.
+//! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
+//! on the host as well.
 
 use crate::uapi::{
     DevConfig,
@@ -20,7 +20,7 @@ pub(crate) mod device_id {
     /// A file system.
     pub(crate) const FS: u32 = 26;
 
-    /// Those that a device may have: all of them get along with what a daemon may do to them.
+    /// Ids that a device may have: device types that cope with everything that a daemon may do.
     pub(crate) const ALLOWED: &[u32] = &[NET, BLOCK, FS];
 }
 
@@ -28,9 +28,9 @@ pub(crate) mod device_id {
 pub(crate) mod feature {
     /// Block: the driver may switch the write cache through the configuration space.
     pub(crate) const BLK_CONFIG_WCE: u64 = 1 << 11;
-    /// Net: there is a control virtqueue, and all that is done through it (section 5.1.3.1, and
-    /// what was added since). Some of these make the kernel's driver use the control virtqueue
-    /// without looking whether there is one, so that it runs into its own BUG.
+    /// Net: the control virtqueue, and everything that is done through it (section 5.1.3.1, and
+    /// later additions). With some of these bits, the kernel's driver uses the control virtqueue
+    /// without checking that there is one, and hits its own `BUG_ON`.
     pub(crate) const NET_CONTROL: u64 = 1 << 2 // offloads change
         | 1 << 17 // the control virtqueue
         | 1 << 18 // receive modes
@@ -44,7 +44,7 @@ pub(crate) mod feature {
         | 1 << 53 // interrupts are coalesced
         | 1 << 57 // hashes are reported
         | 1 << 60; // receive side scaling
-    /// Net: the driver may get packets that are longer than the link's (section 5.1.3).
+    /// Net: the driver may receive packets that are longer than those of the link (section 5.1.3).
     pub(crate) const NET_LARGE_PACKETS: u64 = 1 << 7 // TCP over IPv4
         | 1 << 8 // TCP over IPv6
         | 1 << 9 // TCP with ECN
@@ -53,31 +53,31 @@ pub(crate) mod feature {
         | 1 << 55; // UDP over IPv6
     /// Net: a packet may be spread over several buffers.
     pub(crate) const NET_MERGEABLE_BUFFERS: u64 = 1 << 15;
-    /// Net: the card stands by for another one of the same address (section 5.1.3).
+    /// Net: the card is a standby for another card of the same address (section 5.1.3).
     pub(crate) const NET_STANDBY: u64 = 1 << 62;
-    /// A request may have a table of descriptors of its own, outside the virtqueue.
+    /// Any device: a request may have a descriptor table of its own, outside the virtqueue.
     pub(crate) const INDIRECT_DESC: u64 = 1 << 28;
-    /// The device is a modern one.
+    /// Any device: the device is a modern one, as opposed to a legacy one.
     pub(crate) const VERSION_1: u64 = 1 << 32;
-    /// The device's memory accesses are translated.
+    /// Any device: the device's memory accesses are translated.
     pub(crate) const ACCESS_PLATFORM: u64 = 1 << 33;
-    /// Virtqueues have the packed layout.
+    /// Any device: virtqueues have the packed layout.
     pub(crate) const RING_PACKED: u64 = 1 << 34;
 }
 
-/// The most virtqueues a device can have.
+/// Maximum number of virtqueues of a device.
 pub(crate) const MAX_VQS: u32 = 0xffff;
-/// The most virtqueue groups a device can have.
+/// Maximum number of virtqueue groups of a device.
 pub(crate) const MAX_GROUPS: u32 = 0xffff;
-/// The most address spaces a device can have.
+/// Maximum number of address spaces of a device.
 pub(crate) const MAX_SPACES: u32 = 0xffff;
 
-/// Virtio 1.3, section 2.7: the strictest alignment that every layout needs is that of the device
-/// area of a split virtqueue.
+/// Minimum alignment of a virtqueue's parts, in bytes. The strictest alignment that every layout
+/// needs is that of the device area of a split virtqueue (virtio 1.3, section 2.7).
 const MIN_VQ_ALIGN: u32 = 4;
 
-/// Names that a device cannot have, because something else has them in `/dev/vduse`, or in the
-/// device's own directory, where that of its vDPA device is.
+/// Names that a device cannot have, because they are taken in `/dev/vduse` or in the device's own
+/// sysfs directory, which also contains the directory of the vDPA device of that name.
 const TAKEN: &[&[u8]] = &[
     b"control",
     b"bounce_size",
@@ -88,9 +88,9 @@ const TAKEN: &[&[u8]] = &[
     b"uevent",
 ];
 
-/// Returns the name up to its NUL, or [`None`] if no device can be called that.
+/// Returns `name` up to its NUL, or [`None`] if no device can have that name.
 ///
-/// The name becomes that of a file in sysfs and in `/dev`, and part of events that are lines of
+/// The name becomes a file name in sysfs and in `/dev`, and part of events, which are lines of
 /// text.
 pub(crate) fn name(name: &[u8]) -> Option<&CStr> {
     let name = CStr::from_bytes_until_nul(name).ok()?;
@@ -104,7 +104,7 @@ pub(crate) fn name(name: &[u8]) -> Option<&CStr> {
     (!reserved && !unfit).then_some(name)
 }
 
-/// Whether a virtqueue's directory, `vqN`, has this name.
+/// Returns whether `name` is that of a virtqueue's directory, `vqN` with `N` below `vq_num`.
 fn is_of_vq(name: &CStr, vq_num: u32) -> bool {
     let digits = name.to_str().ok().and_then(|name| name.strip_prefix("vq"));
 
@@ -115,11 +115,11 @@ fn is_of_vq(name: &CStr, vq_num: u32) -> bool {
         .is_some_and(|index: u32| index < vq_num)
 }
 
-/// Whether a device can offer these features.
+/// Returns whether a device of the given type can offer these features.
 fn features_are_valid(device_id: u32, features: u64) -> bool {
     let has = |bit| features & bit != 0;
 
-    // The driver side's memory is only reachable through a mapping.
+    // The driver side's memory is reachable only through a mapping.
     has(feature::ACCESS_PLATFORM)
         && match device_id {
             // The driver cannot write to the configuration space.
@@ -129,9 +129,10 @@ fn features_are_valid(device_id: u32, features: u64) -> bool {
         }
 }
 
-/// Whether a device can be like this, for a user of the given version of the API.
+/// Returns whether a device can have this configuration, for a user of the given API version.
+/// `page_size` is in bytes.
 ///
-/// The name is not looked at: see [`name`].
+/// The name must be [valid](name), and not that of a virtqueue's directory.
 pub(crate) fn is_valid(config: &DevConfig, api_version: u64, page_size: u32) -> bool {
     let counts_are_valid = if api_version < API_VERSION_1 {
         config.ngroups == 0 && config.nas == 0
@@ -145,7 +146,7 @@ pub(crate) fn is_valid(config: &DevConfig, api_version: u64, page_size: u32) -> 
         && config.vq_align.is_power_of_two()
         && (MIN_VQ_ALIGN..=page_size).contains(&config.vq_align)
         && config.config_size <= page_size
-        // A device without virtqueues can do nothing; the in-tree driver accepts it.
+        // A device without virtqueues is of no use; the in-tree driver accepts one.
         && (1..=MAX_VQS).contains(&config.vq_num)
         && device_id::ALLOWED.contains(&config.device_id)
         && features_are_valid(config.device_id, config.features)

@@ -37,7 +37,7 @@ use kernel::{
 /// The newest version of the API.
 const NEWEST_API_VERSION: u64 = API_VERSION_1;
 
-/// An open control file: the version of the API that it speaks, once that is known.
+/// An open control file and, once known, the API version that its client speaks.
 #[pin_data]
 pub(super) struct Control {
     registry: Arc<Registry>,
@@ -46,7 +46,7 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Takes `default` for the version, if none has been asked for or set.
+    /// Returns the API version, which becomes `default` if none has been asked for or set yet.
     fn settle_api_version(&self, default: u64) -> u64 {
         *self.api_version.lock().get_or_insert(default)
     }
@@ -70,7 +70,7 @@ impl Control {
         self.registry.destroy(&Self::name(&name)?)
     }
 
-    /// The name of a device. Errors: [`EINVAL`] if it cannot be one.
+    /// Returns a device's name as a string, or [`EINVAL`] if no device can have that name.
     fn name(bytes: &[u8]) -> Result<CString> {
         let name = config::name(bytes).ok_or(EINVAL)?;
 
@@ -78,7 +78,7 @@ impl Control {
     }
 }
 
-/// The operations on the control node.
+/// The file operations of the control node.
 pub(super) struct ControlFile;
 
 impl CharDevice for ControlFile {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device: what it is, and who uses it.
+//! Devices: their state, and their users.
 //!
 //! # Lock order
 //!
-//! [`Dev::usage`], then a virtqueue's lock or the mutex of the messages. The mutex of the
-//! configuration space has nothing below it.
+//! [`Dev::usage`], then a virtqueue's lock or the mutex of the messages. No other lock is taken
+//! under the mutex of the configuration space.
 
 use super::{
     config,
@@ -53,52 +53,52 @@ use kernel::{
     },
 };
 
-/// The least time between two writes to a configuration space, in which a driver can read all of it
-/// that belongs together: some tens of bytes, one by one.
+/// Minimum time between two writes to a configuration space: enough for a driver to read all fields
+/// that belong together, which are some tens of bytes, read one by one.
 const CONFIG_PAUSE: Delta = Delta::from_millis(5);
 
 /// The resources that all devices share.
 pub(crate) struct Shared {
-    /// The caches that address spaces allocate addresses from.
+    /// The caches that address spaces allocate I/O virtual addresses from.
     pub(super) iova_cache: Arc<iova::Cache>,
-    /// Whether the machine suspends.
+    /// The watch that tells whether the machine suspends.
     pub(super) suspend_watch: Arc<SuspendWatch>,
-    /// The workqueue that interrupts are sent to other CPUs by.
+    /// The workqueue through which interrupts are sent to other CPUs.
     pub(super) queue: workqueue::FlushOnDrop,
-    /// The most mappings that an address space can have.
+    /// The maximum number of mappings of an address space.
     pub(super) max_iotlb_entries: usize,
 }
 
-/// How a device is used.
+/// The current use of a device.
 #[derive(Default)]
 struct Usage {
-    /// A daemon has it open.
+    /// Whether a daemon has the device open.
     open: bool,
-    /// It is on the vDPA bus.
+    /// Whether the device is on the vDPA bus.
     attached: bool,
-    /// It was destroyed.
+    /// Whether the device was destroyed.
     destroyed: bool,
 }
 
-/// A configuration space.
+/// A device's configuration space.
 struct ConfigSpace {
     bytes: KVVec<u8>,
-    /// When it was last written to.
+    /// The time of the last write, if there was one.
     written: Option<Instant<Monotonic>>,
 }
 
-/// A device.
+/// A VDUSE device.
 #[pin_data]
 pub(crate) struct Dev {
-    /// The version of the API that it was created with.
+    /// The API version that the device was created with.
     pub(super) api_version: u64,
-    /// What it can do.
+    /// The feature bits that the daemon gave the device.
     features: u64,
     pub(super) device_id: u32,
     pub(super) vendor_id: u32,
-    /// In bytes.
+    /// The alignment of a virtqueue's parts, in bytes.
     pub(super) vq_align: u32,
-    /// How many virtqueue groups there are.
+    /// The number of virtqueue groups.
     pub(super) ngroups: u32,
     vqs: KVVec<Arc<Vq>>,
     /// The driver's interrupt callbacks.
@@ -106,7 +106,7 @@ pub(crate) struct Dev {
     /// Requests to the daemon.
     #[pin]
     pub(super) messages: MessageQueue,
-    /// What it can reach of the driver side's memory.
+    /// The address spaces: the part of the driver side's memory that the device can reach.
     #[pin]
     pub(super) spaces: Spaces,
     #[pin]
@@ -114,21 +114,27 @@ pub(crate) struct Dev {
     /// The configuration space.
     #[pin]
     config: Mutex<ConfigSpace>,
-    /// Changes whenever the configuration space may have changed.
+    /// A number that changes whenever the configuration space may have changed.
     generation: Atomic<u32>,
     /// The device status, 8 bits.
     status: Atomic<u32>,
-    /// A kernel driver set `DRIVER_OK`, and the daemon did not acknowledge it.
+    /// Whether a kernel driver set `DRIVER_OK` but the daemon did not acknowledge it.
     driver_ok_refused: AtomicFlag,
-    /// The features that the driver has accepted.
+    /// The features that the driver accepted.
     driver_features: Atomic<u64>,
 }
 
 impl Dev {
-    /// Makes a device. The configuration must be [valid](config::is_valid), and `space` the
-    /// configuration space.
+    /// Creates a device. `config` must be [valid](config::is_valid), and `space` is the initial
+    /// content of the configuration space.
+    ///
+    /// # Context
     ///
     /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
     pub(super) fn new(
         config: &DevConfig,
         space: KVVec<u8>,
@@ -176,12 +182,17 @@ impl Dev {
         )
     }
 
-    /// Whether it speaks version 1 of the API.
+    /// Returns whether the device speaks version 1 of the API.
     pub(super) fn is_v1(&self) -> bool {
         self.api_version >= API_VERSION_1
     }
 
-    /// A daemon opens it. Errors: [`EBUSY`] if another one has it open, [`ENODEV`] if it was destroyed.
+    /// Marks the device as opened by a daemon.
+    ///
+    /// # Errors
+    ///
+    /// - [`EBUSY`] if another daemon has the device open.
+    /// - [`ENODEV`] if the device was destroyed.
     pub(super) fn open(&self) -> Result {
         let mut usage = self.usage.lock();
         if usage.destroyed {
@@ -197,7 +208,8 @@ impl Dev {
         Ok(())
     }
 
-    /// The daemon has closed it, or has died. Makes what it left ready for the next one.
+    /// Marks the device as closed, after its daemon has closed it or died. What that daemon left is
+    /// made ready for the next one.
     pub(super) fn close(&self) {
         self.spaces.dereg_all_umem();
         for vq in &self.vqs {
@@ -207,10 +219,12 @@ impl Dev {
         self.usage.lock().open = false;
     }
 
-    /// Puts it on the bus, until the returned [`Attached`] is dropped.
+    /// Marks the device as being on the vDPA bus, until the returned [`Attached`] is dropped.
     ///
-    /// Errors: [`EEXIST`] if it is there already, [`EINVAL`] if not all virtqueues are set up or if
-    /// it was destroyed.
+    /// # Errors
+    ///
+    /// - [`EEXIST`] if the device is on the bus already.
+    /// - [`EINVAL`] if not all virtqueues are set up, or if the device was destroyed.
     pub(super) fn attach(self: &Arc<Self>) -> Result<Attached> {
         let mut usage = self.usage.lock();
         if usage.attached {
@@ -227,7 +241,11 @@ impl Dev {
         Ok(Attached(self.clone()))
     }
 
-    /// Marks it as destroyed. Errors: [`EBUSY`] if it is open or on the bus.
+    /// Marks the device as destroyed.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if the device is open or on the bus.
     pub(super) fn destroy(&self) -> Result {
         let mut usage = self.usage.lock();
         if usage.open || usage.attached {
@@ -239,20 +257,23 @@ impl Dev {
         Ok(())
     }
 
-    /// The virtqueue of an index that userspace has sent. Errors: [`EINVAL`].
+    /// Returns the virtqueue at an index sent by userspace, or [`EINVAL`] if there is none.
     pub(super) fn vq(&self, index: u32) -> Result<&Arc<Vq>> {
         get_nospec(&self.vqs, index as usize).ok_or(EINVAL)
     }
 
-    /// All virtqueues.
+    /// Returns all virtqueues.
     pub(super) fn vqs(&self) -> &[Arc<Vq>] {
         &self.vqs
     }
 
-    /// Sets a virtqueue up.
+    /// Sets up a virtqueue.
     ///
-    /// Errors: [`EINVAL`] if there is no such virtqueue or group, or a reserved field is not 0; on the
-    /// bus, if it would be no virtqueue any more, or, for version 1, another one than it is.
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is no such virtqueue or group, or if a reserved field is not 0. While
+    /// the device is on the bus, also if the maximum size is 0 or, for version 1, if `config`
+    /// differs from the setup in effect.
     pub(super) fn set_up_vq(&self, config: &VqConfig) -> Result {
         let vq = self.vq(config.index)?;
 
@@ -263,7 +284,7 @@ impl Dev {
             return Err(EINVAL);
         }
 
-        // Holding this keeps the device from getting on the bus meanwhile.
+        // Held to the end, so that the device does not get onto the bus meanwhile.
         let usage = self.usage.lock();
         if !usage.attached {
             vq.set_up(config);
@@ -272,8 +293,8 @@ impl Dev {
                 return Err(EINVAL);
             }
         } else if config.max_size != 0 {
-            // The driver that has it now knows of another size, and sees that to its end. There is
-            // one group only.
+            // The driver that uses the virtqueue now was told another size, and keeps seeing that
+            // size. There is only one group.
             vq.set_next_max_size(config.max_size);
         } else {
             return Err(EINVAL);
@@ -289,20 +310,20 @@ impl Dev {
         }
     }
 
-    /// The size of the configuration space in bytes.
+    /// Returns the size of the configuration space in bytes.
     pub(super) fn config_size(&self) -> usize {
         self.config.lock().bytes.len()
     }
 
-    /// Whether a range is within the configuration space, whose size never changes.
+    /// Returns whether a range is within the configuration space, whose size never changes.
     pub(super) fn has_config(&self, offset: usize, len: usize) -> bool {
         offset
             .checked_add(len)
             .is_some_and(|end| end <= self.config_size())
     }
 
-    /// Reads from the configuration space, for a kernel driver (`to_kernel`) or another reader. Bytes
-    /// beyond its end are left as they are.
+    /// Reads from the configuration space, for a kernel driver (`to_kernel`) or another reader.
+    /// Bytes of `buf` beyond the end of the space are left unchanged.
     pub(super) fn read_config(&self, offset: usize, buf: &mut [u8], to_kernel: bool) {
         {
             let config = self.config.lock();
@@ -319,7 +340,7 @@ impl Dev {
         }
     }
 
-    /// The limits of one request of a kernel driver. May sleep.
+    /// Returns the limits of one request of a kernel driver. May sleep.
     fn request_limits(&self) -> quirks::RequestLimits {
         let shortest = self.vqs.iter().map(|vq| vq.size()).min();
         let area = self.spaces.get(0).map(|open| open.domain.bounce());
@@ -332,8 +353,16 @@ impl Dev {
         }
     }
 
-    /// The size of a virtqueue, the one chosen or else the largest, as a kernel driver
-    /// (`to_kernel`) or another one is told. Errors: [`EINVAL`] if there is no such virtqueue. May sleep.
+    /// Returns the size of a virtqueue as a kernel driver (`to_kernel`) or another one is told: the
+    /// size that the driver chose, or else the largest one.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is no such virtqueue.
     pub(super) fn vq_size(&self, index: u32, to_kernel: bool) -> Result<u16> {
         let size = self.vq(index)?.size();
 
@@ -344,12 +373,20 @@ impl Dev {
         })
     }
 
-    /// Writes to the configuration space, on behalf of the daemon, some time after it was last
-    /// written to. May sleep. Errors: [`EINVAL`] if not all of it is within the space, [`EINTR`] if the
-    /// task is killed.
+    /// Writes to the configuration space on behalf of the daemon, no sooner than [`CONFIG_PAUSE`]
+    /// after the previous write.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if the range is not entirely within the configuration space.
+    /// - [`EINTR`] if the task is killed.
     pub(super) fn write_config(&self, offset: usize, buf: &[u8]) -> Result {
-        // Drivers read what they need once more if it has changed meanwhile, for as long as it takes,
-        // and nothing ends that but this.
+        // A driver reads the fields that it needs again if they have changed meanwhile, however
+        // often that happens. Only the pause between writes ends that loop.
         loop {
             let mut config = self.config.lock();
             let ConfigSpace { bytes, written } = &mut *config;
@@ -369,41 +406,44 @@ impl Dev {
         }
     }
 
-    /// A number that changes whenever the configuration space may have changed.
+    /// Returns a number that changes whenever the configuration space may have changed.
     pub(super) fn generation(&self) -> u32 {
         self.generation.load(Relaxed)
     }
 
-    /// The device status.
+    /// Returns the device status.
     pub(super) fn status(&self) -> u8 {
-        // It is set from 8 bits.
+        // The status is only ever set from 8 bits.
         self.status.load(Relaxed) as u8
     }
 
-    /// Sets the device status: the daemon has agreed to it.
+    /// Sets the device status, after the daemon has agreed to it or in a reset.
     pub(super) fn set_status(&self, status: u8) {
         self.status.store(status.into(), Relaxed);
     }
 
     /// Records whether a kernel driver set `DRIVER_OK` but the daemon did not acknowledge it.
     ///
-    /// Such drivers do not look whether they are ready: virtio_blk waits for its first requests. So
-    /// they are ready in so far as another daemon can end what they wait for.
+    /// Kernel drivers do not check whether the device is ready: virtio_blk waits for its first
+    /// requests. Such a driver counts as ready, so that another daemon can complete what the driver
+    /// waits for.
     pub(super) fn set_driver_ok_refused(&self, driver_ok_refused: bool) {
         self.driver_ok_refused.store(driver_ok_refused, Relaxed);
     }
 
-    /// Whether a driver can be interrupted: `DRIVER_OK` is set, or was and was not acknowledged.
+    /// Returns whether the driver can be interrupted: `DRIVER_OK` is set, or a kernel driver set it
+    /// but the daemon did not acknowledge it.
     pub(super) fn is_driven(&self) -> bool {
         self.status() & status::DRIVER_OK != 0 || self.driver_ok_refused.load(Relaxed)
     }
 
-    /// The features that the driver has accepted.
+    /// Returns the features that the driver accepted.
     pub(super) fn driver_features(&self) -> u64 {
         self.driver_features.load(Relaxed)
     }
 
-    /// The features that it offers to a kernel driver (`to_kernel`), or to another one.
+    /// Returns the features that the device offers to a kernel driver (`to_kernel`) or to another
+    /// one.
     pub(super) fn offered(&self, to_kernel: bool) -> u64 {
         if to_kernel {
             self.features & !quirks::hidden_from_kernel(self.device_id, self.features)
@@ -412,8 +452,11 @@ impl Dev {
         }
     }
 
-    /// The driver, which was offered `offered`, accepts features. Errors: [`EINVAL`] if some were
-    /// not offered.
+    /// Records the features that the driver accepts, out of those that it was `offered`.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if a feature was not offered.
     pub(super) fn set_driver_features(&self, features: u64, offered: u64) -> Result {
         if features & !offered != 0 {
             return Err(EINVAL);
@@ -424,14 +467,14 @@ impl Dev {
         Ok(())
     }
 
-    /// Whether the virtqueues have the packed layout.
+    /// Returns whether the virtqueues have the packed layout.
     pub(super) fn is_packed(&self) -> bool {
         self.driver_features() & config::feature::RING_PACKED != 0
     }
 
-    /// Resets the device: forgets all that its driver has set.
+    /// Resets the device: discards everything that its driver has set.
     ///
-    /// vhost's callbacks are forgotten after this, those of a driver of the kernel before.
+    /// vhost's callbacks are cleared after this call, those of a kernel driver before it.
     pub(super) fn reset(&self) {
         self.spaces.reset();
         self.set_status(0);
@@ -444,7 +487,7 @@ impl Dev {
     }
 }
 
-/// A device that is on the vDPA bus.
+/// The proof that a device is on the vDPA bus. Dropping it marks the device as off the bus.
 pub(super) struct Attached(Arc<Dev>);
 
 impl core::ops::Deref for Attached {

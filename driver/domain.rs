@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A domain: what is mapped in one address space, and the file by which the daemon gets at it.
+//! Domains: the mappings of one address space, and the file through which the daemon accesses the
+//! mapped memory.
 //!
-//! What is mapped there comes from one of two kinds of owner at a time:
+//! At any time, the mappings of a domain belong to one of two kinds of owner:
 //!
-//! - a virtio driver of this kernel, whose buffers go through the bounce area at the beginning of the
-//!   address space, and whose rings are mapped behind that, as they are;
+//! - a virtio driver of this kernel, whose buffers go through the bounce area at the beginning of
+//!   the address space, and whose rings are mapped directly, above that area;
 //! - a process, by way of vhost, whose mappings are parts of files.
 //!
-//! The daemon gets at either through file descriptors: the domain's own file, or the process's.
+//! The daemon accesses the memory of either kind of owner through file descriptors: that of the
+//! domain's own file, or those of the process's files.
 //!
 //! # Lock order
 //!
-//! The IOTLB's lock is taken in any context and has nothing below it.
+//! The IOTLB's lock is taken in any context, and no other lock is taken under it.
 
 use super::iotlb::{
     Backing,
@@ -71,10 +73,10 @@ use kernel::{
 
 const MIB: u32 = 1024 * 1024;
 
-/// The largest size of a bounce area, in bytes.
+/// Maximum size of a bounce area, in bytes.
 pub(super) const MAX_BOUNCE_SIZE: u32 = 1024 * MIB;
 
-/// The last address of an address space of a virtio driver of this kernel: 128 MiB behind the
+/// Last address of an address space that a virtio driver of this kernel uses: the 128 MiB above the
 /// largest bounce area are for rings.
 const LAST_IOVA: usize = (MAX_BOUNCE_SIZE + 128 * MIB - 1) as usize;
 
@@ -83,31 +85,31 @@ const LAST_IOVA: usize = (MAX_BOUNCE_SIZE + 128 * MIB - 1) as usize;
 pub(crate) struct Mappings {
     #[pin]
     iotlb: SpinLockIrqSave<Iotlb>,
-    /// Whether the bounce area is mapped. Changes under the lock of `iotlb`.
+    /// Whether the bounce area is mapped. Changes only under the lock of `iotlb`.
     bounce_mapped: Atomic<bool>,
     bounce_size: usize,
-    /// The addresses behind the bounce area.
+    /// The allocator of addresses above the bounce area.
     #[pin]
     coherent: iova::Domain,
     max_entries: usize,
 }
 
-/// An address space's mappings, with its bounce area.
+/// An address space: its mappings, with its bounce area.
 pub(super) type Domain = Space<Mappings>;
 
-/// What is found at an address.
+/// A mapped region of an address space.
 pub(super) struct Region {
-    /// Its first address.
+    /// The first address.
     pub(super) start: u64,
-    /// Its last address.
+    /// The last address.
     pub(super) last: u64,
-    /// `ACCESS_RO`, `ACCESS_WO` or `ACCESS_RW`.
+    /// The access permission: `ACCESS_RO`, `ACCESS_WO` or `ACCESS_RW`.
     pub(super) perm: u8,
-    /// [`IOVA_CAP_UMEM`] or 0.
+    /// The capabilities: [`IOVA_CAP_UMEM`] or 0.
     pub(super) capability: u64,
-    /// The file, if it is not the domain's own.
+    /// The file that holds the memory, if that is not the domain's own file.
     pub(super) file: Option<ARef<File>>,
-    /// Where in the file it begins, in bytes.
+    /// The offset in the file at which the region begins, in bytes.
     pub(super) offset: u64,
 }
 
@@ -126,11 +128,12 @@ impl Mappings {
         })
     }
 
-    /// Drops what a process mapped: a virtio driver of this kernel owns the address space now.
+    /// Takes out and returns the mappings of a process, if there are any, so that a virtio driver
+    /// of this kernel can own the address space.
     ///
-    /// Whoever gets it back drops it without the lock.
+    /// The caller must drop the returned mappings without holding the lock.
     fn evict_files(iotlb: &mut Iotlb) -> Option<Iotlb> {
-        // The owners do not mix, so that the first mapping tells.
+        // The two kinds of owner do not mix, so the first mapping tells which one it is.
         let is_coherent = iotlb.find(0, u64::MAX, Mapping::is_coherent)?;
 
         (!is_coherent).then(|| core::mem::replace(iotlb, Iotlb::new()))
@@ -138,14 +141,16 @@ impl Mappings {
 
     /// Unmaps the bounce area, until the next buffer is mapped.
     ///
-    /// The kernel's driver is reset; what it has mapped, it unmaps itself.
+    /// Called when the driver is reset. A kernel driver itself unmaps the buffers and rings that it
+    /// has mapped.
     pub(super) fn reset(&self) {
         let _iotlb = self.iotlb.lock();
 
         self.bounce_mapped.store(false, Relaxed);
     }
 
-    /// Maps the bounce area, for a virtio driver of this kernel. Rings have left room for it.
+    /// Maps the bounce area, for a virtio driver of this kernel. Rings leave one entry free for the
+    /// area.
     fn map_bounce(&self) {
         let mut iotlb = self.iotlb.lock();
         let evicted = Self::evict_files(&mut iotlb);
@@ -154,13 +159,14 @@ impl Mappings {
         drop(evicted);
     }
 
-    /// Whether a buffer has been mapped since the last reset.
+    /// Returns whether a buffer has been mapped since the last reset.
     #[inline]
     pub(super) fn is_bounce_mapped(&self) -> bool {
         self.bounce_mapped.read()
     }
 
-    /// Finds the first mapping that has an address of `start` to `last`.
+    /// Returns the first mapped region that contains an address from `start` to `last`, if any
+    /// does.
     pub(super) fn find(&self, start: u64, last: u64) -> Option<Region> {
         let iotlb = self.iotlb.lock();
 
@@ -192,10 +198,12 @@ impl Mappings {
         })
     }
 
-    /// Makes mappings of those of a process.
+    /// Creates mappings from those of a process. May sleep.
     ///
-    /// May sleep. Errors: [`ENOMEM`] if there are more than the limit, [`EINVAL`] if one has a
-    /// permission that is none, has no file, or overlaps another.
+    /// # Errors
+    ///
+    /// - [`ENOMEM`] if there are more mappings than the limit.
+    /// - [`EINVAL`] if a mapping has an invalid permission, has no file, or overlaps another.
     fn import(&self, iotlb: &vhost_iotlb::Iotlb) -> Result<Iotlb> {
         let mut new = Iotlb::new();
 
@@ -224,7 +232,7 @@ impl Mappings {
         Ok(new)
     }
 
-    /// Replaces all mappings by those of a process. Returns those that were there.
+    /// Replaces all mappings by those of a process, and returns the previous ones.
     fn replace(&self, new: Iotlb) -> Iotlb {
         let mut iotlb = self.iotlb.lock();
 
@@ -234,9 +242,19 @@ impl Mappings {
 
     /// Sets the mappings of a process; `announce` tells the daemon.
     ///
-    /// If that fails, those mappings stay that were there before and that the process still has: so
-    /// a mapping that could not be made leaves all as it was, and one that the process takes away is
-    /// gone whatever the daemon says, which is told. May sleep.
+    /// On failure, the previous mappings that the process still has stay in place. So a mapping
+    /// that cannot be created leaves everything as it was, and a mapping that the process has
+    /// removed is gone whatever the daemon answers; `announce` is called in that case, too.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`ENOMEM`] if there are more mappings than the limit.
+    /// - [`EINVAL`] if a mapping has an invalid permission, has no file, or overlaps another.
+    /// - Those of `announce`.
     pub(super) fn set(
         &self,
         iotlb: &vhost_iotlb::Iotlb,
@@ -265,7 +283,7 @@ impl Mappings {
 
                 drop(gone);
                 if has_less {
-                    // Whatever it says: the caller has an error already.
+                    // The result does not matter: the caller gets an error in any case.
                     let _ = announce();
                 }
 
@@ -274,9 +292,10 @@ impl Mappings {
         }
     }
 
-    /// Takes out the mappings that a process does not have any more just as they were. Any context.
+    /// Takes out of `ours` every mapping that the process does not have any more with the same
+    /// range, permission, file and offset. Any context.
     ///
-    /// Goes through ours, of which there is a limit. The process has as many as it likes.
+    /// Walks `ours`, whose number is limited: a process can have any number of mappings.
     fn take_gone(ours: &mut Iotlb, iotlb: &vhost_iotlb::Iotlb) -> Iotlb {
         ours.take_unless(|mapping| match &mapping.backing {
             Backing::File { file, offset } => iotlb.has(
@@ -297,8 +316,8 @@ impl Mappings {
         drop(evicted);
     }
 
-    /// The page of a ring at an address. Pages of processes are never given out: their addresses
-    /// mean something to those only.
+    /// Returns the page of a ring at an address. Pages of a process are never returned: the
+    /// addresses that the process chose are meaningful only to that process.
     fn coherent_page(&self, iova: u64) -> Option<ARef<Page>> {
         let iotlb = self.iotlb.lock();
 
@@ -333,8 +352,8 @@ impl Owner for Mappings {
 
         let mut iotlb = self.iotlb.lock();
         let evicted = Self::evict_files(&mut iotlb);
-        // One is left for the bounce area: without it no request could ever be mapped, and drivers
-        // try for ever.
+        // One entry is left for the bounce area: without it, no request could ever be mapped, and
+        // drivers would retry forever.
         let inserted = if iotlb.len() + 1 < self.max_entries {
             iotlb.insert(mapping, node)
         } else {
@@ -351,7 +370,7 @@ impl Owner for Mappings {
     fn has_coherent(&self) -> bool {
         let iotlb = self.iotlb.lock();
 
-        // The owners do not mix, so that the first mapping tells.
+        // The two kinds of owner do not mix, so the first mapping tells which one it is.
         iotlb.find(0, u64::MAX, Mapping::is_coherent) == Some(true)
     }
 
@@ -363,14 +382,15 @@ impl Owner for Mappings {
     }
 }
 
-/// A domain's own file: the bounce area from offset 0 on, then the rings.
+/// The operations on a domain's own file: the bounce area from offset 0 on, then the rings.
 struct DomainFile;
 
 #[vtable]
 impl FileOperations for DomainFile {
     type Data = Arc<Domain>;
 
-    /// The page at an address. Anything that is not mapped is a bus error.
+    /// Returns the page at an address, which is the offset in the file. An access to anything that
+    /// is not mapped is a bus error.
     fn fault(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
         if domain.bounce().contains(offset) {
             domain.bounce().page(offset)
@@ -379,13 +399,14 @@ impl FileOperations for DomainFile {
         }
     }
 
-    /// Rings come and go.
+    /// Returns whether a fault maps adjacent pages as well: not those of rings, which come and go.
     fn maps_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> bool {
         domain.bounce().contains(offset)
     }
 
-    /// Bounce pages stay what they are, and are used one behind the other. While a process has
-    /// registered others, there are none; it is its own affair if it looks at the former ones.
+    /// Returns a page to map ahead of its first access. Bounce pages never change, and are used one
+    /// after the other. While a process has user pages registered, no page is returned; a process
+    /// that still looks at bounce pages mapped earlier does so at its own risk.
     fn fault_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
         let bounce = domain.bounce();
 
@@ -393,16 +414,25 @@ impl FileOperations for DomainFile {
     }
 }
 
-/// A domain and its file. The file owns a reference to the domain too, and stays as long as
-/// somebody has it mapped.
+/// A domain and its file. The file also owns a reference to the domain, and stays as long as it is
+/// mapped anywhere.
 pub(super) struct DomainHandle {
     pub(super) domain: Arc<Domain>,
     pub(super) file: ARef<File>,
 }
 
 impl DomainHandle {
-    /// Makes a domain with a bounce area of `bounce_size` bytes, a multiple of a page's, and of at
-    /// most `max_entries` mappings. May sleep.
+    /// Creates a domain with a bounce area of `bounce_size` bytes, a multiple of the page size, and
+    /// at most `max_entries` mappings.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if the bounce area is too small to map anything.
+    /// - [`ENOMEM`] if memory is short.
     pub(super) fn new(
         cache: Option<&Arc<iova::Cache>>,
         bounce_size: usize,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device's own node, `/dev/vduse/NAME`: what the daemon asks.
+//! A device's own node, `/dev/vduse/NAME`, through which the daemon serves the device.
 //!
-//! What userspace sends is copied in, and checked, before anything is done; what an ioctl answers is
-//! copied out as its last step but one, handing out a descriptor.
+//! An ioctl's argument is copied in and checked before anything is done. The result is copied out
+//! last, except that a file descriptor is installed after that.
 
 use super::{
     dev::Dev,
@@ -66,7 +66,7 @@ use kernel::{
     },
 };
 
-/// A daemon's hold on a device.
+/// A daemon's use of a device, from opening it to closing it.
 pub(super) struct Session(Arc<Dev>);
 
 impl Session {
@@ -83,7 +83,7 @@ impl Drop for Session {
     }
 }
 
-/// The operations on a device's node.
+/// The file operations of a device's node.
 pub(super) struct DevFile;
 
 impl CharDevice for DevFile {
@@ -133,7 +133,7 @@ impl FileOperations for DevFile {
 
         let dev = &kiocb.file().0;
         dev.messages.complete(response, |request| {
-            // The daemon may interrupt the driver from here on, so it counts from here on.
+            // The daemon may interrupt the driver from here on, so the status takes effect here.
             if request.kind == SET_STATUS {
                 dev.set_status(request.body.status());
             }
@@ -203,16 +203,19 @@ fn dispatch(dev: &Dev, cmd: u32, arg: Argument) -> Result<isize> {
     Ok(0)
 }
 
-/// What a mapping is reached by.
+/// The file that holds the memory of a mapping, and the entry that describes the mapping.
 struct MappedFile {
     file: ARef<File>,
     entry: IotlbEntry,
 }
 
 impl MappedFile {
-    /// Finds the first mapping of an address space that has one of the given addresses.
+    /// Returns the first mapping of an address space that contains an address from `start` to
+    /// `last`.
     ///
-    /// Errors: [`EINVAL`] if there is none, or no such address space, or if there are no addresses.
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is no such mapping or address space, or if `start` is above `last`.
     fn find(dev: &Dev, asid: u32, start: u64, last: u64) -> Result<Self> {
         let open = dev.spaces.get(asid)?;
         if start > last {
@@ -309,8 +312,9 @@ fn umem(arg: Argument) -> Result<IovaUmem> {
 fn set_config(dev: &Dev, arg: Argument) -> Result {
     let header: ConfigData = arg.read()?;
     let (offset, length) = (header.offset as usize, header.length as usize);
-    // Not more than there can be is copied in; whether it fits, its writing finds out. A range that
-    // is wrong is told before an address that is.
+    // Checked before the bytes are copied in, so that no more is copied than the configuration
+    // space can hold, and so that a wrong range is reported in preference to a bad address. Writing
+    // checks the range again.
     if length == 0 || !dev.has_config(offset, length) {
         return Err(EINVAL);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Mappings of I/O virtual addresses: ranges that do not overlap, found by address.
+//! Mappings of I/O virtual addresses: ranges that do not overlap, looked up by address.
 
 use crate::bindings::page::Pages;
 use kernel::{
@@ -14,51 +14,52 @@ use kernel::{
     sync::aref::ARef, //
 };
 
-/// What is behind a mapping.
+/// The memory that a mapping refers to.
 pub(super) enum Backing {
-    /// Memory that a kernel driver allocated through the address space; reached through the address
-    /// space's own file, at the offset that is the I/O virtual address.
+    /// Memory that a kernel driver allocated through the address space. The daemon reaches this
+    /// memory through the address space's own file, at the offset that equals the I/O virtual
+    /// address.
     Coherent(Pages),
-    /// Memory of another process: a part of some file.
+    /// Memory of another process: a part of a file.
     File {
         /// The file.
         file: ARef<File>,
-        /// Where in the file the mapping begins, in bytes.
+        /// The offset in the file at which the mapping begins, in bytes.
         offset: u64,
     },
 }
 
-/// A mapping.
+/// A range of I/O virtual addresses, and the memory that is mapped there.
 pub(super) struct Mapping {
-    /// Its first address.
+    /// The first address.
     pub(super) start: u64,
-    /// Its last address.
+    /// The last address.
     pub(super) last: u64,
-    /// [`ACCESS_RO`](crate::uapi::ACCESS_RO), `ACCESS_WO` or `ACCESS_RW`.
+    /// The access permission: [`ACCESS_RO`](crate::uapi::ACCESS_RO), `ACCESS_WO` or `ACCESS_RW`.
     pub(super) perm: u8,
-    /// What is behind it.
+    /// The memory that the mapping refers to.
     pub(super) backing: Backing,
 }
 
 impl Mapping {
-    /// Whether a kernel driver allocated what is behind it.
+    /// Returns whether a kernel driver allocated the mapped memory.
     pub(super) fn is_coherent(&self) -> bool {
         matches!(self.backing, Backing::Coherent(_))
     }
 }
 
-/// Mappings.
+/// A set of mappings that do not overlap.
 pub(super) struct Iotlb {
-    /// Each under its last address: the first that ends at an address or after it is the one that has
-    /// the address, if one has.
+    /// The mappings, each under its last address: the first one that ends at or after an address is
+    /// the one that contains the address, if any does.
     tree: RBTree<u64, Mapping>,
     len: usize,
-    /// No mapping has an address above this one.
+    /// An upper bound: no mapping contains an address above it.
     highest: Option<u64>,
 }
 
 impl Iotlb {
-    /// No mappings.
+    /// Returns an IOTLB without mappings.
     pub(super) fn new() -> Self {
         Self {
             tree: RBTree::new(),
@@ -67,12 +68,13 @@ impl Iotlb {
         }
     }
 
-    /// How many there are.
+    /// Returns the number of mappings.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Shows `f` the first mapping that has an address of `start` to `last`. Any context.
+    /// Returns the result of `f` for the first mapping that contains an address from `start` to
+    /// `last`, or [`None`] if no mapping does. Any context.
     pub(super) fn find<R>(
         &self,
         start: u64,
@@ -85,9 +87,16 @@ impl Iotlb {
         (mapping.start <= last).then(|| f(mapping))
     }
 
-    /// Adds a mapping. Any context.
+    /// Adds a mapping.
     ///
-    /// Errors: [`EINVAL`] if it ends before its start, [`EEXIST`] if it overlaps another.
+    /// # Context
+    ///
+    /// Any context.
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if the mapping ends before its start.
+    /// - [`EEXIST`] if the mapping overlaps another.
     pub(super) fn insert(
         &mut self,
         mapping: Mapping,
@@ -97,7 +106,7 @@ impl Iotlb {
         if last < start {
             return Err(EINVAL);
         }
-        // Those of a process come in the order of their addresses: no need to look.
+        // A process's mappings arrive in the order of their addresses, and need no lookup.
         let is_above = self.highest.is_none_or(|highest| start > highest);
         if !is_above && self.find(start, last, |_| ()).is_some() {
             return Err(EEXIST);
@@ -108,7 +117,7 @@ impl Iotlb {
         Ok(())
     }
 
-    /// Takes out the mappings that `stays` is not true of. Any context.
+    /// Removes and returns the mappings for which `stays` returns false. Any context.
     pub(super) fn take_unless(&mut self, stays: impl Fn(&Mapping) -> bool) -> Self {
         let mut taken = Self::new();
         let mut cursor = self.tree.cursor_front_mut();
@@ -119,7 +128,7 @@ impl Iotlb {
             cursor = if stays(mapping) {
                 at.move_next()
             } else {
-                // Behind the last one, this goes back to one that stays.
+                // After the last mapping, this goes back to the previous one, which stays.
                 let (next, node) = at.remove_current();
                 self.len -= 1;
                 taken.add(node, last);
@@ -130,7 +139,8 @@ impl Iotlb {
         taken
     }
 
-    /// Removes the mapping that begins at `start`, if `is_it` says so. Any context.
+    /// Removes and returns the mapping that begins at `start`, if `is_it` returns true for that
+    /// mapping. Any context.
     pub(super) fn remove_if(
         &mut self,
         start: u64,

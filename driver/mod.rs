@@ -2,21 +2,22 @@
 
 //! The driver: every rule of the VDUSE protocol, and nothing of C.
 //!
-//! A *device* ([`dev`]) is created on the control node ([`control`]), served by a daemon through its
-//! own node ([`ioctl`], [`msg`]) and, once it is added to the vDPA bus, driven from there ([`vdpa`]).
-//! Its virtqueues are in [`vq`], the memory that they are in is in [`spaces`] and their [`domain`]s.
+//! A *device* ([`dev`]) is created on the control node ([`control`]), served by a daemon through
+//! its own node ([`ioctl`], [`msg`]) and, once the device is added to the vDPA bus, driven from
+//! there ([`vdpa`]). Virtqueues are in [`vq`]; the memory that they reside in is in [`spaces`] and
+//! their [`domain`]s.
 //!
 //! # Lock order
 //!
 //! 1. The vDPA core's device lock, the [registry], the [use of a device](dev::Dev).
 //! 2. The vDPA core's locks, then waiting for a [message](msg) to be answered.
-//! 3. `mmap_lock` of a client of vhost, whose memory is being mapped, then the making of
-//!    [address spaces](spaces), or the mutex of the messages. Apart from that, the registering of a
-//!    bounce area's user pages.
-//! 4. A callback slot (a virtio driver runs under it), then a [virtqueue](vq) or an
+//! 3. `mmap_lock` of a vhost client whose memory is being mapped, then the lock of the [address
+//!    spaces](spaces) or the mutex of the messages. Apart from that, the registration of a bounce
+//!    area's user pages.
+//! 4. A callback slot (a virtio driver runs under its lock), then a [virtqueue](vq) or an
 //!    [IOTLB](domain).
 //!
-//! The registry is not held while a device is added to the bus: a driver is probed there, which
+//! The registry is not held while a device is added to the bus: adding it probes a driver, which
 //! sends messages and waits for the daemon.
 
 #![forbid(unsafe_code)]

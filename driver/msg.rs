@@ -1,26 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests to the daemon that serves a device, and its responses.
+//! Requests to the daemon that serves a device, and the daemon's responses.
 //!
-//! A request waits to be read, then to be answered, and whoever sends it waits for that: until it is
-//! answered, until the timeout, or until the sender is killed. If nobody answers in time, the device
-//! is *broken*: all requests fail, at once, and whoever reads or polls is told. The next daemon that
-//! opens the device mends it.
+//! A request waits until the daemon reads it, then until the daemon answers it. The sender waits
+//! until the request is answered, until the timeout expires, or until the sender is killed. If
+//! there is no answer in time, the device becomes *broken*: all requests fail at once, and readers
+//! and pollers get an error. The next daemon that opens the device ends this state.
 //!
 //! # Waits that end earlier
 //!
-//! While no daemon has the device open, the next one may be about to: so it is waited for. It is not
-//! where the device itself goes away, because it is [being deleted](MessageQueue::begin_delete) from the vDPA bus or the
-//! machine shuts down; the request fails at once, or when the last daemon is gone, and the device is
-//! not broken: there is nothing left that the next daemon would have to know. A daemon that has the
-//! device open is waited for then as well; but when the machine shuts down, all requests of all devices
+//! While no daemon has the device open, a sender waits for the next daemon, which may be about to
+//! open the device. The exception is a device that goes away, because it is [being
+//! deleted](MessageQueue::begin_delete) from the vDPA bus or because the machine shuts down. Then a
+//! request fails at once, or as soon as the last daemon is gone, and the device does not become
+//! broken: there is nothing left that the next daemon would have to know. A daemon that has such a
+//! device open is still waited for; but when the machine shuts down, all requests of all devices
 //! together wait no longer than [`SHUTDOWN_PATIENCE`], whatever the timeouts say.
 //!
-//! When the machine suspends, daemons are frozen and answer no more. What becomes of a wait then, its
-//! caller says: [`Suspending`].
+//! When the machine suspends, daemons are frozen and stop answering. The caller chooses what
+//! becomes of a wait then: see [`Suspending`].
 //!
-//! All of this is in process context. The queue's mutex is not held while anybody waits, nor while
-//! userspace memory is touched.
+//! # Context
+//!
+//! Everything here runs in process context. The queue's mutex is held neither during a wait nor
+//! while userspace memory is touched.
 
 use crate::{
     bindings::{
@@ -71,49 +74,50 @@ use kernel::{
     },
 };
 
-/// How long the daemon may take to answer, in seconds, unless somebody says otherwise.
+/// Default time that the daemon has to answer, in seconds.
 const DEFAULT_TIMEOUT: u32 = 30;
 
-/// How long requests wait at most, all together, once the machine shuts down.
+/// Maximum time that all requests together wait once the machine shuts down.
 const SHUTDOWN_PATIENCE: Delta = Delta::from_secs(5);
 
-/// How often a wait looks whether the device goes away or the machine suspends, of which nobody tells
-/// it.
+/// Interval at which a sender checks whether the device goes away or the machine suspends, as
+/// neither event ends the sender's wait.
 const LOOK_INTERVAL: Delta = Delta::from_millis(200);
 
-/// When the first request was sent, or found waiting, after the machine had begun to shut down.
+/// Time at which a request was first sent, or found waiting, after the machine had begun to shut
+/// down.
 static SHUTDOWN_SEEN: SetOnce<Instant<Monotonic>> = SetOnce::new();
 
-/// What becomes of a wait when the machine suspends.
+/// The effect of suspending the machine on a wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Suspending {
-    /// The task is frozen where it waits, and goes on waiting when it is thawed. The caller must hold
-    /// no lock that suspending takes, such as that of a device in the driver core.
+    /// The task is frozen where it waits, and goes on waiting when it is thawed. The caller must
+    /// hold no lock that suspending takes, such as the lock of a device in the driver core.
     Freezes,
-    /// The request fails, as daemons are frozen. The device is not broken.
+    /// The request fails, as daemons are frozen. The device does not become broken.
     GivesUp,
-    /// The wait goes on, so that the machine does not suspend before it has ended.
+    /// The wait goes on, and the machine does not suspend before the wait has ended.
     Waits,
 }
 
-/// How a wait has ended without an answer.
+/// The reason why a wait has ended without an answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    /// The daemon had its time: the device is broken.
+    /// The daemon did not answer in time: the device becomes broken.
     TimedOut,
-    /// There is nobody to wait for, or the sender was killed.
+    /// There is no daemon to wait for, the sender was killed, or the machine suspends.
     GivenUp,
 }
 
-/// A request on its way.
+/// A request that has been sent.
 #[pin_data]
 struct Message {
     kind: u32,
     body: RequestBody,
-    /// Given when it is put into a list.
+    /// The id of the request, assigned when the message is put into a list.
     id: Atomic<u32>,
     response: SetOnce<DevResponse>,
-    /// Happens when there is an answer, or never will be.
+    /// Completed when there is an answer, or never will be.
     #[pin]
     done: Completion,
     #[pin]
@@ -143,7 +147,7 @@ impl Message {
         )
     }
 
-    /// As the daemon reads it.
+    /// Returns the request as the daemon reads it.
     fn request(&self) -> DevRequest {
         DevRequest {
             kind: self.kind,
@@ -156,15 +160,15 @@ impl Message {
 
 /// The messages of a device, each in one of the two lists.
 struct Queues {
-    /// To be read, in this order.
+    /// Messages that are yet to be read, in this order.
     unread: List<Message>,
-    /// Read, and to be answered, in the order in which they were read.
+    /// Messages that are read and yet to be answered, in the order in which they were read.
     unanswered: List<Message>,
     next_id: u32,
 }
 
 impl Queues {
-    /// Removes a message from a list.
+    /// Removes and returns the message with the given id, if the list has one.
     fn take(list: &mut List<Message>, id: u32) -> Option<ListArc<Message>> {
         let mut cursor = list.cursor_front();
 
@@ -179,21 +183,21 @@ impl Queues {
     }
 }
 
-/// The messages of a device.
+/// The message queue of a device.
 #[pin_data]
 pub(super) struct MessageQueue {
     #[pin]
     queues: Mutex<Queues>,
-    /// Whether a request was not answered in time. Changes under the mutex of `queues`.
+    /// Whether a request was not answered in time. Changes only under the mutex of `queues`.
     broken: AtomicFlag,
-    /// Whether a daemon has the device open. Changes under the mutex of `queues`.
+    /// Whether a daemon has the device open. Changes only under the mutex of `queues`.
     open: AtomicFlag,
     /// Whether the device is being deleted from the vDPA bus.
     deleting: AtomicFlag,
-    /// Readers and pollers wait here.
+    /// The wait queue of readers and pollers.
     #[pin]
     readers: PollCondVar,
-    /// In seconds; 0 is without end.
+    /// The time that the daemon has to answer, in seconds; 0 means no limit.
     timeout: Atomic<u32>,
     watch: Arc<SuspendWatch>,
 }
@@ -216,22 +220,22 @@ impl MessageQueue {
         })
     }
 
-    /// How long the daemon may take to answer, in seconds; 0 is without end.
+    /// Returns the time that the daemon has to answer, in seconds; 0 means no limit.
     pub(super) fn timeout(&self) -> u32 {
         self.timeout.load(Relaxed)
     }
 
-    /// Sets [`timeout`](Self::timeout) for requests to come.
+    /// Sets the [`timeout`](Self::timeout) of later requests, in seconds.
     pub(super) fn set_timeout(&self, seconds: u32) {
         self.timeout.store(seconds, Relaxed);
     }
 
-    /// Whether a request was not answered in time.
+    /// Returns whether a request was not answered in time.
     pub(super) fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
     }
 
-    /// Fails every message, those to come included.
+    /// Marks the device as broken: fails every message, including later ones.
     fn mark_broken(&self, queues: &mut Queues) {
         self.broken.store(true, Relaxed);
         while let Some(message) = queues
@@ -244,27 +248,38 @@ impl MessageQueue {
         self.readers.notify_all();
     }
 
-    /// The device is put on the vDPA bus.
+    /// Records that the device is put on the vDPA bus.
     pub(super) fn attach(&self) {
         self.deleting.store(false, Relaxed);
     }
 
-    /// The device is about to be deleted from the vDPA bus: from now on, requests fail while no daemon
-    /// has it open.
+    /// Records that the device is about to be deleted from the vDPA bus. From then on, requests
+    /// fail while no daemon has the device open.
     pub(super) fn begin_delete(&self) {
         self.deleting.store(true, Relaxed);
     }
 
-    /// Whether there is nobody to wait for.
+    /// Returns whether there is no daemon to wait for.
     fn is_deserted(&self) -> bool {
         !self.open.load(Relaxed) && (self.deleting.load(Relaxed) || system::is_shutting_down())
     }
 
-    /// Sends a request and waits for its answer. May sleep, for as long as the timeout.
+    /// Sends a request, and returns the daemon's response.
     ///
-    /// Errors: [`EIO`] if the daemon says that it failed, does not answer in time, or has not in
-    /// the past, if there is nobody to wait for, and if the caller is killed. Without memory for the
-    /// request the device breaks too: the daemon would go on without having been told.
+    /// # Context
+    ///
+    /// May sleep, for as long as the timeout.
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`] if
+    ///
+    /// - the daemon answers that the request failed, does not answer in time, or has not answered
+    ///   an earlier request in time;
+    /// - there is no daemon to wait for, or the machine suspends ([`Suspending::GivesUp`]);
+    /// - the caller is killed;
+    /// - there is no memory for the request. In this case the device breaks as well: the daemon
+    ///   would go on without having been told.
     pub(super) fn send(
         &self,
         kind: u32,
@@ -292,7 +307,7 @@ impl MessageQueue {
         if let Err(ended) = self.wait(&message, suspending) {
             let id = message.id.load(Relaxed);
             let mut queues = self.queues.lock();
-            // It may have been answered, or failed with the others, by now.
+            // The message may have been answered, or failed with the others, by now.
             let given_up = Queues::take(&mut queues.unread, id)
                 .or_else(|| Queues::take(&mut queues.unanswered, id));
 
@@ -309,7 +324,7 @@ impl MessageQueue {
 
     /// Waits until a message is answered, or failed with all others.
     fn wait(&self, message: &Message, suspending: Suspending) -> Result<(), Ended> {
-        // Counted in time that was waited: while the task is frozen, the daemon is as well.
+        // Only time spent waiting counts: while the task is frozen, the daemon is as well.
         let mut left = match self.timeout() {
             0 => None,
             seconds => Some(Delta::from_secs(seconds.into())),
@@ -322,7 +337,8 @@ impl MessageQueue {
                 return Err(Ended::TimedOut);
             }
 
-            // Only then: a task that its cgroup freezes would keep the core's locks.
+            // Freezable only while the machine suspends: a task that its cgroup freezes would keep
+            // the vDPA core's locks.
             let freezes = suspending == Suspending::Freezes && self.watch.is_suspending();
             let waited = if freezes {
                 message.done.wait_killable_freezable_timeout(slice)
@@ -343,7 +359,8 @@ impl MessageQueue {
         }
     }
 
-    /// How long requests may still wait because the machine shuts down; [`None`] if it does not.
+    /// Returns how long requests may still wait because the machine shuts down, or [`None`] if the
+    /// machine does not shut down.
     fn shutdown_patience() -> Option<Delta> {
         if !system::is_shutting_down() {
             return None;
@@ -355,11 +372,20 @@ impl MessageQueue {
         Some(SHUTDOWN_PATIENCE - spent)
     }
 
-    /// Reads the next request, which `deliver` hands to the daemon. May sleep, until there is one.
+    /// Reads the next request, which `deliver` hands to the daemon.
     ///
-    /// If `deliver` fails, the request stays the next one. Errors: [`EPERM`] if the device is
-    /// broken, [`EAGAIN`] if there is no request and `nonblocking`, [`ERESTARTSYS`] on a signal,
-    /// and those of `deliver`.
+    /// If `deliver` fails, the request stays the next one.
+    ///
+    /// # Context
+    ///
+    /// May sleep, until there is a request.
+    ///
+    /// # Errors
+    ///
+    /// - [`EPERM`] if the device is broken.
+    /// - [`EAGAIN`] if there is no request and `nonblocking` is set.
+    /// - [`ERESTARTSYS`] on a signal.
+    /// - Those of `deliver`.
     pub(super) fn read(
         &self,
         nonblocking: bool,
@@ -389,7 +415,7 @@ impl MessageQueue {
 
         deliver(&request).inspect_err(|_| {
             let mut queues = self.queues.lock();
-            // It may be gone, or even answered, by now.
+            // The message may be gone, or even answered, by now.
             if let Some(message) = Queues::take(&mut queues.unanswered, request.request_id) {
                 queues.unread.push_front(message);
                 self.readers.notify_all();
@@ -397,9 +423,12 @@ impl MessageQueue {
         })
     }
 
-    /// Takes a response. `apply` is called with the request, before its sender goes on.
+    /// Accepts a response. If the request succeeded, `apply` is called with the request, before the
+    /// sender goes on.
     ///
-    /// Errors: [`ENOENT`] if there is no such request to be answered.
+    /// # Errors
+    ///
+    /// [`ENOENT`] if there is no such request to be answered.
     pub(super) fn complete(
         &self,
         response: DevResponse,
@@ -417,7 +446,8 @@ impl MessageQueue {
         Ok(())
     }
 
-    /// What can be done without waiting, after registering to be told of changes.
+    /// Returns what can be done without waiting, after registering `table` to be woken up on
+    /// changes.
     pub(super) fn poll(&self, file: &File, table: PollTable<'_>) -> Events {
         table.register_wait(file, &self.readers);
         let queues = self.queues.lock();
@@ -428,7 +458,8 @@ impl MessageQueue {
             .with(Events::WRITABLE, !queues.unanswered.is_empty())
     }
 
-    /// A daemon has opened the device: give it a chance, whatever its predecessor did.
+    /// Records that a daemon has opened the device, and gives that daemon a chance, whatever its
+    /// predecessor did.
     pub(super) fn daemon_opened(&self) {
         let _queues = self.queues.lock();
 
@@ -436,7 +467,8 @@ impl MessageQueue {
         self.open.store(true, Relaxed);
     }
 
-    /// The daemon is gone: what it has read and not answered is for the next one to read first.
+    /// Records that the daemon is gone. Requests that the daemon has read and not answered are the
+    /// first ones that the next daemon reads.
     pub(super) fn daemon_closed(&self) {
         let mut queues = self.queues.lock();
 

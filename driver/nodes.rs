@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the module registers: its character devices, and the management device of the vDPA bus.
+//! The module's registrations: its character devices, and the management device of the vDPA bus.
 
 use super::{
     config,
@@ -28,7 +28,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// The management device: puts devices on the bus.
+/// The management device, which puts devices on the bus.
 pub(crate) struct Management(Arc<Registry>);
 
 impl Management {
@@ -45,8 +45,9 @@ impl ManagementOperations for Management {
     fn dev_add(&self, name: &CStr, context: AddContext<'_, DriverSide>) -> Result {
         let (index, attached) = self.0.attach(name)?;
         let side = DriverSide::new(attached)?;
-        // After that which keeps the device attached, so as to be dropped first: once it is not attached
-        // any more, it can be destroyed, after which nothing is to be seen of it.
+        // Declared after `side`, which keeps the device attached, so that `parent` is dropped
+        // first: a device that is not attached any more can be destroyed, and after that nothing of
+        // the device may be visible.
         let parent = self.0.node(index)?;
         let (ngroups, nas) = side.counts();
         let callbacks = side.callbacks();
@@ -55,7 +56,7 @@ impl ManagementOperations for Management {
     }
 }
 
-/// The nodes of this driver. Dropped in this order.
+/// The nodes of this driver. Fields are dropped in declaration order.
 pub(crate) struct Nodes {
     _node: Node<()>,
     _control: Registration<ControlFile>,
@@ -63,8 +64,10 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// Registers the nodes. To be done last, and that of the control node last of all: a file may be
-    /// open from then on, and a module that fails to load does not wait for it to be closed.
+    /// Registers the nodes, that of the control node last.
+    ///
+    /// Must be the last step of loading the module: a file may be open from then on, and a module
+    /// that fails to load does not wait for the file to be closed.
     pub(crate) fn new(registry: &Arc<Registry>) -> Result<Self> {
         let region = &registry.region;
         let devices = Registration::new(

@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the kernel's own drivers are told of a device, where that differs from what the daemon says.
+//! Quirks: the differences between a device as the daemon configured it and as the kernel's own
+//! drivers see it.
 //!
-//! Nothing in here needs a kernel, so that it is also compiled and tested on the host, by
-//! `selftests/driver-logic`.
+//! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
+//! on the host as well.
 
 use super::config::{
     device_id,
     feature, //
 };
 
-/// The features of a device that are hidden from the kernel's own drivers.
+/// Returns the features of a device that are hidden from the kernel's own drivers.
 ///
-/// virtio_net waits for the answer to a command without end, in a loop that only the device can end,
-/// with the lock of all network configuration held. So a daemon that does not answer would hang
-/// more than itself. Virtual machines wait at their own expense. And a card that stands by takes over
+/// virtio_net waits indefinitely for the answer to a command, in a loop that only the device can
+/// end, with the lock of all network configuration held. So a daemon that does not answer would
+/// hang more than itself. A virtual machine waits at its own expense. And a standby card takes over
 /// the host's own card of the same address, which the daemon can choose.
 ///
-/// Where a large packet comes in one buffer, virtio_net takes the daemon's word for how much of it
-/// is full, and writes behind the packet's fragments if it is all.
+/// When a large packet arrives in one buffer, virtio_net takes the daemon's word for how much of
+/// the buffer is full, and writes beyond the packet's fragments if all of the buffer is.
 pub(crate) fn hidden_from_kernel(device_id: u32, features: u64) -> u64 {
     match device_id {
         device_id::NET if features & feature::NET_MERGEABLE_BUFFERS == 0 => {
@@ -31,28 +32,31 @@ pub(crate) fn hidden_from_kernel(device_id: u32, features: u64) -> u64 {
 
 /// The limits of one request of the kernel's own drivers.
 ///
-/// They do not look whether a request can be made at all. One whose descriptors do not fit into the
-/// virtqueue is tried again for ever, and so is one of virtio_blk whose buffers do not fit into the
-/// bounce area.
+/// These drivers do not check whether a request can be made at all. A request whose descriptors do
+/// not fit into the virtqueue is retried forever, and so is a request of virtio_blk whose buffers
+/// do not fit into the bounce area.
 #[derive(Clone, Copy)]
 pub(crate) struct RequestLimits {
     /// The size of the bounce area, in pages.
     pub(crate) pages: usize,
-    /// How many times the largest mapping goes into it. One less can be had, as page 0 is none.
+    /// The number of times that the largest mapping fits into the bounce area. One mapping less is
+    /// available, as page 0 is never used.
     pub(crate) mappings: usize,
     /// The size of the shortest virtqueue, in descriptors.
     pub(crate) shortest_vq: u16,
-    /// Whether a request can have a table of descriptors of its own.
+    /// Whether a request can have a descriptor table of its own.
     pub(crate) indirect: bool,
 }
 
 impl RequestLimits {
-    /// The most segments of data that a request of a block device can have, beside its header and
-    /// its status (section 5.2.6), and the table of its descriptors, which is to be no longer than a
-    /// page. They take half of the area, if there is room for more than one at all.
+    /// Returns the maximum number of data segments of a block device's request, beside the
+    /// request's header and status (section 5.2.6) and its descriptor table, which must be no
+    /// longer than a page. The segments take half of the area, if there is room for more than one
+    /// at all.
     ///
-    /// A request that can have a table goes without one where the kernel is short of memory, so the
-    /// virtqueue has to have room for it; but the shortest ones would be of no use then.
+    /// A request that can have a table goes without one when the kernel is short of memory, so the
+    /// virtqueue must have room for the whole request. The shortest virtqueues are exempt, as they
+    /// would be of no use otherwise.
     fn segments(&self) -> usize {
         let least = if self.indirect { 3 } else { 0 };
         let descriptors = usize::from(self.shortest_vq.max(least));
@@ -63,12 +67,13 @@ impl RequestLimits {
             .min(254)
     }
 
-    /// The size that virtqueues are to have for virtiofs, 0 if it cannot use them.
+    /// Returns the size that virtqueues must have for virtiofs, or 0 if virtiofs cannot use them.
     ///
-    /// It puts no more pages of data into a request than the first queue of requests has descriptors,
-    /// less 4: so all are to be as long as the shortest. Each page can take two of the area, and
-    /// half of that stays for other requests. If a daemon says nothing of pages, there are up to 32
-    /// and some more descriptors in a request, which without a table have to fit.
+    /// virtiofs puts no more pages of data into a request than the first request queue has
+    /// descriptors, less 4, so all virtqueues are made as long as the shortest. Each page of data
+    /// can take two pages of the area, and half of that stays for other requests. If a daemon does
+    /// not specify a number of pages, a request has up to 32 pages and some more descriptors, which
+    /// must fit if there is no table.
     fn fs_vq_size(&self) -> u16 {
         let Some(order) = (self.pages / 8).checked_ilog2() else {
             return 0;
@@ -85,8 +90,8 @@ impl RequestLimits {
         }
     }
 
-    /// The size that a virtqueue of `size` descriptors is to have for the kernel's own drivers, 0 if
-    /// they cannot use it.
+    /// Returns the size that a virtqueue of `size` descriptors must have for the kernel's own
+    /// drivers, or 0 if they cannot use the virtqueue.
     pub(crate) fn vq_size(&self, device_id: u32, size: u16) -> u16 {
         match device_id {
             device_id::BLOCK if self.segments() == 0 => 0,
@@ -96,13 +101,14 @@ impl RequestLimits {
     }
 }
 
-/// The field at `at` of a configuration space, of which `buf` is the part from `offset` on.
+/// Returns the field at `at` of a configuration space, if `buf`, the part of the space from
+/// `offset` on, contains the field.
 fn field<const N: usize>(at: usize, offset: usize, buf: &mut [u8]) -> Option<&mut [u8; N]> {
     buf.get_mut(at.checked_sub(offset)?..)?.first_chunk_mut()
 }
 
-/// Changes in a part of a device's configuration space, from `offset` on, what the kernel's own
-/// drivers cannot deal with. They read a field at a time, or more.
+/// Changes the values that the kernel's own drivers cannot deal with in `buf`, the part of a
+/// device's configuration space from `offset` on. Drivers read a field at a time, or more.
 pub(crate) fn hide_from_kernel(
     device_id: u32,
     limits: impl FnOnce() -> RequestLimits,
@@ -111,19 +117,20 @@ pub(crate) fn hide_from_kernel(
 ) {
     match device_id {
         device_id::NET => {
-            // The bit of the link's status that asks for an announcement (section 5.1.4), in little
-            // endian. virtio_net obeys it whether or not it has a control virtqueue to acknowledge
-            // it with, and runs into its own BUG.
+            // The bit of the link status that asks for an announcement (section 5.1.4), in little
+            // endian. virtio_net obeys the bit whether or not there is a control virtqueue to
+            // acknowledge it with, and hits its own `BUG_ON`.
             if let Some([status, _]) = field(6, offset, buf) {
                 *status &= !2;
             }
         }
         device_id::BLOCK => {
-            // The largest segment (section 5.2.4): the block layer warns of less than this.
+            // The largest segment (section 5.2.4): the block layer warns of a value below 4096.
             if let Some(size_max) = field(8, offset, buf) {
                 *size_max = u32::from_le_bytes(*size_max).max(4096).to_le_bytes();
             }
-            // The most segments of a request. Whoever is not offered this one has 1.
+            // The maximum number of segments of a request. A driver that is not offered this field
+            // uses 1.
             if let Some(seg_max) = field(12, offset, buf) {
                 let most = u32::try_from(limits().segments()).unwrap_or(u32::MAX);
 
@@ -177,7 +184,7 @@ mod tests {
         hide_from_kernel(device_id::NET, || LIMITS, 6, &mut []);
     }
 
-    /// That of the default bounce area, and of a virtqueue of 256 descriptors.
+    /// The limits with the default bounce area and a virtqueue of 256 descriptors.
     const LIMITS: RequestLimits = RequestLimits {
         pages: 16384,
         mappings: 512,
@@ -205,7 +212,8 @@ mod tests {
         assert_eq!(segments(512, 2, false), (0, 0));
         assert_eq!(segments(512, 2, true), (1, 64));
         assert_eq!(segments(512, 0, false), (0, 0));
-        // One for each of table, header, segment and status; the first of the area is none.
+        // One mapping each for table, header, segment and status; the first one of the area is
+        // unusable.
         assert_eq!(segments(5, 256, true), (1, 64));
         assert_eq!(segments(4, 256, true), (0, 0));
         assert_eq!(segments(0, 256, true), (0, 0));
@@ -235,7 +243,7 @@ mod tests {
         assert_eq!(size(16384, 32, false), 0);
         assert_eq!(size(256, 1024, false), 0);
         assert_eq!(size(usize::MAX, 0x8000, true), 4096);
-        // Others get what there is.
+        // Other device types get the size that there is.
         assert_eq!(
             RequestLimits { pages: 0, ..LIMITS }.vq_size(device_id::NET, 256),
             256
@@ -259,7 +267,7 @@ mod tests {
             hidden(0),
             [2, 7, 8, 9, 10, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 54, 55, 57, 60, 62]
         );
-        // The same bits mean something else there.
+        // The same bits mean something else for these device types.
         assert_eq!(hidden_from_kernel(device_id::BLOCK, !0), 0);
         assert_eq!(hidden_from_kernel(device_id::FS, 0), 0);
     }

@@ -4,9 +4,10 @@
 //!
 //! # Lock order
 //!
-//! The vDPA core's device lock, the registry, a device's own locks. An entry's node and directories
-//! are made under the registry's lock (where what was made goes again if the rest fails), and removed
-//! without: that waits for whoever reads an attribute.
+//! The vDPA core's device lock, the registry, a device's own locks. A device's node and directories
+//! are created with the registry locked (and, if a later step fails, removed with it locked). Those
+//! of a device that is being destroyed are removed with the registry unlocked, as removal waits for
+//! tasks that read an attribute.
 
 use super::{
     config,
@@ -60,7 +61,7 @@ use kernel::{
     ThisModule,
 };
 
-/// The minor number of the control node. Devices have those after it.
+/// Minor number of the control node. Devices have the minor numbers after it.
 pub(super) const CONTROL_INDEX: u32 = 0;
 
 struct VduseClass;
@@ -70,19 +71,20 @@ impl ClassInfo for VduseClass {
     const DIRECTORY: &'static CStr = c"vduse";
 }
 
-/// What userspace sees of a device. Dropped in this order.
+/// The parts of a device that userspace sees. Fields are dropped in declaration order.
 struct Shown {
-    /// The directories of the virtqueues. Below the node's.
+    /// The directories of the virtqueues, below that of the node.
     _vqs: KVVec<KObject<Vq>>,
-    /// Also held by the device on the vDPA bus.
+    /// The device's node, which the device on the vDPA bus holds as well.
     node: Arc<Node<Dev>>,
 }
 
-/// What exists of a device besides itself. Dropped in this order.
+/// A device, and everything that exists because of the device. Fields are dropped in declaration
+/// order.
 struct Entry {
     name: CString,
     /// [`None`] while the device is being destroyed: the name and the minor number are taken until
-    /// nothing is to be seen of it any more.
+    /// nothing of the device is visible any more.
     shown: Option<Shown>,
     dev: Arc<Dev>,
     _module: ModuleRef,
@@ -91,7 +93,7 @@ struct Entry {
 /// The devices, by minor number.
 type Entries = RBTree<u32, Entry>;
 
-/// The devices, and what is needed to make them.
+/// The devices, and the resources needed to create them.
 #[pin_data]
 pub(crate) struct Registry {
     #[pin]
@@ -103,7 +105,11 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Makes an empty registry. Errors: [`EEXIST`] if there is a class of that name.
+    /// Creates an empty registry.
+    ///
+    /// # Errors
+    ///
+    /// [`EEXIST`] if there is a class of the same name.
     pub(crate) fn new(module: &'static ThisModule, max_iotlb_entries: i32) -> Result<Arc<Self>> {
         let shared = Shared {
             iova_cache: iova::Cache::get()?,
@@ -124,7 +130,7 @@ impl Registry {
         )
     }
 
-    /// The device of a minor number.
+    /// Returns the device with the given minor number.
     pub(super) fn dev(&self, index: u32) -> Option<Arc<Dev>> {
         self.entries
             .lock()
@@ -132,7 +138,7 @@ impl Registry {
             .map(|entry| entry.dev.clone())
     }
 
-    /// Finds a device by its name.
+    /// Returns the device with the given name, and its minor number.
     fn find<'a>(entries: &'a Entries, name: &CStr) -> Option<(u32, &'a Entry)> {
         entries
             .iter()
@@ -140,7 +146,7 @@ impl Registry {
             .map(|(&index, entry)| (index, entry))
     }
 
-    /// The lowest minor number that is free. Errors: [`ENOSPC`].
+    /// Returns the lowest free minor number, or [`ENOSPC`] if there is none.
     fn free_index(entries: &Entries) -> Result<u32> {
         let mut free = CONTROL_INDEX + 1;
         for (&index, _) in entries.iter() {
@@ -153,10 +159,13 @@ impl Registry {
         (free < Region::MAX).then_some(free).ok_or(ENOSPC)
     }
 
-    /// Makes a device. When this returns, its node is there.
+    /// Creates a device. The device's node exists when this returns.
     ///
-    /// Errors: [`EPERM`] for a network card, if the caller may not make those; [`EEXIST`] if there
-    /// is a device of that name, or still is, as somebody destroys it; [`ENOSPC`] if there are too many.
+    /// # Errors
+    ///
+    /// - [`EPERM`] for a network card, if the caller may not create network cards.
+    /// - [`EEXIST`] if there is a device of that name, including one that is being destroyed.
+    /// - [`ENOSPC`] if there are too many devices.
     pub(super) fn create(
         &self,
         name: &CStr,
@@ -206,9 +215,12 @@ impl Registry {
         Ok(())
     }
 
-    /// Destroys a device. When this returns, its name is free.
+    /// Destroys a device. The device's name is free when this returns.
     ///
-    /// Errors: [`EINVAL`] if there is none, [`EBUSY`] if it is in use or if somebody else destroys it.
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if there is no such device.
+    /// - [`EBUSY`] if the device is in use, or if another caller is destroying it.
     pub(super) fn destroy(&self, name: &CStr) -> Result {
         let mut entries = self.entries.lock();
         let (index, _) = Self::find(&entries, name).ok_or(EINVAL)?;
@@ -218,7 +230,7 @@ impl Registry {
         let shown = entry.shown.take().ok_or(EBUSY)?;
         drop(entries);
 
-        // Nobody else has to wait for this, nor for the last reference to the device.
+        // Unlocked: no other caller has to wait for this, nor for the last reference to the device.
         drop(shown);
         let entry = self.entries.lock().remove(&index);
         drop(entry);
@@ -226,9 +238,12 @@ impl Registry {
         Ok(())
     }
 
-    /// Has a device be put on the bus. Returns its minor number as well.
+    /// Marks a device as being on the bus. Returns the device's minor number as well.
     ///
-    /// Errors: [`EINVAL`] if there is none of that name, and those of [`Dev::attach`].
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if there is no device of that name.
+    /// - Those of [`Dev::attach`].
     pub(super) fn attach(&self, name: &CStr) -> Result<(u32, Attached)> {
         let entries = self.entries.lock();
         let (index, entry) = Self::find(&entries, name).ok_or(EINVAL)?;
@@ -236,7 +251,11 @@ impl Registry {
         Ok((index, entry.dev.attach()?))
     }
 
-    /// The node of a device. Errors: [`EINVAL`] if there is none, or not any more.
+    /// Returns the node of a device.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is no such device, or if the device is being destroyed.
     pub(super) fn node(&self, index: u32) -> Result<Arc<Node<Dev>>> {
         let entries = self.entries.lock();
         let shown = entries.get(&index).and_then(|entry| entry.shown.as_ref());

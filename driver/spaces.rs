@@ -2,13 +2,14 @@
 
 //! The address spaces of a device.
 //!
-//! Each has a [domain](super::domain), made when it is first needed and kept as long as the device.
+//! Each address space has a [domain](super::domain), which is created when it is first needed and
+//! kept as long as the device.
 //!
 //! # Lock order
 //!
-//! `mmap_lock` of a client of vhost, [`Spaces::bounce_config`]: so userspace memory is not touched under
-//! the latter, nor the lock of CPU hotplug taken, whose owner waits for readers of sysfs, and those
-//! for `mmap_lock`.
+//! `mmap_lock` of a vhost client, then [`Spaces::bounce_config`]. So code that holds the latter
+//! must neither touch userspace memory nor take the lock of CPU hotplug: the owner of the hotplug
+//! lock waits for readers of sysfs, and they wait for `mmap_lock`.
 
 use super::domain::{
     DomainHandle,
@@ -37,16 +38,16 @@ use kernel::{
 
 const MIB: u32 = 1024 * 1024;
 
-/// The least size of a device's bounce areas together, in bytes.
+/// Minimum size of a device's bounce areas together, in bytes.
 const MIN_BOUNCE_SIZE: u32 = MIB;
 const DEFAULT_BOUNCE_SIZE: u32 = 64 * MIB;
 
-/// An address space.
+/// An address space. Empty until the domain is created.
 struct AddressSpace(SetOnce<DomainHandle>);
 
-/// How the address spaces are made.
+/// The configuration of the bounce areas.
 struct BounceConfig {
-    /// The size in bytes of all bounce areas together.
+    /// The size of all bounce areas together, in bytes.
     bounce_size: u32,
     /// Whether the device has been on the bus, so that the size is in use.
     frozen: bool,
@@ -63,7 +64,7 @@ pub(super) struct Spaces {
 }
 
 impl Spaces {
-    /// Returns an initialiser for `count` address spaces, of at most `max_entries` mappings each.
+    /// Returns an initialiser for `count` address spaces of at most `max_entries` mappings each.
     pub(super) fn new(
         count: usize,
         cache: Arc<iova::Cache>,
@@ -86,21 +87,24 @@ impl Spaces {
         })
     }
 
-    /// How many there are.
+    /// Returns the number of address spaces.
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
 
-    /// The size of all bounce areas together, in bytes.
+    /// Returns the size of all bounce areas together, in bytes.
     pub(super) fn bounce_size(&self) -> u32 {
         self.bounce_config.lock().bounce_size
     }
 
-    /// Sets the size of all bounce areas together, in bytes; what is more than whole pages is
-    /// dropped.
+    /// Sets the size of all bounce areas together, in bytes, to what `parse` returns, rounded down
+    /// to whole pages.
     ///
-    /// Errors: [`EPERM`] if the device has been on the bus, [`EINVAL`] if the size is below 1 MiB
-    /// or above 1 GiB, and those of `parse`, which gets at the number.
+    /// # Errors
+    ///
+    /// - [`EPERM`] if the device has been on the bus.
+    /// - [`EINVAL`] if the size is below 1 MiB or above 1 GiB.
+    /// - Those of `parse`.
     pub(super) fn set_bounce_size(&self, parse: impl FnOnce() -> Result<u32>) -> Result {
         let mut bounce_config = self.bounce_config.lock();
         if bounce_config.frozen {
@@ -117,30 +121,41 @@ impl Spaces {
         Ok(())
     }
 
-    /// Returns an address space's domain, if it has been made.
+    /// Returns an address space's domain.
     ///
-    /// Errors: [`EINVAL`] if there is no such address space, or no domain.
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is no such address space, or if its domain has not been created.
     pub(super) fn get(&self, asid: u32) -> Result<&DomainHandle> {
         get_nospec(&self.all, asid as usize)
             .and_then(|space| space.0.as_ref())
             .ok_or(EINVAL)
     }
 
-    /// Returns an address space's domain, after bounce_config it if need be. May sleep.
+    /// Returns an address space's domain, after creating the domain if necessary.
     ///
-    /// Errors: [`EINVAL`] if there is no such address space, or if so many share the bounce area
-    /// that nothing could be mapped; [`ENOMEM`] if there is no memory.
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if there is no such address space, or if so many address spaces share the
+    ///   bounce area that nothing could be mapped.
+    /// - [`ENOMEM`] if memory is short.
     pub(super) fn get_or_alloc(&self, asid: u32) -> Result<&DomainHandle> {
         let space = get_nospec(&self.all, asid as usize).ok_or(EINVAL)?;
         if let Some(open) = space.0.as_ref() {
             return Ok(open);
         }
 
-        // Its allocator of addresses takes the lock of CPU hotplug: so it is made without ours.
+        // The domain's address allocator takes the lock of CPU hotplug, so the domain is created
+        // without `bounce_config` held.
         let allocated = self.alloc(asid, self.freeze() as usize / self.all.len());
         let mut bounce_config = self.bounce_config.lock();
         match allocated {
-            // Somebody else may have been faster: then ours is dropped, without the lock.
+            // Another caller may have been faster: then the domain from here is dropped, without
+            // the lock.
             Ok(open) if space.0.as_ref().is_none() => {
                 bounce_config.frozen = true;
                 space.0.populate(open);
@@ -158,7 +173,7 @@ impl Spaces {
         space.0.as_ref().ok_or(ENOMEM)
     }
 
-    /// Keeps the size of all bounce areas together as it is. Returns it, in bytes.
+    /// Freezes the size of all bounce areas together. Returns that size, in bytes.
     fn freeze(&self) -> u32 {
         let mut bounce_config = self.bounce_config.lock();
 
@@ -166,34 +181,44 @@ impl Spaces {
         bounce_config.bounce_size
     }
 
-    /// Makes an address space's domain, whose bounce area is to have `size` bytes or up to a page
-    /// more.
+    /// Creates an address space's domain, with a bounce area of `size` bytes, rounded up to whole
+    /// pages.
     fn alloc(&self, asid: u32, size: usize) -> Result<DomainHandle> {
-        // Only processes choose another one: a virtio driver of this kernel finds all groups in
-        // address space 0, and maps its buffers there.
+        // Only processes choose another address space: a virtio driver of this kernel finds all
+        // groups in address space 0, and maps its buffers there.
         let cache = (asid == 0).then_some(&self.cache);
 
         DomainHandle::new(cache, size.next_multiple_of(PAGE_SIZE), self.max_entries)
     }
 
-    /// Those that have been made.
+    /// Returns the domains that have been created.
     fn allocated(&self) -> impl Iterator<Item = &DomainHandle> {
         self.all.iter().filter_map(|space| space.0.as_ref())
     }
 
-    /// Unmaps the bounce areas: the driver was reset.
+    /// Unmaps the bounce areas, after the driver was reset.
     pub(super) fn reset(&self) {
         for open in self.allocated() {
             open.domain.owner().reset();
         }
     }
 
-    /// Replaces all mappings of an address space by those of a process; `announce` tells the daemon.
+    /// Replaces all mappings of an address space by those of a process; `announce` tells the
+    /// daemon.
     ///
-    /// If the daemon does not agree, or if the mappings cannot be made, those stay that were there
-    /// before and are still wanted. May sleep. Errors: those of bounce_config the address space, [`ENOMEM`]
-    /// if there are more mappings than the limit, [`EINVAL`] if one cannot be, and those of
-    /// `announce`.
+    /// If the daemon does not agree, or if the mappings cannot be created, the previous mappings
+    /// that are still wanted stay in place.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - Those of [`get_or_alloc`](Self::get_or_alloc).
+    /// - [`ENOMEM`] if there are more mappings than the limit.
+    /// - [`EINVAL`] if a mapping is invalid.
+    /// - Those of `announce`.
     pub(super) fn set_map(
         &self,
         asid: u32,
@@ -210,11 +235,18 @@ impl Spaces {
         }
     }
 
-    /// Puts memory of the current process in place of an address space's bounce pages.
+    /// Registers memory of the current process in place of an address space's bounce pages.
     ///
-    /// May sleep. Errors: [`EINVAL`] if the bounce area is not mapped, if it is not just that area,
-    /// or if the memory is not aligned to pages; [`EEXIST`] if there is memory in place already;
-    /// those of pinning it.
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if there is no such address space, if its bounce area is not mapped, if the
+    ///   range is not exactly that area, or if the memory is not aligned to pages.
+    /// - [`EEXIST`] if memory is registered already.
+    /// - Those of [`PinnedPages::pin_current`].
     pub(super) fn reg_umem(&self, asid: u32, iova: u64, uaddr: u64, size: u64) -> Result {
         let domain = &self.get(asid)?.domain;
         let area = domain.bounce();
@@ -233,9 +265,17 @@ impl Spaces {
         area.register_umem(PinnedPages::pin_current(uaddr, area.size() >> PAGE_SHIFT)?)
     }
 
-    /// Takes the memory of a process away from an address space's bounce area.
+    /// Deregisters the memory of a process from an address space's bounce area.
     ///
-    /// May sleep. Errors: [`ENOENT`] if there is none, [`EINVAL`] if the area is another one.
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`ENOENT`] if no memory is registered.
+    /// - [`EINVAL`] if there is no such address space, or if the range is not exactly its bounce
+    ///   area.
     pub(super) fn dereg_umem(&self, asid: u32, iova: u64, size: u64) -> Result {
         if asid as usize >= self.all.len() {
             return Err(EINVAL);
@@ -252,10 +292,10 @@ impl Spaces {
         area.deregister_umem().map(drop)
     }
 
-    /// Takes away all memory of processes: the daemon is gone. May sleep.
+    /// Deregisters all memory of processes, after the daemon is gone. May sleep.
     pub(super) fn dereg_all_umem(&self) {
         for open in self.allocated() {
-            // Most have none, which is fine.
+            // Most areas have none registered, which is fine.
             let _ = open.domain.bounce().deregister_umem();
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a device shows of itself in `/sys/class/vduse/NAME`.
+//! The attributes of a device in `/sys/class/vduse/NAME`.
 
 use super::{
     dev::Dev,
@@ -23,7 +23,7 @@ pub(super) type DevAttributes = (MsgTimeout, BounceSize);
 /// The attributes of a virtqueue, in the directory `vqN`.
 pub(super) type VqAttributes = (IrqCbAffinity,);
 
-/// `msg_timeout`: how many seconds the daemon may take to answer; 0 is without end.
+/// `msg_timeout`: the time that the daemon has to answer, in seconds; 0 means no limit.
 pub(super) struct MsgTimeout;
 
 #[vtable]
@@ -43,8 +43,8 @@ impl Attribute for MsgTimeout {
     }
 }
 
-/// `bounce_size`: the size of all bounce areas together, in bytes, 1 MiB to 1 GiB. It can be set
-/// before the device is put on the bus.
+/// `bounce_size`: the size of all bounce areas together, in bytes, 1 MiB to 1 GiB. Writable until
+/// the device is put on the bus.
 pub(super) struct BounceSize;
 
 #[vtable]

@@ -15,7 +15,7 @@ use kernel::{
     },
 };
 
-/// Memory of userspace that an ioctl's argument points to.
+/// The userspace memory that an ioctl's argument points to.
 #[derive(Clone, Copy)]
 pub(super) struct Argument(UserPtr);
 
@@ -24,24 +24,28 @@ impl Argument {
         Self(UserPtr::from_addr(arg))
     }
 
-    /// The argument of a 32-bit program.
+    /// Returns the argument of a 32-bit program.
     #[cfg(CONFIG_COMPAT)]
     pub(super) fn new_compat(arg: usize) -> Self {
-        // Such a pointer has 32 bits, whatever is in the others.
+        // Only 32 bits of such a pointer count, whatever the others are.
         Self::new(arg & u32::MAX as usize)
     }
 
-    /// Copies a structure in. Errors: [`EFAULT`].
+    /// Copies a structure in, or returns [`EFAULT`].
     pub(super) fn read<T: FromBytes>(self) -> Result<T> {
         UserSlice::new(self.0, size_of::<T>()).reader().read()
     }
 
-    /// Copies a structure out. Errors: [`EFAULT`].
+    /// Copies a structure out, or returns [`EFAULT`].
     pub(super) fn write<T: AsBytes>(self, value: &T) -> Result {
         UserSlice::new(self.0, size_of::<T>()).writer().write(value)
     }
 
-    /// Copies in the `len` bytes that follow a `T`. Errors: [`EFAULT`], [`ENOMEM`].
+    /// Copies in the `len` bytes that follow a `T`.
+    ///
+    /// # Errors
+    ///
+    /// [`EFAULT`], or [`ENOMEM`] if memory is short.
     pub(super) fn read_after<T>(self, len: usize) -> Result<KVVec<u8>> {
         let start = self.0.wrapping_byte_add(size_of::<T>());
         let mut buf = KVVec::with_capacity(len, GFP_KERNEL_ACCOUNT)?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device on the vDPA bus: what its driver asks of it.
+//! The driver side of a device on the vDPA bus.
 //!
-//! What concerns the daemon is sent to it as a [message](super::msg); the rest is answered from what
-//! the daemon has set up, or kept for it to ask for.
+//! Requests that concern the daemon are sent to it as [messages](super::msg). The others are served
+//! from what the daemon has set up, or recorded until the daemon asks.
 
 use super::{
     dev::{
@@ -53,16 +53,25 @@ use kernel::{
 
 /// The driver side of a device.
 pub(crate) struct DriverSide {
-    /// By virtqueue group.
+    /// The mapping tokens, by virtqueue group.
     tokens: KVVec<Token<Mappings>>,
-    /// Whether the device was reset, and the daemon did not acknowledge that.
+    /// Whether the device was reset but the daemon did not acknowledge the reset.
     reset_refused: AtomicFlag,
-    /// Dropped last: the device may be destroyed then.
+    /// Dropped last: after that, the device may be destroyed.
     dev: Attached,
 }
 
 impl DriverSide {
-    /// Prepares a device for the bus: all that can fail. May sleep.
+    /// Prepares a device for the bus, which includes every step that can fail.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - Those of [`Spaces::get_or_alloc`](super::spaces::Spaces::get_or_alloc).
+    /// - [`ENOMEM`] if memory is short.
     pub(super) fn new(dev: Attached) -> Result<Self> {
         let space = &dev.spaces.get_or_alloc(0)?.domain;
         let mut tokens = KVVec::with_capacity(dev.ngroups as usize, GFP_KERNEL_ACCOUNT)?;
@@ -77,31 +86,32 @@ impl DriverSide {
         })
     }
 
-    /// How many virtqueue groups and address spaces there are.
+    /// Returns the number of virtqueue groups and that of address spaces.
     pub(super) fn counts(&self) -> (u32, u32) {
-        // Both were 32-bit numbers when the device was made.
+        // Both were 32-bit numbers when the device was created.
         (self.dev.ngroups, self.dev.spaces.len() as u32)
     }
 
-    /// Where the driver leaves word whom to call.
+    /// Returns the driver's interrupt callbacks.
     pub(super) fn callbacks(&self) -> Arc<Callbacks> {
         self.dev.callbacks.clone()
     }
 
-    /// Puts all groups back to address space 0, where drivers expect them after a reset.
+    /// Moves all groups back to address space 0, where drivers expect them after a reset.
     fn reset_groups(&self) {
-        // It was made before the device was put on the bus.
+        // Address space 0 was created before the device was put on the bus.
         let Ok(open) = self.dev.spaces.get(0) else {
             return;
         };
 
-        // Groups are moved on behalf of a process, so the kernel has nothing mapped there.
+        // Groups leave address space 0 only on behalf of a process, so the kernel has nothing
+        // mapped in the spaces that they return from.
         Token::retarget_all(&self.tokens, &open.domain);
     }
 
     fn send(&self, kind: u32, body: RequestBody, driver: BusDriver) -> Result<uapi::DevResponse> {
-        // A process calls with no lock of the driver core, which suspending the machine takes of every
-        // device. A driver of the kernel is bound and unbound with one.
+        // Suspending the machine takes the driver core's lock of every device. A vhost process
+        // calls with no such lock held; a kernel driver is bound and unbound with one held.
         let suspending = match driver {
             BusDriver::Vhost => Suspending::Freezes,
             BusDriver::Kernel | BusDriver::None => Suspending::GivesUp,
@@ -118,7 +128,7 @@ impl DriverSide {
         told.map(drop)
     }
 
-    /// Does something with a virtqueue. The core's indexes are those of the device.
+    /// Calls `f` with a virtqueue. The core's indexes are those of the device.
     fn vq<R>(&self, index: u16, f: impl FnOnce(&Arc<super::vq::Vq>) -> R) -> Result<R> {
         self.dev.vq(index.into()).map(f)
     }
@@ -213,7 +223,7 @@ impl Operations for DriverSide {
     }
 
     fn device_features(&self, driver: BusDriver) -> u64 {
-        // Without a driver, it is netlink that asks.
+        // Without a driver, the caller is netlink.
         self.dev.offered(driver == BusDriver::Kernel)
     }
 
@@ -233,20 +243,21 @@ impl Operations for DriverSide {
     fn set_status(&self, step: Step, driver: BusDriver) {
         let is_kernel = driver != BusDriver::Vhost;
         if step.begins && is_kernel {
-            // Drivers of the kernel take a device over that their predecessor has reset, and do not look
-            // whether the daemon knows of that: one that does not still uses the former rings.
+            // A kernel driver takes over a device that its predecessor has reset, and does not
+            // check whether the daemon knows of the reset. A daemon that does not know still uses
+            // the previous rings.
             self.dev.settle_vq_sizes();
             if self.reset_refused.load(Relaxed) {
                 let _ = self.tell_reset(driver);
             }
         }
 
-        // The status changes when the daemon agrees, which is before this returns; the driver finds
-        // out by reading it back.
+        // The status changes when the daemon agrees, which is before this function returns; the
+        // driver finds out by reading the status back.
         let body = RequestBody::from_status(step.status);
         let told = if step.phase == Phase::Ready && is_kernel {
-            // It does not look whether it is, and waits for its first requests, which a daemon that was
-            // not told does not serve.
+            // A kernel driver does not check whether the daemon agreed, and waits for its first
+            // requests, which a daemon that was not told does not serve.
             let messages = &self.dev.messages;
 
             messages.send(uapi::SET_STATUS, body, Suspending::Waits)
@@ -261,7 +272,7 @@ impl Operations for DriverSide {
     fn reset(&self, driver: BusDriver) -> Result {
         let told = self.tell_reset(driver);
 
-        // Whatever the daemon says: the driver is going to free its memory.
+        // Done whatever the daemon answers: the driver is going to free its memory.
         self.dev.reset();
         self.reset_groups();
         told
@@ -281,7 +292,7 @@ impl Operations for DriverSide {
     }
 
     fn set_config(&self, _offset: usize, _buf: &[u8]) {
-        // The configuration space is the daemon's; no message could tell it of a change.
+        // The configuration space is the daemon's; no message could tell the daemon of a change.
     }
 
     fn generation(&self) -> u32 {
@@ -301,7 +312,7 @@ impl Operations for DriverSide {
     }
 
     fn reset_map(&self, asid: u32) -> Result {
-        // Who made the mappings is gone; a reset has told the daemon.
+        // The owner of the mappings is gone; a reset has told the daemon.
         self.dev.spaces.reset_map(asid);
 
         Ok(())

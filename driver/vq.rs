@@ -5,8 +5,8 @@
 //! # Contexts
 //!
 //! A virtqueue's lock is taken by kicks, which come from softirqs and from code that runs with
-//! interrupts off: so it is never held but with interrupts off, and nothing is done under it but to
-//! read and write a few words and to signal an eventfd. Interrupts are injected in process context.
+//! interrupts off. So the lock is only ever held with interrupts off, and code under it only reads
+//! and writes a few words and signals an eventfd. Interrupts are injected in process context.
 //!
 //! # Lock order
 //!
@@ -54,25 +54,25 @@ use kernel::{
     },
 };
 
-/// What the daemon and the driver side make of a virtqueue.
+/// The daemon's and the driver side's settings of a virtqueue.
 #[derive(Default)]
 struct State {
     /// The largest size, in descriptors; 0 before the virtqueue is set up.
     max_size: u16,
-    /// The largest size for the next driver, if it is to be another one.
+    /// The largest size for the next driver, if that is to change.
     next_max_size: Option<u16>,
     group: u32,
-    /// The size that the driver has chosen, in descriptors; 0 before that.
+    /// The size that the driver chose, in descriptors; 0 before that.
     num: u32,
     address: VqAddress,
     state: VqState,
     ready: bool,
     kickfd: Option<EventFd>,
-    /// Whether there was a kick that nobody was told of.
+    /// Whether there was a kick of which no daemon was told.
     kicked: bool,
 }
 
-/// What the driver side has made of a virtqueue, at one moment.
+/// The driver side's settings of a virtqueue, as of one moment.
 pub(super) struct Snapshot {
     pub(super) num: u32,
     pub(super) address: VqAddress,
@@ -86,12 +86,12 @@ pub(super) struct Vq {
     #[pin]
     state: SpinLockIrqSave<State>,
     callback: Arc<CallbackSlot>,
-    /// The CPUs that interrupts go to; any, if there is none.
+    /// The CPUs that interrupts go to; any CPU, if unset.
     affinity: OnceBox<AtomicCpumask>,
-    /// The CPU that the last interrupt went to, if it had to be sent there; otherwise `u32::MAX`.
+    /// The CPU to which an interrupt was last sent from another CPU; `u32::MAX` if there was none.
     last_cpu: Atomic<u32>,
     queue: Arc<OwnedQueue>,
-    /// How long the chain is that a kick that was put off comes at the end of; 0 if there is none.
+    /// The length of the chain that ends with the deferred kick; 0 if no kick is deferred.
     kick_chain: Atomic<u32>,
     #[pin]
     kick_work: Work<Vq, KICK>,
@@ -99,9 +99,10 @@ pub(super) struct Vq {
     inject_work: Work<Vq, INJECT>,
 }
 
-/// The longest chain of kicks, each of which comes from signalling the eventfd of the one before, but
-/// for the first. Daemons that forward their kicks to another device make chains of two or three; one
-/// that goes in circles would have no end, and nobody would pay for it: kicks are put off to a worker.
+/// Maximum length of a chain of kicks, in which each kick but the first comes from signalling the
+/// eventfd of the previous one. Daemons that forward their kicks to another device make chains of
+/// two or three. A circular chain would have no end, and its CPU time would be charged to no
+/// process, as kicks are deferred to a worker.
 const MAX_KICK_CHAIN: u32 = 4;
 
 const KICK: u64 = 0;
@@ -136,8 +137,16 @@ impl WorkItem<INJECT> for Vq {
 }
 
 impl Vq {
-    /// Makes a virtqueue that calls its driver through `callback`, on `queue` if it cannot do so in
-    /// the caller's own context. May sleep.
+    /// Creates a virtqueue that interrupts its driver through `callback`, by work on `queue` if
+    /// that cannot be done in the caller's own context.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
     pub(super) fn new(callback: Arc<CallbackSlot>, queue: Arc<OwnedQueue>) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
@@ -154,7 +163,7 @@ impl Vq {
         )
     }
 
-    /// The daemon sets the virtqueue up, which is not on the bus.
+    /// Sets up the virtqueue for the daemon. The device must not be on the bus.
     pub(super) fn set_up(&self, config: &VqConfig) {
         let mut state = self.state.lock();
 
@@ -163,20 +172,21 @@ impl Vq {
         state.group = config.group;
     }
 
-    /// Whether this is how it is set up.
+    /// Returns whether the virtqueue is set up as `config` says.
     pub(super) fn is_set_up_as(&self, config: &VqConfig) -> bool {
         let state = self.state.lock();
 
         state.max_size == config.max_size && state.group == config.group
     }
 
-    /// Sets the largest size for the next driver: from the next reset on, or until
+    /// Sets the largest size for the next driver, which takes effect with the next reset or
     /// [`settle_max_size`](Self::settle_max_size).
     pub(super) fn set_next_max_size(&self, max_size: u16) {
         self.state.lock().next_max_size = Some(max_size);
     }
 
-    /// Has the largest size be what was last asked for: no driver has the virtqueue.
+    /// Applies the pending largest size, if any. Must be called only while no driver uses the
+    /// virtqueue.
     pub(super) fn settle_max_size(&self) {
         let mut state = self.state.lock();
 
@@ -185,12 +195,12 @@ impl Vq {
         }
     }
 
-    /// The largest size, in descriptors; 0 if it is not set up.
+    /// Returns the largest size, in descriptors; 0 if the virtqueue is not set up.
     pub(super) fn max_size(&self) -> u16 {
         self.state.lock().max_size
     }
 
-    /// The size that the driver has chosen, or the largest.
+    /// Returns the size that the driver chose, or else the largest one, in descriptors.
     pub(super) fn size(&self) -> u16 {
         let state = self.state.lock();
 
@@ -200,7 +210,7 @@ impl Vq {
         }
     }
 
-    /// The group that it is in.
+    /// Returns the virtqueue's group.
     pub(super) fn group(&self) -> u32 {
         self.state.lock().group
     }
@@ -225,7 +235,7 @@ impl Vq {
         self.state.lock().ready
     }
 
-    /// All that the daemon wants to know, of one moment.
+    /// Returns everything that the daemon can query, as of one moment.
     pub(super) fn snapshot(&self) -> Snapshot {
         let state = self.state.lock();
 
@@ -237,41 +247,43 @@ impl Vq {
         }
     }
 
-    /// The driver has made buffers available. Any context.
+    /// Tells the daemon that the driver has made buffers available. Any context.
     pub(super) fn kick(self: &Arc<Self>) {
         if eventfd::signal_allowed() {
             self.kick_now();
             return;
         }
 
-        // Called back by an eventfd: by that of another kick, or of this one, or by any other.
+        // Called from within the wake-up of an eventfd: that of another virtqueue's kick, of this
+        // virtqueue's own kick, or any other.
         let chain = self.queue.tag().map_or(1, |before| before + 1);
         if chain <= MAX_KICK_CHAIN {
             self.kick_later(chain);
         }
     }
 
-    /// Has a worker do what [`kick_now`](Self::kick_now) does, at the end of a chain of kicks. Any
-    /// context.
+    /// Defers a [`kick_now`](Self::kick_now) to a worker, at the end of a chain of `chain` kicks.
+    /// Any context.
     fn kick_later(self: &Arc<Self>, chain: u32) {
         let mut pending = self.kick_chain.load(Relaxed);
         loop {
-            // Of two kicks in one, the shorter chain counts: what it leads to must not get lost.
+            // When two kicks merge into one, the shorter chain counts: kicks that follow from it
+            // must not get lost.
             let shorter = if pending == 0 {
                 chain
             } else {
                 pending.min(chain)
             };
 
-            // Written even if it stays the same, so that a worker that takes this kick along with the
-            // one before has the buffers of both.
+            // Written even if unchanged, so that a worker that handles this kick along with the
+            // previous one sees the buffers of both.
             match self.kick_chain.cmpxchg(pending, shorter, Full) {
                 Ok(_) => break,
                 Err(now) => pending = now,
             }
         }
 
-        // If it is queued already, it will see this kick.
+        // If the work is queued already, the worker will see this kick.
         let _ = self.queue.enqueue::<Arc<Self>, KICK>(self.clone());
     }
 
@@ -286,8 +298,8 @@ impl Vq {
         }
     }
 
-    /// The daemon wants to be told of kicks by this eventfd, or by none. If there was a kick that
-    /// nobody was told of, it is told of that.
+    /// Sets or removes the eventfd by which the daemon is told of kicks. A new eventfd is signalled
+    /// at once if there was a kick of which no daemon was told.
     pub(super) fn set_kickfd(&self, kickfd: Option<EventFd>) {
         let mut state = self.state.lock();
         let old = core::mem::replace(&mut state.kickfd, kickfd);
@@ -303,8 +315,8 @@ impl Vq {
         drop(old);
     }
 
-    /// The daemon is gone. What its eventfd was told of and it has not seen, its successor is told
-    /// of again.
+    /// Removes the eventfd of a daemon that is gone. The next daemon is told again of kicks that
+    /// were signalled to this one but not seen.
     pub(super) fn abandon_kickfd(&self) {
         let mut state = self.state.lock();
         let old = state.kickfd.take();
@@ -317,7 +329,7 @@ impl Vq {
         drop(old);
     }
 
-    /// Forgets what the driver has made of it. What the daemon has set up stays.
+    /// Discards the driver's settings. The daemon's settings stay.
     pub(super) fn reset(&self) {
         let mut state = self.state.lock();
         let new = State {
@@ -331,17 +343,25 @@ impl Vq {
         drop(old);
     }
 
-    /// The CPUs that interrupts go to; [`None`] for any.
+    /// Returns the CPUs that interrupts go to; [`None`] means any CPU.
     pub(super) fn affinity(&self) -> Option<&AtomicCpumask> {
         self.affinity.get()
     }
 
-    /// The CPUs that interrupts go to, as they are now. May sleep.
+    /// Returns the CPUs that interrupts go to at this moment. May sleep.
     pub(super) fn affinity_mask(&self) -> Result<Mask> {
         self.affinity().map_or_else(Mask::all, AtomicCpumask::load)
     }
 
-    /// Sets the CPUs that interrupts go to; [`None`] for any. May sleep.
+    /// Sets the CPUs that interrupts go to; [`None`] means any CPU.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
     pub(super) fn set_affinity(&self, mask: Option<&Cpumask>) -> Result {
         let affinity = match (self.affinity(), mask) {
             (None, None) => return Ok(()),
@@ -361,14 +381,19 @@ impl Vq {
 
     /// Interrupts the driver.
     ///
-    /// It is called back in this very context if this CPU is one of those it wants to be called on,
-    /// if none of them is online, or if it is vhost, whatever a former driver wanted. Process context.
+    /// The driver is called back in the caller's own context if this CPU is one of those that the
+    /// driver wants, if none of those is online, or if the driver is vhost, whatever a former
+    /// driver wanted. Otherwise another CPU calls it back.
+    ///
+    /// # Context
+    ///
+    /// Process context.
     pub(super) fn inject(self: &Arc<Self>) {
         let mask = self.affinity().filter(|_| !self.callback.takes_any_cpu());
 
         match mask.and_then(|mask| self.elsewhere(mask)) {
             Some(cpu) => {
-                // If it is queued already, the driver will be called after this.
+                // If the work is queued already, the driver will be called after this.
                 let _ = self
                     .queue
                     .enqueue_on::<Arc<Self>, INJECT>(cpu, self.clone());
@@ -379,9 +404,11 @@ impl Vq {
         }
     }
 
-    /// The CPU to send an interrupt to, in turn; [`None`] if it can be taken here.
+    /// Returns the CPU to send an interrupt to, in rotation, or [`None`] if this CPU can take the
+    /// interrupt.
     fn elsewhere(&self, mask: &AtomicCpumask) -> Option<CpuId> {
-        // If the task moves to another CPU right now, the interrupt is taken there: no harm.
+        // If the task moves to another CPU right now, the interrupt is taken there, which does no
+        // harm.
         if mask.test(CpuId::current()) {
             return None;
         }

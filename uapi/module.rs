@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note OR BSD-3-Clause
 
-//! What the kernel module adds to the ABI: that its structures are nothing but bytes, so that they
-//! can be copied from and to userspace. It does not compile if one of them has padding.
+//! The kernel module's addition to the ABI: the proof that all structures are nothing but bytes, so
+//! that they can be copied from and to userspace. A structure with padding does not compile.
 
 use super::*;
 use crate::bindings::pod::pod;

@@ -2,12 +2,12 @@
 
 //! The userspace ABI of VDUSE, defined once: the kernel module and userspace include this file.
 //!
-//! All integers are in native byte order. What is a union in C is an array of integers here, with a
-//! constructor and an accessor for each of its members, so that nothing needs `unsafe` to be read.
-//! What is padding in C is a named field here, so that every byte of every structure is defined.
+//! All integers are in native byte order. A union in C is an array of integers here, with a
+//! constructor and an accessor for each member, so that reading it needs no `unsafe`. Padding in C
+//! is a named field here, so that every byte of every structure is defined.
 //!
-//! The rules that userspace has to keep are those of `include/uapi/linux/vduse.h`; the values that
-//! it hands to the driver side are those of the virtio specification, version 1.3.
+//! Userspace must follow the rules of `include/uapi/linux/vduse.h`; the values that userspace
+//! passes to the driver side are those of the virtio specification, version 1.3.
 
 /// Version 0 of the API: one virtqueue group, one address space.
 pub const API_VERSION_0: u64 = 0;
@@ -18,34 +18,34 @@ pub const API_VERSION_1: u64 = 1;
 /// Size in bytes of a device's name, its terminating NUL included.
 pub const NAME_MAX: usize = 256;
 
-/// The device may read the IOVA region.
+/// Permission: the device may read the IOVA region.
 pub const ACCESS_RO: u8 = 1;
-/// The device may write the IOVA region.
+/// Permission: the device may write the IOVA region.
 pub const ACCESS_WO: u8 = 2;
-/// The device may read and write the IOVA region.
+/// Permission: the device may read and write the IOVA region.
 pub const ACCESS_RW: u8 = 3;
 
-/// In [`IovaInfo::capability`]: the region can be backed by memory of the caller.
+/// Bit of [`IovaInfo::capability`]: the region can be backed by memory of the caller.
 pub const IOVA_CAP_UMEM: u64 = 1 << 0;
 
-/// In [`VqEventfd::fd`]: take the kick eventfd away.
+/// Value of [`VqEventfd::fd`] that removes the kick eventfd.
 pub const EVENTFD_DEASSIGN: i32 = -1;
 
-/// In [`DevRequest::kind`]: report the state of a virtqueue.
+/// Value of [`DevRequest::kind`]: report the state of a virtqueue.
 pub const GET_VQ_STATE: u32 = 0;
-/// In [`DevRequest::kind`]: the driver wrote the device status.
+/// Value of [`DevRequest::kind`]: the driver wrote the device status.
 pub const SET_STATUS: u32 = 1;
-/// In [`DevRequest::kind`]: mappings changed, forget those of an IOVA range.
+/// Value of [`DevRequest::kind`]: mappings changed, forget those of an IOVA range.
 pub const UPDATE_IOTLB: u32 = 2;
-/// In [`DevRequest::kind`]: a virtqueue group moves to another address space (version 1).
+/// Value of [`DevRequest::kind`]: a virtqueue group moves to another address space (version 1).
 pub const SET_VQ_GROUP_ASID: u32 = 3;
 
-/// In [`DevResponse::result`]: the request was carried out.
+/// Value of [`DevResponse::result`]: the request was carried out.
 pub const REQ_RESULT_OK: u32 = 0;
-/// In [`DevResponse::result`]: the request failed.
+/// Value of [`DevResponse::result`]: the request failed.
 pub const REQ_RESULT_FAILED: u32 = 1;
 
-/// The ioctls and how their numbers are made (`include/uapi/asm-generic/ioctl.h`).
+/// The ioctls, and the composition of their numbers (`include/uapi/asm-generic/ioctl.h`).
 pub mod ioctl {
     use super::*;
 
@@ -57,7 +57,7 @@ pub mod ioctl {
     const BASE: u32 = 0x81;
 
     const fn number(direction: u32, nr: u32, size: usize) -> u32 {
-        // Fourteen bits hold the size: every structure here is far below that.
+        // The size has fourteen bits: every structure here is far below that limit.
         assert!(size < 1 << 14);
         direction << 30 | (size as u32) << 16 | BASE << 8 | nr
     }
@@ -66,34 +66,35 @@ pub mod ioctl {
     pub const GET_API_VERSION: u32 = number(READ, 0x00, size_of::<u64>());
     /// On the control device: sets the API version of this file.
     pub const SET_API_VERSION: u32 = number(WRITE, 0x01, size_of::<u64>());
-    /// On the control device: creates a device from a [`DevConfig`] and the bytes behind it.
+    /// On the control device: creates a device from a [`DevConfig`] and the bytes that follow it.
     pub const CREATE_DEV: u32 = number(WRITE, 0x02, size_of::<DevConfig>());
-    /// On the control device: destroys the device of the given name, an array of [`NAME_MAX`] bytes.
+    /// On the control device: destroys the device of the given name, an array of [`NAME_MAX`]
+    /// bytes.
     pub const DESTROY_DEV: u32 = number(WRITE, 0x03, NAME_MAX);
 
-    /// Finds an IOVA region, an [`IotlbEntry`]; the answer is a file descriptor to map it with.
+    /// Finds an IOVA region, an [`IotlbEntry`]; returns a file descriptor to map the region with.
     pub const IOTLB_GET_FD: u32 = number(READ | WRITE, 0x10, size_of::<IotlbEntry>());
     /// Reads the features that the driver accepted, a `u64`.
     pub const DEV_GET_FEATURES: u32 = number(READ, 0x11, size_of::<u64>());
-    /// Writes to the configuration space: a [`ConfigData`] and the bytes behind it.
+    /// Writes to the configuration space: a [`ConfigData`] and the bytes that follow it.
     pub const DEV_SET_CONFIG: u32 = number(WRITE, 0x12, size_of::<ConfigData>());
     /// Tells the driver that the configuration space has changed.
     pub const DEV_INJECT_CONFIG_IRQ: u32 = number(NONE, 0x13, 0);
-    /// Sets a virtqueue up, a [`VqConfig`].
+    /// Sets up a virtqueue, a [`VqConfig`].
     pub const VQ_SETUP: u32 = number(WRITE, 0x14, size_of::<VqConfig>());
-    /// Reads what the driver made of a virtqueue, a [`VqInfo`].
+    /// Reads the driver's settings of a virtqueue, a [`VqInfo`].
     pub const VQ_GET_INFO: u32 = number(READ | WRITE, 0x15, size_of::<VqInfo>());
     /// Sets the kick eventfd of a virtqueue, a [`VqEventfd`].
     pub const VQ_SETUP_KICKFD: u32 = number(WRITE, 0x16, size_of::<VqEventfd>());
-    /// Interrupts the driver on behalf of the virtqueue whose index, a `u32`, is given.
+    /// Interrupts the driver on behalf of the virtqueue with the given index, a `u32`.
     pub const VQ_INJECT_IRQ: u32 = number(WRITE, 0x17, size_of::<u32>());
     /// Backs an IOVA region with memory of the caller, an [`IovaUmem`].
     pub const IOTLB_REG_UMEM: u32 = number(WRITE, 0x18, size_of::<IovaUmem>());
-    /// Takes the memory of the caller back from an IOVA region, an [`IovaUmem`].
+    /// Deregisters the memory of the caller from an IOVA region, an [`IovaUmem`].
     pub const IOTLB_DEREG_UMEM: u32 = number(WRITE, 0x19, size_of::<IovaUmem>());
-    /// Finds an IOVA region and says what it can do, an [`IovaInfo`].
+    /// Finds an IOVA region and reports its capabilities, an [`IovaInfo`].
     pub const IOTLB_GET_INFO: u32 = number(READ | WRITE, 0x1a, size_of::<IovaInfo>());
-    /// As [`IOTLB_GET_FD`], in a given address space, an [`IotlbEntryV2`] (version 1).
+    /// Does the same as [`IOTLB_GET_FD`] in a given address space, an [`IotlbEntryV2`] (version 1).
     pub const IOTLB_GET_FD2: u32 = number(READ | WRITE, 0x1b, size_of::<IotlbEntryV2>());
 
     /// [`IOTLB_GET_FD`] as a 32-bit x86 program calls it.
@@ -114,13 +115,13 @@ pub struct DevConfig {
     pub device_id: u32,
     /// The virtio feature bits that the device offers.
     pub features: u64,
-    /// How many virtqueues there are, up to 65,535; `vduse_rs` wants 1 at least.
+    /// The number of virtqueues, up to 65,535; `vduse_rs` requires at least 1.
     pub vq_num: u32,
     /// Alignment in bytes of a virtqueue's parts: a power of two from 4 to the page size.
     pub vq_align: u32,
-    /// How many virtqueue groups there are, 1 to 65,535. Version 0: must be 0, which means one.
+    /// The number of virtqueue groups, 1 to 65,535. Version 0: must be 0, which means one.
     pub ngroups: u32,
-    /// How many address spaces there are, 1 to 65,535. Version 0: must be 0, which means one.
+    /// The number of address spaces, 1 to 65,535. Version 0: must be 0, which means one.
     pub nas: u32,
     /// Must be 0.
     pub reserved: [u32; 11],
@@ -128,11 +129,11 @@ pub struct DevConfig {
     pub config_size: u32,
 }
 
-/// A region of IOVA space: what to look for, and what was found.
+/// A region of IOVA space: the addresses to look at, and the region that was found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IotlbEntry {
-    /// Out: where in the file the region starts, in bytes.
+    /// Out: offset in the file at which the region starts, in bytes.
     pub offset: u64,
     /// In: first IOVA to look at. Out: first IOVA of the region.
     pub start: u64,
@@ -148,7 +149,7 @@ pub struct IotlbEntry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IotlbEntryV2 {
-    /// Out: where in the file the region starts, in bytes.
+    /// Out: offset in the file at which the region starts, in bytes.
     pub offset: u64,
     /// In: first IOVA to look at. Out: first IOVA of the region.
     pub start: u64,
@@ -168,9 +169,9 @@ pub struct IotlbEntryV2 {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ConfigData {
-    /// Where to write, in bytes from the start of the configuration space.
+    /// Offset of the write from the start of the configuration space, in bytes.
     pub offset: u32,
-    /// How much to write, in bytes, at least 1.
+    /// Length of the write in bytes, at least 1.
     pub length: u32,
 }
 
@@ -178,7 +179,7 @@ pub struct ConfigData {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct VqConfig {
-    /// Which virtqueue.
+    /// Index of the virtqueue.
     pub index: u32,
     /// The largest size that the driver may choose, in descriptors.
     pub max_size: u16,
@@ -190,20 +191,20 @@ pub struct VqConfig {
     pub reserved2: [u16; 10],
 }
 
-/// Where a device stands in a packed virtqueue (virtio 1.3, section 2.8.1).
+/// A device's position in a packed virtqueue (virtio 1.3, section 2.8.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PackedState {
     /// The driver ring's wrap counter, 0 or 1, as the device last saw it.
     pub last_avail_counter: u16,
-    /// The device's place in the ring, 0 to 32,767.
+    /// The device's position in the ring, 0 to 32,767.
     pub last_avail_idx: u16,
     /// The device ring's wrap counter, 0 or 1.
     pub last_used_counter: u16,
-    /// Where the device puts the next used descriptor, 0 to 32,767.
+    /// The position of the next used descriptor that the device writes, 0 to 32,767.
     pub last_used_idx: u16,
 }
 
-/// Where a device stands in a virtqueue: of one layout or the other, as was negotiated.
+/// A device's position in a virtqueue, in the layout that was negotiated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct VqStateUnion {
@@ -212,14 +213,15 @@ pub struct VqStateUnion {
 }
 
 impl VqStateUnion {
-    /// The state of a split virtqueue: the next available index that the device will look at.
+    /// Returns the state of a split virtqueue: the next available index that the device will look
+    /// at.
     pub const fn from_split(avail_index: u16) -> Self {
         Self {
             words: [avail_index, 0, 0, 0],
         }
     }
 
-    /// The state of a packed virtqueue.
+    /// Returns the state of a packed virtqueue.
     pub const fn from_packed(state: PackedState) -> Self {
         Self {
             words: [
@@ -247,13 +249,13 @@ impl VqStateUnion {
     }
 }
 
-/// What the driver made of a virtqueue.
+/// The driver's settings of a virtqueue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct VqInfo {
-    /// In: which virtqueue.
+    /// In: index of the virtqueue.
     pub index: u32,
-    /// Out: its size in descriptors.
+    /// Out: size in descriptors.
     pub num: u32,
     /// Out: IOVA of the descriptor area.
     pub desc_addr: u64,
@@ -261,9 +263,9 @@ pub struct VqInfo {
     pub driver_addr: u64,
     /// Out: IOVA of the device area.
     pub device_addr: u64,
-    /// Out: where to start.
+    /// Out: position at which to start.
     pub state: VqStateUnion,
-    /// Out: whether the driver has enabled it, 0 or 1.
+    /// Out: whether the driver has enabled the virtqueue, 0 or 1.
     pub ready: u8,
     /// Unused.
     pub padding: [u8; 7],
@@ -273,13 +275,13 @@ pub struct VqInfo {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct VqEventfd {
-    /// Which virtqueue.
+    /// Index of the virtqueue.
     pub index: u32,
-    /// An eventfd, or [`EVENTFD_DEASSIGN`].
+    /// File descriptor of an eventfd, or [`EVENTFD_DEASSIGN`].
     pub fd: i32,
 }
 
-/// Memory of the caller for an IOVA region.
+/// Memory of the caller that backs an IOVA region.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IovaUmem {
@@ -295,7 +297,7 @@ pub struct IovaUmem {
     pub reserved: [u32; 5],
 }
 
-/// What an IOVA region can do.
+/// The capabilities of an IOVA region.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IovaInfo {
@@ -311,7 +313,7 @@ pub struct IovaInfo {
     pub reserved: [u32; 5],
 }
 
-/// The body of a [`DevRequest`]: one of several forms, as its kind says.
+/// The body of a [`DevRequest`], in one of several forms, as [`DevRequest::kind`] says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct RequestBody {
@@ -320,7 +322,7 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// A word that holds two 32-bit fields, in the order in which they are in memory.
+    /// Returns a word that holds two 32-bit fields, in the order in which they are in memory.
     const fn pair(first: u32, second: u32) -> u64 {
         let (a, b) = (first.to_ne_bytes(), second.to_ne_bytes());
         u64::from_ne_bytes([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]])
@@ -342,28 +344,28 @@ impl RequestBody {
         Self { words }
     }
 
-    /// The body of [`GET_VQ_STATE`]: the index of the virtqueue.
+    /// Returns the body of [`GET_VQ_STATE`]: the index of the virtqueue.
     pub const fn from_vq_index(index: u32) -> Self {
         Self::from_words(Self::pair(index, 0), 0, 0)
     }
 
-    /// The body of [`SET_STATUS`]: the device status.
+    /// Returns the body of [`SET_STATUS`]: the device status.
     pub const fn from_status(status: u8) -> Self {
         Self::from_words(u64::from_ne_bytes([status, 0, 0, 0, 0, 0, 0, 0]), 0, 0)
     }
 
-    /// The body of [`UPDATE_IOTLB`] as version 0 has it: the IOVAs from `start` to `last`.
+    /// Returns the body of [`UPDATE_IOTLB`] in version 0: the IOVAs from `start` to `last`.
     pub const fn from_iova_range(start: u64, last: u64) -> Self {
         Self::from_words(start, last, 0)
     }
 
-    /// The body of [`UPDATE_IOTLB`] as version 1 has it: the IOVAs from `start` to `last` of an
+    /// Returns the body of [`UPDATE_IOTLB`] in version 1: the IOVAs from `start` to `last` of an
     /// address space.
     pub const fn from_iova_range_v2(start: u64, last: u64, asid: u32) -> Self {
         Self::from_words(start, last, Self::pair(asid, 0))
     }
 
-    /// The body of [`SET_VQ_GROUP_ASID`]: a virtqueue group and its new address space.
+    /// Returns the body of [`SET_VQ_GROUP_ASID`]: a virtqueue group and its new address space.
     pub const fn from_group_asid(group: u32, asid: u32) -> Self {
         Self::from_words(Self::pair(group, asid), 0, 0)
     }
@@ -395,17 +397,17 @@ impl RequestBody {
     }
 }
 
-/// A request of the driver side, as `read(2)` on the device gives it.
+/// A request of the driver side, as `read(2)` on the device returns it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct DevRequest {
     /// One of [`GET_VQ_STATE`], [`SET_STATUS`], [`UPDATE_IOTLB`], [`SET_VQ_GROUP_ASID`].
     pub kind: u32,
-    /// To be repeated in the response.
+    /// Id of the request, which the response must repeat.
     pub request_id: u32,
     /// Unused.
     pub reserved: [u32; 4],
-    /// What the request is about.
+    /// Subject of the request, in the form that `kind` determines.
     pub body: RequestBody,
 }
 
@@ -418,7 +420,7 @@ pub struct ResponseBody {
 }
 
 impl ResponseBody {
-    /// The answer to [`GET_VQ_STATE`].
+    /// Returns the answer to [`GET_VQ_STATE`].
     pub const fn from_vq_state(index: u32, state: VqStateUnion) -> Self {
         let mut words = [0; 32];
         words[0] = index;
@@ -439,7 +441,7 @@ impl ResponseBody {
         )
     }
 
-    /// A word that holds two 16-bit fields, in the order in which they are in memory.
+    /// Returns a word that holds two 16-bit fields, in the order in which they are in memory.
     const fn pair(first: u16, second: u16) -> u32 {
         let (a, b) = (first.to_ne_bytes(), second.to_ne_bytes());
         u32::from_ne_bytes([a[0], a[1], b[0], b[1]])
@@ -458,7 +460,7 @@ impl ResponseBody {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct DevResponse {
-    /// Which request this answers.
+    /// Id of the request that this response answers.
     pub request_id: u32,
     /// [`REQ_RESULT_OK`], or anything else for a failure.
     pub result: u32,
@@ -483,7 +485,7 @@ impl CompatU64 {
         Self { words: [a, b] }
     }
 
-    /// Puts the 64-bit integer together.
+    /// Joins the halves into the 64-bit integer.
     pub const fn get(&self) -> u64 {
         RequestBody::pair(self.words[0], self.words[1])
     }
