@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Operations on atomics that are inlined.
+//! Atomic operations that are inlined.
 //!
-//! Those of [`kernel::sync::atomic`] are calls of C functions, each of them, unless the kernel is
-//! built with `CONFIG_RUST_INLINE_HELPERS`, for which it takes clang. Where a function has a handful
-//! of them and little else, as on the I/O path, they are a third of what it costs.
+//! Each operation of [`kernel::sync::atomic`] calls a C function, unless the kernel is built with
+//! `CONFIG_RUST_INLINE_HELPERS`, which requires clang. In a function that does a handful of atomic
+//! operations and little else, as on the I/O path, these calls are a third of the cost.
 //!
 //! C header: [`include/asm-generic/rwonce.h`](srctree/include/asm-generic/rwonce.h)
 
@@ -18,17 +18,17 @@ use kernel::sync::atomic::{
     Release, //
 };
 
-/// An atomic that can be read and written without a call: on x86-64 in one instruction, elsewhere by
-/// the methods that every atomic has.
+/// An atomic that can be read and written without a function call: in one instruction on x86-64,
+/// elsewhere through the methods that every [`Atomic`] has.
 pub(crate) trait Inlined {
-    /// What it contains.
+    /// The type of the value.
     type Value;
 
-    /// As `load(Relaxed)`.
+    /// Returns the value, as `load(Relaxed)` does.
     fn read(&self) -> Self::Value;
-    /// As `load(Acquire)`.
+    /// Returns the value, as `load(Acquire)` does.
     fn read_acquire(&self) -> Self::Value;
-    /// As `store(_, Relaxed)`.
+    /// Sets the value, as `store(_, Relaxed)` does.
     fn write(&self, value: Self::Value);
 }
 
@@ -41,7 +41,7 @@ macro_rules! inlined {
                 #[inline(always)]
                 fn read(&self) -> $value {
                     #[cfg(CONFIG_X86_64)]
-                    // SAFETY: It is valid and aligned, and no larger than a word: the kernel's
+                    // SAFETY: The atomic is valid, aligned and no larger than a word: the kernel's
                     // own loads of it are `READ_ONCE`, which is a volatile read.
                     return unsafe { self.as_ptr().read_volatile() };
                     #[cfg(not(CONFIG_X86_64))]
@@ -54,9 +54,9 @@ macro_rules! inlined {
                     {
                         let value = self.read();
 
-                        // The CPU does not make later accesses before a load; this keeps the
-                        // compiler from it.
-                        // SAFETY: It does nothing.
+                        // The CPU does not reorder later accesses before a load; the empty
+                        // `asm!` keeps the compiler from doing so.
+                        // SAFETY: No instruction is emitted.
                         unsafe { asm!("", options(nostack, preserves_flags)) };
                         value
                     }
@@ -67,7 +67,8 @@ macro_rules! inlined {
                 #[inline(always)]
                 fn write(&self, value: $value) {
                     #[cfg(CONFIG_X86_64)]
-                    // SAFETY: As for `read`, with `WRITE_ONCE`.
+                    // SAFETY: As for `read`: the kernel's own stores are `WRITE_ONCE`, which is a
+                    // volatile write.
                     unsafe {
                         self.as_ptr().write_volatile(value)
                     };
@@ -81,11 +82,11 @@ macro_rules! inlined {
 
 inlined!({} bool, {} u32, {} u64, {} usize, {T} *mut T, {T} *const T);
 
-/// A word of bits that can be changed without a call as well: on x86-64 in one instruction.
+/// A word of bits that can be modified without a function call: in one instruction on x86-64.
 pub(crate) trait InlinedBits {
-    /// As `cmpxchg(old, new, Acquire)`.
+    /// Replaces `old` by `new`, as `cmpxchg(old, new, Acquire)` does.
     fn replace_acquire(&self, old: u64, new: u64) -> Result<u64, u64>;
-    /// As `fetch_add(bits, Release)`, whose answer nobody wants.
+    /// Adds `bits`, as `fetch_add(bits, Release)` does, without returning the old value.
     fn add_release(&self, bits: u64);
 }
 
@@ -96,9 +97,9 @@ impl InlinedBits for Atomic<u64> {
         {
             let found;
 
-            // SAFETY: The word is valid and aligned, and whoever else changes it does so by the
-            // same instructions. They order all accesses before and after them, the CPU's and, as
-            // they may touch any memory, the compiler's.
+            // SAFETY: The word is valid and aligned, and all other code that changes it uses such
+            // instructions too. The instruction is a full barrier for the CPU and, because the
+            // `asm!` may touch any memory, for the compiler.
             unsafe {
                 asm!(
                     "lock cmpxchg qword ptr [{word}], {new}",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sets of CPUs that are read while they change.
+//! Sets of CPUs that may be read while they change.
 //!
 //! C header: [`include/linux/cpumask.h`](srctree/include/linux/cpumask.h)
 
@@ -30,28 +30,38 @@ use kernel::{
 /// The mask's words are only written through atomic operations.
 pub(crate) struct AtomicCpumask(Mask);
 
-/// How many CPUs a word of a mask stands for.
+/// The number of CPUs per word of a mask.
 const WORD: usize = usize::BITS as usize;
 
 impl AtomicCpumask {
-    /// The set of all CPUs. May sleep.
+    /// Returns the set of all CPUs.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn new_all() -> Result<Self> {
-        // INVARIANT: Nobody else has the mask yet.
+        // INVARIANT: No other code has access to the mask yet.
         Ok(Self(Mask::all()?))
     }
 
+    /// Returns the word at `index` of `mask`.
+    ///
     /// # Safety
     ///
     /// `mask` must be valid for `'a`, and `index` below [`words`](Self::words).
     unsafe fn word<'a>(mask: *const bindings::cpumask, index: usize) -> &'a Atomic<usize> {
-        // SAFETY: By the safety requirements. Whoever may write to a mask that is read here does so
-        // word by word.
+        // SAFETY: By the safety requirements, the word is valid for `'a`. All code that writes to a
+        // mask while it is read here does so word by word.
         unsafe { Atomic::from_ptr(mask.cast_mut().cast::<usize>().add(index)) }
     }
 
-    /// The words of this mask.
+    /// Returns an iterator over the words of this mask.
     fn iter(&self) -> impl Iterator<Item = &Atomic<usize>> {
-        // SAFETY: The mask is valid as long as `self` is.
+        // SAFETY: The mask is valid as long as `self` is, and `i` is below `words()`.
         (0..Self::words()).map(|i| unsafe { Self::word(self.as_raw(), i) })
     }
 
@@ -59,27 +69,28 @@ impl AtomicCpumask {
         (nr_cpu_ids() as usize).div_ceil(WORD)
     }
 
-    /// Makes this the same set as `other`. Any context.
+    /// Changes the set to that of `other`. Any context.
     pub(crate) fn store(&self, other: &Cpumask) {
         for (i, word) in self.iter().enumerate() {
-            // SAFETY: The mask is valid during the call.
+            // SAFETY: `other` is valid during the call, and `i` is below `words()`.
             let value = unsafe { Self::word(other.as_raw(), i) }.load(Relaxed);
             word.store(value, Relaxed);
         }
     }
 
-    /// Makes this the set of all CPUs. Any context.
+    /// Changes the set to that of all CPUs. Any context.
     pub(crate) fn fill(&self) {
         let cpus = nr_cpu_ids() as usize;
 
         for (i, word) in self.iter().enumerate() {
-            // Bits of CPUs that there cannot be stay clear: C walks over all it finds.
+            // The bits beyond the last possible CPU stay clear: C code visits every bit that is
+            // set.
             let bits = (cpus - i * WORD).min(WORD);
             word.store(usize::MAX >> (WORD - bits), Relaxed);
         }
     }
 
-    /// Whether a CPU is in the set. Any context.
+    /// Returns whether `cpu` is in the set. Any context.
     pub(crate) fn test(&self, cpu: CpuId) -> bool {
         let cpu = cpu.as_u32() as usize;
 
@@ -88,15 +99,23 @@ impl AtomicCpumask {
             .is_some_and(|word| word.load(Relaxed) >> (cpu % WORD) & 1 != 0)
     }
 
-    /// The online CPU of this set that comes after `after`, with wrap-around, as
-    /// [`Mask::next_online`] finds it. Any context.
+    /// Returns the next online CPU of the set after `after`, with wrap-around, as
+    /// [`Mask::next_online`] does. Any context.
     pub(crate) fn next_online(&self, after: Option<CpuId>) -> Option<CpuId> {
         self.0.next_online(after)
     }
 
-    /// The set as it is now. May sleep.
+    /// Returns a copy of the current set.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn load(&self) -> Result<Mask> {
-        // INVARIANT: Nobody else has the copy.
+        // INVARIANT: No other code has access to the copy.
         let copy = Self::new_all()?;
         for (to, from) in copy.iter().zip(self.iter()) {
             to.store(from.load(Relaxed), Relaxed);
@@ -105,12 +124,12 @@ impl AtomicCpumask {
         Ok(copy.0)
     }
 
-    /// The C structure, valid for as long as `self` is.
+    /// Returns the C structure, valid as long as `self` is.
     pub(super) fn as_raw(&self) -> *const bindings::cpumask {
         self.0.as_raw()
     }
 
-    /// The C structure of the set of all CPUs that there can be.
+    /// Returns the C structure of the set of all possible CPUs.
     pub(super) fn all_raw() -> *const bindings::cpumask {
         &raw const bindings::__cpu_possible_mask
     }

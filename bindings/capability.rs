@@ -7,22 +7,23 @@
 use super::raw;
 use kernel::prelude::*;
 
-/// A capability: those that are asked for.
+/// A capability, of those that [`capable`] is called for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Capability {
     /// `CAP_NET_ADMIN`: configure the network.
     NetAdmin,
 }
 
-/// Whether the current task has a capability in the initial user namespace.
+/// Returns whether the current task has a capability in the initial user namespace.
 ///
-/// If so, the task is marked as having used it, so ask only if something depends on it. May sleep.
+/// If so, the task is marked as having used the capability, so call this only if something depends
+/// on the result. May sleep.
 pub(crate) fn capable(capability: Capability) -> bool {
     let number = match capability {
         Capability::NetAdmin => raw::CAP_NET_ADMIN,
     };
 
-    // SAFETY: It is a valid capability, all that is asked for.
-    // CAST: All are below 64.
+    // SAFETY: `number` is a valid capability, which is the only requirement.
+    // CAST: All capabilities are below 64.
     unsafe { raw::capable(number as c_int) }
 }

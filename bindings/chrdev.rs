@@ -40,24 +40,31 @@ use kernel::{
     },
 };
 
-/// A range of device numbers with a dynamically allocated major; given back when dropped.
+/// A range of device numbers with a dynamically allocated major; released when dropped.
 ///
 /// # Invariants
 ///
-/// The `count` device numbers from `first` on are this region's, all with the same major.
+/// The `count` device numbers from `first` on are allocated to this region, all with the same
+/// major.
 pub(crate) struct Region {
     first: raw::dev_t,
     count: u32,
 }
 
 impl Region {
-    /// How many device numbers a major has, the most that a region can have.
+    /// The number of device numbers of a major, which is the maximum size of a region.
     pub(crate) const MAX: u32 = 1 << raw::MINORBITS;
 
     /// Allocates `count` device numbers, the minors from 0 on, under `name` in `/proc/devices`.
     ///
-    /// Fails with `EINVAL` if `count` is 0 or more than [`MAX`](Self::MAX), with `EBUSY` if no
-    /// major is left, or with `ENOMEM`. May sleep.
+    /// # Errors
+    ///
+    /// `EINVAL` if `count` is 0 or more than [`MAX`](Self::MAX); `EBUSY` if no major is left;
+    /// `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn new(count: u32, name: &CStr) -> Result<Self> {
         if count == 0 || count > Self::MAX {
             return Err(EINVAL);
@@ -67,47 +74,52 @@ impl Region {
         // SAFETY: `first` is valid for a write; the name is copied.
         to_result(unsafe { raw::alloc_chrdev_region(&mut first, 0, count, name.as_char_ptr()) })?;
 
-        // INVARIANT: They have just been allocated.
+        // INVARIANT: The numbers have just been allocated.
         Ok(Self { first, count })
     }
 
-    /// The device number at `index`, `EINVAL` if the region is not that large.
+    /// Returns the device number at `index`, or `EINVAL` if the region is not that large.
     fn device_number(&self, index: u32) -> Result<raw::dev_t> {
         if index >= self.count {
             return Err(EINVAL);
         }
-        // OVERFLOW: Within the region, by the type invariant.
+        // OVERFLOW: The sum is within the region, by the type invariant.
         Ok(self.first + index)
     }
 }
 
 impl Drop for Region {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the numbers are this region's.
+        // SAFETY: By the type invariant, the numbers are allocated to this region.
         unsafe { raw::unregister_chrdev_region(self.first, self.count) };
     }
 }
 
-/// A kind of character device.
+/// A type of character device.
 pub(crate) trait CharDevice: FileOperations {
-    /// What all files of one [`Registration`] share.
+    /// The data that all files of one [`Registration`] share.
     type Context: Send + Sync + 'static;
 
-    /// Opens the device at `index` of the region. What is returned becomes the file's private data.
+    /// Opens the device at `index` of the region, and returns the file's private data.
     ///
-    /// Comes from the moment of registration on, maybe before [`Registration::new`] returns; and
-    /// it can come after the registration was dropped, if the open began before or if another file
-    /// of the same node is open still. Runs in process context and may sleep.
+    /// Called from the moment of registration on, possibly before [`Registration::new`] returns. A
+    /// call is also possible after the registration was dropped, if the open began before that or
+    /// if another file of the same node is still open.
+    ///
+    /// # Context
+    ///
+    /// Process context; may sleep.
     fn open(context: &Self::Context, index: u32, file: &File) -> Result<Self::Data>;
 }
 
-/// What a registration and the files opened through it share.
+/// The state that a registration and the files opened through it share.
 ///
-/// Freed by the release function of `owner`. The character device holds a reference to `owner`,
-/// a file one to the character device, and the registration has one to each. A file's reference
-/// comes with one to the module, given back after it, so the release function never runs without
-/// its code (but for `CONFIG_DEBUG_KOBJECT_RELEASE`, which puts it off on purpose: there, as with any
-/// module that has a character device, unloading it is not safe).
+/// The structure is freed by the release function of `owner`. The character device holds a
+/// reference to `owner`, each file one to the character device, and the registration one to each of
+/// the two. A file's reference comes with a reference to the module, which is released after it, so
+/// the release function never runs after its code is gone. (The exception is
+/// `CONFIG_DEBUG_KOBJECT_RELEASE`, which delays the release function on purpose: with it, unloading
+/// any module that has a character device is unsafe.)
 struct Shared<T: CharDevice> {
     cdev: Opaque<raw::cdev>,
     owner: Opaque<raw::kobject>,
@@ -131,22 +143,22 @@ impl<T: CharDevice> Shared<T> {
     ///
     /// `inode` and `file` must be those of a file that is being opened through a `Shared<T>`.
     unsafe extern "C" fn open(inode: *mut raw::inode, file: *mut raw::file) -> c_int {
-        // SAFETY: The inode is valid for the duration of this call, and of a character device.
+        // SAFETY: The inode is that of a character device, and valid for the duration of this call.
         let (cdev, number) = unsafe { ((*inode).__bindgen_anon_5.i_cdev, (*inode).i_rdev) };
-        // SAFETY: By the safety requirements it is the field of a `Shared<T>`.
+        // SAFETY: By the safety requirements, `cdev` is the field of a `Shared<T>`.
         let shared = unsafe { container_of!(Opaque::cast_from(cdev), Self, cdev) };
-        // SAFETY: The caller, `chrdev_open()`, has a reference to the character device, and that
-        // one to its owner, so this is not freed before this function returns. It is not written
-        // to after registration, except inside `Opaque`.
+        // SAFETY: The caller, `chrdev_open()`, holds a reference to the character device, which
+        // holds one to its owner, so `shared` is not freed before this function returns. After
+        // registration, `shared` is written to only inside `Opaque`.
         let shared = unsafe { &*shared };
-        // SAFETY: Valid for the duration of this call; no descriptor refers to it yet.
+        // SAFETY: `file` is valid for the duration of this call; no descriptor refers to it yet.
         let rust_file = unsafe { File::from_raw_file(file) };
 
-        // The device covers only numbers of the region, so this cannot wrap.
+        // The device covers only numbers of the region, so the subtraction cannot wrap.
         let index = number.wrapping_sub(shared.region.first);
         match T::open(&shared.context, index, rust_file) {
             Ok(data) => {
-                // SAFETY: The private data is for `open` to set.
+                // SAFETY: The `open` of a file may set the file's private data.
                 unsafe { (*file).private_data = data.into_foreign() };
                 0
             }
@@ -159,40 +171,46 @@ impl<T: CharDevice> Shared<T> {
     /// `owner` must be that of a `Shared<T>` that came from `KBox::into_raw()`, with no reference
     /// left.
     unsafe extern "C" fn release(owner: *mut raw::kobject) {
-        // SAFETY: By the safety requirements it is the field of a `Shared<T>`.
+        // SAFETY: By the safety requirements, `owner` is the field of a `Shared<T>`.
         let shared = unsafe { container_of!(Opaque::cast_from(owner), Self, owner) };
-        // SAFETY: By the safety requirements, and nobody has a reference any more.
+        // SAFETY: By the safety requirements, `shared` came from `KBox::into_raw()`, and no
+        // reference is left.
         drop(unsafe { KBox::from_raw(shared.cast_mut()) });
     }
 }
 
 /// A registered character device, for a range of a region; unregistered when dropped.
 ///
-/// Files that are open then stay open, and the context with them. Register it as the last thing
-/// that can fail in a module's initialization: a module that fails to load is taken away without
-/// regard to files that are open already.
+/// Files that are open at the drop stay open and keep the context alive. In a module's
+/// initialization, registering must be the last step that can fail: a module that fails to load is
+/// removed without regard to files that are already open.
 ///
 /// # Invariants
 ///
-/// `shared` is valid, its `cdev` is initialized and registered, its `owner` is the parent of that,
-/// and one reference to each belongs to this value.
+/// `shared` is valid, its `cdev` is initialized and registered, its `owner` is the parent of
+/// `cdev`, and this value owns one reference to each of the two.
 pub(crate) struct Registration<T: CharDevice> {
     shared: NonNull<Shared<T>>,
     _shared: PhantomData<KBox<Shared<T>>>,
 }
 
-// SAFETY: A character device can be unregistered by any thread, and the context, which may go with
-// it, can be sent.
+// SAFETY: A character device can be unregistered by any thread, and the context, which may be
+// dropped with it, is `Send`.
 unsafe impl<T: CharDevice> Send for Registration<T> {}
 
-// SAFETY: There is nothing to be done with a shared reference.
+// SAFETY: A shared reference gives access to nothing.
 unsafe impl<T: CharDevice> Sync for Registration<T> {}
 
 impl<T: CharDevice> Registration<T> {
-    /// Registers a character device for the given indices of `region`.
+    /// Registers a character device for the given `indices` of `region`.
     ///
-    /// Fails with `EINVAL` if there are none or not all are in the region, or with `ENOMEM`. May
-    /// sleep.
+    /// # Errors
+    ///
+    /// `EINVAL` if `indices` is empty or not entirely in the region; `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn new(
         region: Arc<Region>,
         indices: Range<u32>,
@@ -215,28 +233,30 @@ impl<T: CharDevice> Registration<T> {
         // SAFETY: `shared` is valid, and stays so until the last reference to `owner` is gone.
         let (cdev, owner) = unsafe { ((*shared).cdev.get(), (*shared).owner.get()) };
 
-        // SAFETY: Zeroed and at its final address. From here on its release function frees
-        // `shared`, which came from `KBox::into_raw()`.
+        // SAFETY: `owner` is zeroed and at its final address. From here on, its release function
+        // frees `shared`, which came from `KBox::into_raw()`.
         unsafe { raw::kobject_init(owner, &Shared::<T>::OWNER) };
-        // SAFETY: At its final address, and nobody else has it.
+        // SAFETY: `cdev` is at its final address, and no other code has access to it.
         unsafe { raw::cdev_init(cdev, &Shared::<T>::FILE_OPERATIONS) };
-        // SAFETY: Initialized, and not yet registered.
+        // SAFETY: `cdev` is initialized, and not yet registered.
         unsafe { (*cdev).owner = this_module() };
-        // SAFETY: Both are initialized, and the first is not yet registered.
+        // SAFETY: Both are initialized, and `cdev` is not yet registered.
         unsafe { raw::cdev_set_parent(cdev, owner) };
 
         // OVERFLOW: The range is not empty.
         let count = indices.end - indices.start;
-        // SAFETY: Complete; it keeps `owner`, and so itself, alive for as long as it is in use.
+        // SAFETY: `cdev` is complete. It holds a reference to `owner`, and so keeps itself alive as
+        // long as it is in use.
         if let Err(error) = to_result(unsafe { raw::cdev_add(cdev, first, count) }) {
-            // SAFETY: This is the only reference: the device has none unless it is registered.
+            // SAFETY: This is the only reference to `owner`: `cdev` holds one only while
+            // registered.
             unsafe { raw::kobject_put(owner) };
             return Err(error);
         }
 
-        // INVARIANT: All of this was done just now.
+        // INVARIANT: All of it was established above.
         Ok(Self {
-            // SAFETY: From `KBox::into_raw()`, which does not return null.
+            // SAFETY: `shared` came from `KBox::into_raw()`, which does not return null.
             shared: unsafe { NonNull::new_unchecked(shared) },
             _shared: PhantomData,
         })
@@ -245,24 +265,24 @@ impl<T: CharDevice> Registration<T> {
 
 impl<T: CharDevice> Drop for Registration<T> {
     fn drop(&mut self) {
-        // SAFETY: Valid by the type invariant.
+        // SAFETY: `shared` is valid by the type invariant.
         let shared = unsafe { self.shared.as_ref() };
         let (cdev, owner) = (shared.cdev.get(), shared.owner.get());
-        // SAFETY: Registered by the type invariant; this gives our reference to it back.
+        // SAFETY: `cdev` is registered by the type invariant; this releases our reference to it.
         unsafe { raw::cdev_del(cdev) };
-        // SAFETY: The other reference of ours. `shared` may be gone after this.
+        // SAFETY: This releases our reference to `owner`. `shared` may be freed by it.
         unsafe { raw::kobject_put(owner) };
     }
 }
 
-/// A device of a class with its node in `/dev`; both go away when it is dropped.
+/// A device of a class with its node in `/dev`; both are removed when this value is dropped.
 ///
-/// `D` is what the attributes in its directory in sysfs work on.
+/// `D` is the data of the attributes in the device's sysfs directory.
 ///
 /// # Invariants
 ///
-/// `dev` is a device of `class`, registered, with a reference that belongs to this value. Its
-/// driver data points to the value that `data` holds.
+/// `dev` is a registered device of `_class`, and this value owns a reference to it. The device's
+/// driver data points to the value that `_data` holds.
 pub(crate) struct Node<D: Send + Sync + 'static> {
     dev: NonNull<raw::device>,
     _data: Arc<D>,
@@ -270,20 +290,27 @@ pub(crate) struct Node<D: Send + Sync + 'static> {
     _region: Arc<Region>,
 }
 
-// SAFETY: A device can be unregistered by any thread, and what else is in here can be sent.
+// SAFETY: A device can be unregistered by any thread, and the other fields are `Send`.
 unsafe impl<D: Send + Sync + 'static> Send for Node<D> {}
 
-// SAFETY: A reference to a device can be shared, and no more than that can be had.
+// SAFETY: A shared reference gives access to nothing but a reference to the device, which can be
+// shared.
 unsafe impl<D: Send + Sync + 'static> Sync for Node<D> {}
 
 impl<D: Send + Sync + 'static> Node<D> {
     /// Creates a device called `name` for the device number at `index` of `region`.
     ///
-    /// When this returns, its directory in sysfs has all attributes of `A` (see
-    /// [`super::sysfs`]), its node in `/dev` exists, and userspace has been told.
+    /// When this returns, the device's sysfs directory has all attributes of `A` (see
+    /// [`super::sysfs`]), its node in `/dev` exists, and userspace has been notified.
     ///
-    /// Fails with `EINVAL` if `index` is not in the region or `name` is empty, with `EEXIST` if
-    /// there is one of that name or number, or with `ENOMEM`. May sleep.
+    /// # Errors
+    ///
+    /// `EINVAL` if `index` is not in the region or `name` is empty; `EEXIST` if there is a device
+    /// of that name or number; `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn new<A: Attributes<D>>(
         class: Arc<Class>,
         region: Arc<Region>,
@@ -293,13 +320,13 @@ impl<D: Send + Sync + 'static> Node<D> {
     ) -> Result<Self> {
         let number = region.device_number(index)?;
         if name.is_empty() {
-            // The driver core would warn of it.
+            // The driver core would warn about an empty name.
             return Err(EINVAL);
         }
 
-        // SAFETY: The class is registered, by its invariant, and for longer than the device, which
-        // holds it. The format asks for one string, which is copied. The attributes are static,
-        // and find a `D` at the driver data: it lives until they are gone, see `drop()`.
+        // SAFETY: By its invariant, the class is registered, and it outlives the device because the
+        // new value holds it. The format takes one string, which is copied. The attributes are
+        // static and find a `D` at the driver data, which lives until they are gone, see `drop()`.
         let dev = from_err_ptr(unsafe {
             raw::device_create_with_groups(
                 class.as_raw(),
@@ -312,7 +339,7 @@ impl<D: Send + Sync + 'static> Node<D> {
             )
         })?;
 
-        // INVARIANT: All of this was done just now.
+        // INVARIANT: All of it was established above.
         Ok(Self {
             dev: NonNull::new(dev).ok_or(ENOMEM)?,
             _data: data,
@@ -322,10 +349,11 @@ impl<D: Send + Sync + 'static> Node<D> {
     }
 }
 
-// SAFETY: By its invariant a `Node` is registered until it is dropped.
+// SAFETY: By its invariant, the device of a `Node` is registered until the `Node` is dropped.
 unsafe impl<D: Send + Sync + 'static> Registered for Node<D> {
     fn device(&self) -> &Device {
-        // SAFETY: By the type invariant it is valid, with a reference, for as long as `self` is.
+        // SAFETY: By the type invariant, `self` owns a reference to the device, which keeps it
+        // valid.
         unsafe { Device::from_raw(self.dev.as_ptr()) }
     }
 }
@@ -333,10 +361,10 @@ unsafe impl<D: Send + Sync + 'static> Registered for Node<D> {
 impl<D: Send + Sync + 'static> Drop for Node<D> {
     /// Waits for attributes that are being read or written. May sleep.
     ///
-    /// From within one of its own attributes it would wait for itself.
+    /// Deadlocks if called from one of the device's own attributes.
     fn drop(&mut self) {
-        // SAFETY: Registered by the type invariant; this gives the reference back. No attribute is
-        // called any more after this, so the data, dropped next, is not in use by one.
+        // SAFETY: The device is registered by the type invariant; this releases our reference to
+        // it. No attribute is called after this, so none uses the data, which is dropped next.
         unsafe { raw::device_unregister(self.dev.as_ptr()) };
     }
 }

@@ -15,20 +15,20 @@ use kernel::{
     prelude::*, //
 };
 
-/// What a class is called and where its device nodes are.
+/// The name of a class and the directory of its device nodes.
 ///
-/// A type, because the C structure is read for as long as anything holds on to a device of the
-/// class, which can be longer than the class is registered: it has to be in the module's own
-/// read-only memory.
+/// This is a type and not a value because the C structure is read as long as anything holds a
+/// reference to a device of the class, even after the class is unregistered: the structure has to
+/// be in the module's own read-only memory.
 pub(crate) trait ClassInfo: 'static {
-    /// The directory in `/sys/class`.
+    /// The name of the class's directory in `/sys/class`.
     const NAME: &'static CStr;
 
-    /// The directory in `/dev`: a device of the class has its node at `/dev/DIRECTORY/DEVICE`.
+    /// The directory of the device nodes: a device has its node at `/dev/DIRECTORY/DEVICE`.
     const DIRECTORY: &'static CStr;
 }
 
-/// The C side of a [`ClassInfo`].
+/// The C structure of a [`ClassInfo`].
 struct RawClass<T: ClassInfo>(PhantomData<T>);
 
 impl<T: ClassInfo> RawClass<T> {
@@ -38,7 +38,7 @@ impl<T: ClassInfo> RawClass<T> {
         ..pin_init::zeroed()
     };
 
-    /// Names the node of a device, relative to `/dev`.
+    /// Returns the path of a device's node, relative to `/dev`.
     ///
     /// # Safety
     ///
@@ -47,8 +47,8 @@ impl<T: ClassInfo> RawClass<T> {
         // SAFETY: By the safety requirements of this function.
         let dev: &Device = unsafe { Device::from_raw(dev.cast_mut()) };
 
-        // SAFETY: The format asks for two strings, and two strings is what it gets. The caller,
-        // the driver core, frees what is allocated here, and copes with a null pointer.
+        // SAFETY: The format takes two strings, and two strings are passed. The caller, the driver
+        // core, frees the string that is allocated here, and accepts a null pointer.
         unsafe {
             raw::kasprintf(
                 raw::GFP_KERNEL,
@@ -78,18 +78,24 @@ unsafe impl Sync for Class {}
 impl Class {
     /// Registers a class.
     ///
-    /// Fails with `EEXIST` if there is a class of that name, or with `ENOMEM`. May sleep.
+    /// # Errors
+    ///
+    /// `EEXIST` if there is a class of that name; `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn register<T: ClassInfo>() -> Result<Self> {
         let raw = &RawClass::<T>::RAW;
 
         // SAFETY: The structure is complete, and lives as long as the module.
         to_result(unsafe { raw::class_register(raw) })?;
 
-        // INVARIANT: It has just been registered, and is until this value is dropped.
+        // INVARIANT: The class has just been registered, and stays so until this value is dropped.
         Ok(Self { raw })
     }
 
-    /// The C structure, registered for as long as `self` is.
+    /// Returns the C structure, registered as long as `self` exists.
     pub(super) fn as_raw(&self) -> *const raw::class {
         ptr::from_ref(self.raw)
     }
@@ -97,7 +103,7 @@ impl Class {
 
 impl Drop for Class {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant it is registered, at this very address.
+        // SAFETY: By the type invariant, the class is registered, at this very address.
         unsafe { raw::class_unregister(self.raw) };
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Completions that can be waited for with a timeout, and killed out of or frozen meanwhile.
+//! Completions with killable waits that have a timeout and can be freezable.
 //!
-//! [`kernel::sync::Completion`] can only be waited for without end.
+//! [`kernel::sync::Completion`] can only be waited for indefinitely.
 //!
 //! C header: [`include/linux/completion.h`](srctree/include/linux/completion.h)
 
@@ -16,19 +16,20 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Why a wait has ended.
+/// The reason why a wait ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WaitResult {
     /// The completion was completed.
     Completed,
-    /// The time ran out.
+    /// The timeout expired.
     TimedOut,
     /// The waiting task was killed.
     Killed,
 }
 
 impl WaitResult {
-    /// Reads what the C functions return: jiffies, 0 if the time ran out, or an error.
+    /// Converts the return value of the C functions: the jiffies that are left, 0 if the timeout
+    /// expired, or an error.
     fn from_time_left(left: c_long) -> Self {
         match left {
             0 => Self::TimedOut,
@@ -38,7 +39,7 @@ impl WaitResult {
     }
 }
 
-/// Something that happens once, and that tasks wait for.
+/// An event that happens once, and that tasks wait for.
 #[pin_data]
 pub(crate) struct Completion {
     #[pin]
@@ -51,7 +52,7 @@ unsafe impl Send for Completion {}
 unsafe impl Sync for Completion {}
 
 impl Completion {
-    /// Returns an initialiser for a completion that has not happened yet.
+    /// Returns an initialiser for a completion that is not completed yet.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             inner <- Opaque::ffi_init(|slot: *mut bindings::completion| {
@@ -61,15 +62,15 @@ impl Completion {
         })
     }
 
-    /// Completes it: every task that waits, or will wait, goes on. May be called in any context.
+    /// Completes the event: all current and later waits end at once. Any context.
     pub(crate) fn complete_all(&self) {
         // SAFETY: The completion is initialised by the type's constructor.
         unsafe { bindings::complete_all(self.inner.get()) }
     }
 
-    /// Waits until it happens, until `timeout` has gone by, or until the task is killed.
+    /// Waits until the event is completed, until `timeout` has passed, or until the task is killed.
     ///
-    /// May sleep. A timeout is rounded up to jiffies.
+    /// The timeout is rounded up to jiffies. May sleep.
     pub(crate) fn wait_killable_timeout(&self, timeout: Delta) -> WaitResult {
         // SAFETY: The completion is initialised by the type's constructor.
         let left = unsafe {
@@ -79,11 +80,14 @@ impl Completion {
         WaitResult::from_time_left(left)
     }
 
-    /// The same, but the task can be frozen while it waits (`TASK_FREEZABLE_UNSAFE`): when the machine
-    /// suspends, or by its version 1 cgroup. Time in which the machine sleeps does not count.
+    /// Waits as [`wait_killable_timeout`](Self::wait_killable_timeout) does, but the task can be
+    /// frozen meanwhile (`TASK_FREEZABLE_UNSAFE`): when the machine suspends, or by the task's
+    /// version 1 cgroup. Time in which the machine sleeps does not count.
     ///
-    /// May sleep. Locks that the caller holds are held while it is frozen, however long that is: they
-    /// must not be such that suspending takes them, or it never ends.
+    /// # Context
+    ///
+    /// May sleep. The caller's locks stay held while the task is frozen, however long that is.
+    /// Suspending the machine must not take any of these locks, or the suspend never ends.
     pub(crate) fn wait_killable_freezable_timeout(&self, timeout: Delta) -> WaitResult {
         // SAFETY: The completion is initialised by the type's constructor.
         let left = unsafe {
@@ -97,14 +101,14 @@ impl Completion {
     }
 }
 
-/// A time in jiffies, as the scheduler sleeps for: no shorter than `time`, which is nothing if it is
-/// negative, and no more than the scheduler can.
+/// Converts `time` to jiffies for the scheduler to sleep: no shorter than `time`, 0 if `time` is
+/// negative, and no longer than the scheduler can sleep.
 fn jiffies(time: Delta) -> c_ulong {
     if time <= Delta::ZERO {
         return 0;
     }
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
 
-    // What was cut off, and the part of a jiffy that has gone by.
+    // One more, for what was cut off, and for the part of the current jiffy that has passed.
     msecs_to_jiffies(milliseconds).saturating_add(1)
 }

@@ -22,35 +22,50 @@ use kernel::{
     prelude::*, //
 };
 
-/// A set of CPUs of its own memory.
+/// A set of CPUs that owns its memory.
 ///
-/// Written as text it is as with `%*pb` in C: as many bits as there can be CPUs on this machine, in
-/// hexadecimal, in groups of 32 with commas between them, the highest first.
+/// Its text form is that of `%*pb` in C: one bit for each CPU that this machine can have, in
+/// hexadecimal, in groups of 32 bits separated by commas, the highest group first.
 pub(crate) struct Mask(CpumaskVar);
 
-// SAFETY: The memory belongs to the value alone, and can be freed by any thread.
+// SAFETY: The memory belongs to this value alone, and can be freed by any thread.
 unsafe impl Send for Mask {}
 
-// SAFETY: It is written to only through `&mut self`.
+// SAFETY: The mask is written to only by its owner before it is shared or, in an `AtomicCpumask`,
+// by atomic operations.
 unsafe impl Sync for Mask {}
 
 impl Mask {
-    /// The set of all CPUs. Fails with `ENOMEM`. May sleep.
+    /// Returns the set of all CPUs.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn all() -> Result<Self> {
         let mut mask = CpumaskVar::new_zero(GFP_KERNEL)?;
         mask.setall();
         Ok(Self(mask))
     }
 
-    /// Reads a set from hexadecimal text, in groups of at most 32 bits with commas between them, up
-    /// to a newline or the end.
+    /// Parses a set from hexadecimal text, in groups of at most 32 bits separated by commas, up to
+    /// a newline or the end.
     ///
-    /// Fails with `EINVAL` if it is something else, with `EOVERFLOW` if there are CPUs in it that
-    /// there cannot be on this machine or a group is too large, or with `ENOMEM`. May sleep.
+    /// # Errors
+    ///
+    /// `EINVAL` if the text is not of this form; `EOVERFLOW` if the set has CPUs that this machine
+    /// cannot have, or if a group is too large; `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn parse(text: &CStr) -> Result<Self> {
         let mask = CpumaskVar::new_zero(GFP_KERNEL)?;
-        // SAFETY: The text ends in a NUL, where this stops. The mask has room for `nr_cpu_ids()`
-        // bits, rounded up to a word, and nobody else has it.
+        // SAFETY: The text ends in a NUL, where parsing stops. The mask has room for `nr_cpu_ids()`
+        // bits, rounded up to a word, and no other code has access to it.
         // CAST: There are at most thousands of CPUs.
         to_result(unsafe {
             raw::bitmap_parse(
@@ -63,19 +78,18 @@ impl Mask {
         Ok(Self(mask))
     }
 
-    /// Whether a CPU of this set is online.
-    ///
-    /// That can change at any time. Any context.
+    /// Returns whether a CPU of this set is online, which can change at any time. Any context.
     pub(crate) fn intersects_online(&self) -> bool {
         self.next_online(None).is_some()
     }
 
-    /// The CPU of this set that comes after `after`, or first, of those online; after the last, the
-    /// first comes again. `after` itself if it is the only one, `None` if there is none.
+    /// Returns the next online CPU of this set after `after`, or the first one if `after` is
+    /// [`None`]; after the last one, the first one again.
     ///
-    /// It can be offline when this returns. Any context.
+    /// Returns `after` itself if it is the only online CPU of the set, and [`None`] if there is
+    /// none. The CPU may be offline by the time this returns. Any context.
     pub(crate) fn next_online(&self, after: Option<CpuId>) -> Option<CpuId> {
-        // CAST: These are widening, there is no `From`.
+        // CAST: These casts are widening; there is no `From`.
         let start = after.map_or(0, |cpu| cpu.as_u32() as c_ulong + 1);
 
         self.first_online_from(start)
@@ -84,7 +98,7 @@ impl Mask {
 
     fn first_online_from(&self, start: c_ulong) -> Option<CpuId> {
         // SAFETY: Both masks have room for `nr_cpu_ids()` bits, rounded up to a word. The function
-        // expects bits to change, and takes any `start`.
+        // allows for bits that change meanwhile, and accepts any `start`.
         let cpu = unsafe {
             raw::_find_next_and_bit(
                 self.0.as_raw().cast::<c_ulong>(),
@@ -94,11 +108,11 @@ impl Mask {
             )
         };
 
-        // Without one, it is too large for a CPU.
+        // If there is no such CPU, the number is too large for one.
         u32::try_from(cpu).ok().and_then(CpuId::from_u32)
     }
 
-    /// The C structure, valid for as long as `self` is.
+    /// Returns the C structure, valid as long as `self` is.
     pub(crate) fn as_raw(&self) -> *const raw::cpumask {
         self.0.as_raw()
     }
@@ -118,7 +132,7 @@ impl fmt::Display for Mask {
 
         let cpus = nr_cpu_ids();
         for group in (0..cpus.div_ceil(GROUP)).rev() {
-            // OVERFLOW: Not more than `cpus`, in this line and the next.
+            // OVERFLOW: The result is not more than `cpus`, in this line and the next.
             let first = group * GROUP;
             let bits = (cpus - first).min(GROUP);
             let value = (0..bits).fold(0u32, |value, bit| {
@@ -126,7 +140,7 @@ impl fmt::Display for Mask {
                 value | u32::from(set) << bit
             });
 
-            // Only the first group can be narrower than its 8 digits.
+            // Only the first group can be narrower than 8 digits.
             // CAST: At most 8.
             write!(out, "{value:0digits$x}", digits = bits.div_ceil(4) as usize)?;
             if group != 0 {
@@ -137,7 +151,7 @@ impl fmt::Display for Mask {
     }
 }
 
-// What `pr_info!` and the like ask for.
+// The trait that `pr_info!` and similar macros require.
 impl kernel::fmt::Display for Mask {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, out)

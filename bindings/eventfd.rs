@@ -24,21 +24,28 @@ unsafe impl Send for EventFd {}
 unsafe impl Sync for EventFd {}
 
 impl EventFd {
-    /// Takes a reference to the eventfd that the current task knows as `fd`.
+    /// Takes a reference to the eventfd of the descriptor `fd` of the current task.
     ///
-    /// Process context. Errors: [`EBADF`] if there is no such descriptor, [`EINVAL`] if it is not
-    /// an eventfd.
+    /// # Errors
+    ///
+    /// [`EBADF`] if there is no such descriptor; [`EINVAL`] if the descriptor is not an eventfd.
+    ///
+    /// # Context
+    ///
+    /// Process context.
     pub(crate) fn from_fd(fd: i32) -> Result<Self> {
         // SAFETY: Any number may be passed.
         let ctx = from_err_ptr(unsafe { bindings::eventfd_ctx_fdget(fd) })?;
 
-        // INVARIANT: `eventfd_ctx_fdget` returned a reference, which is ours now.
+        // INVARIANT: `eventfd_ctx_fdget` returned a reference, which the new value owns.
         Ok(Self(NonNull::new(ctx).ok_or(EBADF)?))
     }
 
-    /// Adds one to the eventfd's counter and wakes those who wait for it.
+    /// Adds one to the eventfd's counter and wakes its waiters.
     ///
-    /// May be called in any context in which [`signal_allowed`] is true.
+    /// # Context
+    ///
+    /// Any in which [`signal_allowed`] returns `true`.
     pub(crate) fn signal(&self) {
         // SAFETY: The pointer is valid by the type invariants.
         unsafe { bindings::eventfd_signal_mask(self.0.as_ptr(), 0) }
@@ -47,16 +54,16 @@ impl EventFd {
 
 impl Drop for EventFd {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the reference is ours to give back.
+        // SAFETY: By the type invariants, this value owns the reference that is released here.
         unsafe { bindings::eventfd_ctx_put(self.0.as_ptr()) }
     }
 }
 
-/// Whether an eventfd may be signalled here.
+/// Returns whether an eventfd may be signalled here.
 ///
-/// It may not while the current task is being called back by another eventfd that is being
-/// signalled: that could go on for ever.
+/// Returns `false` while the current task runs a callback of another eventfd that is being
+/// signalled: such a chain could go on forever.
 pub(crate) fn signal_allowed() -> bool {
-    // SAFETY: Reads a flag of the current task.
+    // SAFETY: The function only reads a flag of the current task.
     unsafe { bindings::eventfd_signal_allowed() }
 }

@@ -14,26 +14,32 @@ use kernel::{
     prelude::*, //
 };
 
-/// Gives the current task a descriptor of `file`, and returns its number.
+/// Installs a descriptor of `file` in the current task, and returns its number.
 ///
-/// For a file that was not opened by the task itself: security modules are asked whether it may
-/// have it. The descriptor is closed on exec. The access is what the file was opened with: a
-/// descriptor has none of its own.
+/// For a file that the task did not open itself: security modules are asked whether the task may
+/// have the file. The descriptor is closed on exec. It gives the access that the file was opened
+/// with, as a descriptor has no access mode of its own.
 ///
-/// Another thread can use, or close, the descriptor before this returns, so nothing may fail
-/// after it.
+/// Another thread can use or close the descriptor before this returns, so the caller must not fail
+/// afterwards.
 ///
-/// Fails with `EMFILE` if the task has too many descriptors, `EBADF` if it has none any more
-/// because it is exiting, `ENOMEM`, or with what a security module says. May sleep.
+/// # Errors
+///
+/// `EMFILE` if the task has too many descriptors; `EBADF` if the task is exiting and has no table
+/// of descriptors any more; `ENOMEM`; or the error of a security module.
+///
+/// # Context
+///
+/// May sleep.
 pub(crate) fn receive(file: &File) -> Result<u32> {
-    // SAFETY: The current task is valid, and changes its own table of descriptors only itself.
+    // SAFETY: The current task is valid, and only the task itself changes this pointer.
     if unsafe { (*raw::get_current()).files }.is_null() {
         return Err(EBADF);
     }
 
-    // SAFETY: The file is valid, and gets a reference of its own. By the invariant of `File` it is
-    // not in the middle of a use of its position that would be a race with one by way of the new
-    // descriptor. There is a table to put it into.
+    // SAFETY: The file is valid, and the descriptor gets a reference of its own. By the invariant
+    // of `File`, no use of the file's position is in progress that could race with a use through
+    // the new descriptor. The task has a table of descriptors, as checked above.
     let fd = unsafe { raw::receive_fd(file.as_ptr(), ptr::null_mut(), O_CLOEXEC) };
 
     u32::try_from(fd).map_err(|_| Error::from_errno(fd))

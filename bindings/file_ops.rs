@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File operations, for character devices ([`super::chrdev`]) and anonymous files
-//! ([`super::anon_inode`]) alike.
+//! File operations, both for character devices ([`super::chrdev`]) and for anonymous files
+//! ([`super::anon_inode`]).
 //!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
@@ -44,30 +44,31 @@ use kernel::{
     types::ForeignOwnable, //
 };
 
-/// The module that this code is part of, as the owner of what has to keep its code in memory.
+/// Returns the module that this code is part of, as the owner of objects that must keep the
+/// module's code in memory.
 ///
-/// Always the right owner for a C table made of generic functions of this crate: they are in this
-/// module, wherever their type parameter comes from.
+/// This is the right owner for any C table of generic functions of this crate: the functions are in
+/// this module, wherever their type parameters come from.
 pub(crate) const fn this_module() -> *mut raw::module {
-    // What `THIS_MODULE` is in C. Where `module!` puts one of its own differs between kernels.
+    // The equivalent of `THIS_MODULE` in C. Where `module!` puts its own differs between kernels.
     &raw mut raw::__this_module
 }
 
-/// What can be done with a file without waiting.
+/// A set of poll events: what can be done with a file without waiting.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Events(raw::__poll_t);
 
 impl Events {
-    /// Nothing.
+    /// No event.
     pub(crate) const NONE: Self = Self(0);
-    /// It can be read.
+    /// The file can be read.
     pub(crate) const READABLE: Self = Self(raw::POLLIN | raw::POLLRDNORM);
-    /// It can be written.
+    /// The file can be written.
     pub(crate) const WRITABLE: Self = Self(raw::POLLOUT | raw::POLLWRNORM);
-    /// Something is wrong with it.
+    /// Something is wrong with the file.
     pub(crate) const ERROR: Self = Self(raw::POLLERR);
 
-    /// These, and others under a condition.
+    /// Returns these events, with `others` added if `condition` holds.
     pub(crate) const fn with(self, others: Self, condition: bool) -> Self {
         if condition {
             Self(self.0 | others.0)
@@ -77,35 +78,39 @@ impl Events {
     }
 }
 
-/// What can be done with an open file.
+/// The operations on an open file.
 ///
-/// Every method runs in process context and may sleep. A file holds a reference to the module from
-/// before its data exists until after that is dropped.
+/// A file holds a reference to the module from before its data is created until after the data is
+/// dropped.
+///
+/// # Context
+///
+/// Every method runs in process context and may sleep.
 #[vtable]
 pub(crate) trait FileOperations: Sized + 'static {
     /// The private data of an open file.
     ///
-    /// It is dropped when the last reference to the file is gone, with no other call in progress or
-    /// to come. This may be in another task than any that used the file, or long after the
-    /// descriptor was closed (a call in progress and a mapping hold references too).
+    /// The data is dropped when the last reference to the file is gone, with no other call in
+    /// progress or to come. The drop may happen in a task that never used the file, or long after
+    /// the descriptor was closed (a call in progress and a mapping hold references too).
     type Data: ForeignOwnable + Send + Sync + 'static;
 
-    /// Reads, and returns the number of bytes put into `iov`.
+    /// Reads from the file, and returns the number of bytes put into `iov`.
     ///
-    /// See [`must_not_block`] for whether this call may wait.
+    /// [`must_not_block`] tells whether this call may wait.
     fn read_iter(_kiocb: Kiocb<'_, Self::Data>, _iov: &mut IovIterDest<'_>) -> Result<usize> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Writes, and returns the number of bytes taken from `iov`.
+    /// Writes to the file, and returns the number of bytes taken from `iov`.
     ///
-    /// See [`must_not_block`] for whether this call may wait.
+    /// [`must_not_block`] tells whether this call may wait.
     fn write_iter(_kiocb: Kiocb<'_, Self::Data>, _iov: &mut IovIterSource<'_>) -> Result<usize> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Returns what can be done without waiting, after having registered with `table` whatever
-    /// will wake a waiter up.
+    /// Registers with `table` everything that can wake a waiter, then returns what can be done
+    /// without waiting.
     fn poll(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _file: &File,
@@ -116,7 +121,7 @@ pub(crate) trait FileOperations: Sized + 'static {
 
     /// Handles an ioctl.
     ///
-    /// An unknown `cmd` is answered with `ENOTTY` or `ENOIOCTLCMD`: userspace sees `ENOTTY` either
+    /// Must return `ENOTTY` or `ENOIOCTLCMD` for an unknown `cmd`: userspace sees `ENOTTY` either
     /// way.
     fn ioctl(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
@@ -129,8 +134,8 @@ pub(crate) trait FileOperations: Sized + 'static {
 
     /// Handles an ioctl of a 32-bit program on a 64-bit kernel.
     ///
-    /// Only needed if a structure has another layout there. Without it, [`ioctl`](Self::ioctl) is
-    /// called, with the argument taken for a pointer.
+    /// Needed only if a structure has another layout in such a program. Without this method,
+    /// [`ioctl`](Self::ioctl) is called, with the argument taken for a pointer.
     #[cfg(CONFIG_COMPAT)]
     fn compat_ioctl(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
@@ -141,11 +146,15 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Returns the page at an offset of the file, a multiple of the page size in bytes, for a
-    /// mapping that was touched there. [`None`] is a bus error.
+    /// Returns the page at an offset of the file, in bytes and a multiple of the page size, for a
+    /// mapping that was accessed there. [`None`] raises a bus error.
     ///
-    /// A kind of file that has this can be mapped. A mapping holds a reference to the file; it is
-    /// not part of core dumps and cannot grow. Comes with the mmap lock held for reading.
+    /// Files can be mapped if their type implements this method. A mapping holds a reference to the
+    /// file, is not part of core dumps and cannot grow.
+    ///
+    /// # Context
+    ///
+    /// Called with the mmap lock held for reading.
     fn fault(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _offset: u64,
@@ -153,21 +162,28 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Whether a mapping that begins at an offset of the file is one in which a fault maps pages of
-    /// [`fault_around`](Self::fault_around). If so, a process that forks copies its page tables.
+    /// Returns whether a fault in a mapping that begins at an offset of the file also maps pages of
+    /// [`fault_around`](Self::fault_around). If so, a process that forks copies the mapping's page
+    /// tables.
     ///
-    /// Comes with the mmap lock held for writing.
+    /// # Context
+    ///
+    /// Called with the mmap lock held for writing.
     fn maps_around(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>, _offset: u64) -> bool {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Returns the page at an offset of the file soon behind one that was touched, to be mapped along
-    /// with it, which saves a fault if it is touched, too. [`None`] leaves it and those behind it to
-    /// [`fault`](Self::fault).
+    /// Returns the page at an offset of the file shortly after that of a page that was accessed, to
+    /// map both at once, which saves a fault if the second page is accessed too. [`None`] leaves
+    /// the page and all after it to [`fault`](Self::fault).
     ///
-    /// Once a page is mapped in this way, nobody asks for it again. So it must not be one that the file
-    /// may have another one for later on; if it may have none, it must do no harm to be seen still.
-    /// Called as `fault` is.
+    /// No method is called again for a page that was mapped in this way. So the file must never
+    /// have a different page at this offset later; if the file may later have no page there, the
+    /// old page must do no harm when it is still visible.
+    ///
+    /// # Context
+    ///
+    /// As for [`fault`](Self::fault).
     fn fault_around(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _offset: u64,
@@ -176,15 +192,15 @@ pub(crate) trait FileOperations: Sized + 'static {
     }
 }
 
-/// Whether a read or a write has to fail with `EAGAIN` where it would wait: the file is in
-/// non-blocking mode, or this one call is.
+/// Returns whether a read or a write has to fail with `EAGAIN` instead of waiting: either the file
+/// is in non-blocking mode, or this one call is.
 pub(crate) fn must_not_block<T: ForeignOwnable>(kiocb: &Kiocb<'_, T>) -> bool {
     let kiocb = kiocb.as_raw();
     // SAFETY: A `Kiocb` points to a valid `struct kiocb`, and its flags do not change while a read
     // or write handler has it.
     let nowait = unsafe { (*kiocb).ki_flags } & raw::RUST_CONST_HELPER_IOCB_NOWAIT != 0;
-    // SAFETY: As above; it has a reference to its file. The volatile read stands for `READ_ONCE`:
-    // userspace can change the flags meanwhile.
+    // SAFETY: As above; a `struct kiocb` has a reference to its file. The volatile read is that of
+    // `READ_ONCE`: userspace can change the flags meanwhile.
     let flags = unsafe { (&raw const (*(*kiocb).ki_filp).f_flags).read_volatile() };
 
     nowait || flags & O_NONBLOCK != 0
@@ -193,18 +209,18 @@ pub(crate) fn must_not_block<T: ForeignOwnable>(kiocb: &Kiocb<'_, T>) -> bool {
 /// The C function that opens a file.
 pub(super) type Open = unsafe extern "C" fn(*mut raw::inode, *mut raw::file) -> c_int;
 
-/// The C side of [`FileOperations`].
+/// The C functions that call those of [`FileOperations`], and the table of them.
 pub(super) struct VTable<T: FileOperations>(PhantomData<T>);
 
 impl<T: FileOperations> VTable<T> {
-    /// Makes the table of a kind of file.
+    /// Builds the operations table of a type of file.
     ///
     /// # Safety
     ///
-    /// The private data of every file that is opened with this table must be what
-    /// `T::Data::into_foreign()` returned for this file alone: either `open` stores it there if it
-    /// succeeds, or it is stored there before anybody else has the file. Nothing but the table may
-    /// take it back.
+    /// The private data of every file that is opened with this table must be a pointer that
+    /// `T::Data::into_foreign()` returned for this file alone: either `open` stores the pointer in
+    /// the file if it succeeds, or the pointer is stored before any other code has the file. Only
+    /// the functions of this table may convert the pointer back.
     pub(super) const unsafe fn build(open: Option<Open>) -> raw::file_operations {
         raw::file_operations {
             owner: this_module(),
@@ -248,8 +264,8 @@ impl<T: FileOperations> VTable<T> {
     unsafe fn data<'a>(file: *mut raw::file) -> <T::Data as ForeignOwnable>::Borrowed<'a> {
         // SAFETY: The file is valid, and its private data does not change until it is released.
         let private = unsafe { (*file).private_data };
-        // SAFETY: It came from `into_foreign()`, see `build()`, and only `release()` takes it back,
-        // which by the safety requirements is after `'a`.
+        // SAFETY: The pointer came from `into_foreign()`, see `build()`, and only `release()`
+        // converts it back, which by the safety requirements is after `'a`.
         unsafe { T::Data::borrow(private) }
     }
 
@@ -259,8 +275,8 @@ impl<T: FileOperations> VTable<T> {
     unsafe extern "C" fn release(_inode: *mut raw::inode, file: *mut raw::file) -> c_int {
         // SAFETY: The file is valid until this returns.
         let private = unsafe { (*file).private_data };
-        // SAFETY: It came from `into_foreign()`, see `build()`. A file is released once, with no
-        // other operation in progress, so no borrow is left.
+        // SAFETY: The pointer came from `into_foreign()`, see `build()`. A file is released once,
+        // with no other operation in progress, so no borrow is left.
         drop(unsafe { T::Data::from_foreign(private) });
         0
     }
@@ -272,7 +288,7 @@ impl<T: FileOperations> VTable<T> {
     unsafe extern "C" fn read_iter(kiocb: *mut raw::kiocb, iov: *mut raw::iov_iter) -> isize {
         // SAFETY: By the safety requirements; the private data is a `T::Data`, see `build()`.
         let kiocb = unsafe { Kiocb::from_raw(kiocb) };
-        // SAFETY: By the safety requirements; the caller does not touch it during this call.
+        // SAFETY: By the safety requirements; the caller does not access `iov` during this call.
         let iov = unsafe { IovIterDest::from_raw(iov) };
 
         transferred(T::read_iter(kiocb, iov))
@@ -285,7 +301,7 @@ impl<T: FileOperations> VTable<T> {
     unsafe extern "C" fn write_iter(kiocb: *mut raw::kiocb, iov: *mut raw::iov_iter) -> isize {
         // SAFETY: By the safety requirements; the private data is a `T::Data`, see `build()`.
         let kiocb = unsafe { Kiocb::from_raw(kiocb) };
-        // SAFETY: By the safety requirements; the caller does not touch it during this call.
+        // SAFETY: By the safety requirements; the caller does not access `iov` during this call.
         let iov = unsafe { IovIterSource::from_raw(iov) };
 
         transferred(T::write_iter(kiocb, iov))
@@ -353,8 +369,8 @@ impl<T: FileOperations> VTable<T> {
             }
         }
 
-        // SAFETY: A mapping that is being set up may be written to. Its file stays the one that it
-        // is set up for, which has this table.
+        // SAFETY: A mapping that is being set up may be written to. Its file remains `file`, which
+        // has this table.
         unsafe { (*vma).vm_ops = &Self::VM_OPERATIONS };
 
         0
@@ -370,20 +386,21 @@ impl<T: FileOperations> VTable<T> {
     /// `vmf` must be a fault, valid for the duration of this call, in a mapping of a file with this
     /// table.
     unsafe extern "C" fn fault(vmf: *mut raw::vm_fault) -> raw::vm_fault_t {
-        // SAFETY: By the safety requirements. What a fault is about is constant.
+        // SAFETY: By the safety requirements, the fault is valid, and these fields are constant.
         let (vma, address, offset) = unsafe {
             let about = &(*vmf).__bindgen_anon_1;
             (about.vma, about.address, (about.pgoff as u64) << PAGE_SHIFT)
         };
-        // SAFETY: The mapping holds a reference to its file. The lock that a fault comes with is held
-        // during this call.
+        // SAFETY: The mapping holds a reference to its file. The lock that faults are handled under
+        // is held during this call.
         let (data, vma) = unsafe { (Self::data((*vma).vm_file), VmaRef::from_raw(vma)) };
 
         match T::fault(data, offset) {
             Some(page) => {
                 if T::HAS_FAULT_AROUND {
                     if let Some(vma) = vma.as_mixedmap_vma() {
-                        // SAFETY: The fault is in this mapping.
+                        // SAFETY: The fault at `address` and `offset` is in this mapping, and in
+                        // progress.
                         unsafe { Self::map_behind(vma, address, offset) }
                     }
                 }
@@ -395,29 +412,29 @@ impl<T: FileOperations> VTable<T> {
         }
     }
 
-    /// Maps pages behind one that was touched, until there is none to be mapped or one that is mapped
-    /// already.
+    /// Maps the pages after the one that was accessed, up to the first that
+    /// [`FileOperations::fault_around`] does not return or that is already mapped.
     ///
     /// # Safety
     ///
-    /// `vma` must be a mapping of a file with this table, in which a fault at the page at `address` is
-    /// being handled; that is at `offset` of the file.
+    /// `vma` must be a mapping of a file with this table, in which a fault is being handled for the
+    /// page at `address`, which must be the page at `offset` of the file.
     unsafe fn map_behind(vma: &VmaMixedMap, address: usize, offset: u64) {
-        /// So many with the one that was touched: as many as the kernel maps of files
-        /// (`fault_around_bytes`).
+        /// The number of pages to map, including the one that was accessed: as many as the kernel
+        /// maps of ordinary files (`fault_around_bytes`).
         const PAGES: usize = 16;
 
-        // SAFETY: A mapping's file does not change while a fault is handled in it.
+        // SAFETY: A mapping's file does not change while a fault in the mapping is handled.
         let file = unsafe { (*vma.as_ptr()).vm_file };
         let behind = (vma.end() - address) / PAGE_SIZE - 1;
         let mut pages = [ptr::null_mut(); PAGES - 1];
         let mut count = 0;
 
         for (place, number) in pages.iter_mut().zip(1..=behind) {
-            // SAFETY: The mapping holds a reference to its file, and stays during this call.
+            // SAFETY: The mapping holds a reference to its file, and exists during this whole call.
             let data = unsafe { Self::data(file) };
             let page = T::fault_around(data, offset + (number << PAGE_SHIFT) as u64);
-            // Nobody looks for the mark later, as after `fault`.
+            // Unlike the page that `fault` returned, these are not checked for poison later.
             let Some(page) = page.filter(|page| !page.is_poisoned()) else {
                 break;
             };
@@ -429,10 +446,10 @@ impl<T: FileOperations> VTable<T> {
         }
 
         let mut left = count;
-        // SAFETY: There are `count` pages, of which the mapping takes references of its own. By the
-        // invariants of its type, it is one for this, and its lock is held. The address is that of the
-        // page behind the one that was touched, and inside the mapping. If not all can be mapped, they
-        // are touched later.
+        // SAFETY: `pages` begins with `count` pages, to which the mapping takes references of its
+        // own. By the invariants of `VmaMixedMap`, pages can be inserted into the mapping, and its
+        // lock is held. The address is that of the page after the one that was accessed, and inside
+        // the mapping. Pages that could not be mapped fault when they are accessed.
         let _ = unsafe {
             raw::vm_insert_pages(
                 vma.as_ptr(),
@@ -443,13 +460,13 @@ impl<T: FileOperations> VTable<T> {
         };
 
         for page in pages.into_iter().filter_map(NonNull::new) {
-            // SAFETY: The reference is that of above.
+            // SAFETY: The reference is the one that `into_raw()` returned above.
             drop(unsafe { ARef::<Page>::from_raw(page.cast()) });
         }
     }
 }
 
-/// The result of a read or a write, as C returns it.
+/// Converts the result of a read or a write to the C return value.
 fn transferred(result: Result<usize>) -> isize {
     match result {
         // CAST: No buffer is larger than `isize::MAX`.
@@ -458,7 +475,7 @@ fn transferred(result: Result<usize>) -> isize {
     }
 }
 
-/// The result of an ioctl, as C returns it.
+/// Converts the result of an ioctl to the C return value.
 fn answered(result: Result<isize>) -> c_long {
     match result {
         Ok(value) => value,

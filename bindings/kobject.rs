@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Directories in sysfs under a device.
+//! Sysfs directories under a device.
 //!
 //! C header: [`include/linux/kobject.h`](srctree/include/linux/kobject.h)
 
@@ -24,35 +24,42 @@ use kernel::{
     sync::Arc, //
 };
 
-/// A directory in sysfs with attributes, removed when dropped.
+/// A sysfs directory with attributes, removed when dropped.
 ///
-/// The kobject itself is allocated and freed by the C side, so that whoever else holds a reference
-/// to it may do so for as long as it likes.
+/// The kobject itself is allocated and freed by C code, so that others may hold references to the
+/// kobject for as long as they like.
 ///
 /// # Invariants
 ///
-/// `kobj` came from `kobject_create_and_add()`, and a reference to it belongs to this value.
-/// `entries` does not move, and the `data` of each points to the value that `data` holds.
+/// `kobj` came from `kobject_create_and_add()`, and this value owns a reference to it. The contents
+/// of `entries` do not move, and the `data` of each entry points to the value that `_data` holds.
 pub(crate) struct KObject<D: Send + Sync + 'static> {
     kobj: NonNull<raw::kobject>,
     entries: KVec<Entry>,
     _data: Arc<D>,
 }
 
-// SAFETY: A kobject can be removed by any thread, and what else is in here can be sent.
+// SAFETY: A kobject can be removed by any thread. The entries point to nothing but static memory
+// and the value that `_data` holds, which is `Send` and `Sync`.
 unsafe impl<D: Send + Sync + 'static> Send for KObject<D> {}
 
-// SAFETY: There is nothing to be done with a shared reference.
+// SAFETY: A shared reference gives access to nothing.
 unsafe impl<D: Send + Sync + 'static> Sync for KObject<D> {}
 
 impl<D: Send + Sync + 'static> KObject<D> {
     /// Creates the directory `name` under that of `parent`, with the attributes of `A` (see
     /// [`super::sysfs`]), which work on `data`.
     ///
-    /// It may outlive `parent`, which takes the directory away when it goes.
+    /// The returned value may outlive `parent`, which removes the directory when it is
+    /// unregistered.
     ///
-    /// Fails with `EINVAL` if `name` is empty, or with `ENOMEM`, also if there is something of that
-    /// name. May sleep.
+    /// # Errors
+    ///
+    /// `EINVAL` if `name` is empty; `ENOMEM`, also if the name is already in use.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn new<A: Attributes<D>>(
         parent: &impl Registered,
         name: &CStr,
@@ -69,7 +76,7 @@ impl<D: Send + Sync + 'static> KObject<D> {
                 attribute: *attribute,
                 data: Arc::as_ptr(&data).cast(),
             };
-            // Lockdep wants a key in static memory: that in the attribute this is a copy of.
+            // Lockdep requires a key in static memory: that of the attribute that was copied.
             #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
             {
                 entry.attribute.attr.key = (&raw const attribute.attr.skey).cast_mut();
@@ -84,7 +91,7 @@ impl<D: Send + Sync + 'static> KObject<D> {
         // The name is copied.
         let kobj = unsafe { raw::kobject_create_and_add(name.as_char_ptr(), device) };
 
-        // INVARIANT: It has just been created, and the vector is not touched again.
+        // INVARIANT: The kobject has just been created, and the vector is not modified again.
         let this = Self {
             kobj: NonNull::new(kobj).ok_or(ENOMEM)?,
             entries,
@@ -92,12 +99,12 @@ impl<D: Send + Sync + 'static> KObject<D> {
         };
         for index in 0..this.entries.len() {
             let entry = this.entries.as_ptr().wrapping_add(index);
-            // SAFETY: In bounds. Made from the pointer to the whole entry, because that is what
-            // the attribute's functions make of it again.
+            // SAFETY: `entry` is in bounds. The pointer is derived from that to the whole entry,
+            // because the attribute's functions convert it back to the latter.
             let attribute = unsafe { &raw const (*entry).attribute.attr };
-            // SAFETY: `kobj` is in sysfs. The attribute is at its final address. By the safety
-            // requirements of `Attributes` it needs to be in an `Entry` with a `D`, which it is,
-            // and `drop()` removes it before either goes.
+            // SAFETY: `kobj` is in sysfs. The attribute is at its final address. The safety
+            // requirements of `Attributes` hold: the attribute is in an `Entry` with a `D`, and
+            // `drop()` removes the attribute before the entry and the data are dropped.
             to_result(unsafe { raw::sysfs_create_file_ns(kobj, attribute, ptr::null()) })?;
         }
         Ok(this)
@@ -107,12 +114,13 @@ impl<D: Send + Sync + 'static> KObject<D> {
 impl<D: Send + Sync + 'static> Drop for KObject<D> {
     /// Waits for attributes that are being read or written. May sleep.
     ///
-    /// From within one of its own attributes it would wait for itself.
+    /// Deadlocks if called from one of the directory's own attributes.
     fn drop(&mut self) {
-        // SAFETY: By the type invariant. This removes the directory and the files in it, and waits
-        // for those in use, so that the entries and the data, dropped next, are not in use any more.
+        // SAFETY: By the type invariant, `kobj` is valid. This removes the directory and the files
+        // in it, and waits for those in use, so that the entries and the data, which are dropped
+        // next, are not in use any more.
         unsafe { raw::kobject_del(self.kobj.as_ptr()) };
-        // SAFETY: The reference is ours.
+        // SAFETY: By the type invariant, this value owns the reference that is released here.
         unsafe { raw::kobject_put(self.kobj.as_ptr()) };
     }
 }

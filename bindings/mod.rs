@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Safe Rust for the kernel facilities that the `kernel` crate lacks, one file each.
+//! Safe Rust bindings for the kernel facilities that the `kernel` crate lacks, one file each.
 //!
-//! Nothing in here knows VDUSE. This is the only place of the module with `unsafe` code.
+//! The bindings are independent of VDUSE. All `unsafe` code of the module is in this directory.
 
 mod raw;
 

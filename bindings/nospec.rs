@@ -8,8 +8,8 @@ use super::raw as bindings;
 
 /// Returns the element at `index`, or [`None`] if there is none.
 ///
-/// The element of a wrong index is not read speculatively either, so that no one learns from the
-/// caches what lies behind the slice. May be called in any context.
+/// An index that is out of bounds is not used speculatively either, so that the caches reveal
+/// nothing about the memory beyond the slice. Any context.
 pub(crate) fn get_nospec<T>(slice: &[T], index: usize) -> Option<&T> {
     if index >= slice.len() {
         return None;

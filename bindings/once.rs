@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Boxes that are filled at most once, by whoever comes first.
+//! Boxes that are filled at most once, by the first of several concurrent callers.
 
 use super::atomic::Inlined;
 use core::ptr;
@@ -13,27 +13,27 @@ use kernel::{
     },
 };
 
-/// A place for a value on the heap that several contexts may want to make at the same time.
+/// A value on the heap that several contexts may try to create at the same time.
 ///
 /// # Invariants
 ///
-/// The pointer is null, or came from a [`KBox`] that is ours. Once it is not null, it does not
-/// change until the place is dropped.
+/// The pointer is null, or came from a [`KBox`] that belongs to this value. Once the pointer is not
+/// null, it does not change until this value is dropped.
 pub(crate) struct OnceBox<T>(Atomic<*mut T>, core::marker::PhantomData<T>);
 
-// SAFETY: It owns a `T`, which goes along.
+// SAFETY: A `OnceBox<T>` owns a `T`, which is sent along.
 unsafe impl<T: Send> Send for OnceBox<T> {}
-// SAFETY: It gives out shared references to a `T`, and the `T` may be made by one task and dropped
-// by another.
+// SAFETY: A shared `OnceBox<T>` gives out shared references to a `T`, and the `T` may be created by
+// one task and dropped by another.
 unsafe impl<T: Send + Sync> Sync for OnceBox<T> {}
 
 impl<T> OnceBox<T> {
-    /// An empty place.
+    /// Creates an empty box.
     pub(crate) const fn new() -> Self {
         Self(Atomic::new(ptr::null_mut()), core::marker::PhantomData)
     }
 
-    /// Returns the value, if there is one. May be called in any context.
+    /// Returns the value, if there is one. Any context.
     #[inline]
     pub(crate) fn get(&self) -> Option<&T> {
         // SAFETY: By the type invariants, the pointer is null or valid as long as `self` is. The
@@ -41,10 +41,18 @@ impl<T> OnceBox<T> {
         unsafe { self.0.read_acquire().as_ref() }
     }
 
-    /// Returns the value, after making it in place if there was none.
+    /// Returns the value, after creating it with `init` if there was none.
     ///
-    /// May be called in any context that `flags` allows. If two callers make it at the same time,
-    /// one value is dropped and both get the other.
+    /// If two callers create a value at the same time, one value is dropped and both callers get
+    /// the other.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`, or the error of `init`.
+    ///
+    /// # Context
+    ///
+    /// Any that `flags` allows.
     pub(crate) fn get_or_init<E>(&self, init: impl Init<T, E>, flags: Flags) -> Result<&T>
     where
         Error: From<E>,
@@ -56,11 +64,11 @@ impl<T> OnceBox<T> {
         let new = KBox::into_raw(KBox::init(init, flags)?);
 
         match self.0.cmpxchg(ptr::null_mut(), new, Full) {
-            // INVARIANT: `new` came from a box, and nobody else has it.
+            // INVARIANT: `new` came from a box that no other code has.
             // SAFETY: As in `get`.
             Ok(_) => Ok(unsafe { &*new }),
             Err(_) => {
-                // SAFETY: It came from a box above and was not installed.
+                // SAFETY: `new` came from a box above and was not installed.
                 drop(unsafe { KBox::from_raw(new) });
                 self.get().ok_or(ENOMEM)
             }
@@ -73,7 +81,7 @@ impl<T> Drop for OnceBox<T> {
         let ptr = *self.0.get_mut();
 
         if !ptr.is_null() {
-            // SAFETY: By the type invariants, it came from a box that is ours.
+            // SAFETY: By the type invariants, `ptr` came from a box that belongs to this value.
             drop(unsafe { KBox::from_raw(ptr) });
         }
     }

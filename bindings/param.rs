@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Module parameters that show in sysfs. (Those of the `module!` macro do not.)
+//! Module parameters that are visible in sysfs. (Those of the `module!` macro are not.)
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
@@ -30,12 +30,13 @@ impl IntParam {
         }
     }
 
-    /// The value: the default, or what the module was loaded with. Does not change after that.
+    /// Returns the value: the default, or the one that the module was loaded with. The value does
+    /// not change after loading.
     pub(crate) fn get(&self) -> c_int {
         self.value.load(Relaxed)
     }
 
-    /// How the module loader finds the parameter.
+    /// Returns the description by which the module loader finds the parameter.
     #[doc(hidden)]
     pub(crate) const fn description(&'static self, name: &'static CStr) -> KernelParam {
         KernelParam::new(raw::kernel_param {
@@ -45,8 +46,9 @@ impl IntParam {
             perm: 0o444,
             level: -1,
             flags: 0,
-            // An atomic integer is an integer in memory. C writes to it before the module's
-            // initialization, in the thread that does that, and only reads it afterwards.
+            // An atomic integer has the memory layout of an integer. C code writes to the integer
+            // before the module's initialization, in the thread that then runs the initialization,
+            // and only reads the integer afterwards.
             __bindgen_anon_1: raw::kernel_param__bindgen_ty_1 {
                 arg: self.value.as_ptr().cast(),
             },
@@ -54,7 +56,7 @@ impl IntParam {
     }
 }
 
-/// A string as an array of its bytes, `N` being its length.
+/// Returns the bytes of a string as an array, where `N` is the length of the string.
 #[doc(hidden)]
 pub(crate) const fn bytes<const N: usize>(text: &str) -> [u8; N] {
     match text.as_bytes().first_chunk() {
@@ -66,14 +68,15 @@ pub(crate) const fn bytes<const N: usize>(text: &str) -> [u8; N] {
 /// Declares a parameter of the module that is an `int`, set when the module is loaded and readable
 /// in `/sys/module/MODULE/parameters`.
 ///
-/// For modules that can be loaded; built into the kernel, its name would need a prefix. It cannot
-/// be used where `unsafe_code` is forbidden, because it names sections.
+/// For loadable modules only: in code that is built into the kernel, the parameter's name would
+/// need a prefix. The macro cannot be used where `unsafe_code` is forbidden, because its expansion
+/// names sections.
 ///
 /// # Examples
 ///
 /// ```ignore
 /// module_param_int! {
-///     /// How many entries there can be.
+///     /// The maximum number of entries.
 ///     pub(crate) static MAX_ENTRIES: max_entries = 2048, "Maximum number of entries";
 /// }
 ///

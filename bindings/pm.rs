@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Suspending and hibernating the machine, as those learn of it who have to get ready.
+//! Notification of suspend and hibernation.
 //!
 //! C header: [`include/linux/suspend.h`](srctree/include/linux/suspend.h)
 
@@ -16,11 +16,11 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Knows whether the machine suspends, until it is dropped.
+/// A record of whether the machine is being suspended, kept up to date until it is dropped.
 ///
 /// # Invariants
 ///
-/// `notifier` is registered, with [`Self::notify`].
+/// `notifier` is registered, with [`Self::notify`] as its callback.
 #[pin_data(PinnedDrop)]
 pub(crate) struct SuspendWatch {
     #[pin]
@@ -34,11 +34,11 @@ unsafe impl Send for SuspendWatch {}
 unsafe impl Sync for SuspendWatch {}
 
 impl SuspendWatch {
-    /// Returns an initialiser for a watch. May sleep.
+    /// Returns an initialiser for a watch. Initialising may sleep.
     pub(crate) fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             suspending: AtomicFlag::new(false),
-            // INVARIANT: Registered just now.
+            // INVARIANT: The initialiser registers the notifier.
             notifier <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
                 let notifier = bindings::notifier_block {
                     notifier_call: Some(Self::notify),
@@ -47,28 +47,28 @@ impl SuspendWatch {
 
                 // SAFETY: `slot` is valid for writes.
                 unsafe { slot.write(notifier) };
-                // SAFETY: It is set up, and pinned until it is unregistered.
+                // SAFETY: The notifier is set up, and pinned until it is unregistered.
                 to_result(unsafe { bindings::add_pm_notifier(slot) })
             }),
         })
     }
 
-    /// Whether the machine suspends or hibernates: from before tasks are frozen until they run again.
-    /// Any context.
+    /// Returns whether the machine is being suspended or hibernated: `true` from before tasks are
+    /// frozen until they run again. Any context.
     pub(crate) fn is_suspending(&self) -> bool {
         self.suspending.load(Relaxed)
     }
 
     /// # Safety
     ///
-    /// `notifier` must be that of a watch that is registered.
+    /// `notifier` must be the field of a registered watch.
     unsafe extern "C" fn notify(
         notifier: *mut bindings::notifier_block,
         event: c_ulong,
         _data: *mut c_void,
     ) -> c_int {
-        // SAFETY: The chain passes the notifier that it was given, which is this field of a watch, and
-        // whose other field was initialised before it was registered.
+        // SAFETY: The chain passes the notifier that was registered, which is this field of a
+        // watch. The watch's other field was initialised before the notifier was registered.
         let suspending = unsafe {
             let this = container_of!(Opaque::cast_from(notifier), Self, notifier);
 
@@ -92,7 +92,7 @@ impl SuspendWatch {
 #[pinned_drop]
 impl PinnedDrop for SuspendWatch {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariants, it is registered.
+        // SAFETY: By the type invariants, the notifier is registered.
         unsafe { bindings::remove_pm_notifier(self.notifier.get()) };
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Plain structures: nothing but bytes, with no padding between them.
+//! Plain structures: nothing but bytes, without padding.
 
 use kernel::transmute::{
     AsBytes,
@@ -9,38 +9,38 @@ use kernel::transmute::{
 
 /// A type whose values are exactly the sequences of bytes of its size.
 ///
-/// Structures get it from [`pod!`].
+/// [`pod!`] implements this trait for structures.
 ///
 /// # Safety
 ///
 /// Every sequence of bytes of the right size must be a value, no byte of a value may be
 /// uninitialized, and there must be no interior mutability.
-// The unnamed constants that `pod!` makes do not count as uses.
+// The compiler does not count the unnamed constants that `pod!` expands to as uses.
 #[allow(dead_code)]
 pub(crate) unsafe trait Pod: FromBytes + AsBytes {}
 
 macro_rules! impl_pod {
     ($($type:ty)*) => {
-        // SAFETY: An integer is just its bytes.
+        // SAFETY: The values of an integer are exactly the sequences of bytes of its size.
         $(unsafe impl Pod for $type {})*
     };
 }
 
 impl_pod!(u8 u16 u32 u64 i8 i16 i32 i64);
 
-// SAFETY: There is no padding between the elements of an array.
+// SAFETY: The elements of the array are `Pod`, and there is no padding between them.
 unsafe impl<T: Pod, const N: usize> Pod for [T; N] {}
 
-/// Says that structures are plain, and checks it.
+/// Implements [`Pod`] for structures, and checks at compile time that they are plain.
 ///
-/// Each is given with all of its fields. It gets [`Pod`] and with it the kernel's
-/// [`FromBytes`] and [`AsBytes`]. It does not compile unless the list of fields is complete, each
-/// field has just that type, every such type is [`Pod`] and together they are as large as the
-/// structure, so that there is no room for padding. Not for packed structures, and not for those
-/// that implement `Drop`.
+/// Each structure is given with all of its fields, and gets [`Pod`] and the kernel's [`FromBytes`]
+/// and [`AsBytes`]. The code does not compile unless the list of fields is complete, each field has
+/// exactly the given type, every such type is [`Pod`], and the types together are as large as the
+/// structure, which leaves no room for padding. Not for packed structures, and not for those that
+/// implement `Drop`.
 ///
-/// No `unsafe` is needed to use this, but what it expands to has some: it cannot be used where
-/// `unsafe_code` is forbidden.
+/// Using the macro takes no `unsafe`, but its expansion contains some: the macro cannot be used
+/// where `unsafe_code` is forbidden.
 ///
 /// # Examples
 ///
@@ -60,8 +60,9 @@ macro_rules! pod {
     ($($name:path { $($field:ident: $type:ty),* $(,)? })*) => {
         $(
             const _: () = {
-                // Complete: a pattern without `..`. Of these very types: the type of `found` is
-                // settled before anything is expected of it, and then converts to no other.
+                // The pattern has no `..`, so the list must be complete. The types must be exactly
+                // these: the type of `found` is settled before the next line expects one, and does
+                // not convert to another.
                 const _: fn(&$name) = |value| {
                     let $name { $($field),* } = value;
                     $(
@@ -78,9 +79,9 @@ macro_rules! pod {
                 );
             };
 
-            // SAFETY: The fields are all there is, as large as the structure together, so there is
-            // no padding; and each takes any bytes, has none that is uninitialized, and no
-            // interior mutability.
+            // SAFETY: The list has all fields, which together are as large as the structure, so
+            // there is no padding. Each field accepts any bytes, has no uninitialized byte, and has
+            // no interior mutability.
             unsafe impl ::kernel::transmute::FromBytes for $name {}
             // SAFETY: As above.
             unsafe impl ::kernel::transmute::AsBytes for $name {}
@@ -92,7 +93,7 @@ macro_rules! pod {
 
 pub(crate) use pod;
 
-/// Names the type behind a reference, for [`pod!`].
+/// Names the type that a reference points to, for [`pod!`].
 #[doc(hidden)]
 #[allow(dead_code)]
 pub(crate) fn type_behind<T>(_: &T) -> core::marker::PhantomData<T> {

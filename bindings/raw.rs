@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The raw bindings: what bindgen made of the kernel's headers and of `raw/helpers.c`, on top of
-//! the kernel crate's own.
+//! The raw bindings: bindgen's output for the kernel's headers and for `raw/helpers.c`, in addition
+//! to the kernel crate's own.
 //!
 //! Only files in `bindings/` may use this module.
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! RCU: readers that cost next to nothing where a driver maps memory, and the updaters' side.
+//! RCU: read-side sections that cost next to nothing where a driver maps memory, and the updater's
+//! wait for them.
 //!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 
@@ -14,7 +15,7 @@ use kernel::sync::rcu::{
     Guard, //
 };
 
-/// Shows that the caller is in an RCU read-side critical section.
+/// A proof that the caller is in an RCU read-side critical section.
 ///
 /// # Invariants
 ///
@@ -23,36 +24,37 @@ use kernel::sync::rcu::{
 pub(crate) struct Section<'a>(PhantomData<&'a Guard>);
 
 impl Section<'_> {
-    /// The section that the caller is in anyway, if this can be told at hardly any cost: where softirqs
-    /// or preemption are disabled, as those who wait for readers wait for such contexts too
-    /// (`synchronize_rcu`). Any context.
+    /// Returns the section that the caller is already in, if that can be told at hardly any cost:
+    /// where softirqs or preemption are disabled, because `synchronize_rcu` waits for such contexts
+    /// too. Any context.
     ///
     /// # Safety
     ///
-    /// The answer's lifetime must end before anything is enabled that was disabled before.
+    /// The lifetime of the returned section must end before anything that was disabled at the time
+    /// of the call is enabled.
     #[inline(always)]
     pub(super) unsafe fn around() -> Option<Self> {
-        // INVARIANT: By the safety requirements, a context that is a section stays one.
+        // INVARIANT: By the safety requirements, the context stays a section during the lifetime.
         (!is_preemptible()).then_some(Self(PhantomData))
     }
 }
 
-/// Does something in a read-side critical section. Any context; `f` must not sleep.
+/// Calls `f` in a read-side critical section. Any context; `f` must not sleep.
 ///
-/// Out of line, for callers that hardly ever need it.
+/// The function is not inlined, as its callers hardly ever need it.
 #[inline(never)]
 pub(crate) fn read<T>(f: impl FnOnce(Section<'_>) -> T) -> T {
     let _lock = read_lock();
 
-    // INVARIANT: The lock is held until `f` has returned, which must do with any lifetime.
+    // INVARIANT: The lock is held until `f` has returned, and `f` must accept any lifetime.
     f(Section(PhantomData))
 }
 
-/// Waits until every RCU read-side critical section that is under way has ended.
+/// Waits until every RCU read-side critical section that is in progress has ended.
 ///
 /// May sleep.
 pub(crate) fn synchronize() {
-    // SAFETY: It has no requirements but that it may sleep; a caller that may not is reported, no
-    // memory is touched.
+    // SAFETY: The only requirement is that the caller may sleep. A caller that may not is reported,
+    // and no memory is touched.
     unsafe { bindings::synchronize_rcu() }
 }

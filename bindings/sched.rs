@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sharing the CPU, and doing without it.
+//! Yielding the CPU, and sleeping.
 //!
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
@@ -14,26 +14,32 @@ use kernel::{
     },
 };
 
-/// Lets other tasks run if it is their turn. For long loops; may sleep.
+/// Lets other tasks run if they are due, in long loops. May sleep.
 pub(crate) fn cond_resched() {
-    // SAFETY: It has no requirements but that it may sleep.
+    // SAFETY: The only requirement is that the caller may sleep.
     unsafe { bindings::cond_resched() }
 }
 
-/// Sleeps for `time`, rounded up to jiffies, or until the task is killed; or less, as a task may be
-/// woken up without a reason. Process context.
+/// Sleeps for `time`, rounded up to jiffies, or until the task is killed; or for less, as a task
+/// may be woken up without a reason.
 ///
-/// Errors: [`EINTR`] if the task is killed.
+/// # Errors
+///
+/// [`EINTR`] if the task is killed.
+///
+/// # Context
+///
+/// Process context.
 pub(crate) fn sleep_killable(time: Delta) -> Result {
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-    // The jiffy that has begun is not counted.
+    // One more, because the current jiffy has already begun.
     let jiffies = msecs_to_jiffies(milliseconds).saturating_add(1);
     let jiffies = c_long::try_from(jiffies).unwrap_or(c_long::MAX);
 
-    // SAFETY: It may sleep, and the time is not negative.
+    // SAFETY: The caller may sleep, and the time is not negative.
     unsafe { bindings::schedule_timeout_killable(jiffies) };
 
-    // SAFETY: It has no requirements.
+    // SAFETY: The function has no requirements.
     if unsafe { bindings::is_killed() } {
         Err(EINTR)
     } else {

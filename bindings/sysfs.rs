@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Attributes: the files in a directory of sysfs.
+//! Attributes: the files in a sysfs directory.
 //!
-//! An attribute is a type that implements [`Attribute`]; a tuple of them, all for the same type of
-//! data, is a list of [`Attributes`], for a device ([`super::chrdev::Node`]) or for a directory
-//! under one ([`super::kobject::KObject`]).
+//! An attribute is a type that implements [`Attribute`]. A tuple of such types, all for the same
+//! type of data, is a list of [`Attributes`], for a device ([`super::chrdev::Node`]) or for a
+//! directory under a device ([`super::kobject::KObject`]).
 //!
 //! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
@@ -26,28 +26,32 @@ use kernel::{
 /// One attribute: readable by everyone and, if it has a [`store`](Self::store), writable by its
 /// owner.
 ///
-/// The methods run in process context and may sleep. They must not drop what the attribute is
-/// part of: that waits for them.
+/// The methods must not drop the device or the directory that the attribute is part of: the drop
+/// would wait for them.
+///
+/// # Context
+///
+/// The methods run in process context and may sleep.
 #[vtable]
 pub(crate) trait Attribute: Sized + 'static {
-    /// What the attribute is about.
+    /// The data that the attribute's methods work on.
     type Data: Send + Sync + 'static;
 
-    /// The file's name.
+    /// The name of the attribute's file.
     const NAME: &'static CStr;
 
     /// Writes the value as text, by convention with a newline at its end.
     fn show(data: &Self::Data, out: &mut Output<'_>) -> Result;
 
-    /// Takes a new value from `text`: what was written in one call, up to its first NUL and less
-    /// than a page of it, mostly with a newline at its end. All of it counts as consumed.
+    /// Takes a new value from `text`: the bytes that one call wrote, up to the first NUL and less
+    /// than a page, usually with a newline at the end. All bytes count as consumed.
     fn store(_data: &Self::Data, _text: &CStr) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 }
 
-/// Where [`Attribute::show`] writes to: one page, less the byte for a NUL. What does not fit is
-/// left out.
+/// The buffer that [`Attribute::show`] writes to: one page, less the byte for a NUL. Text that does
+/// not fit is left out.
 pub(crate) struct Output<'a> {
     page: &'a mut [u8],
     len: usize,
@@ -64,17 +68,19 @@ impl fmt::Write for Output<'_> {
             for (to, from) in free.iter_mut().zip(text.as_bytes()) {
                 *to = *from;
             }
-            // OVERFLOW: Not more than the page.
+            // OVERFLOW: The sum is not more than the page.
             self.len += count;
         }
         Ok(())
     }
 }
 
-/// Reads an unsigned decimal number the way attributes of integers do everywhere in the kernel:
-/// with a `+` before it or not, and a newline behind it or not.
+/// Parses an unsigned decimal number as integer attributes do everywhere in the kernel: with an
+/// optional `+` before the number and an optional newline after it.
 ///
-/// Fails with `EINVAL` if it is not a number, with `ERANGE` if it is too large.
+/// # Errors
+///
+/// `EINVAL` if the text is not a number; `ERANGE` if the number is too large.
 pub(crate) fn parse_u32(text: &CStr) -> Result<u32> {
     let mut value = 0;
     // SAFETY: The text ends in a NUL, and `value` is valid for a write.
@@ -86,12 +92,12 @@ pub(crate) fn parse_u32(text: &CStr) -> Result<u32> {
 ///
 /// # Safety
 ///
-/// - `DEVICE` is null or a null-terminated array of groups of `struct device_attribute`. Their
-///   functions ask for no more than that the device's driver data points to a `D` that lives until
-///   the device is unregistered.
-/// - The functions of those in `KOBJECT` ask for no more than that they are part of an [`Entry`]
-///   whose `data` points to a `D` that lives until they are removed.
-/// - Everything in here has static lifetime.
+/// - `DEVICE` is null or a null-terminated array of groups of `struct device_attribute`. The
+///   functions of these attributes require no more than that the device's driver data points to a
+///   `D` that lives until the device is unregistered.
+/// - The functions of the attributes in `KOBJECT` require no more than that each attribute is part
+///   of an [`Entry`] whose `data` points to a `D` that lives until the attribute is removed.
+/// - Everything that the constants point to has static lifetime.
 pub(crate) unsafe trait Attributes<D> {
     #[doc(hidden)]
     const DEVICE: *const *const raw::attribute_group;
@@ -100,18 +106,18 @@ pub(crate) unsafe trait Attributes<D> {
     const KOBJECT: &'static [raw::kobj_attribute];
 }
 
-/// An attribute of a kobject.
+/// An attribute of one kobject.
 ///
-/// One for each kobject, so that the data can be found without a kobject type of our own: the
-/// release function of a type is called whenever the last reference is gone, and that must not
-/// be after the module's code is.
+/// Each kobject has entries of its own, so that their functions can find the data without a kobject
+/// type of our own: the release function of a type is called when the last reference is dropped,
+/// which might be after the module's code is gone.
 #[repr(C)]
 pub(super) struct Entry {
     pub(super) attribute: raw::kobj_attribute,
     pub(super) data: *const c_void,
 }
 
-/// The C side of one attribute.
+/// The C structures of an attribute.
 trait RawAttribute: Attribute {
     const COMMON: raw::attribute = {
         let mut attribute: raw::attribute = pin_init::zeroed();
@@ -156,7 +162,7 @@ impl<A: Attribute> RawAttribute for A {}
 /// # Safety
 ///
 /// `page` must be valid for reads and writes of `PAGE_SIZE` initialized bytes during this call,
-/// and nobody else may use it.
+/// and no other code may use it.
 unsafe fn show<A: Attribute>(data: &A::Data, page: *mut c_char) -> isize {
     // SAFETY: By the safety requirements of this function.
     let page = unsafe { core::slice::from_raw_parts_mut(page.cast::<u8>(), PAGE_SIZE) };
@@ -185,8 +191,8 @@ unsafe fn store<A: Attribute>(data: &A::Data, text: *const c_char, count: usize)
 
 /// # Safety
 ///
-/// As a `show` function of a device attribute is called by sysfs, with a page that it has zeroed;
-/// the driver data of `dev` must point to an `A::Data` that is valid during this call.
+/// The call must be that of sysfs to the `show` function of a device attribute, with a zeroed page.
+/// The driver data of `dev` must point to an `A::Data` that is valid during this call.
 unsafe extern "C" fn show_device<A: Attribute>(
     dev: *mut raw::device,
     _attribute: *mut raw::device_attribute,
@@ -200,8 +206,9 @@ unsafe extern "C" fn show_device<A: Attribute>(
 
 /// # Safety
 ///
-/// As a `store` function of a device attribute is called by sysfs, with a NUL-terminated text; the
-/// driver data of `dev` must point to an `A::Data` that is valid during this call.
+/// The call must be that of sysfs to the `store` function of a device attribute, with a
+/// NUL-terminated text. The driver data of `dev` must point to an `A::Data` that is valid during
+/// this call.
 unsafe extern "C" fn store_device<A: Attribute>(
     dev: *mut raw::device,
     _attribute: *mut raw::device_attribute,
@@ -226,9 +233,8 @@ unsafe fn entry_data<'a, A: Attribute>(attribute: *mut raw::kobj_attribute) -> &
 
 /// # Safety
 ///
-/// As a `show` function of a kobject's attribute is called by sysfs, with a page that it has
-/// zeroed; `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during this
-/// call.
+/// The call must be that of sysfs to the `show` function of a kobject's attribute, with a zeroed
+/// page. `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during this call.
 unsafe extern "C" fn show_kobject<A: Attribute>(
     _kobj: *mut raw::kobject,
     attribute: *mut raw::kobj_attribute,
@@ -242,8 +248,9 @@ unsafe extern "C" fn show_kobject<A: Attribute>(
 
 /// # Safety
 ///
-/// As a `store` function of a kobject's attribute is called by sysfs, with a NUL-terminated text;
-/// `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during this call.
+/// The call must be that of sysfs to the `store` function of a kobject's attribute, with a
+/// NUL-terminated text. `attribute` must be part of an [`Entry`] with an `A::Data` that is valid
+/// during this call.
 unsafe extern "C" fn store_kobject<A: Attribute>(
     _kobj: *mut raw::kobject,
     attribute: *mut raw::kobj_attribute,
@@ -262,7 +269,7 @@ unsafe impl<D> Attributes<D> for () {
     const KOBJECT: &'static [raw::kobj_attribute] = &[];
 }
 
-/// The groups of a device, from a null-terminated array of its attributes.
+/// Returns the attribute group of a null-terminated array of attributes.
 const fn group(attributes: &'static [*const raw::attribute]) -> raw::attribute_group {
     let mut group: raw::attribute_group = pin_init::zeroed();
     group.__bindgen_anon_2.attrs_const = attributes.as_ptr();
@@ -271,8 +278,8 @@ const fn group(attributes: &'static [*const raw::attribute]) -> raw::attribute_g
 
 macro_rules! impl_attributes {
     ($($attribute:ident)*) => {
-        // SAFETY: `RawAttribute` makes them of constants, with functions that ask for no more
-        // than that, for `A::Data`, which is `D`.
+        // SAFETY: `RawAttribute` builds the attributes from constants, with functions that require
+        // no more than the trait allows, for the attribute's `Data`, which is `D`.
         unsafe impl<D, $($attribute: Attribute<Data = D>),*> Attributes<D> for ($($attribute,)*) {
             const DEVICE: *const *const raw::attribute_group = {
                 struct List<T>(core::marker::PhantomData<T>);

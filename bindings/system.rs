@@ -6,9 +6,9 @@
 
 use super::raw as bindings;
 
-/// Whether the machine is halting, powering off, or restarting, into a kernel loaded by kexec as well:
-/// devices are being shut down, and userspace may run on until the end. Any context.
+/// Returns whether the machine is halting, powering off or restarting, also into a kernel loaded by
+/// kexec: devices are being shut down, and userspace may run on until the end. Any context.
 pub(crate) fn is_shutting_down() -> bool {
-    // SAFETY: Reads a word.
+    // SAFETY: The function only reads a word.
     unsafe { bindings::is_shutting_down() }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Workqueues of one's own.
+//! Workqueues that a driver owns.
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
@@ -33,11 +33,11 @@ use kernel::{
     },
 };
 
-/// What a worker has said about the work that it is doing.
+/// A value that a worker has attached to the work that it is doing.
 struct Tag {
-    /// The worker; null if the place is free. Never dereferenced.
+    /// The worker, or null if the tag is free. Never dereferenced.
     task: Atomic<*mut bindings::task_struct>,
-    /// Belongs to `task`.
+    /// The value that `task` has attached.
     value: Atomic<u32>,
 }
 
@@ -45,11 +45,12 @@ struct Tag {
 ///
 /// # Invariants
 ///
-/// `queue` is a workqueue that is ours.
+/// `queue` is a workqueue that belongs to this value.
 pub(crate) struct OwnedQueue {
     queue: NonNull<bindings::workqueue_struct>,
-    /// One for each CPU. More workers than that are hardly ever inside [`tagged`](Self::tagged): only if
-    /// another one runs on the CPU of one that was preempted there, or sleeps, as on `PREEMPT_RT`.
+    /// One tag for each CPU. More workers are hardly ever inside [`tagged`](Self::tagged): only if
+    /// a worker was preempted there, or sleeps there, as on `PREEMPT_RT`, and another runs on its
+    /// CPU.
     tags: KVec<Tag>,
 }
 
@@ -59,7 +60,13 @@ unsafe impl Send for OwnedQueue {}
 unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
-    /// Makes a workqueue of high priority whose work runs on the CPU that it is queued for.
+    /// Creates a workqueue of high priority whose work runs on the CPU that it is queued for.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Context
     ///
     /// May sleep.
     pub(crate) fn new_highpri_percpu(name: &'static CStr) -> Result<Self> {
@@ -82,24 +89,25 @@ impl OwnedQueue {
         // SAFETY: The name is a string.
         let queue = unsafe { bindings::alloc_workqueue(name.as_char_ptr(), flags) };
 
-        // INVARIANT: `alloc_workqueue` returned a workqueue that nobody else has.
+        // INVARIANT: `alloc_workqueue` returned a workqueue that no other code has.
         Ok(Self {
             queue: NonNull::new(queue).ok_or(ENOMEM)?,
             tags,
         })
     }
 
-    /// Calls `f`, during which [`tag`](Self::tag) returns `value` to whatever the current task calls.
+    /// Calls `f`, and makes [`tag`](Self::tag) return `value` to all code that `f` calls in this
+    /// task.
     ///
-    /// To be called by work items of this queue. Returns [`None`], without having called `f`, if too
-    /// many do so at this moment: the item is to be enqueued again.
+    /// For work items of this queue. Returns [`None`], without having called `f`, if too many
+    /// workers are in such calls at this moment: the work item must then be enqueued again.
     pub(crate) fn tagged<R>(&self, value: u32, f: impl FnOnce() -> R) -> Option<R> {
         let task = Task::current_raw();
         let (before, from_here) = self.tags.split_at_checked(current_cpu())?;
         let tag = Iterator::chain(from_here.iter(), before)
             .find(|tag| tag.task.cmpxchg(ptr::null_mut(), task, Relaxed).is_ok())?;
 
-        // Only this task reads it.
+        // Only this task reads the value.
         tag.value.store(value, Relaxed);
         let result = f();
         tag.task.store(ptr::null_mut(), Release);
@@ -107,11 +115,10 @@ impl OwnedQueue {
         Some(result)
     }
 
-    /// The value of the call of [`tagged`](Self::tagged) that the current task is in, if it is in one.
-    ///
-    /// Any context. In an interrupt there is none.
+    /// Returns the value of the call of [`tagged`](Self::tagged) that the current task is in, or
+    /// [`None`] outside of such a call and in an interrupt. Any context.
     pub(crate) fn tag(&self) -> Option<u32> {
-        // SAFETY: Looks at the current task only.
+        // SAFETY: The function looks at the current task only.
         if unsafe { bindings::current_work() }.is_null() {
             return None;
         }
@@ -123,10 +130,9 @@ impl OwnedQueue {
             .map(|tag| tag.value.load(Relaxed))
     }
 
-    /// Enqueues a work item, as [`Queue::enqueue`] does. May be called in any context.
+    /// Enqueues a work item, as [`Queue::enqueue`] does. Any context.
     ///
-    /// There is no delayed work here: a timer that is to queue it would not be waited for when the
-    /// workqueue is destroyed.
+    /// There is no method for delayed work: destroying the workqueue would not wait for the timer.
     pub(crate) fn enqueue<W, const ID: u64>(&self, work: W) -> W::EnqueueOutput
     where
         W: RawWorkItem<ID> + Send + 'static,
@@ -137,8 +143,8 @@ impl OwnedQueue {
 
     /// Enqueues a work item to run on `cpu`, as [`enqueue`](Self::enqueue) does for any CPU.
     ///
-    /// If the CPU is offline, or goes offline before the work runs, it runs on another one. May be
-    /// called in any context.
+    /// If the CPU is offline, or goes offline before the work runs, the work runs on another CPU.
+    /// Any context.
     pub(crate) fn enqueue_on<W, const ID: u64>(&self, cpu: CpuId, work: W) -> W::EnqueueOutput
     where
         W: RawWorkItem<ID> + Send + 'static,
@@ -149,25 +155,33 @@ impl OwnedQueue {
         // SAFETY: `queue_work_on` returns false only if the work is already queued. `W` is `Send`
         // and has no lifetimes. The pointer that the closure gets is valid during the call and, if
         // the work was queued, until its function has been called. `cpu` is a possible CPU by the
-        // invariants of `CpuId`, and an offline one is taken care of by the workqueue core.
+        // invariants of `CpuId`, and the workqueue core handles a CPU that is offline.
         unsafe { work.__enqueue(move |item| bindings::queue_work_on(cpu, queue, item)) }
     }
 }
 
-/// The owner of a workqueue that work items may hold references to as well.
+/// The owner of a workqueue to which work items may hold references as well.
 ///
-/// When it is dropped, it waits for the work that is queued. So if nobody else holds a reference by
-/// then, the workqueue is destroyed here, and not by its own work; and no work is left that would
-/// run code of a module that is being unloaded.
+/// Dropping the owner waits for the work that is queued. If no other reference is left by then, the
+/// workqueue is destroyed by this drop and not by its own work, and no work is left that would run
+/// code of a module that is being unloaded.
 pub(crate) struct FlushOnDrop(Arc<OwnedQueue>);
 
 impl FlushOnDrop {
-    /// Takes the ownership of a workqueue. May sleep.
+    /// Takes ownership of a workqueue.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn new(queue: OwnedQueue) -> Result<Self> {
         Ok(Self(Arc::new(queue, GFP_KERNEL)?))
     }
 
-    /// A reference for those who queue work.
+    /// Returns the reference by which work can be queued.
     pub(crate) fn queue(&self) -> &Arc<OwnedQueue> {
         &self.0
     }
@@ -175,16 +189,17 @@ impl FlushOnDrop {
 
 impl Drop for FlushOnDrop {
     fn drop(&mut self) {
-        // SAFETY: By the invariants of `OwnedQueue`, it is a workqueue.
+        // SAFETY: By the invariants of `OwnedQueue`, the pointer is that of a workqueue.
         unsafe { bindings::__flush_workqueue(self.0.queue.as_ptr()) }
     }
 }
 
 impl Drop for OwnedQueue {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the workqueue is ours. Nothing can be queued any more, as
-        // that takes a reference to `self`; what is queued is done first. Dropped by its own work it
-        // would wait for itself: `FlushOnDrop` sees to it that it is not.
+        // SAFETY: By the type invariants, the workqueue belongs to this value. No work can be
+        // queued any more, as that takes a reference to `self`; the work that is queued is done
+        // first. A drop by the queue's own work would wait for itself, which `FlushOnDrop`
+        // prevents.
         unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) }
     }
 }

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash disable=SC2034
 #
-# What the scripts share: messages, host programs, and the cache of things that are expensive to make.
-# Sourced, not run; the caller has `set -eu` (and bash).
+# The code that the scripts share: messages, host programs, and the cache of artefacts that are expensive to build.
+# To be sourced, not run, by bash scripts that have `set -eu`.
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 scripts=$top/scripts
@@ -10,14 +10,14 @@ cache=${VDUSE_RS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vduse_rs}
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd -P)
 
-# The Debian release whose tools and guest are used, and where its newer kernels are.
+# The Debian release of the tools and of the guest, and the suite that has newer kernels for it.
 suite=trixie
 backports=trixie-backports
 
 say() { printf '[vduse_rs] %s\n' "$*" >&2; }
 die() { printf '[vduse_rs] error: %s\n' "$*" >&2; exit 1; }
 
-# need PROGRAM=PACKAGE...: installs what the host lacks, or says what to install.
+# need PROGRAM=PACKAGE...: installs the packages of programs that the host lacks, or says what to install.
 need() {
 	local pair missing=()
 	for pair in "$@"; do
@@ -28,7 +28,7 @@ need() {
 		die "this host lacks ${missing[*]}: install it with the package manager (apt-get install ${missing[*]})"
 	fi
 	say "this host lacks ${missing[*]}: installing it with apt-get"
-	# One at a time: apt-get itself does not wait for another one.
+	# One apt-get at a time, as it does not wait for another one.
 	flock --close "$cache/apt.lock" sh -c '
 		apt-get -q update
 		DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@"
@@ -38,17 +38,17 @@ need() {
 	}
 }
 
-# Mounts and chroot are how everything below runs; both want root.
+# need_root: fails unless run by root on x86_64. Everything below runs with mounts and chroot, which need root.
 need_root() {
 	[ "$(id -u)" = 0 ] || die "this needs root, for mounts and chroot (\`make KDIR=...\` does not)"
 	[ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported, this is $(uname -m)"
 }
 
-# artefact NAME INPUT...: sets $out to the folder of the artefact NAME as made from these inputs by the function
-# build_NAME as it is now, in an empty folder; it is made when it is not there yet.
+# artefact NAME INPUT...: sets $out to the directory of the artefact NAME, as built from these inputs by the current
+# function build_NAME, which runs in an empty directory. The artefact is built if it is not in the cache.
 #
-# Nothing is believed without its stamp, which is written last, before the folder gets its name. Only one
-# process at a time makes an artefact, so a leftover seen under the lock is of one that was interrupted.
+# An artefact is valid only with its stamp, which is written last, before the directory gets its name. Only one process
+# at a time builds an artefact, so a leftover seen under the lock is that of an interrupted build.
 artefact() {
 	local name=$1 key tmp lock old status
 	key=$({ printf '%s\n' "$@" "$suite"; declare -f "build_${name//-/_}"; } | sha256sum | cut -c1-12)
@@ -79,7 +79,7 @@ artefact() {
 		date >"$tmp/stamp"
 		mv -T "$tmp" "$out"
 		say "$name: done in $SECONDS s"
-		# Made from other inputs, and not used for a week.
+		# Artefacts of other inputs that have not been used for a week are removed.
 		for old in "$cache/$name"/*/stamp; do
 			[ "$old" = "$out/stamp" ] || [ -z "$(find "$old" -mtime +7)" ] || rm -rf --one-file-system "${old%/stamp}"
 		done
@@ -87,10 +87,10 @@ artefact() {
 	exec {lock}>&-
 }
 
-# step TEXT: says what a long build is doing; inside build_*, where file 3 is the terminal.
+# step TEXT: says what a long build is doing; only for build_*, where descriptor 3 is the terminal.
 step() { printf '[vduse_rs] %s\n' "$*" >&3; printf '## %s\n' "$*"; }
 
-# new_run: sets $run to a new folder for what a guest is to do, and what it says; the logs of the last runs are kept.
+# new_run: sets $run to a new directory for a guest's instructions and its output; the logs of the last runs are kept.
 new_run() {
 	mkdir -p "$cache/runs"
 	run=$(mktemp -d "$cache/runs/$(date +%m%d-%H%M%S).XXXX")
@@ -99,7 +99,8 @@ new_run() {
 		xargs -r -I{} find {} -maxdepth 0 -mmin +300 | xargs -r rm -rf
 }
 
-# write_command COMMAND [ARGUMENT]...: what the guest is to run, in $run/command; without arguments it is a shell's line.
+# write_command COMMAND [ARGUMENT]...: writes the guest's command to $run/command; without arguments, COMMAND is a shell
+# command line.
 write_command() {
 	if [ $# = 1 ]; then
 		printf '%s\n' "$1"

@@ -2,8 +2,8 @@
 /*
  * Static inlines and macros of the kernel, made callable from Rust.
  *
- * The prefix is the module's own: a helper of the kernel crate with the same name would make the
- * name ambiguous where both are imported.
+ * The prefix is the module's own: the name of a helper would be ambiguous if the kernel crate had
+ * a helper of the same name and both were imported.
  */
 #include <linux/capability.h>
 #include <linux/completion.h>
@@ -112,9 +112,10 @@ bool vduse_rs_helper_spin_trylock_bh(spinlock_t *lock)
 
 #ifdef CONFIG_X86_64
 /*
- * memcpy(), but whole pages by copy_page(). On a CPU without FSRM, memcpy() is a loop; copy_page()
- * is a shorter one or, on all but very old CPUs, `rep movsq`. KASAN and the like do not see what it
- * does, and are told. Two pages do not overlap, unless they are the same one.
+ * As memcpy(), but copies whole pages with copy_page(). On a CPU without FSRM, memcpy() is a loop;
+ * copy_page() is a shorter loop or, on all but very old CPUs, `rep movsq`. KASAN and similar tools
+ * do not see the accesses of copy_page(), and are told about them. Two pages do not overlap, unless
+ * they are the same page.
  */
 static __always_inline void memcpy_or_copy_page(void *to, void *from, size_t len)
 {
@@ -134,7 +135,7 @@ static __always_inline void memcpy_or_copy_page(void *to, void *from, size_t len
 void vduse_rs_helper_memcpy_phys(phys_addr_t to, phys_addr_t from, size_t len)
 {
 #ifdef CONFIG_X86_64
-	/* All memory is mapped as it is, and no cache has to be told: one copy for all pages. */
+	/* All memory is mapped linearly, and no cache needs flushing: one copy for all pages. */
 	memcpy_or_copy_page(phys_to_virt(to), phys_to_virt(from), len);
 #else
 	while (len) {
@@ -166,8 +167,8 @@ void vduse_rs_helper_cond_resched(void)
 }
 
 /*
- * wait_for_completion_killable_timeout(), but for the task's state, and that the timeout must not be
- * forever: of completions, the kernel has no freezable wait with a timeout.
+ * As wait_for_completion_killable_timeout(), except for the task's state, and that the timeout must
+ * not be infinite: for completions, the kernel has no freezable wait with a timeout.
  */
 long vduse_rs_helper_wait_for_completion_killable_freezable_timeout(struct completion *x,
 								     unsigned long timeout)
