@@ -1,28 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bounce areas: pages that stand in for a driver's buffers where a device must not see those.
+//! Bounce areas: pages that stand in for a driver's buffers where a device must not see the
+//! buffers.
 //!
-//! An area is a range of I/O virtual addresses from 0 to its size. Mapping a buffer takes some pages
-//! of it, the *slots*, and copies the buffer in; unmapping copies it out. The device side maps the
-//! slots' pages, and so sees nothing that no driver has handed to it. Pages come from the kernel, on
-//! demand and full of zeroes; a process may register pages of its own (umem) in their place.
+//! An area is a range of I/O virtual addresses from 0 to its size. Mapping a buffer takes some
+//! pages of the area, the *slots*, and copies the buffer in; unmapping copies the buffer out. The
+//! device side maps the slots' pages, and so sees nothing that no driver has handed to the device.
+//! Pages come from the kernel, on demand and zeroed; a process may register pages of its own (umem)
+//! in their place.
 //!
-//! This is in `bindings/` because a slot remembers a buffer by its physical address, between two
-//! calls of C. Everything that keeps that right is in this file: that a slot forgets its buffer
-//! when, at the latest, the buffer's mapping ends.
+//! All this is in `bindings/` because a slot remembers a buffer by its physical address, between
+//! two calls from C. All code that keeps such an address from becoming stale is in this file: a
+//! slot forgets its buffer no later than when the buffer's mapping ends.
 //!
 //! # Context
 //!
-//! Mapping, unmapping and copying work in any context, interrupt handlers included. Those of a page
-//! at most take no lock that another CPU's could hold, as long as the CPU has slots left of its own;
-//! others take the locks of the allocator of addresses. All are RCU readers of the area's mode, and
-//! only while pages are being registered or deregistered does a lock decide which of the two pages of a slot
-//! is the one in use.
+//! Mapping, unmapping and copying work in any context, interrupt handlers included. Mappings of a
+//! page or less take no lock that another CPU could hold, as long as this CPU has free slots of its
+//! own; others take the locks of the address allocator. All of these operations are RCU readers of
+//! the area's mode. Only while pages are being registered or deregistered does a lock decide which
+//! of the two pages of a slot is in use.
 //!
 //! # Lock order
 //!
-//! The mutex that serialises registering and deregistering, then the spinlock that says how far the
-//! migration between the two kinds of pages is.
+//! The mutex that serialises registering and deregistering, then the spinlock that protects the
+//! progress of the migration between the two kinds of pages.
 
 use super::{
     atomic::Inlined,
@@ -76,7 +78,7 @@ use kernel::{
 };
 use pin_init::init_array_from_fn;
 
-/// In which direction a device uses a buffer: `enum dma_data_direction`.
+/// The direction in which a device uses a buffer: `enum dma_data_direction`.
 #[derive(Clone, Copy)]
 pub(super) struct Direction(bindings::dma_data_direction);
 
@@ -110,12 +112,12 @@ impl Direction {
     }
 }
 
-/// A driver's buffer, from the call that maps it on.
+/// A driver's buffer, during the call that maps it.
 ///
 /// # Invariants
 ///
-/// The `len` bytes of physical memory from `phys` on have page structures. They stay the driver's
-/// until it unmaps the buffer.
+/// The `len` bytes of physical memory from `phys` on have page structures. The bytes stay the
+/// driver's until the driver unmaps the buffer.
 pub(super) struct Buffer<'a> {
     phys: u64,
     len: usize,
@@ -127,8 +129,8 @@ impl Buffer<'_> {
     ///
     /// # Safety
     ///
-    /// The caller is mapping them for a driver, which leaves them alone, allocated, until it unmaps
-    /// them from the same area.
+    /// The caller must be mapping these bytes for a driver that leaves them alone, allocated, until
+    /// the driver unmaps them from the same area.
     pub(super) unsafe fn new(page: *mut bindings::page, offset: usize, len: usize) -> Self {
         // SAFETY: By the safety requirements, `page` is a page.
         let phys = unsafe { page_to_phys(page) };
@@ -142,16 +144,16 @@ impl Buffer<'_> {
     }
 }
 
-/// In [`Slot::orig`]: the slot stands in for nothing.
+/// Value of [`Slot::orig`] in a slot that stands in for no buffer.
 const NO_BUFFER: u64 = u64::MAX;
 
 /// One page of an area.
 ///
 /// # Invariants
 ///
-/// - `page` is null or a page that the area owns a reference to; once set, it stays.
-/// - `orig` is [`NO_BUFFER`] or where the part of a mapped buffer begins that the slot stands in
-///   for.
+/// - `page` is null or a page to which the area owns a reference; once set, `page` does not change.
+/// - `orig` is [`NO_BUFFER`], or the physical address at which the part of a mapped buffer begins
+///   that the slot stands in for.
 struct Slot {
     page: Atomic<*mut bindings::page>,
     orig: Atomic<u64>,
@@ -165,37 +167,38 @@ impl Slot {
         }
     }
 
-    /// The kernel's page of this slot, if there is one.
+    /// Returns the kernel's page of this slot, if one was allocated.
     #[inline(always)]
     fn kernel_page(&self) -> Option<NonNull<bindings::page>> {
         NonNull::new(self.page.read_acquire())
     }
 
-    /// Allocates the kernel's page of this slot, unless somebody else does.
+    /// Allocates the kernel's page of this slot, unless another CPU has done so by then. Returns
+    /// [`None`] if there is no memory.
     #[cold]
     #[inline(never)]
     fn alloc_page(&self) -> Option<NonNull<bindings::page>> {
         let new = NonNull::new(Page::alloc_zeroed_atomic())?;
 
         match self.page.cmpxchg(ptr::null_mut(), new.as_ptr(), Full) {
-            // INVARIANT: We own the reference that the allocation returned.
+            // INVARIANT: The area now owns the reference that the allocation returned.
             Ok(_) => Some(new),
             Err(current) => {
-                // SAFETY: Nobody else has seen the page, whose one reference is ours.
+                // SAFETY: `new` was never published, and its only reference is ours.
                 unsafe { bindings::put_page(new.as_ptr()) };
                 NonNull::new(current)
             }
         }
     }
 
-    /// Copies a range of bytes between a page, which is in use for this slot, and the part of a buffer
-    /// that it stands in for.
+    /// Copies a range of bytes between a page that is in use for this slot and the part of a buffer
+    /// that the slot stands in for.
     ///
     /// # Safety
     ///
-    /// The page, if there is one, must be in use for this slot, and the range be within it. If the slot
-    /// stands in for a part of a buffer, the range must be within that, too. During the call the page
-    /// must stay allocated, and the mapping must not end.
+    /// The page, if there is one, must be in use for this slot, and `range` must be within the
+    /// page. If the slot stands in for a part of a buffer, `range` must be within that part, too.
+    /// During the call the page must stay allocated, and the mapping must not end.
     #[inline(always)]
     unsafe fn copy(
         &self,
@@ -211,8 +214,8 @@ impl Slot {
             return;
         }
 
-        // SAFETY: By the type invariants, the part of the buffer begins at `orig`, and stays allocated
-        // as long as it is mapped. The rest is by the safety requirements.
+        // SAFETY: By the type invariants, the part of the buffer begins at `orig`, and stays
+        // allocated as long as the buffer is mapped. The rest is by the safety requirements.
         unsafe { copy(page, orig, range, to_device) }
     }
 }
@@ -221,11 +224,11 @@ impl Slot {
 ///
 /// # Safety
 ///
-/// The range must be within the page and, from `orig` on, within memory that has page structures. Both
-/// must stay allocated during the call.
+/// `range` must be within the page and, counted from `orig`, within memory that has page
+/// structures. Both must stay allocated during the call.
 #[inline(always)]
 unsafe fn copy(page: NonNull<bindings::page>, orig: u64, range: Range<usize>, to_device: bool) {
-    // SAFETY: By the safety requirements, it is a page.
+    // SAFETY: By the safety requirements, `page` is a page.
     let page = unsafe { page_to_phys(page.as_ptr()) } + range.start as u64;
     let orig = orig + range.start as u64;
     let (to, from) = if to_device {
@@ -234,7 +237,7 @@ unsafe fn copy(page: NonNull<bindings::page>, orig: u64, range: Range<usize>, to
         (orig, page)
     };
 
-    // SAFETY: By the safety requirements.
+    // SAFETY: By the safety requirements, both ranges are allocated memory with page structures.
     unsafe { bindings::memcpy_phys(to, from, range.len()) }
 }
 
@@ -243,26 +246,27 @@ const CHUNK_SLOTS: usize = 256;
 /// Slots that are allocated together: as many as fill a page.
 type Chunk = [Slot; CHUNK_SLOTS];
 
-/// Which page of each slot is in use. A word that changes only under [`Area::registered`].
+/// Which page of each slot is in use. The mode changes only while [`Area::registered`] is locked.
 mod mode {
-    /// The kernel's.
+    /// All slots use the kernel's pages.
     pub(super) const KERNEL: u32 = 0;
-    /// Some the kernel's, some the user's: [`Progress`](super::Progress) knows.
+    /// Some slots use the kernel's pages, some the user's, as [`Progress`](super::Progress) says.
     pub(super) const MIGRATING: u32 = 1;
-    /// The user's.
+    /// All slots use the user's pages.
     pub(super) const USER: u32 = 2;
 }
 
-/// How far a migration between the kernel's pages and the user's is.
+/// The progress of a migration between the kernel's pages and the user's.
 struct Progress {
-    /// The slots below this use the user's pages; those from here on, the kernel's.
+    /// Slots below this one use the user's pages; all others use the kernel's.
     user_below: usize,
 }
 
-/// How many slots the largest mapping is to have, as a power of two, of an area of so many.
+/// Returns the number of slots of the largest mapping, as a power of two, in an area of `slots`
+/// slots.
 ///
-/// It is that small for a request of 254 parts, which is what a virtqueue of 256 descriptors has room
-/// for, to take no more than half of the area.
+/// The largest mapping is this small so that a request of 254 parts, for which a virtqueue of 256
+/// descriptors has room, takes no more than half of the area.
 fn largest_order(slots: usize) -> u32 {
     (slots / 512).checked_ilog2().unwrap_or(0)
 }
@@ -272,10 +276,11 @@ fn largest_order(slots: usize) -> u32 {
 /// # Invariants
 ///
 /// - `umem` is valid while `mode` is not [`mode::KERNEL`], and for an RCU grace period after that.
-/// - While `mode` is [`mode::MIGRATING`], no page of a slot is written or read but under `progress`.
+/// - While `mode` is [`mode::MIGRATING`], and from an RCU grace period after `mode` was set to
+///   that, the area accesses slots' pages only while `progress` is locked.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Area {
-    /// Which slots are in use. Slot 0 is never given out: its address would be 0.
+    /// The allocator of slots. Slot 0 is never given out: its address would be 0.
     #[pin]
     allocator: Slots,
     chunks: KVVec<OnceBox<Chunk>>,
@@ -288,7 +293,7 @@ pub(crate) struct Area {
     registered: Mutex<Option<Arc<PinnedPages>>>,
 }
 
-/// The pages of an area's slots, for the time of one copy.
+/// The pages that an area's slots use, for the time of one copy.
 enum View<'a> {
     Kernel,
     User(&'a PinnedPages),
@@ -298,8 +303,17 @@ enum View<'a> {
 impl Area {
     /// Returns an initialiser for an area of `size` bytes, a multiple of the page size.
     ///
-    /// Without a `cache`, nothing is ever mapped there, and it takes hardly any memory. May sleep.
-    /// Errors: [`EINVAL`] if the area has no slot that can be given out.
+    /// Without a `cache`, nothing can be mapped into the area, and the area takes hardly any
+    /// memory.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if `size` is not a multiple of the page size, or the area has no slot that can be
+    /// given out.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn new(
         cache: Option<&Arc<iova::Cache>>,
         size: usize,
@@ -328,30 +342,31 @@ impl Area {
         })
     }
 
-    /// Its size in bytes.
+    /// Returns the area's size in bytes.
     pub(crate) fn size(&self) -> usize {
         self.slots << PAGE_SHIFT
     }
 
-    /// Whether an I/O virtual address is in it.
+    /// Returns whether an I/O virtual address is in the area.
     pub(crate) fn contains(&self, iova: u64) -> bool {
         iova < self.size() as u64
     }
 
-    /// The most bytes that one mapping is to have, a power of two.
+    /// Returns the maximum size of one mapping in bytes, a power of two.
     pub(crate) fn max_mapping(&self) -> usize {
         PAGE_SIZE << largest_order(self.slots)
     }
 
-    /// How many mappings of the largest size there are multiples of it in the area.
+    /// Returns how many aligned ranges of the largest mapping's size the area has.
     ///
-    /// One less finds room there, as slot 0 is taken, whatever their sizes are and whatever was
-    /// there before: ranges are aligned to their size, rounded up to a power of two.
+    /// One mapping fewer than that always finds room, as slot 0 is taken, whatever the mappings'
+    /// sizes and whatever was mapped before: ranges are aligned to their size, rounded up to a
+    /// power of two.
     pub(crate) fn max_mappings(&self) -> usize {
         self.slots >> largest_order(self.slots)
     }
 
-    /// Returns a slot, if its chunk has ever been used.
+    /// Returns a slot, if its chunk was ever used.
     #[inline]
     fn slot(&self, index: usize) -> Option<&Slot> {
         self.chunks
@@ -360,12 +375,13 @@ impl Area {
             .get(index % CHUNK_SLOTS)
     }
 
-    /// All slots whose chunk has ever been used.
+    /// Returns all slots whose chunk was ever used.
     fn used_slots(&self) -> impl Iterator<Item = &Slot> {
         self.chunks.iter().filter_map(OnceBox::get).flatten()
     }
 
-    /// Returns a slot that has a page of the kernel's, after allocating what of this is missing.
+    /// Returns a slot that has a kernel page, after allocating the chunk and the page where
+    /// missing.
     #[inline]
     fn slot_with_page(&self, index: usize) -> Option<&Slot> {
         let slot = self.slot(index).or_else(|| self.alloc_slot(index))?;
@@ -374,7 +390,7 @@ impl Area {
         Some(slot)
     }
 
-    /// Allocates a slot's chunk, unless somebody else does.
+    /// Allocates a slot's chunk, unless another CPU has done so by then.
     #[cold]
     #[inline(never)]
     fn alloc_slot(&self, index: usize) -> Option<&Slot> {
@@ -385,7 +401,7 @@ impl Area {
             .get(index % CHUNK_SLOTS)
     }
 
-    /// Says which pages are in use. For the time of a read-side critical section.
+    /// Returns which pages are in use, for the time of an RCU read-side critical section.
     #[inline]
     fn view<'a>(&'a self, _rcu: rcu::Section<'a>) -> View<'a> {
         let mode = self.mode.read_acquire();
@@ -393,8 +409,8 @@ impl Area {
             return View::Kernel;
         }
 
-        // SAFETY: By the type invariants, it is valid, and stays so until the RCU read-side section
-        // ends, which holds `'a`.
+        // SAFETY: `mode` is not `KERNEL`. By the type invariants, `umem` is valid, and stays so
+        // until this RCU read-side critical section ends, which is not before `'a` does.
         let umem = unsafe { &*self.umem.read_acquire() };
 
         if mode == mode::USER {
@@ -404,10 +420,13 @@ impl Area {
         }
     }
 
-    /// Copies a part of a mapped buffer in, or out.
+    /// Copies a part of a mapped buffer in if `to_device`, or else out.
     ///
-    /// Slots that stand in for nothing, and addresses that are not in the area, are passed over. Any
-    /// context.
+    /// Slots that stand in for no buffer, and addresses outside the area, are skipped.
+    ///
+    /// # Context
+    ///
+    /// Any.
     ///
     /// # Safety
     ///
@@ -432,7 +451,8 @@ impl Area {
             let index = at >> PAGE_SHIFT;
 
             if let Some(slot) = self.slot(index) {
-                // SAFETY: The slot's part of the mapping has these bytes, by the safety requirements.
+                // SAFETY: `slot` is the one at `index`. By the safety requirements, `slot`'s part
+                // of the mapping has these bytes.
                 unsafe { self.copy_slot(index, slot, offset..offset + part, to_device, rcu) }
             }
 
@@ -455,8 +475,8 @@ impl Area {
         to_device: bool,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: By the safety requirements. The view is of the page that is in use, which stays
-        // allocated for as long as the section goes on.
+        // SAFETY: By the safety requirements. The view says which page is in use; that page stays
+        // in use, and allocated, until the section ends.
         unsafe {
             match self.view(rcu) {
                 View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
@@ -465,7 +485,7 @@ impl Area {
         }
     }
 
-    /// The same, out of line: few processes register pages.
+    /// Slow path of [`copy_slot`](Self::copy_slot), out of line: few processes register pages.
     ///
     /// # Safety
     ///
@@ -479,8 +499,8 @@ impl Area {
         to_device: bool,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: By the safety requirements. The view is of the page that is in use, which stays
-        // allocated for as long as the section goes on.
+        // SAFETY: By the safety requirements. The view says which page is in use; that page stays
+        // in use, and allocated, until the section ends.
         unsafe {
             match self.view(rcu) {
                 View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
@@ -490,7 +510,8 @@ impl Area {
         }
     }
 
-    /// The same, while pages change hands: this one must not do so during the copy.
+    /// Does what [`copy_slot`](Self::copy_slot) does during a migration, which must not move this
+    /// slot's contents during the copy.
     ///
     /// # Safety
     ///
@@ -512,15 +533,19 @@ impl Area {
             slot.kernel_page()
         };
 
-        // SAFETY: By the safety requirements. The page is in use, and stays so under the lock; both stay
-        // allocated longer than that.
+        // SAFETY: By the safety requirements. `page` is in use, and stays so while `progress` is
+        // locked; the slot's two pages stay allocated for longer than that.
         unsafe { slot.copy(page, range, to_device) }
     }
 
-    /// Maps a buffer and, if the device reads it and `sync` says so, copies it in.
+    /// Maps a buffer and, if the device reads the buffer and `sync` is set, copies its contents in.
     ///
-    /// Returns its I/O virtual address, a multiple of the page size, or [`None`] if there is no
-    /// room or no memory. Any context.
+    /// Returns the mapping's I/O virtual address, a multiple of the page size, or [`None`] if there
+    /// is no room or no memory.
+    ///
+    /// # Context
+    ///
+    /// Any.
     pub(super) fn map(
         &self,
         buffer: Buffer<'_>,
@@ -540,10 +565,12 @@ impl Area {
                 self.allocator.free(iova, buffer.len);
                 return None;
             };
-            // INVARIANT: The buffer is mapped from now on, and this part of it begins here.
+            // INVARIANT: The buffer is mapped from now on, and this part of the buffer begins at
+            // `phys`.
             slot.orig.write(phys);
             if sync && dir.device_reads() {
-                // SAFETY: The part has as many bytes, a page at most.
+                // SAFETY: `slot` is the one at `index`; its part of the buffer has `part` bytes, a
+                // page at most. The mapping cannot end before its address is returned.
                 unsafe { self.copy_slot(index, slot, 0..part, true, rcu) }
             }
 
@@ -555,11 +582,11 @@ impl Area {
         Some(iova)
     }
 
-    /// Does the same if it can be done at once, as for nearly all parts of requests: in one slot, which
-    /// is this CPU's own and has been used before. Gives the buffer back otherwise.
+    /// Fast path of [`map`](Self::map): a single slot of this CPU's block whose page is allocated.
+    /// Returns the buffer otherwise.
     ///
-    /// Nothing but a copy is called here, so that hardly a register has to be saved: that would be a
-    /// quarter of the cost.
+    /// No function is called here except a copy, so that hardly a register has to be saved: saving
+    /// them would be a quarter of the cost.
     #[inline(always)]
     pub(super) fn map_fast<'a>(
         &self,
@@ -580,13 +607,14 @@ impl Area {
             return Err(buffer);
         };
 
-        // INVARIANT: The buffer is mapped from now on, and begins here.
+        // INVARIANT: The buffer is mapped from now on, and begins at `buffer.phys`.
         slot.orig.write(buffer.phys);
         if sync && dir.device_reads() {
             let range = 0..buffer.len;
 
-            // SAFETY: The buffer has as many bytes, which `alloc_own` gave a slot for: a page at most.
-            // It and the slot's page stay allocated as long as it is mapped.
+            // SAFETY: The buffer has `buffer.len` bytes, a page at most, as `alloc_own` has
+            // returned a slot for them. `slot` is the one at `index`, and `page` its page. The
+            // buffer and the page stay allocated as long as the buffer is mapped.
             unsafe {
                 match self.view(rcu) {
                     View::Kernel => copy(page, buffer.phys, range, true),
@@ -598,7 +626,7 @@ impl Area {
         Ok(given.iova())
     }
 
-    /// Makes slots stand in for nothing.
+    /// Makes `count` slots from `first` on stand in for no buffer.
     fn forget(&self, first: usize, count: usize) {
         for index in first..first + count {
             if let Some(slot) = self.slot(index) {
@@ -607,8 +635,12 @@ impl Area {
         }
     }
 
-    /// Ends a mapping, after copying the buffer out if the device wrote it and `sync` says so. Any
-    /// context.
+    /// Ends a mapping, after copying the buffer out if the device writes to the buffer and `sync`
+    /// is set.
+    ///
+    /// # Context
+    ///
+    /// Any.
     ///
     /// # Safety
     ///
@@ -630,9 +662,9 @@ impl Area {
             return given.free();
         };
 
-        // As in `map_fast`: no call at all if nothing is copied.
+        // As in `map_fast`: no function call at all if nothing is copied.
         if sync && dir.device_writes() {
-            // SAFETY: By the safety requirements; a slot of a block is for a page at most.
+            // SAFETY: By the safety requirements; a slot of a block holds a page at most.
             unsafe { self.copy_and_empty(given, slot, len, rcu) }
         } else {
             slot.orig.write(NO_BUFFER);
@@ -640,12 +672,12 @@ impl Area {
         }
     }
 
-    /// Copies `len` bytes of a slot out, has it stand in for nothing, and frees it.
+    /// Copies `len` bytes of a slot out, makes the slot stand in for no buffer, and frees the slot.
     ///
     /// # Safety
     ///
-    /// `slot` must be the one at `given.index()`, and the buffer that it stands in for have as many
-    /// bytes, a page at most; its mapping ends here.
+    /// `slot` must be the one at `given.index()`. The buffer that `slot` stands in for must have
+    /// `len` bytes, a page at most, and its mapping must end here.
     #[inline(never)]
     unsafe fn copy_and_empty(
         &self,
@@ -660,11 +692,11 @@ impl Area {
         given.free();
     }
 
-    /// What [`unmap`](Self::unmap) does with a mapping of any length.
+    /// Slow path of [`unmap`](Self::unmap), for mappings of any length.
     ///
     /// # Safety
     ///
-    /// As there.
+    /// The same as for [`unmap`](Self::unmap).
     #[inline(never)]
     unsafe fn unmap_slow(
         &self,
@@ -684,7 +716,8 @@ impl Area {
 
             if let Some(slot) = self.slot(index) {
                 if sync && dir.device_writes() {
-                    // SAFETY: By the safety requirements, the part has as many bytes, a page at most.
+                    // SAFETY: `slot` is the one at `index`. By the safety requirements, its part of
+                    // the buffer has `part` bytes, a page at most.
                     unsafe { self.copy_slot(index, slot, 0..part, false, rcu) }
                 }
                 slot.orig.write(NO_BUFFER);
@@ -698,8 +731,12 @@ impl Area {
 
     /// Returns the kernel's page at an address of the area, for the device side to map.
     ///
-    /// [`None`] if no mapping has ever used it, or if the pages in use are the user's: the daemon
-    /// has those already. Any context.
+    /// Returns [`None`] if no mapping has ever used that page, or if user pages are registered, or
+    /// are being registered or deregistered: the device side has these pages already.
+    ///
+    /// # Context
+    ///
+    /// Any.
     pub(crate) fn page(&self, iova: u64) -> Option<ARef<Page>> {
         rcu::read(|rcu| {
             let View::Kernel = self.view(rcu) else {
@@ -707,17 +744,17 @@ impl Area {
             };
             let page = self.slot(iova as usize >> PAGE_SHIFT)?.kernel_page()?;
 
-            // SAFETY: By the type invariants of `Slot`, it stays allocated as long as `self`.
+            // SAFETY: By the type invariants of `Slot`, the page stays allocated as long as `self`.
             Some(unsafe { Page::from_raw(page.as_ptr()) }.into())
         })
     }
 
-    /// Moves the contents of the slots in use from one page of theirs to the other.
+    /// Moves the contents of all slots that are in use between the kernel's pages and the user's.
     ///
-    /// To the user's pages, from the first slot to the last; back, the other way round.
+    /// Goes from the first slot to the last if `to_user`, or else from the last slot to the first.
     ///
-    /// The mode must be [`mode::MIGRATING`], and a grace period have passed since that was set: so
-    /// whoever copies does so under the lock.
+    /// `mode` must be [`mode::MIGRATING`], and a grace period must have passed since it was set, so
+    /// that every copy takes the lock of `progress`.
     fn migrate(&self, umem: &PinnedPages, to_user: bool) {
         for i in 0..self.slots {
             let index = if to_user { i } else { self.slots - 1 - i };
@@ -728,8 +765,8 @@ impl Area {
                 let in_use = slot.orig.read() != NO_BUFFER;
 
                 if let (true, Some(kernel), Some(umem)) = (in_use, kernel, umem.page(index)) {
-                    // SAFETY: Both are whole pages that stay allocated, the one as long as `self`,
-                    // the other as long as it is pinned.
+                    // SAFETY: Both are whole pages that stay allocated, `kernel` as long as `self`,
+                    // `umem` as long as it is pinned.
                     unsafe { copy(umem, page_to_phys(kernel.as_ptr()), 0..PAGE_SIZE, to_user) }
                 }
             }
@@ -743,10 +780,17 @@ impl Area {
         }
     }
 
-    /// Uses pages of a process from now on. What mapped buffers have in the kernel's pages is moved.
+    /// Switches the area to pages of a process, and moves there what mapped buffers have in the
+    /// kernel's pages.
     ///
-    /// May sleep. Errors: [`EEXIST`] if pages are registered already, [`EINVAL`] if there are not just as
-    /// many as the area has.
+    /// # Errors
+    ///
+    /// [`EEXIST`] if pages are registered already, [`EINVAL`] if `pages` has not exactly as many
+    /// pages as the area, [`ENOMEM`] if there is no memory.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn register_umem(&self, pages: PinnedPages) -> Result {
         let mut registered = self.registered.lock();
         if registered.is_some() {
@@ -758,20 +802,27 @@ impl Area {
 
         let pages = Arc::new(pages, GFP_KERNEL_ACCOUNT)?;
         self.umem.store(Arc::as_ptr(&pages), Release);
-        // INVARIANT: `umem` was set just now, and `registered` keeps it.
+        // INVARIANT: `umem` was set just now, and `pages`, then `registered`, keeps it valid.
         self.mode.store(mode::MIGRATING, Release);
         rcu::synchronize();
         self.migrate(&pages, true);
-        // INVARIANT: All of the slots' pages in use are the user's.
+        // INVARIANT: All slots use the user's pages.
         self.mode.store(mode::USER, Release);
         *registered = Some(pages);
 
         Ok(())
     }
 
-    /// Uses the kernel's pages again, after moving what mapped buffers have in the user's.
+    /// Switches the area back to the kernel's pages, after moving there what mapped buffers have in
+    /// the user's pages. Returns the user's pages.
     ///
-    /// Returns the user's pages. May sleep. Errors: [`ENOENT`] if none are registered.
+    /// # Errors
+    ///
+    /// [`ENOENT`] if no pages are registered.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn deregister_umem(&self) -> Result<Arc<PinnedPages>> {
         let mut registered = self.registered.lock();
         let pages = registered.take().ok_or(ENOENT)?;
@@ -779,19 +830,19 @@ impl Area {
         self.mode.store(mode::MIGRATING, Release);
         rcu::synchronize();
         self.migrate(&pages, false);
-        // INVARIANT: Nobody gets to `umem` who comes later; those who have it are waited for here.
+        // INVARIANT: Later readers do not use `umem`; earlier ones are waited for below.
         self.mode.store(mode::KERNEL, Release);
         rcu::synchronize();
 
         Ok(pages)
     }
 
-    /// Whether a buffer is mapped. Any context.
+    /// Returns whether any buffer is mapped. Any context.
     pub(super) fn is_in_use(&self) -> bool {
         self.used_slots().any(|slot| slot.orig.read() != NO_BUFFER)
     }
 
-    /// Whether user pages are registered. May sleep.
+    /// Returns whether user pages are registered. May sleep.
     pub(crate) fn has_umem(&self) -> bool {
         self.registered.lock().is_some()
     }
@@ -804,8 +855,8 @@ impl PinnedDrop for Area {
             let page = slot.page.load(Relaxed);
 
             if !page.is_null() {
-                // SAFETY: By the type invariants of `Slot`, the area owns a reference, and nobody
-                // uses the area any more.
+                // SAFETY: By the type invariants of `Slot`, the area owns a reference, and the area
+                // has no users any more.
                 unsafe { bindings::put_page(page) }
             }
         }

@@ -22,24 +22,24 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// It owns a count of `iova_cache_get`.
+/// A `Cache` owns one count of `iova_cache_get`.
 pub(crate) struct Cache(());
 
 impl Cache {
     /// Takes a reference. May sleep.
     pub(crate) fn get() -> Result<Arc<Self>> {
-        // SAFETY: It may be called at any time in process context.
+        // SAFETY: `iova_cache_get` may be called at any time in process context.
         to_result(unsafe { bindings::iova_cache_get() })?;
 
-        // INVARIANT: The count was taken just now; if the allocation fails, it is dropped.
+        // INVARIANT: The count was taken just now; if the allocation fails, the count is dropped.
         Ok(Arc::new(Self(()), GFP_KERNEL)?)
     }
 }
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the count is ours. Every domain has a reference to a
-        // cache of its own, so none is left that needs this count.
+        // SAFETY: By the type invariants, the count is ours. Every domain has its own reference to
+        // a `Cache`, so no domain is left that needs this count.
         unsafe { bindings::iova_cache_put() }
     }
 }
@@ -48,12 +48,12 @@ impl Drop for Cache {
 ///
 /// # Invariants
 ///
-/// If there is a reference to the caches, `inner` is initialised, with its own caches, and pinned.
+/// If `cache` is set, `inner` is initialised, with its own caches, and pinned.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Domain {
     #[pin]
     inner: Opaque<bindings::iova_domain>,
-    /// The last page that may be given out.
+    /// The number of the last page that may be given out.
     limit: usize,
     cache: Option<Arc<Cache>>,
 }
@@ -66,9 +66,16 @@ unsafe impl Sync for Domain {}
 impl Domain {
     /// Returns an initialiser for an allocator of the addresses from `start` to `last`, in bytes.
     ///
-    /// Without a `cache` it never gives anything out, and takes no memory: some 12 KiB for each CPU
-    /// otherwise. `start` must be a multiple of the page size and at least one page: page 0 is never
-    /// given out. May sleep.
+    /// Without a `cache`, the allocator never gives anything out and takes no memory; with one, it
+    /// takes some 12 KiB for each CPU. Page 0 is never given out.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if `start` is not a multiple of the page size, or less than one page.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
     pub(crate) fn new(
         cache: Option<&Arc<Cache>>,
         start: usize,
@@ -82,15 +89,15 @@ impl Domain {
                 cache.cloned()
             },
             limit: last >> PAGE_SHIFT,
-            // INVARIANT: With a cache, both initialisations are done; if the second fails, `inner`
-            // has nothing that would have to be given back.
+            // INVARIANT: With a cache, both initialisations are done; if the second one fails,
+            // `inner` owns nothing that would have to be released.
             inner <- Opaque::try_ffi_init(move |slot: *mut bindings::iova_domain| {
                 if cache.is_none() {
                     return Ok(());
                 }
                 // SAFETY: `slot` is valid for writes and pinned.
                 unsafe { bindings::init_iova_domain(slot, PAGE_SIZE, start >> PAGE_SHIFT) };
-                // SAFETY: It was initialised just now.
+                // SAFETY: `slot` was initialised just now.
                 to_result(unsafe { bindings::iova_domain_init_rcaches(slot) })
             }),
         })
@@ -98,13 +105,13 @@ impl Domain {
 
     /// Allocates `size` bytes, rounded up to pages and aligned to the next power of two.
     ///
-    /// If there is no room, all CPUs' caches are emptied first, which takes a while. Returns the
-    /// address, or [`None`] if there is no room. May be called in any context.
+    /// Returns the address, or [`None`] if there is no room. Before returning [`None`], the
+    /// allocator empties all CPUs' caches and retries, which takes a while. Any context.
     pub(crate) fn alloc(&self, size: usize) -> Option<u64> {
         self.alloc_flush(size, true)
     }
 
-    /// The same, but leaves what CPUs have in their caches.
+    /// Does the same as [`alloc`](Self::alloc), but does not empty the CPUs' caches. Any context.
     pub(crate) fn alloc_quick(&self, size: usize) -> Option<u64> {
         self.alloc_flush(size, false)
     }
@@ -115,25 +122,26 @@ impl Domain {
             return None;
         }
 
-        // SAFETY: There is a cache, and so the domain is initialised by the type invariants.
+        // SAFETY: There is a cache, so by the type invariants the domain is initialised.
         match unsafe { bindings::alloc_iova_fast(self.inner.get(), pages, self.limit, flush) } {
             0 => None,
             pfn => Some((pfn << PAGE_SHIFT) as u64),
         }
     }
 
-    /// Frees what [`alloc`](Self::alloc) returned for the same size.
+    /// Frees what [`alloc`](Self::alloc) returned for the same size. Any context.
     ///
-    /// If it did not, addresses may be given out twice: whoever owns the domain must not rely on
-    /// them being unique for memory safety unless nobody else can call this. Any context.
+    /// If `iova` and `size` do not match such an allocation, addresses may be given out twice: the
+    /// domain's owner must not rely on unique addresses for memory safety unless no other code can
+    /// call this function.
     pub(crate) fn free(&self, iova: u64, size: usize) {
         if self.cache.is_none() {
             return;
         }
         let pages = size.div_ceil(PAGE_SIZE);
 
-        // SAFETY: There is a cache, and so the domain is initialised by the type invariants. A wrong
-        // address spoils only which addresses are given out.
+        // SAFETY: There is a cache, so by the type invariants the domain is initialised. A wrong
+        // address affects only which addresses are given out.
         unsafe { bindings::free_iova_fast(self.inner.get(), iova as usize >> PAGE_SHIFT, pages) }
     }
 }
@@ -142,7 +150,8 @@ impl Domain {
 impl PinnedDrop for Domain {
     fn drop(self: Pin<&mut Self>) {
         if self.cache.is_some() {
-            // SAFETY: By the type invariants, the domain is initialised; nobody uses it any more.
+            // SAFETY: By the type invariants, the domain is initialised; the domain has no users
+            // any more.
             unsafe { bindings::put_iova_domain(self.inner.get()) }
         }
     }

@@ -2,8 +2,8 @@
 
 //! Spinlocks for data that softirqs or interrupt handlers share with process context.
 //!
-//! [`kernel::sync::SpinLock`] leaves interrupts and softirqs as they are, so a lock that is also
-//! taken from one of those would deadlock on its own CPU.
+//! [`kernel::sync::SpinLock`] leaves interrupts and softirqs enabled, so that taking such a lock in
+//! a softirq or an interrupt handler, too, would deadlock on a CPU that already holds the lock.
 //!
 //! C header: [`include/linux/spinlock.h`](srctree/include/linux/spinlock.h)
 
@@ -18,18 +18,25 @@ use kernel::{
 
 /// A spinlock that is taken with interrupts disabled.
 ///
-/// It may be taken in any context, but on PREEMPT_RT, where it sleeps and disables nothing, only where
-/// sleeping locks may be. Guards must be released in the reverse order of their
-/// acquisition: each one restores the interrupt state that it found.
+/// Guards must be released in the reverse order of their acquisition: each guard restores the
+/// interrupt state that it found.
+///
+/// # Context
+///
+/// Any; on PREEMPT_RT, where the lock sleeps and disables nothing, any in which sleeping locks may
+/// be taken.
 pub(crate) type SpinLockIrqSave<T> = Lock<T, SpinLockIrqSaveBackend>;
 
 /// A spinlock that is taken with softirqs disabled.
 ///
-/// It may be taken in process context and in softirqs, with interrupts enabled. Softirqs that were
-/// raised while it was held run when it is released.
+/// Softirqs that are raised while the lock is held run when the lock is released.
+///
+/// # Context
+///
+/// Process context and softirqs, with interrupts enabled.
 pub(crate) type SpinLockBh<T> = Lock<T, SpinLockBhBackend>;
 
-/// Creates a [`SpinLockIrqSave`] initialiser with a newly-created lock class.
+/// Creates a [`SpinLockIrqSave`] initialiser with a newly created lock class.
 macro_rules! new_spinlock_irqsave {
     ($inner:expr $(, $name:literal)? $(,)?) => {
         $crate::bindings::lock::SpinLockIrqSave::new(
@@ -38,7 +45,7 @@ macro_rules! new_spinlock_irqsave {
 }
 pub(crate) use new_spinlock_irqsave;
 
-/// Creates a [`SpinLockBh`] initialiser with a newly-created lock class.
+/// Creates a [`SpinLockBh`] initialiser with a newly created lock class.
 macro_rules! new_spinlock_bh {
     ($inner:expr $(, $name:literal)? $(,)?) => {
         $crate::bindings::lock::SpinLockBh::new(
@@ -79,8 +86,8 @@ unsafe impl Backend for SpinLockIrqSaveBackend {
 
     #[inline]
     unsafe fn unlock(ptr: *mut Self::State, guard_state: &Self::GuardState) {
-        // SAFETY: By the safety requirements, the caller owns the lock; the state is what `lock`
-        // returned.
+        // SAFETY: By the safety requirements, the caller owns the lock; `guard_state` is what
+        // `lock` returned.
         unsafe { bindings::spin_unlock_irqrestore(ptr, *guard_state) }
     }
 

@@ -2,8 +2,8 @@
 
 //! Reference-counted pages.
 //!
-//! [`kernel::page::Page`] has one owner. What is mapped into userspace has several: the driver, and
-//! every page table that the page is in.
+//! [`kernel::page::Page`] has one owner. A page that is mapped into userspace has several: the
+//! driver, and every page table that the page is in.
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
@@ -31,7 +31,7 @@ unsafe impl Send for Page {}
 // SAFETY: No method touches the page's contents.
 unsafe impl Sync for Page {}
 
-// SAFETY: The reference count of a page keeps it allocated.
+// SAFETY: The reference count of a page keeps the page allocated.
 unsafe impl AlwaysRefCounted for Page {
     fn inc_ref(&self) {
         // SAFETY: The existence of `self` shows that the count is not zero.
@@ -45,34 +45,35 @@ unsafe impl AlwaysRefCounted for Page {
 }
 
 impl Page {
-    /// Makes a reference of a pointer.
+    /// Converts a pointer to a reference.
     ///
     /// # Safety
     ///
-    /// `ptr` must be a page that stays allocated for `'a`, by a reference count.
+    /// `ptr` must be a page that a reference count keeps allocated for `'a`.
     pub(super) unsafe fn from_raw<'a>(ptr: *mut bindings::page) -> &'a Self {
         // SAFETY: By the safety requirements; `Page` is transparent.
         unsafe { &*ptr.cast() }
     }
 
-    /// The pointer that C knows the page by.
+    /// Returns the pointer by which C code refers to the page.
     pub(super) fn as_raw(&self) -> *mut bindings::page {
         self.0.get()
     }
 
-    /// Whether the hardware has lost some of its contents. Nobody may be led to look at it then.
+    /// Returns whether the hardware has lost some of the page's contents. Such a page must not be
+    /// given to anyone to read.
     pub(super) fn is_poisoned(&self) -> bool {
         // SAFETY: The existence of `self` shows that the page is allocated.
         unsafe { bindings::PageHWPoison(self.as_raw()) }
     }
 
-    /// Allocates a page full of zeroes in atomic context. Returns null if there is none.
+    /// Allocates a zeroed page in atomic context. Returns null if there is no memory.
     ///
-    /// The caller owns the one reference to it.
+    /// The caller owns the only reference to the page.
     pub(super) fn alloc_zeroed_atomic() -> *mut bindings::page {
         let flags = bindings::GFP_ATOMIC | bindings::__GFP_ZERO;
 
-        // SAFETY: Any order may be asked for.
+        // SAFETY: Any order may be requested.
         unsafe { bindings::alloc_pages(flags, 0) }
     }
 }
@@ -86,9 +87,9 @@ impl Page {
 pub(super) unsafe fn page_to_phys(page: *mut bindings::page) -> u64 {
     #[cfg(all(CONFIG_X86_64, not(CONFIG_UML)))]
     {
-        // All page structures are in one array there, as if there was memory everywhere; it is
-        // somewhere else after each boot.
-        // SAFETY: It is written when the kernel starts, and never again.
+        // On x86-64, all page structures are in one array, indexed as if there were memory
+        // everywhere. The array's address differs from boot to boot.
+        // SAFETY: `vmemmap_base` is written when the kernel starts, and never again.
         let first = unsafe { bindings::vmemmap_base };
 
         let pfn = (page as usize).wrapping_sub(first) / size_of::<bindings::page>();
@@ -102,14 +103,14 @@ pub(super) unsafe fn page_to_phys(page: *mut bindings::page) -> u64 {
     }
 }
 
-/// The pages of memory that a driver allocated, for as long as somebody wants to look at them.
+/// Contiguous pages of memory that a driver has allocated, kept for as long as they may be looked
+/// at.
 ///
-/// They are contiguous. Whoever allocated them may free them in the meantime; that only drops a
-/// reference.
+/// The driver may free the memory in the meantime; doing so only drops a reference to each page.
 ///
 /// # Invariants
 ///
-/// `first` is the first of `count` contiguous pages, each of which we own a reference to.
+/// `first` is the first of `count` contiguous pages, and this value owns a reference to each.
 pub(crate) struct Pages {
     first: NonNull<bindings::page>,
     count: usize,
@@ -125,25 +126,26 @@ impl Pages {
     ///
     /// # Safety
     ///
-    /// `first` must be the first of `count` contiguous pages with a reference count of their own,
-    /// allocated for the duration of the call.
+    /// `first` must be the first of `count` contiguous pages, each with a reference count of its
+    /// own, that stay allocated during the call.
     pub(super) unsafe fn get(first: NonNull<bindings::page>, count: usize) -> Self {
         for i in 0..count {
-            // SAFETY: By the safety requirements.
+            // SAFETY: By the safety requirements, the page is allocated and has its own reference
+            // count.
             unsafe { bindings::get_page(first.as_ptr().add(i)) }
         }
 
-        // INVARIANT: We took the references above.
+        // INVARIANT: The references were taken above.
         Self { first, count }
     }
 
-    /// Returns a reference to a page, or [`None`] if there are not as many.
+    /// Returns a reference to the page at `index`, or [`None`] if there are fewer pages.
     pub(crate) fn page(&self, index: usize) -> Option<ARef<Page>> {
         if index >= self.count {
             return None;
         }
 
-        // SAFETY: By the type invariants, there is such a page and it is allocated.
+        // SAFETY: By the type invariants, there is such a page, and the page is allocated.
         Some(unsafe { Page::from_raw(self.first.as_ptr().add(index)) }.into())
     }
 }
@@ -151,7 +153,7 @@ impl Pages {
 impl Drop for Pages {
     fn drop(&mut self) {
         for i in 0..self.count {
-            // SAFETY: By the type invariants, a reference to each is ours.
+            // SAFETY: By the type invariants, this value owns a reference to each page.
             unsafe { bindings::put_page(self.first.as_ptr().add(i)) }
         }
     }

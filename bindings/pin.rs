@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory of a process that is pinned for as long as a device uses it.
+//! Memory of a process that is pinned for as long as a device uses the memory.
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
@@ -25,7 +25,7 @@ use kernel::{
     },
 };
 
-/// How much of a process's memory limit is in use by us.
+/// The pages that are charged to a process's limit of locked memory.
 ///
 /// # Invariants
 ///
@@ -40,16 +40,20 @@ impl Charge {
     ///
     /// Reading the count and adding to it is one step, so that no two callers can both pass a limit
     /// that has room for one.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the caller is a kernel thread, [`ENOMEM`] if `pages` exceed the limit.
     fn current(pages: usize) -> Result<Self> {
         let task = current!();
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
         let pages = i64::try_from(pages)?;
 
-        // SAFETY: Any limit's number may be passed, and this is one.
+        // SAFETY: The number of any limit may be passed, and `RLIMIT_MEMLOCK` is one.
         let limit = unsafe { bindings::rlimit(bindings::RLIMIT_MEMLOCK) } >> PAGE_SHIFT;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
 
-        // INVARIANT: None were added so far.
+        // INVARIANT: No pages were added so far.
         let mut charge = Self {
             mm: mm.into(),
             pages: 0,
@@ -69,7 +73,7 @@ impl Charge {
             }
         }
 
-        // INVARIANT: They were added just now.
+        // INVARIANT: The pages were added just now.
         charge.pages = pages;
 
         Ok(charge)
@@ -94,11 +98,11 @@ impl Drop for Charge {
 
 /// Pinned, writable pages of a process.
 ///
-/// They are released, as modified, when this is dropped, which may sleep.
+/// Dropping this releases the pages, marked as modified, and may sleep.
 ///
 /// # Invariants
 ///
-/// Each pointer is a page that was pinned for us.
+/// Each pointer is a page that was pinned for this value.
 pub(crate) struct PinnedPages {
     pages: KVVec<*mut bindings::page>,
     _charge: Charge,
@@ -112,9 +116,14 @@ unsafe impl Sync for PinnedPages {}
 impl PinnedPages {
     /// Pins `count` pages of the current process from the address `start` on.
     ///
-    /// Process context; may sleep. Errors: [`EINVAL`] if `start` is not a multiple of the page
-    /// size, [`ENOMEM`] if the process may not lock as much memory or only a part of it is there,
-    /// [`EFAULT`] if none is.
+    /// # Errors
+    ///
+    /// [`EINVAL`] if `start` is not a multiple of the page size, [`ENOMEM`] if the process may not
+    /// lock that much memory or only a part of the memory exists, [`EFAULT`] if none of it exists.
+    ///
+    /// # Context
+    ///
+    /// Process context, may sleep.
     pub(crate) fn pin_current(start: usize, count: usize) -> Result<Self> {
         if start % PAGE_SIZE != 0 {
             return Err(EINVAL);
@@ -127,7 +136,7 @@ impl PinnedPages {
             let task = current!();
             let _lock = task.mm().ok_or(EINVAL)?.mmap_read_lock();
 
-            // SAFETY: The lock is held; the vector has room for `count` pointers.
+            // SAFETY: `mmap_lock` is held; the vector has room for `count` pointers.
             unsafe {
                 bindings::pin_user_pages(
                     start,
@@ -143,11 +152,11 @@ impl PinnedPages {
             pinned as usize
         };
 
-        // SAFETY: As many pointers were written, within the capacity.
+        // SAFETY: `pinned` pointers were written, within the capacity.
         unsafe { pages.inc_len(pinned) };
 
-        // INVARIANT: `pin_user_pages` pinned them for us. If they are too few, the drop releases
-        // them.
+        // INVARIANT: `pin_user_pages` pinned the pages for us. If too few were pinned, dropping
+        // `this` releases them.
         let this = Self {
             pages,
             _charge: charge,
@@ -160,12 +169,12 @@ impl PinnedPages {
         }
     }
 
-    /// How many pages there are.
+    /// Returns the number of pages.
     pub(crate) fn len(&self) -> usize {
         self.pages.len()
     }
 
-    /// The pointer that C knows a page by.
+    /// Returns the pointer by which C code refers to a page.
     pub(super) fn page(&self, index: usize) -> Option<NonNull<bindings::page>> {
         self.pages.get(index).and_then(|&page| NonNull::new(page))
     }
@@ -173,8 +182,8 @@ impl PinnedPages {
 
 impl Drop for PinnedPages {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, they were pinned for us, and nobody uses them through us
-        // any more.
+        // SAFETY: By the type invariants, the pages were pinned for this value, and no code uses
+        // them through this value any more.
         unsafe {
             bindings::unpin_user_pages_dirty_lock(self.pages.as_mut_ptr(), self.pages.len(), true)
         }

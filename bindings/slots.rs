@@ -2,21 +2,21 @@
 
 //! Allocators of a bounce area's slots.
 //!
-//! Most mappings are of a page or less: requests' headers, their status, tables of descriptors, and
-//! all data in blocks of 4 KiB. Their slots come from *blocks*, ranges of slots with one bit for each
-//! that is free. Each CPU has a block of its own to take slots from, with one atomic operation each;
-//! when that has none left, it leaves the block and takes another. Blocks, and the slots of larger
-//! mappings, come from an [`iova::Domain`].
+//! Most mappings span one page or less: requests' headers, their status, tables of descriptors, and
+//! all data in units of 4 KiB. Their slots come from *blocks*: ranges of slots, with one bit per
+//! free slot. Each CPU owns one block and takes slots from it with one atomic operation each; when
+//! that block has no free slot left, the CPU releases it and takes another. Blocks, and the slots
+//! of larger mappings, come from an [`iova::Domain`].
 //!
-//! When that has no room left, blocks all of whose slots are free go back to it. A block is no larger
-//! than the largest mapping (see [`Slots::new`]). So where there are multiples of that in the area
-//! for all mappings that there are, for one more and for slot 0, that one finds room, once nobody
-//! else is allocating.
+//! When the domain has no room left, blocks whose slots are all free go back to it. A block is no
+//! larger than the largest mapping (see [`Slots::new`]). So if the area has as many aligned ranges
+//! of the largest mapping's size as there are mappings, plus one for slot 0 and one for a new
+//! mapping, the new mapping finds room once no other allocation is in progress.
 //!
 //! # Context
 //!
-//! Any, interrupt handlers included; on PREEMPT_RT, where sleeping locks may be taken. Nothing is locked
-//! but what the domain locks.
+//! Any, interrupt handlers included; on PREEMPT_RT, any in which sleeping locks may be taken. No
+//! locks are taken except those of the domain.
 
 use super::{
     atomic::{
@@ -45,48 +45,48 @@ use kernel::{
     },
 };
 
-/// The most slots that a block can have, as a power of two: one for each bit of half a word.
+/// The maximum number of slots of a block, as a power of two: one slot for each bit of half a word.
 const MAX_BLOCK_ORDER: u32 = u32::BITS.ilog2();
 
-/// The fewest that are worth it.
+/// The minimum number of slots for which a block is worthwhile, as a power of two.
 const MIN_BLOCK_ORDER: u32 = 3;
 
-/// In a word of [`Slots::blocks`]: the block's free slots, each by its number modulo 32.
+/// Bits of a word of [`Slots::blocks`]: the block's free slots, each by its number modulo 32.
 const FREE: u64 = u32::MAX as u64;
 
-/// In a word of [`Slots::blocks`]: the block is *claimed*, from the domain.
+/// Bit of a word of [`Slots::blocks`]: the block is *claimed* from the domain.
 const CLAIMED: u64 = 1 << 63;
 
-/// In [`Slots::own`]: the CPU has no block.
+/// Value in [`Slots::own`] of a CPU that owns no block.
 const NONE: usize = usize::MAX;
 
 /// An allocator of slots.
 ///
 /// # Invariants
 ///
-/// - A block that is claimed was given out by the domain. Only whoever has the block changes that.
-/// - A block is had by a CPU, by one call of a method here, or, if its bit in `open` is set, by
-///   nobody. Whoever clears that bit has it.
+/// - A claimed block was given out by the domain. Only the block's owner changes that.
+/// - Each claimed block is owned by exactly one CPU or one call in progress, unless its `open` bit
+///   is set; atomically clearing that bit takes ownership.
 /// - A slot is free only if its block is claimed and the slot is not given out.
 #[pin_data]
 pub(super) struct Slots {
     #[pin]
     iova: iova::Domain,
-    /// For each block, [`FREE`] and [`CLAIMED`].
+    /// For each block, [`FREE`] and [`CLAIMED`] bits.
     blocks: KVVec<Atomic<u64>>,
-    /// For each 64 blocks, those claimed ones that nobody has.
+    /// For each 64 blocks, one bit per block: claimed, and owned by no CPU and no call.
     open: KVVec<Atomic<u64>>,
-    /// For each CPU, its block.
+    /// For each CPU, the index of the block that it owns, or [`NONE`].
     own: KVVec<Atomic<usize>>,
-    /// How many slots a block has, as a power of two.
+    /// The number of slots of a block, as a power of two.
     order: u32,
 }
 
-/// A slot of a block that is given out, and stays so if this is dropped.
+/// A slot that was allocated from a block. It stays allocated if this value is dropped.
 ///
 /// # Invariants
 ///
-/// `word` is that of the slot's block.
+/// `word` is the word of the slot's block.
 #[must_use]
 pub(super) struct BlockSlot<'a> {
     slot: usize,
@@ -94,31 +94,31 @@ pub(super) struct BlockSlot<'a> {
 }
 
 impl BlockSlot<'_> {
-    /// Its number.
+    /// Returns the slot's number.
     #[inline(always)]
     pub(super) fn index(&self) -> usize {
         self.slot
     }
 
-    /// Its address.
+    /// Returns the slot's I/O virtual address.
     #[inline(always)]
     pub(super) fn iova(&self) -> u64 {
         (self.slot << PAGE_SHIFT) as u64
     }
 
-    /// Gives it back.
+    /// Frees the slot.
     #[inline(always)]
     pub(super) fn free(self) {
         self.word.add_release(slot_bit(self.slot));
     }
 }
 
-/// A slot's bit in its block.
+/// Returns a slot's bit in the word of its block.
 fn slot_bit(slot: usize) -> u64 {
     1_u32.wrapping_shl(slot as u32).into()
 }
 
-/// So many words, all 0.
+/// Allocates `count` words, all 0.
 fn zeroes(count: usize) -> Result<KVVec<Atomic<u64>>> {
     let mut words = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
     for _ in 0..count {
@@ -131,7 +131,11 @@ fn zeroes(count: usize) -> Result<KVVec<Atomic<u64>>> {
 impl Slots {
     /// Returns an initialiser for an allocator of the slots from 1 to `count - 1`.
     ///
-    /// Without a `cache` it never gives anything out. Blocks have at most `1 << largest_order` slots.
+    /// Without a `cache`, the allocator never gives anything out. Blocks have at most
+    /// `1 << largest_order` slots.
+    ///
+    /// # Context
+    ///
     /// May sleep.
     pub(super) fn new(
         cache: Option<&Arc<iova::Cache>>,
@@ -161,27 +165,27 @@ impl Slots {
         })
     }
 
-    /// The block that a slot would be of.
+    /// Returns the index that the block of a slot has, if there is such a block.
     fn block(&self, slot: usize) -> usize {
-        // `order` is never as large as the number of a word's bits.
+        // `order` is always less than the number of bits in a word.
         slot.wrapping_shr(self.order)
     }
 
-    /// The first slot of a block.
+    /// Returns the first slot of a block.
     fn first(&self, block: usize) -> usize {
         block.wrapping_shl(self.order)
     }
 
-    /// The bits of all slots of a block.
+    /// Returns the bits of all slots of a block.
     fn all(&self, block: usize) -> u64 {
         let count = 1 << self.order;
 
         (FREE >> (u32::BITS - count)) << (self.first(block) % 32)
     }
 
-    /// Allocates slots for `size` bytes, aligned to the next power of two.
+    /// Allocates slots for `size` bytes, aligned to `size` rounded up to a power of two.
     ///
-    /// Returns the address of the first, or [`None`] if there is no room.
+    /// Returns the address of the first slot, or [`None`] if there is no room.
     pub(super) fn alloc(&self, size: usize) -> Option<u64> {
         if (1..=PAGE_SIZE).contains(&size) {
             if let Some(slot) = self.alloc_one() {
@@ -192,7 +196,8 @@ impl Slots {
         self.alloc_from_domain(size)
     }
 
-    /// Allocates a slot for a page at most, if this CPU has a block with a free one.
+    /// Allocates a slot for up to a page from this CPU's own block. Returns [`None`] if `size` is
+    /// larger, or if the CPU has no block with a free slot.
     #[inline(always)]
     pub(super) fn alloc_own(&self, size: usize) -> Option<BlockSlot<'_>> {
         if !(1..=PAGE_SIZE).contains(&size) {
@@ -202,7 +207,8 @@ impl Slots {
         self.take(self.own.get(current_cpu())?.read())
     }
 
-    /// Allocates slots from the domain. If it has no room, free blocks go back there first.
+    /// Allocates slots from the domain. If the domain has no room, returns free blocks to it and
+    /// retries.
     #[inline(never)]
     fn alloc_from_domain(&self, size: usize) -> Option<u64> {
         if size == 0 {
@@ -212,7 +218,7 @@ impl Slots {
         self.iova.alloc_quick(size).or_else(|| {
             self.reclaim();
 
-            // What was free in the blocks of other CPUs can be found now.
+            // Slots that were free in the blocks of other CPUs can be found now.
             let one = (size <= PAGE_SIZE).then(|| self.alloc_one()).flatten();
 
             match one {
@@ -222,7 +228,7 @@ impl Slots {
         })
     }
 
-    /// Allocates a slot from a block.
+    /// Allocates a slot from this CPU's block, or from another one that becomes this CPU's.
     #[inline]
     fn alloc_one(&self) -> Option<BlockSlot<'_>> {
         let own = self.own.get(current_cpu())?;
@@ -230,8 +236,8 @@ impl Slots {
         self.take(own.read()).or_else(|| self.alloc_elsewhere(own))
     }
 
-    /// Allocates a slot of a block. [`None`] if it has none that is free, or if there is no such
-    /// block.
+    /// Allocates a slot of a block. Returns [`None`] if there is no such block, or none of its
+    /// slots is free.
     #[inline(always)]
     fn take(&self, block: usize) -> Option<BlockSlot<'_>> {
         let word = self.blocks.get(block)?;
@@ -242,7 +248,7 @@ impl Slots {
                 Ok(_) => {
                     let slot = self.first(block) & !31 | bits.trailing_zeros() as usize;
 
-                    // INVARIANT: It is a slot of `block`.
+                    // INVARIANT: `slot` is a slot of `block`, and `word` is that block's word.
                     return Some(BlockSlot { slot, word });
                 }
                 Err(now) => bits = now,
@@ -252,12 +258,13 @@ impl Slots {
         None
     }
 
-    /// Allocates a slot of a block that nobody has, or of a new one, and makes it this CPU's.
+    /// Allocates a slot of a block without an owner, or of a newly claimed block, and makes the
+    /// block this CPU's.
     #[cold]
     #[inline(never)]
     fn alloc_elsewhere(&self, own: &Atomic<usize>) -> Option<BlockSlot<'_>> {
-        // Requests mostly end in the order in which they began: what has been left for longest has
-        // the most free slots.
+        // Requests mostly end in the order in which they began: the block that was released the
+        // longest time ago has the most free slots.
         let (block, slot) = self
             .open_blocks(own.read())
             .find_map(|block| {
@@ -274,15 +281,16 @@ impl Slots {
             })
             .or_else(|| self.claim())?;
 
-        // The CPU may have got another one meanwhile, or it may be another CPU's by now. Whoever
-        // finds the block there and leaves it does so after it was entered: `leave` is a release.
+        // `own` may hold another block by now, and this task may have moved to another CPU. A task
+        // that finds `block` in `own` and releases the block sets its bit in `open` only after this
+        // task has cleared the bit: `enter` is an acquire and `leave` a release.
         self.leave(own.xchg(block, Relaxed));
 
         Some(slot)
     }
 
-    /// The blocks that nobody has, at about this time, from the one behind `last` on: first the 64 of
-    /// its word, then those of the other words.
+    /// Returns the blocks that have no owner at about this time, starting after `last`: first the
+    /// 64 blocks of the same word, then those of the other words.
     fn open_blocks(&self, last: usize) -> impl Iterator<Item = usize> + use<'_> {
         let words = self.open.len();
         let shift = last as u32 % 64 + 1;
@@ -301,7 +309,7 @@ impl Slots {
         })
     }
 
-    /// Gets a block that nobody has. Returns whether that is so.
+    /// Takes ownership of a block that has no owner. Returns whether this succeeded.
     fn enter(&self, block: usize) -> bool {
         let Some(open) = self.open.get(block / 64) else {
             return false;
@@ -319,18 +327,19 @@ impl Slots {
         false
     }
 
-    /// Gives up a block that we have, if it is one.
+    /// Releases a block that the caller owns. Does nothing for [`NONE`].
     fn leave(&self, block: usize) {
         if block == NONE {
             return;
         }
         if let Some(open) = self.open.get(block / 64) {
-            // INVARIANT: The block was not open, as we had it.
+            // INVARIANT: The block's bit was clear, as the caller owned the block.
             let _ = open.fetch_add(1 << (block % 64), Release);
         }
     }
 
-    /// Claims a block, which we have then. Returns its index and a slot of it.
+    /// Claims a block from the domain, which the caller then owns. Returns the block's index and
+    /// one of its slots.
     fn claim(&self) -> Option<(usize, BlockSlot<'_>)> {
         let size = PAGE_SIZE << self.order;
         let iova = self.iova.alloc_quick(size)?;
@@ -338,19 +347,21 @@ impl Slots {
         let block = self.block(first);
 
         let Some(word) = self.blocks.get(block) else {
-            // There is none behind the last whole one, so the domain gives none out.
+            // Unreachable: the domain's range ends before any block after the last whole one.
             self.iova.free(iova, size);
             return None;
         };
 
-        // INVARIANT: The domain has given it out to us; its first slot is given out just now.
+        // INVARIANT: The domain gave the block out to this call, which owns it. The block's first
+        // slot is given out here, and so is not free.
         word.store(CLAIMED | self.all(block) & !slot_bit(first), Release);
 
-        // INVARIANT: It is the first slot of the block.
+        // INVARIANT: `first` is the first slot of the block, and `word` is the block's word.
         Some((block, BlockSlot { slot: first, word }))
     }
 
-    /// Gives blocks back to the domain all of whose slots are free. Every CPU loses its block.
+    /// Returns the blocks whose slots are all free to the domain. Takes all CPUs' blocks away
+    /// first.
     #[cold]
     #[inline(never)]
     fn reclaim(&self) {
@@ -367,7 +378,7 @@ impl Slots {
             if word.read() != all || !self.enter(block) {
                 continue;
             }
-            // INVARIANT: We have the block, and it goes back to the domain.
+            // INVARIANT: This call owns the block, and returns it to the domain below.
             if word.cmpxchg(all, 0, Acquire).is_ok() {
                 let first = self.first(block);
                 self.iova
@@ -378,10 +389,11 @@ impl Slots {
         }
     }
 
-    /// Frees what [`alloc`](Self::alloc) returned for the same size.
+    /// Frees the slots that [`alloc`](Self::alloc) returned for the same size.
     ///
-    /// If it did not, slots may be given out twice: whoever owns the allocator must not rely on them
-    /// being unique for memory safety unless nobody else can call this.
+    /// If `iova` and `size` do not match such an allocation, slots may be given out twice: the
+    /// allocator's owner must not rely on unique slots for memory safety unless no other code can
+    /// call this function.
     pub(super) fn free(&self, iova: u64, size: usize) {
         match self.block_slot(iova, size) {
             Some(slot) => slot.free(),
@@ -389,17 +401,19 @@ impl Slots {
         }
     }
 
-    /// What [`alloc`](Self::alloc) returned for the same size, if it is a slot of a block.
+    /// Returns the slot that [`alloc`](Self::alloc) returned for the same size, if it belongs to a
+    /// block.
     ///
-    /// If it did not, what holds for [`free`](Self::free) does for this.
+    /// If `iova` and `size` do not match such an allocation, the same applies as for
+    /// [`free`](Self::free).
     #[inline(always)]
     pub(super) fn block_slot(&self, iova: u64, size: usize) -> Option<BlockSlot<'_>> {
         let slot = iova as usize >> PAGE_SHIFT;
         let word = self.blocks.get(self.block(slot))?;
 
-        // As long as the slot is given out, its block stays claimed, or stays not.
+        // As long as the slot is given out, whether its block is claimed does not change.
         if size <= PAGE_SIZE && word.read() & CLAIMED != 0 {
-            // INVARIANT: The word was found by the slot.
+            // INVARIANT: `word` was looked up by the slot's number.
             Some(BlockSlot { slot, word })
         } else {
             None
@@ -412,7 +426,7 @@ mod tests {
     use super::*;
     use kernel::alloc::flags::GFP_KERNEL;
 
-    /// Some slots, and which of them are given out.
+    /// An allocator, and a record of which slots it has given out.
     struct Area {
         slots: Pin<KBox<Slots>>,
         given: KVVec<bool>,
@@ -432,8 +446,8 @@ mod tests {
             })
         }
 
-        /// Allocates so many slots. [`None`] if there is no room; [`EINVAL`] if they are not to be
-        /// given out, are not aligned, or are given out already.
+        /// Allocates `count` slots. Returns [`None`] if there is no room; [`EINVAL`] if the slots
+        /// must not be given out, are not aligned, or are given out already.
         fn alloc(&mut self, count: usize) -> Result<Option<usize>> {
             let Some(iova) = self.slots.alloc(count << PAGE_SHIFT) else {
                 return Ok(None);
@@ -464,7 +478,7 @@ mod tests {
             Ok(())
         }
 
-        /// Allocates single slots until there are none. Returns how many there were.
+        /// Allocates single slots until there is no room. Returns how many there were.
         fn fill(&mut self) -> Result<usize> {
             let mut count = 0;
             while self.alloc(1)?.is_some() {
@@ -484,7 +498,8 @@ mod tests {
             Ok(())
         }
 
-        /// Allocates mappings of the largest size until there is no room, and frees them.
+        /// Allocates mappings of the largest size until there is no room, and frees them. Returns
+        /// how many there were.
         fn largest(&mut self) -> Result<usize> {
             let size = 1 << self.order;
             let mut firsts = KVVec::new();
@@ -501,7 +516,7 @@ mod tests {
 
     #[test]
     fn all_slots_but_the_first_are_given_out_once() -> Result {
-        // With blocks, with a rest that is none, and without blocks.
+        // With blocks only, with a remainder that is no whole block, and without blocks.
         for (count, order) in [(1024, 5), (1000, 6), (512, 3), (600, 4), (64, 0)] {
             let mut area = Area::new(count, order)?;
             for _ in 0..3 {
@@ -529,7 +544,7 @@ mod tests {
 
     #[test]
     fn the_largest_mappings_find_room_after_single_slots() -> Result {
-        // With blocks as long as that, and with shorter ones.
+        // With blocks as long as the largest mapping, and with shorter ones.
         for (count, order) in [(1024, 5), (2048, 6), (4096, 7)] {
             let mut area = Area::new(count, order)?;
             let room = (count >> order) - 1;
@@ -539,7 +554,7 @@ mod tests {
             area.free_all()?;
             assert_eq!(area.largest()?, room);
 
-            // A slot that is given out takes the room of one of them.
+            // A slot that is given out takes the room of one of the largest mappings.
             let slot = area.alloc(1)?.ok_or(ENOMEM)?;
             assert!(area.largest()? >= room - 1);
             area.free(slot, 1)?;
@@ -556,10 +571,10 @@ mod tests {
         let mut state = 1u32;
 
         for _ in 0..20_000 {
-            // Numerical Recipes' generator; its upper bits are good enough.
+            // The generator of Numerical Recipes; its upper bits are good enough.
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let random = (state >> 8) as usize;
-            // Mostly single slots, as of requests.
+            // Mostly single slots, as requests need.
             let size = if random & 3 != 0 { 1 } else { random % 64 + 1 };
 
             match area.alloc(size)? {

@@ -2,9 +2,9 @@
 
 //! vDPA devices: virtio devices that a kernel or userspace driver finds on the vDPA bus.
 //!
-//! A vDPA device is allocated by the C core with the device driver's own data behind it, a type that
-//! implements [`Operations`]. It is added by a [management device](mgmt) and lives until the core
-//! lets go of it.
+//! A vDPA device is allocated by the C core in one allocation with the device driver's own data, a
+//! type that implements [`Operations`]. The device is added by a [management device](mgmt) and
+//! lives until the core releases it.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 

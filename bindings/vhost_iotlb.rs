@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reading the IOTLB that vhost hands to a vDPA device.
+//! Reading the IOTLB that vhost passes to a vDPA device.
 //!
 //! C header: [`include/linux/vhost_iotlb.h`](srctree/include/linux/vhost_iotlb.h)
 
@@ -20,44 +20,45 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// Every mapping's opaque pointer is a `struct vdpa_map_file`: that is so for devices that use
-/// virtual addresses.
+/// Every mapping's opaque pointer is null or points to a `struct vdpa_map_file`, as for devices
+/// that use virtual addresses.
 #[repr(transparent)]
 pub(crate) struct Iotlb(Opaque<bindings::vhost_iotlb>);
 
 /// One mapping of an [`Iotlb`].
 #[derive(Clone)]
 pub(crate) struct Map {
-    /// First I/O virtual address.
+    /// The first I/O virtual address.
     pub(crate) start: u64,
-    /// Last I/O virtual address.
+    /// The last I/O virtual address.
     pub(crate) last: u64,
-    /// What the device may do: a combination of bits of which 1 is reading and 2 is writing.
+    /// The accesses that the device may make: a combination of bits, of which 1 is reading and 2 is
+    /// writing.
     pub(crate) perm: u32,
     /// The file that holds the memory.
     pub(crate) file: ARef<File>,
-    /// Where in the file the memory is, in bytes.
+    /// The offset of the memory in the file, in bytes.
     pub(crate) offset: u64,
 }
 
 impl Iotlb {
-    /// Makes a reference of a pointer.
+    /// Converts a pointer to a reference.
     ///
     /// # Safety
     ///
-    /// For `'a`, `ptr` must be valid and not change, and every mapping's opaque pointer must be a
-    /// `struct vdpa_map_file`.
+    /// For `'a`, `ptr` must be valid and the IOTLB must not change, and every mapping's opaque
+    /// pointer must be null or point to a `struct vdpa_map_file`.
     pub(super) unsafe fn from_raw<'a>(ptr: *mut bindings::vhost_iotlb) -> &'a Self {
         // SAFETY: By the safety requirements; `Iotlb` is transparent.
         // INVARIANT: By the safety requirements.
         unsafe { &*ptr.cast() }
     }
 
-    /// Whether just this mapping is there. Any context; takes time by the logarithm of the number of
-    /// mappings.
+    /// Returns whether exactly this mapping exists. Any context; takes time logarithmic in the
+    /// number of mappings.
     pub(crate) fn has(&self, start: u64, last: u64, perm: u32, file: &File, offset: u64) -> bool {
-        // SAFETY: The IOTLB is valid and does not change as long as `self` is borrowed. What is found
-        // is one of its mappings, of which these are always initialised, the padding is not.
+        // SAFETY: The IOTLB is valid and does not change as long as `self` is borrowed. `map` is
+        // one of its mappings, whose fields are always initialised, except for padding.
         let found = unsafe {
             let map = bindings::vhost_iotlb_itree_first(self.0.get(), start, last);
             if map.is_null() {
@@ -67,17 +68,17 @@ impl Iotlb {
         };
         let (found_start, found_last, found_perm, opaque) = found;
 
-        // SAFETY: By the type invariants, it is a `vdpa_map_file` or null.
+        // SAFETY: By the type invariants, `opaque` is null or points to a `vdpa_map_file`.
         let backing = unsafe { opaque.cast::<bindings::vdpa_map_file>().as_ref() };
 
         (found_start, found_last, found_perm) == (start, last, perm)
             && backing.is_some_and(|backing| {
-                // A `File` is a `struct file`.
+                // CAST: A `File` is a `struct file`.
                 ptr::eq(backing.file.cast_const().cast(), file) && backing.offset == offset
             })
     }
 
-    /// All mappings, in the order of their addresses.
+    /// Returns all mappings, in the order of their addresses.
     pub(crate) fn iter(&self) -> Iter<'_> {
         Iter {
             // SAFETY: The IOTLB is valid and does not change as long as `self` is borrowed.
@@ -98,7 +99,7 @@ pub(crate) struct Iter<'a> {
 }
 
 impl Iterator for Iter<'_> {
-    /// A mapping; an error for one without a file.
+    /// A mapping, or an error for a mapping without a file.
     type Item = Result<Map>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -106,14 +107,14 @@ impl Iterator for Iter<'_> {
         if map.is_null() {
             return None;
         }
-        // SAFETY: By the type invariants. These are always initialised, the padding is not.
+        // SAFETY: By the type invariants. These fields are always initialised; padding is not.
         let (start, last, perm, opaque) =
             unsafe { ((*map).start, (*map).last, (*map).perm, (*map).opaque) };
-        // SAFETY: By the type invariants, the mapping is one of an IOTLB.
+        // SAFETY: By the type invariants, `map` is a mapping of an IOTLB that does not change.
         // INVARIANT: So is the next one.
         self.next = unsafe { bindings::vhost_iotlb_itree_next(map, 0, u64::MAX) };
 
-        // SAFETY: By the invariants of `Iotlb`, it is a `vdpa_map_file` or null.
+        // SAFETY: By the invariants of `Iotlb`, `opaque` is null or points to a `vdpa_map_file`.
         let Some(backing) = (unsafe { opaque.cast::<bindings::vdpa_map_file>().as_ref() }) else {
             return Some(Err(EINVAL));
         };
@@ -125,8 +126,8 @@ impl Iterator for Iter<'_> {
             start,
             last,
             perm,
-            // SAFETY: The mapping holds a reference to its file, a regular one that was taken from
-            // a virtual memory area.
+            // SAFETY: The mapping holds a reference to its file, an ordinary one that was taken
+            // from a virtual memory area.
             file: unsafe { File::from_raw_file(backing.file) }.into(),
             offset: backing.offset,
         }))

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Mapping a virtio driver's memory into a device's address space, by means of the device's own.
+//! Mapping a virtio driver's memory into a device's address space, by the device's map operations.
 //!
-//! A virtio driver whose device has map operations hands its buffers and rings to those, with the
-//! *token* that belongs to the virtqueue. Here, a token points to a [`Space`]: buffers are mapped into
-//! its [bounce area](Area), rings (coherent memory) are allocated here and given addresses by the
-//! space's owner. Who follows a token to its space is an RCU reader, and needs no lock.
+//! A virtio driver whose device has map operations passes its buffers and rings to these
+//! operations, with the *token* that belongs to the virtqueue. Here, a token points to a [`Space`]:
+//! buffers are mapped into the space's [bounce area](Area); rings (coherent memory) are allocated
+//! here and given addresses by the space's owner. Following a token to its space takes an RCU
+//! read-side critical section and no lock.
 //!
 //! C header: [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
@@ -44,28 +45,31 @@ use kernel::{
     },
 };
 
-/// What the owner of a [`Space`] does.
+/// The operations of the owner of a [`Space`].
 ///
-/// The methods are called in any context that a virtio driver maps memory in, interrupt handlers
-/// included: they must not sleep.
+/// # Context
+///
+/// Any in which a virtio driver maps memory, interrupt handlers included: the methods must not
+/// sleep.
 pub(crate) trait Owner: Send + Sync + 'static {
-    /// Whether buffers may be mapped into the bounce area. If not, [`prepare`](Self::prepare) is called
-    /// first.
+    /// Returns whether buffers may be mapped into the bounce area. If not,
+    /// [`prepare`](Self::prepare) is called first.
     fn is_prepared(&self) -> bool;
 
-    /// A buffer is about to be mapped into the bounce area. Several callers may say so at a time.
+    /// Prepares for buffers being mapped into the bounce area. May be called by several callers at
+    /// a time.
     fn prepare(&self);
 
     /// Gives `size` bytes of coherent memory an I/O virtual address.
     ///
-    /// The memory is the driver's until [`unmap_coherent`](Self::unmap_coherent) is called with the
-    /// address; its pages outlive that as long as `pages` is kept.
+    /// The memory is the driver's until [`unmap_coherent`](Self::unmap_coherent) is called with
+    /// that address; the memory's pages stay allocated after that for as long as `pages` is kept.
     fn map_coherent(&self, pages: Pages, size: usize) -> Result<u64>;
 
-    /// Takes the address away from coherent memory.
+    /// Removes the address of coherent memory.
     fn unmap_coherent(&self, iova: u64, size: usize);
 
-    /// Whether coherent memory has addresses.
+    /// Returns whether any coherent memory has an address.
     fn has_coherent(&self) -> bool;
 }
 
@@ -90,47 +94,48 @@ impl<T: Owner> Space<T> {
         })
     }
 
-    /// Where buffers are mapped.
+    /// Returns the area that buffers are mapped into.
     pub(crate) fn bounce(&self) -> &Area {
         &self.bounce
     }
 
-    /// The space's owner.
+    /// Returns the space's owner.
     pub(crate) fn owner(&self) -> &T {
         &self.owner
     }
 }
 
-/// What a virtqueue's memory is mapped by.
+/// The handle by which a virtqueue's memory is mapped.
 ///
-/// It points to one space at a time. That can only change while nothing is mapped, so that what was
-/// mapped into a space is unmapped from it.
+/// A token points to one space at a time, and can be pointed to another one only while nothing is
+/// mapped, so that memory is unmapped from the space that it was mapped into.
 ///
 /// # Invariants
 ///
-/// - `space` came from [`Arc::into_raw`], and a reference is ours. `former` is the space before, with a
-///   reference of ours as well, or null.
-/// - Both change only while `closed` is not 0, by the one who has set it, once and after an RCU grace
-///   period: so there is no reader left of what is in `former` by then.
+/// - `space` came from [`Arc::into_raw`], and the token owns a reference. `former` is the previous
+///   space, of which the token owns a reference as well, or null.
+/// - Both change only while `closed` is not 0, by the call that has set `closed`, once and after an
+///   RCU grace period: so by then no readers are left of the space in `former`.
 pub(crate) struct Token<T: Owner> {
     space: Atomic<*mut Space<T>>,
     former: Atomic<*mut Space<T>>,
-    /// 0, or something that tells the one who has closed it from others.
+    /// 0 while the token is open; otherwise a value that identifies the call that has closed it.
     closed: Atomic<usize>,
 }
 
-/// The one who has closed a token alone. It is no address, as the others are.
+/// Value of [`Token::closed`] in a token closed by [`Token::quiesce`]. Other values are addresses,
+/// and this is none.
 const CLOSED_ALONE: usize = 1;
 
-// SAFETY: It owns references to spaces, which go along.
+// SAFETY: A token owns references to spaces, which move with the token.
 unsafe impl<T: Owner> Send for Token<T> {}
 // SAFETY: All fields are atomic, and spaces are `Sync`.
 unsafe impl<T: Owner> Sync for Token<T> {}
 
 impl<T: Owner> Token<T> {
-    /// A token that points to `space`.
+    /// Creates a token that points to `space`.
     pub(crate) fn new(space: Arc<Space<T>>) -> Self {
-        // INVARIANT: The reference is ours from now on.
+        // INVARIANT: The token owns the reference from now on.
         Self {
             space: Atomic::new(Arc::into_raw(space).cast_mut()),
             former: Atomic::new(ptr::null_mut()),
@@ -138,16 +143,22 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Whether it points to `space` now.
+    /// Returns whether the token points to `space` now.
     pub(crate) fn points_to(&self, space: &Arc<Space<T>>) -> bool {
         ptr::eq(self.space.load(Relaxed), Arc::as_ptr(space))
     }
 
-    /// Closes the token: nothing is mapped by it until the return value is dropped.
+    /// Closes the token: nothing is mapped by the token until the return value is dropped.
     ///
-    /// May sleep, for an RCU grace period unless it fails at once: some tens of milliseconds, as it is a
-    /// process that asks for this, which is not to interrupt other CPUs. Errors: [`EBUSY`] if something
-    /// is mapped into its space, or if it is closed.
+    /// # Errors
+    ///
+    /// [`EBUSY`] if something is mapped into the token's space, or if the token is closed already.
+    ///
+    /// # Context
+    ///
+    /// May sleep, for an RCU grace period (some tens of milliseconds) unless the call fails at
+    /// once. The grace period is not expedited: a process asks for this, and must not interrupt
+    /// other CPUs.
     pub(crate) fn quiesce(&self) -> Result<Quiesced<'_, T>> {
         let quiescing = self.begin_to_quiesce(CLOSED_ALONE)?;
         rcu::synchronize();
@@ -155,12 +166,14 @@ impl<T: Owner> Token<T> {
         quiescing.finish()
     }
 
-    /// Makes those of `tokens` lead to `space` that do not, except those by which something may be
-    /// mapped.
+    /// Points those `tokens` to `space` that do not point there, except tokens by which something
+    /// may be mapped.
     ///
-    /// May sleep, for as long as [`quiesce`](Self::quiesce), however many there are.
+    /// # Context
+    ///
+    /// May sleep, for as long as [`quiesce`](Self::quiesce), however many tokens there are.
     pub(crate) fn retarget_all(tokens: &[Self], space: &Arc<Space<T>>) {
-        // Nobody else has this address as long as this has not returned.
+        // No other call has this address until this call returns.
         let mark = 0u8;
         let closer = ptr::from_ref(&mark) as usize;
         let mut any = false;
@@ -169,7 +182,7 @@ impl<T: Owner> Token<T> {
             if !token.points_to(space) {
                 if let Ok(quiescing) = token.begin_to_quiesce(closer) {
                     any = true;
-                    // It stays closed; that it is ours is written in it.
+                    // The token stays closed; `closer` in `closed` marks it as closed by this call.
                     mem::forget(quiescing);
                 }
             }
@@ -181,7 +194,7 @@ impl<T: Owner> Token<T> {
         rcu::synchronize();
         for token in tokens {
             if token.closed.load(Relaxed) == closer {
-                // INVARIANT: It was closed above.
+                // INVARIANT: This call closed the token above.
                 if let Ok(quiesced) = Quiescing(token).finish() {
                     quiesced.retarget(space.clone());
                 }
@@ -189,15 +202,17 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Has nothing be mapped by the token any more, but for what is being mapped already. `closer` tells
-    /// the caller from others that may close it; it is not 0.
+    /// Prevents new mappings by the token; mappings already in progress may still complete.
+    /// `closer`, which must not be 0, tells the caller from others that may close the token.
     ///
-    /// Errors: those of [`quiesce`](Self::quiesce).
+    /// # Errors
+    ///
+    /// Those of [`quiesce`](Self::quiesce).
     fn begin_to_quiesce(&self, closer: usize) -> Result<Quiescing<'_, T>> {
         if self.closed.cmpxchg(0, closer, Full).is_err() {
             return Err(EBUSY);
         }
-        // INVARIANT: Just now.
+        // INVARIANT: This call has set `closed` just now.
         let quiescing = Quiescing(self);
 
         if self.is_in_use() {
@@ -207,7 +222,7 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Whether anything is mapped into its space.
+    /// Returns whether anything is mapped into the token's space.
     fn is_in_use(&self) -> bool {
         rcu::read(|rcu| {
             let space = self.enter(rcu);
@@ -216,21 +231,22 @@ impl<T: Owner> Token<T> {
         })
     }
 
-    /// The space that it points to, for the time of a read-side critical section.
+    /// Returns the space that the token points to, for the time of an RCU read-side critical
+    /// section.
     #[inline(always)]
     fn enter<'a>(&'a self, _rcu: rcu::Section<'a>) -> &'a Space<T> {
-        // SAFETY: By the type invariants, our reference is not given back before the read-side
-        // section ends, even if it points elsewhere by then.
+        // SAFETY: By the type invariants, the token's reference to this space is not released
+        // before the read-side section ends, even if the token points to another space by then.
         unsafe { &*self.space.read_acquire() }
     }
 
-    /// The same, for mapping; [`None`] if the token is closed.
+    /// Returns the space that the token points to, for mapping, or [`None`] if the token is closed.
     #[inline(always)]
     fn enter_open<'a>(&'a self, rcu: rcu::Section<'a>) -> Option<&'a Space<T>> {
         (self.closed.read_acquire() == 0).then(|| self.enter(rcu))
     }
 
-    /// Maps a buffer, by [`Area::map`]. [`None`] also if the token is closed.
+    /// Maps a buffer by [`Area::map`]. Returns [`None`] also if the token is closed.
     #[inline(never)]
     fn map(
         &self,
@@ -247,7 +263,8 @@ impl<T: Owner> Token<T> {
         space.bounce.map(buffer, dir, sync, rcu)
     }
 
-    /// The same, by [`Area::map_fast`]; also gives the buffer back if the token is closed.
+    /// Maps a buffer by [`Area::map_fast`]. Returns the buffer also if the token is closed, or its
+    /// space is not prepared.
     #[inline(always)]
     fn map_fast<'a>(
         &self,
@@ -268,7 +285,7 @@ impl<T: Owner> Token<T> {
     ///
     /// # Safety
     ///
-    /// As there, of a mapping that was made by this token.
+    /// The same as for [`Area::unmap`], of a mapping that was made by this token.
     #[inline(always)]
     unsafe fn unmap(
         &self,
@@ -278,8 +295,8 @@ impl<T: Owner> Token<T> {
         sync: bool,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: By the safety requirements. The token points to the same space as long as anything
-        // is mapped there.
+        // SAFETY: By the safety requirements. The token points to the same space as long as
+        // anything is mapped into that space.
         unsafe { self.enter(rcu).bounce.unmap(iova, len, dir, sync, rcu) }
     }
 
@@ -287,21 +304,22 @@ impl<T: Owner> Token<T> {
     ///
     /// # Safety
     ///
-    /// As there, of a mapping that was made by this token.
+    /// The same as for [`Area::sync`], of a mapping that was made by this token.
     #[inline(always)]
     unsafe fn sync(&self, iova: u64, len: usize, to_device: bool, rcu: rcu::Section<'_>) {
         // SAFETY: As in `unmap`.
         unsafe { self.enter(rcu).bounce.sync(iova, len, to_device, rcu) }
     }
 
-    /// The form in which C passes it around.
+    /// Returns the token in the form in which C code passes it around.
     pub(super) fn as_raw(&self) -> bindings::virtio_map {
         bindings::virtio_map {
             group: ptr::from_ref(self).cast_mut().cast(),
         }
     }
 
-    /// Reads what C passes around; it is null for a device whose queues are not set up yet.
+    /// Converts what C code passes around to a token; null, as for a device whose queues are not
+    /// set up yet, to [`None`].
     ///
     /// # Safety
     ///
@@ -314,7 +332,8 @@ impl<T: Owner> Token<T> {
 
 impl<T: Owner> Drop for Token<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the reference is ours; nobody uses the token any more.
+        // SAFETY: By the type invariants, the token owns the reference, and the token has no users
+        // any more.
         drop(unsafe { Arc::from_raw(*self.space.get_mut()) });
         let former = *self.former.get_mut();
         if !former.is_null() {
@@ -324,17 +343,23 @@ impl<T: Owner> Drop for Token<T> {
     }
 }
 
-/// A [`Token`] by which nothing more is mapped soon. It is opened again when this is dropped.
+/// A closed [`Token`] by which some mappings may still be in progress. Dropping this opens the
+/// token again.
 ///
 /// # Invariants
 ///
-/// We have set the token's `closed`.
+/// The token's `closed` was set for this value.
 struct Quiescing<'a, T: Owner>(&'a Token<T>);
 
 impl<'a, T: Owner> Quiescing<'a, T> {
-    /// To be called after a grace period, when those who saw the token open are done mapping.
+    /// Completes the closing. Must be called after a grace period, by which time callers that saw
+    /// the token open have finished mapping.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if something is mapped into the token's space.
     fn finish(self) -> Result<Quiesced<'a, T>> {
-        // Looked at again, now that nothing more comes.
+        // Checked again, now that no new mapping can appear.
         if self.0.is_in_use() {
             Err(EBUSY)
         } else {
@@ -349,7 +374,8 @@ impl<T: Owner> Drop for Quiescing<'_, T> {
     }
 }
 
-/// A [`Token`] by which nothing is mapped, nor can be. It is opened again when this is dropped.
+/// A closed [`Token`] by which nothing is mapped or can be mapped. Dropping this opens the token
+/// again.
 ///
 /// # Invariants
 ///
@@ -357,39 +383,43 @@ impl<T: Owner> Drop for Quiescing<'_, T> {
 pub(crate) struct Quiesced<'a, T: Owner>(Quiescing<'a, T>);
 
 impl<T: Owner> Quiesced<'_, T> {
-    /// Makes the token lead to another space. May sleep.
+    /// Points the token to another space. May sleep.
     pub(crate) fn retarget(self, space: Arc<Space<T>>) {
         let token = self.0 .0;
-        // INVARIANT: We have closed the token, a grace period has passed, and this is done once.
+        // INVARIANT: This value has closed the token, a grace period has passed, and `self` is
+        // consumed, so that this is done once.
         let old = token.space.xchg(Arc::into_raw(space).cast_mut(), Full);
-        // There may be readers of this one until after the next grace period: it is kept until then.
+        // `old` may have readers until after the next grace period: it is kept in `former` until
+        // then.
         let former = token.former.xchg(old, Full);
 
         if !former.is_null() {
-            // SAFETY: The reference is ours by the invariants of `Token`. The token has not led there
-            // since before it was closed, so that its readers were waited for.
+            // SAFETY: By the invariants of `Token`, the token owns the reference. The token has not
+            // pointed to `former` since before it was closed, so that all of `former`'s readers
+            // were waited for.
             drop(unsafe { Arc::from_raw(former) });
         }
     }
 }
 
-/// The map operations of devices whose spaces belong to a `T`.
+/// The map operations of devices whose spaces are owned by a `T`.
 pub(super) struct VTable<T: Owner>(PhantomData<T>);
 
-/// What virtio takes for a failed mapping, as `DMA_MAPPING_ERROR`.
+/// The address that virtio takes for a failed mapping, as `DMA_MAPPING_ERROR`.
 const MAPPING_ERROR: bindings::dma_addr_t = bindings::dma_addr_t::MAX;
 
-/// Whether contents are to be copied along with a mapping.
+/// Returns whether a buffer's contents are to be copied when the buffer is mapped or unmapped.
 fn syncs(attrs: c_ulong) -> bool {
     attrs & bindings::DMA_ATTR_SKIP_CPU_SYNC as c_ulong == 0
 }
 
-// The virtio core calls these with the token that a device's `get_vq_map` returned. The device is
-// alive as long as its virtqueues are, and the token as long as the device: see `vdpa::Device`.
+// The virtio core calls these functions with the token that a device's `get_vq_map` returned. The
+// device is alive as long as its virtqueues are, and the token as long as the device: see
+// `vdpa::Device`.
 impl<T: Owner> VTable<T> {
     /// # Safety
     ///
-    /// `map` must be a live token, as described above.
+    /// `map` must be null or a token that lives until this returns.
     unsafe extern "C" fn map_page(
         map: bindings::virtio_map,
         page: *mut bindings::page,
@@ -402,13 +432,14 @@ impl<T: Owner> VTable<T> {
         let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
             return MAPPING_ERROR;
         };
-        // SAFETY: The virtio core maps this memory for a driver, which must not free it before it
-        // has unmapped it by the same token. That points to the same space as long as anything is
-        // mapped.
+        // SAFETY: The virtio core maps this memory for a driver, which must not free the memory
+        // before unmapping it by the same token. The token points to the same space as long as
+        // anything is mapped.
         let buffer = unsafe { Buffer::new(page, offset, size) };
         let (dir, sync) = (Direction::from_raw(dir), syncs(attrs));
 
-        // SAFETY: What the caller has disabled stays so, as nothing here knows of it.
+        // SAFETY: Whatever the caller has disabled stays disabled until this returns, as no code
+        // here enables it.
         let Some(rcu) = (unsafe { rcu::Section::around() }) else {
             return Self::map_slow(token, buffer, dir, sync, None);
         };
@@ -418,7 +449,7 @@ impl<T: Owner> VTable<T> {
         }
     }
 
-    /// What [`map_page`](Self::map_page) does if it cannot be done at once.
+    /// Slow path of [`map_page`](Self::map_page).
     #[inline(never)]
     fn map_slow(
         token: &Token<T>,
@@ -436,7 +467,7 @@ impl<T: Owner> VTable<T> {
 
     /// # Safety
     ///
-    /// `map` must be a live token, as described above.
+    /// `map` must be null or a token that lives until this returns.
     unsafe extern "C" fn unmap_page(
         map: bindings::virtio_map,
         iova: bindings::dma_addr_t,
@@ -450,8 +481,8 @@ impl<T: Owner> VTable<T> {
         };
         let (dir, sync) = (Direction::from_raw(dir), syncs(attrs));
 
-        // SAFETY: The virtio core ends a mapping that `map_page` made by the same token. What the
-        // caller has disabled stays so, as in `map_page`.
+        // SAFETY: The virtio core ends a mapping that `map_page` made by the same token. Whatever
+        // the caller has disabled stays disabled, as in `map_page`.
         unsafe {
             match rcu::Section::around() {
                 Some(rcu) => token.unmap(iova, size, dir, sync, rcu),
@@ -462,7 +493,7 @@ impl<T: Owner> VTable<T> {
 
     /// # Safety
     ///
-    /// `map` must be a live token, as described above.
+    /// `map` must be null or a token that lives until this returns.
     unsafe extern "C" fn sync_single_for_cpu(
         map: bindings::virtio_map,
         iova: bindings::dma_addr_t,
@@ -470,15 +501,15 @@ impl<T: Owner> VTable<T> {
         dir: bindings::dma_data_direction,
     ) {
         if Direction::from_raw(dir).device_writes() {
-            // SAFETY: The virtio core syncs by a device's token, within a mapping that `map_page` made
-            // by it.
+            // SAFETY: The virtio core syncs by a device's token, within a mapping that `map_page`
+            // made by the same token.
             unsafe { Self::sync(map, iova, size, false) }
         }
     }
 
     /// # Safety
     ///
-    /// `map` must be a live token, as described above.
+    /// `map` must be null or a token that lives until this returns.
     unsafe extern "C" fn sync_single_for_device(
         map: bindings::virtio_map,
         iova: bindings::dma_addr_t,
@@ -486,8 +517,8 @@ impl<T: Owner> VTable<T> {
         dir: bindings::dma_data_direction,
     ) {
         if Direction::from_raw(dir).device_reads() {
-            // SAFETY: The virtio core syncs by a device's token, within a mapping that `map_page` made
-            // by it.
+            // SAFETY: The virtio core syncs by a device's token, within a mapping that `map_page`
+            // made by the same token.
             unsafe { Self::sync(map, iova, size, true) }
         }
     }
@@ -496,8 +527,8 @@ impl<T: Owner> VTable<T> {
     ///
     /// # Safety
     ///
-    /// `map` must be a live token, as described above, and the `size` bytes from `iova` on be within a
-    /// mapping that was made by it and has not ended.
+    /// `map` must be null or a token that lives until this returns. The `size` bytes from `iova` on
+    /// must be within a mapping that was made by that token and has not ended.
     #[inline(always)]
     unsafe fn sync(map: bindings::virtio_map, iova: u64, size: usize, to_device: bool) {
         // SAFETY: By the safety requirements.
@@ -505,7 +536,8 @@ impl<T: Owner> VTable<T> {
             return;
         };
 
-        // SAFETY: By the safety requirements. What the caller has disabled stays so, as in `map_page`.
+        // SAFETY: By the safety requirements. Whatever the caller has disabled stays disabled, as
+        // in `map_page`.
         unsafe {
             match rcu::Section::around() {
                 Some(rcu) => token.sync(iova, size, to_device, rcu),
@@ -516,30 +548,31 @@ impl<T: Owner> VTable<T> {
 
     /// # Safety
     ///
-    /// `map` must be a live token, as described above.
+    /// `map` must be null or a token that lives until this returns.
     unsafe extern "C" fn alloc(
         map: bindings::virtio_map,
         size: usize,
         iova: *mut bindings::dma_addr_t,
         gfp: bindings::gfp_t,
     ) -> *mut c_void {
-        // SAFETY: The virtio core passes a place for the address.
+        // SAFETY: The virtio core passes a pointer to which the address can be written.
         unsafe { iova.write(MAPPING_ERROR) };
         // SAFETY: The virtio core passes a device's token.
         let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
             return ptr::null_mut();
         };
 
-        // SAFETY: Any size may be asked for.
+        // SAFETY: Any size may be requested.
         let memory = unsafe { bindings::alloc_pages_exact(size, gfp | bindings::__GFP_ZERO) };
         if memory.is_null() {
             return ptr::null_mut();
         }
 
-        // SAFETY: It is the start of allocated pages.
+        // SAFETY: `memory` is the start of allocated pages.
         let first = unsafe { bindings::phys_to_page(bindings::virt_to_phys(memory)) };
         let mapped = NonNull::new(first).ok_or(ENOMEM).and_then(|first| {
-            // SAFETY: `alloc_pages_exact` gives contiguous pages, each with a count of its own.
+            // SAFETY: `alloc_pages_exact` returns contiguous pages, each with a reference count of
+            // its own.
             let pages = unsafe { Pages::get(first, size.div_ceil(PAGE_SIZE)) };
 
             rcu::read(|rcu| {
@@ -553,12 +586,14 @@ impl<T: Owner> VTable<T> {
 
         match mapped {
             Ok(address) => {
-                // SAFETY: As above.
+                // SAFETY: As above, the virtio core passes a pointer to which the address can be
+                // written.
                 unsafe { iova.write(address) };
                 memory
             }
             Err(_) => {
-                // SAFETY: It was allocated above, with this size, and nobody knows it.
+                // SAFETY: `memory` was allocated above, with this size, and no other code knows of
+                // it.
                 unsafe { bindings::free_pages_exact(memory, size) };
                 ptr::null_mut()
             }
@@ -567,7 +602,7 @@ impl<T: Owner> VTable<T> {
 
     /// # Safety
     ///
-    /// `map` must be a live token, as described above.
+    /// `map` must be null or a token that lives until this returns.
     unsafe extern "C" fn free(
         map: bindings::virtio_map,
         size: usize,
@@ -578,14 +613,14 @@ impl<T: Owner> VTable<T> {
         // SAFETY: The virtio core passes a device's token.
         if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
             rcu::read(|rcu| token.enter(rcu).owner.unmap_coherent(iova, size));
-            // SAFETY: The virtio core gives back what `alloc` returned for the same size.
+            // SAFETY: The virtio core frees what `alloc` returned for the same size.
             unsafe { bindings::free_pages_exact(memory, size) }
         }
     }
 
     /// # Safety
     ///
-    /// `map` must be a live token, as described above.
+    /// `map` must be null or a token that lives until this returns.
     unsafe extern "C" fn need_sync(map: bindings::virtio_map, iova: bindings::dma_addr_t) -> bool {
         // SAFETY: The virtio core passes a device's token.
         unsafe { Token::<T>::from_raw(map) }
@@ -594,7 +629,7 @@ impl<T: Owner> VTable<T> {
 
     /// # Safety
     ///
-    /// `map` must be a live token, as described above.
+    /// None: `map` is not used.
     unsafe extern "C" fn mapping_error(
         _map: bindings::virtio_map,
         iova: bindings::dma_addr_t,
@@ -608,7 +643,7 @@ impl<T: Owner> VTable<T> {
 
     /// # Safety
     ///
-    /// `map` must be a live token, as described above.
+    /// `map` must be null or a token that lives until this returns.
     unsafe extern "C" fn max_mapping_size(map: bindings::virtio_map) -> usize {
         // SAFETY: The virtio core passes a device's token.
         unsafe { Token::<T>::from_raw(map) }.map_or(0, |token| {
@@ -616,7 +651,7 @@ impl<T: Owner> VTable<T> {
         })
     }
 
-    /// The operations, as C wants them.
+    /// The operations, as a table for C code.
     pub(super) const VTABLE: bindings::virtio_map_ops = bindings::virtio_map_ops {
         map_page: Some(Self::map_page),
         unmap_page: Some(Self::unmap_page),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which driver of the vDPA bus drives a device.
+//! The kinds of drivers of the vDPA bus that a device can have.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
@@ -11,31 +11,32 @@ use kernel::prelude::*;
 /// The driver of a device that is on the bus.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BusDriver {
-    /// No driver, at the moment.
+    /// No driver is bound at the moment.
     None,
     /// vhost-vdpa. Only the client process blocks on such a device.
     Vhost,
-    /// Any other: virtio-vdpa, and with it the kernel's own virtio drivers.
+    /// Any other driver: virtio-vdpa, and with it the kernel's own virtio drivers.
     Kernel,
 }
 
 impl BusDriver {
-    /// Returns the driver of a device. A call by a driver finds that driver itself, which is bound
-    /// from before it is probed until after it is removed. May sleep.
+    /// Returns the driver of a device. A driver that calls the device finds itself, as it is bound
+    /// from before its probe until after its removal. May sleep.
     ///
     /// # Safety
     ///
     /// `dev` must be a valid device of the vDPA bus.
     pub(super) unsafe fn of(dev: *const bindings::device) -> Self {
-        // SAFETY: By the safety requirements. The bus does not change; the driver may, while netlink
-        // asks, and is only compared with others.
+        // SAFETY: By the safety requirements. The bus does not change. The driver may change while
+        // netlink asks: the pointer is only compared with other drivers and never dereferenced.
         let (bus, driver) = unsafe { ((*dev).bus, (&raw const (*dev).driver).read_volatile()) };
 
         if driver.is_null() {
             return Self::None;
         }
 
-        // SAFETY: The bus is valid, as a device is on it, and `is_vhost` fits.
+        // SAFETY: The bus is valid, as a device is on it. `is_vhost` dereferences only the drivers
+        // that the bus passes.
         let is_vhost = unsafe {
             bindings::bus_for_each_drv(bus, ptr::null_mut(), driver.cast(), Some(is_vhost))
         };
@@ -48,7 +49,7 @@ impl BusDriver {
     }
 }
 
-/// Whether `driver`, which is on the bus, is the one at `wanted`, and vhost-vdpa.
+/// Returns whether `driver`, which is on the bus, is the one at `wanted` and is vhost-vdpa.
 ///
 /// # Safety
 ///
@@ -58,7 +59,7 @@ unsafe extern "C" fn is_vhost(driver: *mut bindings::device_driver, wanted: *mut
         return 0;
     }
 
-    // SAFETY: By the safety requirements; a driver has a name, which stays as long as it.
+    // SAFETY: By the safety requirements; a driver has a name that lives as long as the driver.
     let name = unsafe { CStr::from_char_ptr((*driver).name) };
 
     c_int::from(name.to_bytes() == b"vhost_vdpa")

@@ -32,42 +32,44 @@ struct Callback {
     private: *mut c_void,
 }
 
-// SAFETY: The driver says that its callback may be called in any task, as an interrupt would.
+// SAFETY: The driver allows its callback to be called in any task, as an interrupt would be.
 unsafe impl Send for Callback {}
 
 struct SlotState {
     callback: Option<Callback>,
-    /// The virtqueue is ready.
+    /// Whether the virtqueue is ready.
     vq_ready: bool,
-    /// The driver is.
+    /// Whether the driver has written `DRIVER_OK`.
     driver_ok: bool,
 }
 
-/// The place of a driver's callback: of a virtqueue's, or of the configuration space's.
+/// The slot for a driver's callback: for a virtqueue's, or for the configuration space's.
 ///
-/// The [`Device`](super::Device) that the slot was given to fills it and empties it, as the [status](super::status::step)
-/// machine says. A callback is only called under the slot's lock, and only
+/// The [`Device`](super::Device) that was given the slot fills and empties the slot, as the
+/// [status](super::status::step) machine says. A callback is called only under the slot's lock, and
+/// only
 ///
-/// - after the driver has written a `DRIVER_OK` of its own (virtio 1.3, section 3.1.1): before that it
-///   is not ready to be called, even if its virtqueues are,
+/// - after the driver has written a `DRIVER_OK` of its own (virtio 1.3, section 3.1.1): before that
+///   the driver is not ready to be called, even if its virtqueues are,
 /// - until the device is reset (for vhost, until the reset is done), the driver writes `FAILED`, a
-///   driver of the kernel disables its last virtqueue, or the device has left the bus: a driver whose
+///   kernel driver disables its last virtqueue, or the device has left the bus: a driver whose
 ///   probe fails frees what its callbacks use without a reset,
-/// - for a virtqueue, while that is ready: a driver disables a virtqueue before it frees it.
+/// - for a virtqueue, while the virtqueue is ready: a driver disables a virtqueue before freeing
+///   it.
 ///
-/// The callback's eventfd, which vhost offers as a short cut, is not used: vhost releases it before it
-/// passes another callback, so that it may be gone here. Calling back does the same, and looks the
-/// eventfd up anew; a moment is left in which vhost may release it meanwhile, which is vhost's to
-/// mend.
+/// The callback's eventfd, which vhost offers as a short cut, is not used: vhost releases the
+/// eventfd before passing another callback, so that the eventfd may be gone here. vhost's callback
+/// signals the same eventfd, and looks it up anew. A moment is left in which vhost may still
+/// release the eventfd; that race is for vhost to fix.
 ///
 /// # Lock order
 ///
-/// The slot's lock, then everything that a driver takes in an interrupt, which includes what the
+/// The slot's lock, then every lock that a driver takes in an interrupt, including those that the
 /// device takes when it is kicked and when it maps memory.
 ///
 /// # Invariants
 ///
-/// If there is a callback and the slot has `vq_ready` and `driver_ok`, the callback may be called.
+/// If the slot has a callback, `vq_ready` and `driver_ok`, the callback may be called.
 #[pin_data]
 pub(crate) struct CallbackSlot {
     #[pin]
@@ -88,17 +90,20 @@ impl CallbackSlot {
         })
     }
 
-    /// Interrupts the driver: calls its callback, in the caller's own context.
+    /// Interrupts the driver: calls its callback, in the caller's own context. Returns whether a
+    /// callback was called.
     ///
-    /// Returns whether there was one to call. Process context or softirq, with interrupts enabled.
+    /// # Context
+    ///
+    /// Process context or softirq, with interrupts enabled.
     pub(crate) fn call(&self) -> bool {
         let state = self.state.lock();
 
         match &state.callback {
             Some(callback) if state.vq_ready && state.driver_ok => {
                 // SAFETY: By the type invariants, the callback may be called. Softirqs are
-                // disabled, as they are in an interrupt handler; those that it raises run when the
-                // lock is released.
+                // disabled, as they are in an interrupt handler; softirqs that the callback raises
+                // run when the lock is released.
                 unsafe { (callback.function)(callback.private) };
                 true
             }
@@ -106,13 +111,13 @@ impl CallbackSlot {
         }
     }
 
-    /// Whether it is all the same where [`call`](Self::call) is called: vhost's callbacks signal an
-    /// eventfd, whoever waits for that.
+    /// Returns whether the CPU on which [`call`](Self::call) runs makes no difference: vhost's
+    /// callbacks signal an eventfd, whatever task waits for the eventfd.
     pub(crate) fn takes_any_cpu(&self) -> bool {
         self.is_vhost.load(Relaxed)
     }
 
-    /// Waits for a call that is under way.
+    /// Sets whether the virtqueue is ready. Waits for a call that is in progress.
     pub(super) fn set_vq_ready(&self, vq_ready: bool) {
         self.state.lock().vq_ready = vq_ready;
     }
@@ -121,19 +126,20 @@ impl CallbackSlot {
         self.state.lock().vq_ready
     }
 
-    /// Waits for a call that is under way.
+    /// Sets whether the driver has written `DRIVER_OK`. Waits for a call that is in progress.
     fn set_driver_ok(&self, driver_ok: bool) {
         self.state.lock().driver_ok = driver_ok;
     }
 
-    /// Waits for a call that is under way.
+    /// Replaces the slot's callback. Waits for a call that is in progress.
     ///
     /// # Safety
     ///
-    /// `cb` must be valid. Its callback must be callable while the slot has `vq_ready` and `driver_ok`, until it
-    /// is emptied or given another callback.
+    /// `cb` must be valid. Its callback must be callable while the slot has `vq_ready` and
+    /// `driver_ok`, until the slot is emptied or given another callback.
     pub(super) unsafe fn fill(&self, cb: *const bindings::vdpa_callback, driver: BusDriver) {
-        // SAFETY: By the safety requirements. These two are always initialised, the rest need not be.
+        // SAFETY: By the safety requirements. These two fields are always initialised; the others
+        // need not be.
         let (callback, private) = unsafe { ((*cb).callback, (*cb).private) };
 
         self.is_vhost.store(driver == BusDriver::Vhost, Relaxed);
@@ -141,7 +147,7 @@ impl CallbackSlot {
         self.state.lock().callback = callback.map(|function| Callback { function, private });
     }
 
-    /// Waits for a call that is under way.
+    /// Empties the slot. Waits for a call that is in progress.
     fn clear(&self) {
         let mut state = self.state.lock();
         state.callback = None;
@@ -154,16 +160,17 @@ impl CallbackSlot {
 ///
 /// # Invariants
 ///
-/// No more than one [`Device`](super::Device) has them: it fills, enables and empties the slots.
+/// At most one [`Device`](super::Device) owns the callbacks: it fills, enables and empties the
+/// slots.
 pub(crate) struct Callbacks {
     vqs: KVVec<Arc<CallbackSlot>>,
     config: Arc<CallbackSlot>,
-    /// Whether a device has them.
+    /// Whether a device owns the callbacks.
     taken: Atomic<bool>,
 }
 
 impl Callbacks {
-    /// Makes the empty slots of a device with `vqs` virtqueues. May sleep.
+    /// Creates the empty slots of a device with `vqs` virtqueues. May sleep.
     pub(crate) fn new(vqs: usize) -> Result<Arc<Self>> {
         let mut slots = KVVec::with_capacity(vqs, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..vqs {
@@ -183,17 +190,21 @@ impl Callbacks {
         )?)
     }
 
-    /// The slots of the virtqueues, by index.
+    /// Returns the slots of the virtqueues, by index.
     pub(crate) fn vqs(&self) -> &[Arc<CallbackSlot>] {
         &self.vqs
     }
 
-    /// The slot of the configuration space.
+    /// Returns the slot of the configuration space.
     pub(crate) fn config(&self) -> &Arc<CallbackSlot> {
         &self.config
     }
 
-    /// A device takes them. Errors: [`EBUSY`] if another one has them.
+    /// Records that a device owns the callbacks.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if another device owns them.
     pub(super) fn take(&self) -> Result {
         if self.taken.xchg(true, Full) {
             return Err(EBUSY);
@@ -202,12 +213,12 @@ impl Callbacks {
         Ok(())
     }
 
-    /// The device that had them is gone.
+    /// Records that the device that owned the callbacks is gone.
     pub(super) fn give_back(&self) {
         self.taken.store(false, Release);
     }
 
-    /// All slots.
+    /// Returns all slots.
     fn slots(&self) -> impl Iterator<Item = &Arc<CallbackSlot>> {
         Iterator::chain(self.vqs.iter(), [&self.config])
     }
@@ -216,12 +227,13 @@ impl Callbacks {
         self.slots().for_each(|slot| slot.set_driver_ok(true))
     }
 
-    /// Whether a virtqueue is ready. Looks from the last one on: drivers disable them in order.
+    /// Returns whether any virtqueue is ready. Starts with the last one: drivers disable virtqueues
+    /// in order.
     pub(super) fn has_ready_vq(&self) -> bool {
         self.vqs.iter().rev().any(|slot| slot.is_vq_ready())
     }
 
-    /// Empties all slots. Waits for calls that are under way.
+    /// Empties all slots. Waits for calls that are in progress.
     pub(super) fn clear(&self) {
         self.slots().for_each(|slot| CallbackSlot::clear(slot))
     }
@@ -238,7 +250,8 @@ mod tests {
         // SAFETY: The test passes such a counter.
         let _ = unsafe { &*private.cast::<Atomic<u32>>() }.fetch_add(1, Relaxed);
 
-        // SAFETY: 0 is `IRQ_NONE`, which is a number in some kernels and of a type of its own in others.
+        // SAFETY: 0 is `IRQ_NONE`, which is an integer in some kernels and has its own type in
+        // others.
         unsafe { core::mem::zeroed() }
     }
 
@@ -252,7 +265,7 @@ mod tests {
         };
         let slot = KBox::pin_init(CallbackSlot::new(), GFP_KERNEL)?;
 
-        // Two drivers, one after the other: that there was one before makes no difference.
+        // Two drivers, one after the other: the second is called just like the first.
         for before in [0, 2] {
             // SAFETY: The callback and the counter are valid until the end.
             unsafe { slot.fill(&callback, BusDriver::Kernel) };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A vDPA device: what the C core allocates, with the device driver's own data behind it.
+//! A vDPA device: the C core's structure, followed by the device driver's own data.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
@@ -51,7 +51,7 @@ use kernel::{
     types::Opaque, //
 };
 
-// `status` has no kernel types.
+// `status` has no kernel types, so its constants are checked here.
 const _: () = {
     assert!(status::ACKNOWLEDGE as u32 == bindings::VIRTIO_CONFIG_S_ACKNOWLEDGE);
     assert!(status::DRIVER as u32 == bindings::VIRTIO_CONFIG_S_DRIVER);
@@ -59,87 +59,95 @@ const _: () = {
     assert!(status::FAILED as u32 == bindings::VIRTIO_CONFIG_S_FAILED);
 };
 
-// SAFETY: `Phase` is `repr(i32)`, so that it has the size and alignment of an `i32` and any value of it
-// can be turned into one and back.
+// SAFETY: `Phase` is `repr(i32)`, so that it has the size and alignment of an `i32`, and any
+// `Phase` can be turned into an `i32` and back.
 unsafe impl AtomicType for Phase {
     type Repr = i32;
 }
 
-/// What a vDPA device does.
+/// The operations of a vDPA device.
 ///
-/// The methods are called in process context and may sleep, but for [`kick_vq`](Self::kick_vq). A
-/// virtqueue's index is below the number that the device was added with.
+/// A virtqueue's index is below the number of virtqueues that the device was added with.
+///
+/// # Context
+///
+/// Process context, may sleep, except for [`kick_vq`](Self::kick_vq).
 pub(crate) trait Operations: Sized + Send + Sync + 'static {
-    /// Who owns the address spaces that virtqueues are mapped into.
+    /// The owner of the address spaces that virtqueues are mapped into.
     type SpaceOwner: virtio_map::Owner;
 
-    /// What has the device's parent registered, for as long as the device is there.
+    /// The object that keeps the device's parent registered for as long as the device exists.
     type Parent: Registered;
 
-    /// The driver has put the parts of a virtqueue somewhere.
+    /// Records where the driver has put the parts of a virtqueue.
     fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result;
-    /// The driver has chosen the size of a virtqueue, in descriptors.
+    /// Records the size of a virtqueue that the driver has chosen, in descriptors.
     fn set_vq_num(&self, vq: u16, num: u32);
-    /// The driver has made buffers available. Any context, interrupt handlers included.
+    /// Handles a kick: the driver has made buffers available in a virtqueue. Any context, interrupt
+    /// handlers included.
     fn kick_vq(&self, vq: u16);
-    /// The driver enables or disables a virtqueue.
+    /// Enables or disables a virtqueue.
     fn set_vq_ready(&self, vq: u16, ready: bool);
-    /// Whether a virtqueue is enabled.
+    /// Returns whether a virtqueue is enabled.
     fn vq_ready(&self, vq: u16) -> bool;
-    /// The driver says where in a virtqueue to start.
+    /// Records where in a virtqueue the device starts.
     fn set_vq_state(&self, vq: u16, state: VqState) -> Result;
-    /// Where in a virtqueue the device is.
+    /// Returns where in a virtqueue the device is.
     fn vq_state(&self, vq: u16, driver: BusDriver) -> Result<VqState>;
-    /// The size of a virtqueue: the one chosen, or the largest that the driver can choose; 0 if it
-    /// cannot use it at all.
+    /// Returns the size of a virtqueue: the size that the driver has chosen, or the largest that
+    /// the driver can choose; 0 if the driver cannot use the virtqueue at all.
     fn vq_size(&self, vq: u16, driver: BusDriver) -> u16;
-    /// The group of a virtqueue.
+    /// Returns the group of a virtqueue.
     fn vq_group(&self, vq: u16) -> u32;
-    /// What the memory of a virtqueue is mapped by; [`None`] if it cannot be mapped.
+    /// Returns the token by which a virtqueue's memory is mapped; [`None`] if the memory cannot be
+    /// mapped.
     fn vq_token(&self, vq: u16) -> Option<&Token<Self::SpaceOwner>>;
-    /// The CPUs that a virtqueue's interrupts go to; [`None`] for any.
+    /// Returns the CPUs that a virtqueue's interrupts go to; [`None`] for any.
     fn vq_affinity(&self, vq: u16) -> Option<&AtomicCpumask>;
-    /// The driver chooses the CPUs that a virtqueue's interrupts go to; [`None`] for any.
+    /// Sets the CPUs that a virtqueue's interrupts go to; [`None`] for any.
     fn set_vq_affinity(&self, vq: u16, mask: Option<&Cpumask>) -> Result;
-    /// The alignment of a virtqueue's parts, in bytes: a power of two, of a page at most. Anything else
-    /// counts as a page.
+    /// Returns the alignment of a virtqueue's parts, in bytes: a power of two, at most a page. Any
+    /// other value counts as a page.
     fn vq_align(&self) -> u32;
-    /// The largest size of any virtqueue.
+    /// Returns the largest size of any virtqueue, in descriptors.
     fn vq_num_max(&self) -> u16;
 
-    /// The virtio device id.
+    /// Returns the virtio device ID.
     fn device_id(&self) -> u32;
-    /// The virtio vendor id.
+    /// Returns the virtio vendor ID.
     fn vendor_id(&self) -> u32;
-    /// The features that the device offers to a driver. Without one, somebody else wants to know.
+    /// Returns the features that the device offers to a driver. [`BusDriver::None`] means that no
+    /// driver asks, but other code does (netlink, for example).
     fn device_features(&self, driver: BusDriver) -> u64;
-    /// The features that the driver has accepted.
+    /// Returns the features that the driver has accepted.
     fn driver_features(&self) -> u64;
-    /// The driver accepts features.
+    /// Records the features that the driver accepts.
     fn set_driver_features(&self, features: u64, driver: BusDriver) -> Result;
-    /// The device status.
+    /// Returns the device status.
     fn status(&self) -> u8;
-    /// The driver writes to the device status. [`Step::status`] is what the device is to have, which is
-    /// not 0; that the device is reset, and callbacks, are taken care of.
+    /// Handles a driver's write to the device status. [`Step::status`], which is not 0, is the
+    /// status to set. The caller has already reset the device and updated the callbacks as `step`
+    /// says.
     fn set_status(&self, step: Step, driver: BusDriver);
-    /// The driver resets the device. The callbacks of one of the kernel are forgotten by then, vhost's
-    /// after that. An error is not passed on if there was no driver and the device is being deleted.
+    /// Resets the device on behalf of its driver. A kernel driver's callbacks have been cleared by
+    /// then; vhost's are cleared after this returns. An error is not passed on if the status had
+    /// no `DRIVER_OK` and the device is being deleted.
     fn reset(&self, driver: BusDriver) -> Result;
-    /// The device is about to be deleted from the bus: its driver is taken away next.
+    /// Prepares for the device being deleted from the bus: its driver is removed next.
     fn begin_delete(&self);
-    /// The size of the configuration space in bytes.
+    /// Returns the size of the configuration space in bytes.
     fn config_size(&self) -> usize;
-    /// Reads the configuration space; what lies behind its end is zero. Without a driver, somebody
-    /// else wants to know.
+    /// Reads the configuration space from `offset` on; bytes beyond its end are zero.
+    /// [`BusDriver::None`] means that no driver asks, but other code does.
     fn get_config(&self, offset: usize, buf: &mut [u8], driver: BusDriver);
-    /// The driver writes to the configuration space.
+    /// Handles a driver's write to the configuration space.
     fn set_config(&self, offset: usize, buf: &[u8]);
-    /// A number that changes whenever the configuration space does.
+    /// Returns a number that changes whenever the configuration space does.
     fn generation(&self) -> u32;
 
     /// Replaces all mappings of an address space.
     fn set_map(&self, asid: u32, iotlb: &Iotlb, driver: BusDriver) -> Result;
-    /// Drops all mappings of an address space: who made them is gone.
+    /// Drops all mappings of an address space, after the owner of the mappings is gone.
     fn reset_map(&self, asid: u32) -> Result;
     /// Moves a group of virtqueues to an address space.
     fn set_group_asid(&self, group: u32, asid: u32, driver: BusDriver) -> Result;
@@ -149,17 +157,18 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
 ///
 /// # Invariants
 ///
-/// `vdpa` was allocated by the core with [`VTable<T>`] and enough room for `data`, which is
-/// initialised until the core calls the table's `free`, as `callbacks` and `_parent` are. The device's
-/// parent is that of `_parent`.
+/// `vdpa` was allocated by the core with [`VTable<T>`] and enough room for `data`. `data`,
+/// `callbacks` and `_parent` are initialised until the core calls the table's `free`. The device's
+/// parent is the one that `_parent` keeps registered.
 #[repr(C)]
 pub(super) struct Device<T: Operations> {
     vdpa: Opaque<bindings::vdpa_device>,
     callbacks: Arc<Callbacks>,
-    /// How far its driver is. Changes under the core's lock of the configuration (`cf_lock`), and when
-    /// a driver of the kernel, which does not write the status at the same time, disables a virtqueue.
+    /// How far the device's driver is. Changes under the core's lock of the configuration
+    /// (`cf_lock`), and when a kernel driver, which does not write the status at the same time,
+    /// disables a virtqueue.
     phase: Atomic<Phase>,
-    /// Whether it is being deleted.
+    /// Whether the device is being deleted.
     deleting: AtomicFlag,
     data: T,
     /// Dropped before `data`.
@@ -167,24 +176,27 @@ pub(super) struct Device<T: Operations> {
 }
 
 impl<T: Operations> Device<T> {
+    /// Converts a pointer to a reference.
+    ///
     /// # Safety
     ///
     /// `vdev` must be the `vdpa` field of a [`Device<T>`] that the core does not free for `'a`.
     pub(super) unsafe fn from_raw<'a>(vdev: *const bindings::vdpa_device) -> &'a Self {
         const { assert!(offset_of!(Self, vdpa) == 0) };
 
-        // SAFETY: By the safety requirements. What C writes to is in an `Opaque`.
+        // SAFETY: By the safety requirements. Everything that C code writes to is in an `Opaque`.
         unsafe { &*vdev.cast() }
     }
 
-    /// Who drives the device. May sleep.
+    /// Returns which driver the device has. May sleep.
     fn driver(&self) -> BusDriver {
-        // SAFETY: The device is alive, and the core initialises this before anybody else sees it.
+        // SAFETY: The device is alive, and the core initialises `dev` before other code can see the
+        // device.
         unsafe { BusDriver::of(&raw const (*self.vdpa.get()).dev) }
     }
 
-    /// The device is about to be deleted from the bus. Returns its callbacks, to be cleared when it
-    /// has been: its driver may go without a reset.
+    /// Prepares for the device being deleted from the bus. Returns the device's callbacks, which
+    /// must be cleared after the deletion: the driver may go without a reset.
     pub(super) fn begin_delete(&self) -> Arc<Callbacks> {
         self.deleting.store(true, Relaxed);
         self.data.begin_delete();
@@ -202,12 +214,13 @@ impl<T: Operations> Device<T> {
         );
 
         if step.resets {
-            // Whether the daemon agrees or not: so the driver would go on after a reset of its own.
+            // Whether or not the daemon agrees: the driver would go on all the same after a reset
+            // of its own.
             let _ = self.reset(driver);
         }
         match step.callbacks {
             CallbackAction::Keep => (),
-            // Before anybody is told that the driver is ready.
+            // Done before the daemon is told that the driver is ready.
             CallbackAction::DriverOk => self.callbacks.set_driver_ok(),
             CallbackAction::Clear => self.callbacks.clear(),
         }
@@ -218,11 +231,11 @@ impl<T: Operations> Device<T> {
         }
     }
 
-    /// Resets the device on behalf of its driver. The device is reset whatever is returned.
+    /// Resets the device on behalf of its driver. The device is reset even if an error is returned.
     fn reset(&self, driver: BusDriver) -> Result {
-        // Drivers of the kernel have no use for interrupts any more, and what those leave to be done
-        // may come too late (virtio_fs, 7.2). A process takes its rings over as they are, and is told
-        // of what is in them until the daemon knows of the reset.
+        // Kernel drivers have no use for interrupts any more, and work that an interrupt queues may
+        // run too late (virtio_fs, 7.2). A process takes its rings over as they are, and is
+        // notified of what is in them until the daemon knows of the reset.
         if driver != BusDriver::Vhost {
             self.callbacks.clear();
         }
@@ -237,14 +250,16 @@ impl<T: Operations> Device<T> {
 
     /// Allocates a device. The caller owns a reference to it.
     ///
-    /// Errors: [`EBUSY`] if another device has the callbacks, [`ENOMEM`].
+    /// # Errors
+    ///
+    /// [`EBUSY`] if another device owns the callbacks, [`ENOMEM`] if there is no memory.
     pub(super) fn alloc(
         name: &CStr,
         ngroups: u32,
         nas: u32,
         callbacks: Arc<Callbacks>,
         data: T,
-        // Behind `data`, and so dropped before it.
+        // Declared after `data`, and so dropped before it if this fails.
         parent: T::Parent,
     ) -> Result<*mut bindings::vdpa_device> {
         // The core allocates by size alone.
@@ -254,8 +269,8 @@ impl<T: Operations> Device<T> {
 
         callbacks.take()?;
 
-        // SAFETY: The tables are static and fit a `Device<T>`; the core copies the name. The parent stays
-        // registered until `free` drops what has it registered. The device uses virtual addresses, as
+        // SAFETY: The tables are static and fit a `Device<T>`; the core copies the name. The parent
+        // stays registered until `free` drops `_parent`. The device uses virtual addresses, as
         // `Iotlb` requires.
         let vdev = from_err_ptr(unsafe {
             bindings::__vdpa_alloc_device(
@@ -272,7 +287,7 @@ impl<T: Operations> Device<T> {
         .inspect_err(|_| callbacks.give_back())?;
 
         let this = vdev.cast::<Self>();
-        // SAFETY: The allocation has room for a `Device<T>`, and nobody else has seen it.
+        // SAFETY: The allocation has room for a `Device<T>`, and no other code has seen it.
         unsafe {
             (&raw mut (*this).callbacks).write(callbacks);
             (&raw mut (*this).phase).write(Atomic::new(Phase::Reset));
@@ -285,15 +300,15 @@ impl<T: Operations> Device<T> {
     }
 }
 
-/// The C structure of a device.
+/// Returns the C structure of a device.
 pub(super) fn device_as_raw(dev: &kernel::device::Device) -> *mut bindings::device {
-    // `Device` is a transparent wrapper.
+    // CAST: `Device` is a transparent wrapper.
     ptr::from_ref(dev).cast_mut().cast()
 }
 
 struct VTable<T: Operations>(PhantomData<T>);
 
-/// Defines a function of [`VTable<T>`], with a [`Device<T>`] in place of the C structure.
+/// Defines a function of [`VTable<T>`] that takes a [`Device<T>`] in place of the C structure.
 macro_rules! operation {
     (fn $name:ident($dev:ident $(, $arg:ident: $type:ty)* $(,)?) $(-> $ret:ty)? $body:block) => {
         /// # Safety
@@ -336,8 +351,9 @@ impl<T: Operations> VTable<T> {
     operation! {
         fn set_vq_cb(dev, vq: u16, cb: *mut bindings::vdpa_callback) {
             if let Some(slot) = dev.callbacks.vqs().get(usize::from(vq)) {
-                // SAFETY: The driver passes a callback that may be called while it is ready and the
-                // virtqueue is, until it passes another or resets the device.
+                // SAFETY: The driver passes a valid callback that may be called while the driver
+                // and the virtqueue are ready, until the driver passes another callback or resets
+                // the device.
                 unsafe { slot.fill(cb, dev.driver()) }
             }
         }
@@ -347,7 +363,8 @@ impl<T: Operations> VTable<T> {
         fn set_vq_ready(dev, vq: u16, ready: bool) {
             let slot = dev.callbacks.vqs().get(usize::from(vq));
 
-            // Whoever sees that it is ready can interrupt the driver.
+            // Set before `data` reports the virtqueue as ready: from then on, the driver can be
+            // interrupted.
             if let (Some(slot), true) = (slot, ready) {
                 slot.set_vq_ready(true);
             }
@@ -356,8 +373,9 @@ impl<T: Operations> VTable<T> {
                 let was_enabled = slot.is_vq_ready();
 
                 slot.set_vq_ready(false);
-                // A driver of the kernel that disables its last virtqueue is on its way out, perhaps
-                // without a reset, and frees what its other callback uses before it says `FAILED`.
+                // A kernel driver that disables its last virtqueue is on its way out, perhaps
+                // without a reset, and frees what its configuration callback uses before it writes
+                // `FAILED`.
                 if was_enabled && !dev.callbacks.has_ready_vq() && dev.driver() != BusDriver::Vhost {
                     dev.callbacks.clear();
                     dev.phase.store(dev.phase.load(Relaxed).after_last_vq(), Relaxed);
@@ -386,7 +404,7 @@ impl<T: Operations> VTable<T> {
         fn get_vq_state(dev, vq: u16, state: *mut bindings::vdpa_vq_state) -> c_int {
             from_result(|| {
                 let answer = dev.data.vq_state(vq, dev.driver())?;
-                // SAFETY: The core passes a place for the state.
+                // SAFETY: The core passes a pointer to which the state can be written.
                 unsafe { answer.write_to(state) };
                 Ok(0)
             })
@@ -407,8 +425,8 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn get_vq_map(dev, vq: u16) -> bindings::virtio_map {
-            // The device is alive as long as its virtqueues are, and the token that this returns is
-            // borrowed from it for as long.
+            // The device is alive as long as its virtqueues are, and the returned token is borrowed
+            // from the device for as long.
             let null = bindings::virtio_map {
                 group: ptr::null_mut(),
             };
@@ -421,7 +439,7 @@ impl<T: Operations> VTable<T> {
         fn get_vq_align(dev) -> u32 {
             let align = dev.data.vq_align();
 
-            // Drivers of the kernel lay rings out by it, and rely on that.
+            // Kernel drivers lay rings out by this alignment, and rely on its being valid.
             if align.is_power_of_two() && align as usize <= PAGE_SIZE {
                 align
             } else {
@@ -470,8 +488,8 @@ impl<T: Operations> VTable<T> {
         fn set_config_cb(dev, cb: *mut bindings::vdpa_callback) {
             let slot = dev.callbacks.config();
 
-            // SAFETY: The driver passes a callback that may be called while it is ready, until it
-            // passes another, resets the device, or fails.
+            // SAFETY: The driver passes a valid callback that may be called while the driver is
+            // ready, until the driver passes another callback, resets the device, or fails.
             unsafe { slot.fill(cb, dev.driver()) };
             slot.set_vq_ready(true);
         }
@@ -494,8 +512,9 @@ impl<T: Operations> VTable<T> {
             let was_driven = dev.data.status() & status::DRIVER_OK != 0;
             let result = dev.reset(dev.driver());
 
-            // vhost-vdpa resets a device when it is opened. If that fails, nobody tells who waits for
-            // the device to be closed (7.2), which `dev_del` does, with the core's lock held.
+            // vhost-vdpa resets a device when the device is opened. If that reset fails, vhost-vdpa
+            // (7.2) does not wake a task that waits for the device to be closed, as `dev_del` does
+            // with the core's lock held.
             if result.is_err() && !was_driven && dev.deleting.load(Relaxed) {
                 return 0;
             }
@@ -517,8 +536,8 @@ impl<T: Operations> VTable<T> {
             }
 
             let len = len as usize;
-            // SAFETY: The core passes a buffer of this length. It may be uninitialised, and what is
-            // not written to it goes to userspace: so it is made to be zeroes first.
+            // SAFETY: The core passes a buffer of this length. The buffer may be uninitialised, and
+            // bytes that are not written go to userspace: so the buffer is zeroed first.
             let buf = unsafe {
                 ptr::write_bytes(buf.cast::<u8>(), 0, len);
                 core::slice::from_raw_parts_mut(buf.cast::<u8>(), len)
@@ -558,7 +577,7 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn get_vq_affinity(dev, vq: u16) -> *const bindings::cpumask {
-            // The mask is borrowed from the device, which outlives its use.
+            // The mask is borrowed from the device, which outlives the use of the mask.
             dev.data
                 .vq_affinity(vq)
                 .map_or_else(AtomicCpumask::all_raw, AtomicCpumask::as_raw)
@@ -587,14 +606,17 @@ impl<T: Operations> VTable<T> {
         }
     }
 
+    /// Frees a device.
+    ///
     /// # Safety
     ///
-    /// `vdev` must be a device that was allocated with this table. It must be the last call for it.
+    /// `vdev` must be a device that was allocated with this table. No other call for the device may
+    /// follow.
     unsafe extern "C" fn free(vdev: *mut bindings::vdpa_device) {
         let this = vdev.cast::<Device<T>>();
 
-        // SAFETY: By the safety requirements; the core frees the allocation after this. All are
-        // initialised by the type invariants of `Device`.
+        // SAFETY: By the safety requirements; the core frees the allocation after this call. By the
+        // type invariants of `Device`, all fields are initialised.
         unsafe {
             ptr::drop_in_place(&raw mut (*this)._parent);
             (*this).callbacks.give_back();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! vDPA management devices: who adds devices to the vDPA bus on behalf of netlink's users.
+//! vDPA management devices: add devices to the vDPA bus on behalf of users of netlink.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
@@ -29,21 +29,23 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What a management device does.
+/// The operations of a management device.
 pub(crate) trait ManagementOperations: Sized + Send + Sync + 'static {
-    /// The virtio device ids that it can add.
+    /// The virtio device IDs that the management device can add.
     const DEVICE_IDS: &'static [u32];
 
-    /// The devices that it adds.
+    /// The devices that the management device adds.
     type Device: Operations;
 
-    /// Adds the device of a name to the bus, by means of `context`.
+    /// Adds a device called `name` to the bus, by means of `context`.
+    ///
+    /// # Context
     ///
     /// Process context, under the lock of the vDPA core.
     fn dev_add(&self, name: &CStr, context: AddContext<'_, Self::Device>) -> Result;
 }
 
-/// Proof that a device is being added, and so that the lock of the vDPA core is held.
+/// Proof that a device is being added, and therefore that the lock of the vDPA core is held.
 pub(crate) struct AddContext<'a, D: Operations> {
     mdev: *mut bindings::vdpa_mgmt_dev,
     name: &'a CStr,
@@ -51,15 +53,22 @@ pub(crate) struct AddContext<'a, D: Operations> {
 }
 
 impl<D: Operations> AddContext<'_, D> {
-    /// Adds a device to the bus. It stays there until a user deletes it or the management device is
-    /// unregistered.
+    /// Adds a device to the bus, where the device stays until a user deletes it or the management
+    /// device is unregistered.
     ///
-    /// The device has as many virtqueues as `callbacks`, which it fills and empties, has slots for
-    /// them. Drivers are probed, so this calls back into `data`, and must not be called with a lock
-    /// held that those calls take. When the core lets go of the device, `parent` is dropped, and then
-    /// `data`; so they are if this fails. May sleep.
+    /// The device has as many virtqueues as `callbacks` has slots for virtqueues, and fills and
+    /// empties these slots. When the core releases the device, `parent` is dropped, and then
+    /// `data`; if this fails, they are dropped in the same order.
     ///
-    /// Errors: [`EEXIST`] if the bus has a device of that name.
+    /// # Errors
+    ///
+    /// [`EEXIST`] if the bus has a device of that name, [`EBUSY`] if another device owns
+    /// `callbacks`.
+    ///
+    /// # Context
+    ///
+    /// May sleep. Drivers are probed and call back into `data`: the caller must not hold a lock
+    /// that those calls take.
     pub(crate) fn add(
         self,
         ngroups: u32,
@@ -71,14 +80,14 @@ impl<D: Operations> AddContext<'_, D> {
         let nvqs = callbacks.vqs().len().try_into()?;
         let vdev = Device::alloc(self.name, ngroups, nas, callbacks, data, parent)?;
 
-        // SAFETY: Nobody else has seen the device. The management device outlives it: when it is
-        // unregistered, its devices are deleted first.
+        // SAFETY: No other code has seen the device. The management device outlives the device:
+        // unregistering the management device deletes its devices first.
         unsafe { (*vdev).mdev = self.mdev };
 
-        // SAFETY: The device is set up, and the lock of the vDPA core is held: `self` shows it.
+        // SAFETY: The device is set up, and the lock of the vDPA core is held, as `self` proves.
         let added = to_result(unsafe { bindings::_vdpa_register_device(vdev, nvqs) });
         if added.is_err() {
-            // SAFETY: The reference is ours, and nobody uses the device.
+            // SAFETY: The reference is ours, and no other code uses the device.
             unsafe { bindings::put_device(&raw mut (*vdev).dev) };
         }
 
@@ -86,7 +95,7 @@ impl<D: Operations> AddContext<'_, D> {
     }
 }
 
-/// The table of the device ids that a management device can add, as C wants it.
+/// The table of the device IDs that a management device can add, in the form that C code expects.
 struct IdTable(KVec<bindings::virtio_device_id>);
 
 impl IdTable {
@@ -105,7 +114,7 @@ impl IdTable {
     }
 }
 
-/// The registration of a management device, which is undone when it is dropped.
+/// The registration of a management device. Dropping this unregisters the management device.
 ///
 /// # Invariants
 ///
@@ -119,7 +128,8 @@ pub(crate) struct Registration<T: ManagementOperations> {
     ops: T,
 }
 
-// SAFETY: It may be unregistered by any task, and what it owns goes along.
+// SAFETY: Any task may unregister a management device, and what the registration owns moves with
+// it.
 unsafe impl<T: ManagementOperations> Send for Registration<T> {}
 // SAFETY: The core calls the operations, which are `Sync`, under its lock; there are no methods.
 unsafe impl<T: ManagementOperations> Sync for Registration<T> {}
@@ -132,9 +142,9 @@ impl<T: ManagementOperations> Registration<T> {
             device: device,
             ids: IdTable::new(T::DEVICE_IDS)?,
             ops: ops,
-            // INVARIANT: Registered just now, with pointers to fields initialised before.
+            // INVARIANT: Registered just now, with pointers to fields that were initialised before.
             mdev <- Opaque::try_ffi_init(move |slot: *mut bindings::vdpa_mgmt_dev| {
-                // SAFETY: The other fields are initialised and pinned with this one.
+                // SAFETY: The other fields are initialised, and pinned together with `mdev`.
                 let (device, ids) = unsafe {
                     let this = this.as_ptr();
                     (device_as_raw((*this).device.device()), (*this).ids.0.as_mut_ptr())
@@ -147,7 +157,7 @@ impl<T: ManagementOperations> Registration<T> {
 
                 // SAFETY: `slot` is valid for writes.
                 unsafe { slot.write(mdev) };
-                // SAFETY: It is set up, and pinned until it is unregistered.
+                // SAFETY: `slot` is set up, and pinned until it is unregistered.
                 to_result(unsafe { bindings::vdpa_mgmtdev_register(slot) })
             }),
         })
@@ -155,14 +165,15 @@ impl<T: ManagementOperations> Registration<T> {
 
     /// # Safety
     ///
-    /// `mdev` must be that of a live registration, the others valid during the call.
+    /// `mdev` must be that of a live registration; the other pointers must be valid during the
+    /// call.
     unsafe extern "C" fn dev_add(
         mdev: *mut bindings::vdpa_mgmt_dev,
         name: *const c_char,
         _config: *const bindings::vdpa_dev_set_config,
     ) -> c_int {
-        // SAFETY: The core passes the management device that it was given, which is this field of a
-        // registration.
+        // SAFETY: The core passes the management device that was registered, which is the `mdev`
+        // field of a registration.
         let this = unsafe { &*container_of!(Opaque::cast_from(mdev), Self, mdev) };
         // SAFETY: The core passes a name that is valid during the call.
         let name = unsafe { CStr::from_char_ptr(name) };
@@ -177,15 +188,16 @@ impl<T: ManagementOperations> Registration<T> {
 
     /// # Safety
     ///
-    /// `mdev` must be that of a live registration, the others valid during the call.
+    /// `mdev` must be that of a live registration; the other pointers must be valid during the
+    /// call.
     unsafe extern "C" fn dev_del(
         _mdev: *mut bindings::vdpa_mgmt_dev,
         vdev: *mut bindings::vdpa_device,
     ) {
-        // SAFETY: The core passes a device that this management device has added; it is alive.
+        // SAFETY: The core passes a device that this management device has added and that is alive.
         let callbacks = unsafe { Device::<T::Device>::from_raw(vdev) }.begin_delete();
 
-        // SAFETY: The core holds its lock. Unregistering the device gives back the reference that
+        // SAFETY: The core holds its lock. Unregistering the device releases the reference that
         // `AddContext::add` left to the core.
         unsafe { bindings::_vdpa_unregister_device(vdev) };
 
@@ -202,7 +214,7 @@ impl<T: ManagementOperations> Registration<T> {
 #[pinned_drop]
 impl<T: ManagementOperations> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariants, it is registered.
+        // SAFETY: By the type invariants, `mdev` is registered.
         unsafe { bindings::vdpa_mgmtdev_unregister(self.mdev.get()) }
     }
 }

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where the parts of a virtqueue are, and how far in them a device is.
+//! Where the parts of a virtqueue are, and a device's position in them.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
 use super::bindings;
 
-/// Where the parts of a virtqueue are, as I/O virtual addresses (virtio 1.3, section 2.6 to 2.8).
+/// The addresses of the parts of a virtqueue: I/O virtual addresses (virtio 1.3, sections 2.6 to
+/// 2.8).
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct VqAddress {
     /// The descriptor area.
@@ -17,36 +18,36 @@ pub(crate) struct VqAddress {
     pub(crate) device: u64,
 }
 
-/// Where a device stands in a packed virtqueue.
+/// The position of a device in a packed virtqueue.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct PackedState {
     /// The driver ring's wrap counter, 0 or 1.
     pub(crate) last_avail_counter: u16,
-    /// The place in the ring, 15 bits.
+    /// The position in the ring, 15 bits.
     pub(crate) last_avail_idx: u16,
     /// The device ring's wrap counter, 0 or 1.
     pub(crate) last_used_counter: u16,
-    /// Where the next used descriptor goes, 15 bits.
+    /// The position of the next used descriptor, 15 bits.
     pub(crate) last_used_idx: u16,
 }
 
-/// Where a device stands in a virtqueue. Which layout it is depends on the features.
+/// The position of a device in a virtqueue. The layout, split or packed, depends on the features.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct VqState {
-    /// Split: the available index, then nothing. Packed: available, then used, each an index of 15
-    /// bits above a wrap counter of one.
+    /// Split: the available index, then 0. Packed: the available position, then the used one; each
+    /// is an index of 15 bits, above a wrap counter of one bit.
     words: [u16; 2],
 }
 
 impl VqState {
-    /// The state of a split virtqueue.
+    /// Creates the state of a split virtqueue.
     pub(crate) fn from_split(avail_index: u16) -> Self {
         Self {
             words: [avail_index, 0],
         }
     }
 
-    /// The state of a packed virtqueue. Bits that do not fit are dropped.
+    /// Creates the state of a packed virtqueue. Bits that do not fit are dropped.
     pub(crate) fn from_packed(state: PackedState) -> Self {
         let word = |counter: u16, idx: u16| (counter & 1) | (idx << 1);
 
@@ -58,12 +59,12 @@ impl VqState {
         }
     }
 
-    /// Reads the state of a split virtqueue: the available index.
+    /// Returns the state of a split virtqueue: the available index.
     pub(crate) fn split(self) -> u16 {
         self.words[0]
     }
 
-    /// Reads the state of a packed virtqueue.
+    /// Returns the state of a packed virtqueue.
     pub(crate) fn packed(self) -> PackedState {
         PackedState {
             last_avail_counter: self.words[0] & 1,
@@ -73,10 +74,12 @@ impl VqState {
         }
     }
 
+    /// Reads a state from the C structure.
+    ///
     /// # Safety
     ///
-    /// `ptr` must be valid for reads of the member of the union that `packed` says, and that be
-    /// initialised. Callers leave the rest uninitialised.
+    /// `ptr` must be valid for reads of the member of the union that `packed` selects, and that
+    /// member must be initialised. Callers leave the rest uninitialised.
     pub(super) unsafe fn from_raw(ptr: *const bindings::vdpa_vq_state, packed: bool) -> Self {
         const { assert!(size_of::<Self>() <= size_of::<bindings::vdpa_vq_state>()) };
 
@@ -89,11 +92,13 @@ impl VqState {
         }
     }
 
+    /// Writes the state to the C structure.
+    ///
     /// # Safety
     ///
     /// `ptr` must be valid for writes.
     pub(super) unsafe fn write_to(self, ptr: *mut bindings::vdpa_vq_state) {
-        // SAFETY: By the safety requirements; see `from_raw`.
+        // SAFETY: By the safety requirements; the layout is as in `from_raw`.
         unsafe { ptr.cast::<Self>().write(self) }
     }
 }

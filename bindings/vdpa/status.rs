@@ -1,45 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device status as a state machine: what a driver's write to it means.
+//! The device status as a state machine: what a driver's write to the status means.
 //!
-//! A status byte alone does not say where its driver is. The device's status holds what the daemon has
-//! acknowledged, while a driver goes on whether it did or not; and virtio's core does not reset a
-//! device between a probe that failed and the next one, which adds its bits to those that are there.
-//! So the binding keeps the [`Phase`] of the driver beside the status, and [`step`] alone decides, from
-//! the two and what is written, what follows.
+//! A status byte alone does not say how far its driver is. The device's status holds what the
+//! daemon has acknowledged, while a driver goes on with or without an acknowledgement. And virtio's
+//! core does not reset a device between a probe that failed and the next one, which adds its bits
+//! to those that are already set. So the binding keeps the [`Phase`] of the driver beside the
+//! status, and [`step`] alone decides, from the phase, the status and what is written, what
+//! follows.
 //!
 //! No kernel types: the tests run on the host as well (`selftests/driver-logic`).
 //!
 //! virtio 1.3, sections 2.1 (device status) and 3.1.1 (driver initialization).
 
-/// The driver has noticed the device.
+/// Status bit: the driver has noticed the device.
 pub(crate) const ACKNOWLEDGE: u8 = 1;
-/// The driver knows how to drive the device.
+/// Status bit: the driver knows how to drive the device.
 pub(crate) const DRIVER: u8 = 2;
-/// The driver is set up and drives the device.
+/// Status bit: the driver is set up and drives the device.
 pub(crate) const DRIVER_OK: u8 = 4;
-/// The driver has given up on the device.
+/// Status bit: the driver has given up on the device.
 pub(crate) const FAILED: u8 = 128;
 
-/// How far the driver of a device is, whatever the daemon made of it.
+/// How far the driver of a device is, whatever the daemon has acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub(crate) enum Phase {
-    /// The device is reset. No driver has begun with it.
+    /// The device is reset. No driver has begun to use the device.
     Reset,
-    /// A driver sets it up.
+    /// A driver is setting the device up.
     SetUp,
     /// The driver has written `DRIVER_OK`.
     Ready,
-    /// A driver of the kernel that was ready has disabled its last virtqueue, without a reset: its
-    /// probe fails, and it says so next.
+    /// A kernel driver that was ready has disabled its last virtqueue, without a reset: its probe
+    /// fails, and the driver writes `FAILED` next.
     Stopped,
     /// The driver has written `FAILED`.
     Failed,
 }
 
 impl Phase {
-    /// The phase after a driver of the kernel has disabled the last virtqueue that was ready.
+    /// Returns the phase after a kernel driver has disabled the last virtqueue that was ready.
     pub(crate) fn after_last_vq(self) -> Self {
         match self {
             Self::Ready => Self::Stopped,
@@ -48,49 +49,51 @@ impl Phase {
     }
 }
 
-/// What becomes of the driver's callbacks.
+/// What happens to the driver's callbacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CallbackAction {
-    /// They stay what they are.
+    /// The callbacks stay as they are.
     Keep,
-    /// They may be called from now on.
+    /// The callbacks may be called from now on.
     DriverOk,
-    /// They are forgotten: the driver may be gone next.
+    /// The callbacks are cleared: the driver may be gone next.
     Clear,
 }
 
 /// What follows from a write to the device status, in the order of the fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// The device is reset first, as the driver should have done: the daemon is told 0, and all
-    /// callbacks are cleared.
+    /// Whether the device is reset first, as the driver should have done: the daemon is told 0, and
+    /// all callbacks are cleared.
     pub(crate) resets: bool,
-    /// The driver is the first one since the last reset.
+    /// Whether the driver is the first one since the last reset.
     pub(crate) begins: bool,
-    /// What becomes of the callbacks, before the daemon is told.
+    /// What happens to the callbacks, before the daemon is told.
     pub(crate) callbacks: CallbackAction,
-    /// Where the driver is from now on, whatever the daemon answers.
+    /// The driver's phase from now on, whatever the daemon answers.
     pub(crate) phase: Phase,
-    /// What the daemon is told; 0 for nothing (more).
+    /// The status that the daemon is told; 0 if the daemon is told nothing (more).
     pub(crate) status: u8,
 }
 
-/// Decides what it means that a driver writes `written`, which is not 0, to the status of a device that
-/// has `status`, which the daemon acknowledged. `is_kernel` tells drivers of the kernel from vhost.
+/// Decides what follows when a driver writes `written`, which is not 0, to the status of a device.
+/// `status` is the status that the daemon has acknowledged. `is_kernel` tells kernel drivers from
+/// vhost.
 ///
-/// | phase | a driver of the kernel writes | vhost writes | follows |
+/// | phase | a kernel driver writes | vhost writes | follows |
 /// |---|---|---|---|
 /// | any but `Failed` | `FAILED` | the same | failed: callbacks cleared |
-/// | `Reset`, `SetUp` | `DRIVER_OK` | the same | ready: callbacks live |
+/// | `Reset`, `SetUp` | `DRIVER_OK` | the same | ready: callbacks may be called |
 /// | `Reset` | another bit than `ACKNOWLEDGE` | the same | the driver begins |
-/// | `Ready` | `DRIVER_OK`, not acknowledged before | `DRIVER_OK` | nothing new, the daemon is asked again |
+/// | `Ready` | `DRIVER_OK`, not acknowledged | `DRIVER_OK` | nothing new; daemon asked again |
 /// | `Ready`, `Stopped` | anything else | anything else: nothing new | begun anew without a reset |
 /// | `Failed` | anything | anything: nothing new | begun anew without a reset |
 ///
-/// virtio's core adds bits to the status that it reads. A driver of the kernel that was ready writes
-/// nothing more but `FAILED`, or `DRIVER_OK` again if that was refused; so any other write is by the next
-/// one, and mostly changes nothing, as that one's first bit ([`DRIVER`]) was there already. A process has
-/// to reset a device itself before it can go on after a failure.
+/// virtio's core adds bits to the status that it reads. A kernel driver that was ready writes
+/// nothing more except `FAILED`, or `DRIVER_OK` again if the daemon refused that. So any other
+/// write is by the next driver, and mostly changes nothing, as the next driver's first bit
+/// ([`DRIVER`]) was already set. A process has to reset a device itself before it can go on after a
+/// failure.
 pub(crate) fn step(phase: Phase, status: u8, written: u8, is_kernel: bool) -> Step {
     let goes_on = |callbacks, phase| Step {
         resets: false,
@@ -122,8 +125,8 @@ pub(crate) fn step(phase: Phase, status: u8, written: u8, is_kernel: bool) -> St
     }
 }
 
-/// A driver of the kernel begins on a device that its predecessor did not reset: it is reset now, and
-/// what a fresh driver would have written is what counts.
+/// Decides what follows when a kernel driver begins on a device that its predecessor did not reset:
+/// the device is reset now, and only the bits that a new driver would have written count.
 fn begin_anew(written: u8) -> Step {
     let status = written & (ACKNOWLEDGE | DRIVER);
 
@@ -153,7 +156,7 @@ mod tests {
         Phase::Failed,
     ];
 
-    /// Every phase, status, write and kind of driver.
+    /// Returns every combination of phase, status, write and kind of driver.
     fn all() -> impl Iterator<Item = (Phase, u8, u8, bool)> {
         PHASES.into_iter().flat_map(|phase| {
             (0..=u8::MAX).flat_map(move |status| {
@@ -176,7 +179,7 @@ mod tests {
                 begins,
                 "{phase:?} {status:#x} {written:#x} {is_kernel}"
             );
-            // And where they do, it is the driver that just wrote it.
+            // And where the callbacks may be called, it is the driver that just wrote `DRIVER_OK`.
             assert!(!begins || (step.phase == Phase::Ready && !step.resets));
         }
     }
@@ -217,9 +220,9 @@ mod tests {
             let step = step(phase, status, written, is_kernel);
 
             assert!(step.resets || step.status == written);
-            // Only drivers of the kernel forget a reset.
+            // Only kernel drivers forget a reset.
             assert!(!step.resets || is_kernel);
-            // Nobody who sets a device up for the first time is reset.
+            // A driver that sets a device up for the first time is not reset.
             assert!(!step.resets || !matches!(phase, Phase::Reset | Phase::SetUp));
         }
     }
@@ -230,7 +233,7 @@ mod tests {
             let step = step(phase, status, written, is_kernel);
             let first = phase == Phase::Reset && written & !(ACKNOWLEDGE | FAILED) != 0;
 
-            // One that fails at once has nothing to begin with.
+            // A driver that fails at once does not begin.
             if written & FAILED == 0 || step.resets {
                 assert_eq!(step.begins, first || step.resets, "{phase:?} {written:#x}");
             }
@@ -260,7 +263,8 @@ mod tests {
         }
     }
 
-    /// The table above, row by row: phase, acknowledged status, write, kind of driver, and what follows.
+    /// Checks the table of [`step`] row by row: phase, acknowledged status, write, kind of driver,
+    /// and what follows.
     #[test]
     fn the_table_holds() {
         use CallbackAction::*;
@@ -295,7 +299,8 @@ mod tests {
             // QEMU, which leaves the first two bits out.
             (Reset,   0x00, 0x08, false, false, true,  Keep,   SetUp,  0x08),
             (SetUp,   0x08, 0x0c, false, false, false, DriverOk, Ready,  0x0c),
-            // A process that says all at once, again, fails, and goes on without a reset.
+            // A process that writes everything at once, writes it again, fails, and goes on without
+            // a reset.
             (Reset,   0x00, 0x0f, false, false, true,  DriverOk, Ready,  0x0f),
             (Ready,   0x0f, 0x0f, false, false, false, Keep,   Ready,  0x0f),
             (Ready,   0x0f, 0x8f, false, false, false, Clear,  Failed, 0x8f),
@@ -316,7 +321,7 @@ mod tests {
         }
     }
 
-    /// A device whose daemon answers by the bits of `answers`, as virtio's core sees it.
+    /// A device whose daemon answers by the bits of `answers`, as virtio's core sees the device.
     struct Device {
         phase: Phase,
         status: u8,
@@ -336,7 +341,7 @@ mod tests {
             self.agrees();
         }
 
-        /// `virtio_add_status()`
+        /// Does what `virtio_add_status()` does.
         fn add(&mut self, bit: u8) {
             let step = step(self.phase, self.status, self.status | bit, true);
             if step.resets {
@@ -353,22 +358,23 @@ mod tests {
             }
         }
 
-        /// `virtio_dev_probe()`, of a driver that fails after so many steps of its own.
+        /// Does what `virtio_dev_probe()` does, for a driver that fails after `steps` steps of its
+        /// own.
         fn probe(&mut self, steps: u32) {
             self.add(DRIVER);
-            // Nothing is left of the driver before, whatever became of it.
+            // No trace of the previous driver is left, however that driver ended.
             assert!(!self.live && self.status & !(ACKNOWLEDGE | DRIVER) == 0);
             self.add(FEATURES_OK);
             if self.status & FEATURES_OK == 0 || steps == 0 {
                 return self.fail();
             }
             assert!(!self.live);
-            // `virtio_device_ready()` warns of this.
+            // `virtio_device_ready()` warns if this does not hold.
             assert_eq!(self.status & DRIVER_OK, 0);
             self.add(DRIVER_OK);
             assert!(self.live, "a driver that waits can be interrupted");
             if steps == 1 {
-                // It deletes its virtqueues first.
+                // The driver deletes its virtqueues first.
                 self.phase = self.phase.after_last_vq();
                 self.live = false;
                 return self.fail();
@@ -400,7 +406,7 @@ mod tests {
                     device.add(ACKNOWLEDGE);
                     device.probe(first);
                     if device.phase == Phase::Ready {
-                        // `virtio_dev_remove()`
+                        // As in `virtio_dev_remove()`.
                         device.reset();
                         device.add(ACKNOWLEDGE);
                     }
