@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Those files of the driver and of its bindings that need no kernel, so that their unit tests run on the
-//! host.
+//! Files of the driver and of its bindings that need no kernel, compiled here so that their unit
+//! tests run on the host.
 
 pub use vduse_uapi as uapi;
 
-// The module uses all of it; here, only the tests do.
+// The kernel module uses every item of these files; in this crate, only the tests do.
 #[allow(dead_code)]
 #[path = "../../driver/config.rs"]
 mod config;

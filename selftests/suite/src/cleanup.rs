@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Takes away the devices that a failed test left over.
+//! Removal of the devices that a failed test left over.
 //!
-//! This is a process of its own: what a test left may be in a state in which taking it away waits
-//! for ever.
+//! The removal runs in its own process, because a left-over device may be in a state in which its
+//! removal blocks forever.
 
 use std::fs;
 use std::process::ExitCode;
@@ -15,7 +15,7 @@ use vduse::Control;
 use crate::lab::limit::Limit;
 use crate::lab::{rescue, sysfs};
 
-/// The devices that there are.
+/// Returns the names of all existing devices.
 pub fn devices() -> Vec<String> {
     let Ok(entries) = fs::read_dir(sysfs::CLASS) else {
         return Vec::new();
@@ -27,7 +27,7 @@ pub fn devices() -> Vec<String> {
         .collect()
 }
 
-/// Takes all devices away.
+/// Removes all devices.
 pub fn run() -> ExitCode {
     let mut failed = false;
     for name in devices() {
@@ -40,7 +40,7 @@ pub fn run() -> ExitCode {
 }
 
 fn remove(name: &str) -> Result<(), String> {
-    // A device's requests are answered now, or time out soon.
+    // Pending requests are answered by the rescuer below, or time out soon.
     let _ = fs::write(sysfs::attribute(name, "msg_timeout"), "1");
     let rescuer = rescue::Rescuer::start(name);
     let vdpa = Vdpa::open().map_err(|error| error.to_string())?;

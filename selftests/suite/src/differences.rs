@@ -2,35 +2,35 @@
 
 //! The known differences between the two drivers: the table in `DIFFERENCES.md`.
 //!
-//! With the in-tree driver, a test in the table is expected to do there what the table says. One
-//! that does not is a failure, so that the table stays true.
+//! With the in-tree driver, each test in the table is expected to behave as the table says. Any
+//! other behaviour is a failure, so that the table stays correct.
 
 /// A driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// Ours.
+    /// Our driver.
     Rust,
-    /// The in-tree one.
+    /// The in-tree driver.
     C,
 }
 
-/// What the in-tree driver makes of a test.
+/// The known outcome of a test with the in-tree driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Known {
     /// The test fails.
     Fails,
-    /// The test must not be run: it would wedge or corrupt the kernel.
+    /// The test must not be run: it would hang or corrupt the kernel.
     NotRun,
-    /// The test passes, but the module's reference count is higher for ever.
+    /// The test passes, but the module's reference count stays higher forever.
     Leaks,
 }
 
-/// A series of kernels, as 7.2, in their order.
+/// A kernel series such as 7.2, ordered by version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Series(u32, u32);
 
 impl Series {
-    /// Of a release, or a part of one: of 7.3.4+deb13-amd64, this is 7.3.
+    /// Parses the series of a release or of a part of one: 7.3 for 7.3.4+deb13-amd64.
     pub fn of(release: &str) -> Option<Self> {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit());
         let mut next = || numbers.next()?.parse().ok();
@@ -44,28 +44,28 @@ impl Series {
 pub struct Difference {
     /// The test's name.
     pub test: String,
-    /// The first kernel that it holds on, if not on all.
+    /// The first kernel series to which the row applies; `None` if there is no lower limit.
     pub since: Option<Series>,
-    /// The last one.
+    /// The last kernel series to which the row applies; `None` if there is no upper limit.
     pub until: Option<Series>,
-    /// What the in-tree driver makes of it.
+    /// The outcome with the in-tree driver.
     pub known: Known,
-    /// What happens there.
+    /// The behaviour of the in-tree driver.
     pub reason: String,
 }
 
-/// The table, as it was when this was built.
+/// The table at build time.
 const TABLE: &str = include_str!("../../DIFFERENCES.md");
 
 impl Difference {
-    /// Whether it holds on this kernel.
+    /// Returns whether the row applies to a kernel series.
     fn is_of(&self, kernel: Series) -> bool {
         self.since.is_none_or(|since| since <= kernel)
             && self.until.is_none_or(|until| kernel <= until)
     }
 }
 
-/// The known differences on a kernel of this release.
+/// Returns the known differences on a kernel of this release.
 pub fn on(release: &str) -> Result<Vec<Difference>, String> {
     let kernel = Series::of(release).ok_or_else(|| format!("the kernel calls itself {release}"))?;
     let mut known = all();
@@ -73,16 +73,16 @@ pub fn on(release: &str) -> Result<Vec<Difference>, String> {
     Ok(known)
 }
 
-/// All known differences.
+/// Returns all known differences.
 fn all() -> Vec<Difference> {
     parse(TABLE).unwrap_or_else(|row| panic!("DIFFERENCES.md: cannot read the row {row}"))
 }
 
-/// Reads the rows of the tables in a text; an `Err` is a row that makes no sense.
+/// Parses the rows of the tables in a text. Returns a malformed row as the error.
 fn parse(text: &str) -> Result<Vec<Difference>, String> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix('|')?.strip_suffix('|'))
-        // A row of a table of tests names the test as code; headings and rulers do not.
+        // Rows of a table of tests start with the test's name as code; headings and rulers do not.
         .filter(|row| row.trim_start().starts_with('`'))
         .map(|row| row_of(row).ok_or_else(|| row.to_owned()))
         .collect()
@@ -111,7 +111,7 @@ fn row_of(row: &str) -> Option<Difference> {
     })
 }
 
-/// What is before this word, and the series after it, if it is there.
+/// Returns the text before a word, and the series after the word, if the word is present.
 fn series_after<'a>(marker: &'a str, word: &str) -> Option<(&'a str, Option<Series>)> {
     match marker.split_once(word) {
         Some((marker, text)) => {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel's log: what it said while a test ran.
+//! The kernel's log: the messages printed while a test ran.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::fs::OFlags;
 
-/// How many lines to show from the first that is a complaint.
+/// Maximum number of lines shown, beginning with the first complaint.
 const SHOWN: usize = 30;
 
 /// The kernel's log, read as it grows.
@@ -28,14 +28,14 @@ impl Log {
         Ok(Self { file })
     }
 
-    /// Opens the log at its beginning, as far as it is still there.
+    /// Opens the log at the oldest record that still exists.
     pub fn from_start() -> io::Result<Self> {
         let mut log = Self::open()?;
         log.file.seek(SeekFrom::Start(0))?;
         Ok(log)
     }
 
-    /// The lines since the last call.
+    /// Returns the lines since the last call.
     pub fn lines(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         let mut buffer = [0; 8192];
@@ -43,7 +43,7 @@ impl Log {
             match self.file.read(&mut buffer) {
                 Ok(0) => return lines,
                 Ok(n) => lines.push(message(&String::from_utf8_lossy(&buffer[..n]))),
-                // The log was faster than we: what was overwritten is lost, the rest is not.
+                // Overwritten records are lost; the remaining ones can still be read.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return lines,
@@ -52,13 +52,14 @@ impl Log {
     }
 }
 
-/// The text of a record, whose fields come before a semicolon and properties on lines after.
+/// Returns the text of a record, which follows the fields and a semicolon and precedes the property
+/// lines.
 fn message(record: &str) -> String {
     let text = record.split_once(';').map_or(record, |(_, text)| text);
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-/// What the kernel says when something is wrong with it.
+/// Texts by which the kernel reports that something is wrong.
 const COMPLAINTS: &[&str] = &[
     "WARNING:",
     "BUG:",
@@ -93,7 +94,7 @@ const COMPLAINTS: &[&str] = &[
     "kmemleak:",
 ];
 
-/// The lines from the first complaint on, if there is one.
+/// Returns the lines beginning with the first complaint, if there is one.
 pub fn complaints(lines: &[String]) -> Option<&[String]> {
     let first = (0..lines.len()).find(|&at| {
         let is_complaint = |complaint: &&str| lines[at].contains(*complaint);
@@ -102,8 +103,8 @@ pub fn complaints(lines: &[String]) -> Option<&[String]> {
     Some(&lines[first..lines.len().min(first + SHOWN)])
 }
 
-/// Whether a line is the beginning of the stack of a task that has kept the machine from suspending, which
-/// the kernel shows.
+/// Returns whether a line starts the stack trace that the kernel prints for a task that has kept
+/// the machine from suspending.
 fn is_of_an_awake_task(lines: &[String], at: usize) -> bool {
     let (before, line) = (&lines[..at], &lines[at]);
     let refuses = |line: &String| line.contains("tasks refusing to freeze");

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The output: KTAP, as `Documentation/dev-tools/ktap.rst` has it.
+//! Output in KTAP format (`Documentation/dev-tools/ktap.rst`).
 
 use std::fmt::Write;
 
-/// How a test ended.
+/// The verdict on a test.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It passed.
+    /// The test passed.
     Pass,
-    /// It failed; the lines say why.
+    /// The test failed; the lines give the reasons.
     Fail(Vec<String>),
-    /// It was not run, for this reason.
+    /// The test was not run, for this reason.
     Skip(String),
-    /// It failed, as it was known to, for this reason.
+    /// The test failed as expected, for this reason.
     ExpectedFail(String),
 }
 
-/// The first lines of a run of so many tests.
+/// Returns the first lines of a run of this number of tests.
 pub fn head(tests: usize) -> String {
     format!("KTAP version 1\n1..{tests}\n")
 }
 
-/// The lines of a result. Diagnostics come before it.
+/// Returns the lines of a test's result: diagnostics, then the verdict.
 pub fn result(number: usize, name: &str, verdict: &Verdict, seconds: f64) -> String {
     let mut text = String::new();
     if let Verdict::Fail(lines) = verdict {
@@ -41,28 +41,28 @@ pub fn result(number: usize, name: &str, verdict: &Verdict, seconds: f64) -> Str
     text
 }
 
-/// A line without what would upset a terminal or a parser.
+/// Returns a line without characters that would confuse a terminal or a parser.
 fn printable(line: &str) -> String {
     line.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
 }
 
-/// Counts verdicts.
+/// Counters of verdicts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// How many passed.
+    /// Number of tests that passed.
     pub pass: usize,
-    /// How many failed.
+    /// Number of tests that failed.
     pub fail: usize,
-    /// How many were not run.
+    /// Number of tests that were not run.
     pub skip: usize,
-    /// How many failed as they were known to.
+    /// Number of tests that failed as expected.
     pub expected: usize,
 }
 
 impl Totals {
-    /// Counts one.
+    /// Counts a verdict.
     pub fn count(&mut self, verdict: &Verdict) {
         match verdict {
             Verdict::Pass => self.pass += 1,
@@ -72,7 +72,7 @@ impl Totals {
         }
     }
 
-    /// The last line.
+    /// Returns the last line of a run.
     pub fn line(&self) -> String {
         format!(
             "# Totals: pass:{} fail:{} xfail:{} xpass:0 skip:{} error:0\n",

@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Tests of a VDUSE kernel driver: ours, or the in-tree one that it takes the place of.
+//! Tests of a VDUSE kernel driver: ours, or the in-tree driver that it replaces.
 //!
-//! The program runs as root in a machine that has the driver loaded and nothing to lose. Each test
-//! is a process of its own with a time limit; the runner watches the kernel's log, what is left
-//! over of devices, and the module's reference count, and reports in KTAP on standard output.
+//! The program runs as root in a disposable machine that has the driver loaded. Each test runs in
+//! its own process with a time limit. The runner checks the kernel's log, left-over devices, and
+//! the module's reference count, and reports in KTAP on standard output.
 //!
-//! - `lab` is what tests are made of: devices, the vDPA bus, daemons, a vhost-vdpa client.
-//! - `fuzz` are processes that do things at random, all at once.
-//! - `tests` are the tests, a module for each group.
-//! - The rest is the runner.
+//! - `lab` has the building blocks of tests: devices, the vDPA bus, daemons, a vhost-vdpa client.
+//! - `fuzz` has processes that perform random operations concurrently.
+//! - `tests` has the tests, one module for each group.
+//! - The other modules are the runner.
 //!
-//! It is a library so that the measurements in `selftests/bench` are made of the same things.
+//! The program is a library so that the measurements in `selftests/bench` can use the same building
+//! blocks.
 
-// Lints for what strangers call. Both of this library's users are here.
+// Lints for APIs with external callers. Both users of this library are in this repository.
 #![allow(
     clippy::len_without_is_empty,
     clippy::new_without_default,
@@ -39,7 +40,7 @@ use std::process::ExitCode;
 
 use crate::options::Mode;
 
-/// The program.
+/// Runs the program.
 pub fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mode = match options::parse(&arguments) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The program; the library says what it does.
+//! The test program; see the library for its description.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Kernel modules: the driver's and those that the tests need beside it.
+//! Kernel modules: the driver's module and the other modules that the tests need.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::differences::Driver;
 use crate::lab::limit::Limit;
 
-/// The name of a driver's module.
+/// Returns the name of a driver's module.
 pub fn name(driver: Driver) -> &'static str {
     match driver {
         Driver::Rust => "vduse_rs",
@@ -18,19 +18,19 @@ pub fn name(driver: Driver) -> &'static str {
     }
 }
 
-/// Whether a module is loaded.
+/// Returns whether a module is loaded.
 pub fn is_loaded(module: &str) -> bool {
     Path::new("/sys/module").join(module).exists()
 }
 
-/// How many references there are to a module; `None` when it is not loaded.
+/// Returns a module's reference count, or `None` when the module is not loaded.
 pub fn references(module: &str) -> Option<i64> {
     let path = Path::new("/sys/module").join(module).join("refcnt");
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Waits until a module has at most so many references; a file's last put is deferred. Returns how
-/// many there are.
+/// Waits until a module's reference count is at most `most`, as the last put of a file is deferred.
+/// Returns the count.
 pub fn references_settled(module: &str, most: i64) -> Option<i64> {
     let mut limit = Limit::new(Duration::from_secs(2));
     loop {
@@ -42,7 +42,7 @@ pub fn references_settled(module: &str, most: i64) -> Option<i64> {
     }
 }
 
-/// Runs a program that loads or unloads modules; an `Err` is what it said.
+/// Runs a program that loads or unloads modules. Returns the program's error output as the error.
 pub fn tool(program: &str, arguments: &[&str]) -> Result<(), String> {
     let output = Command::new(program)
         .args(arguments)
@@ -56,11 +56,11 @@ pub fn tool(program: &str, arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// What sits on the vDPA bus beside the driver, in the order in which a new device is offered to
-/// them.
+/// Modules that the tests need on the vDPA bus besides the driver, in the order in which a new
+/// device is offered to them.
 pub const BUS: &[&str] = &["virtio_vdpa", "vhost_vdpa", "virtio_blk"];
 
-/// Loads what the tests need.
+/// Loads the modules in [`BUS`].
 pub fn load_bus() -> Result<(), String> {
     BUS.iter()
         .try_for_each(|module| tool("modprobe", &[module]))

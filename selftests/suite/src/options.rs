@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::differences::Driver;
 
-/// What `--help` prints.
+/// The output of `--help`.
 pub const USAGE: &str = "\
 usage: vduse-selftests [OPTION]... [PATTERN]...
 
@@ -29,7 +29,7 @@ without one, all of them. As root, with the driver loaded.
   --list             print the names of the tests and end
   --help             print this and end";
 
-/// What the program is to do.
+/// The mode of the program.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Mode {
     /// Print the usage.
@@ -38,42 +38,42 @@ pub enum Mode {
     List(Options),
     /// Run tests.
     Run(Options),
-    /// Be the process of one test.
+    /// Run one test in this process.
     Test(String),
-    /// Be the process that takes left-over devices away.
+    /// Remove left-over devices in this process.
     Cleanup,
-    /// Be a process that a test needs.
+    /// Run a helper of a test in this process.
     Helper(Vec<String>),
 }
 
-/// How to run tests.
+/// Options for running tests.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
     /// The driver that is loaded.
     pub driver: Driver,
-    /// The module's file.
+    /// Path of the module's file.
     pub module: Option<PathBuf>,
-    /// What a guest inside this machine boots from.
+    /// Directory with the files that a nested guest boots from.
     pub guest: Option<PathBuf>,
-    /// Which tests to run: all, when empty.
+    /// Patterns of tests to run; all tests when empty.
     pub patterns: Vec<String>,
-    /// Which tests not to run.
+    /// Patterns of tests not to run.
     pub skip: Vec<String>,
-    /// Where tests that do things at random start.
+    /// Seed of random tests.
     pub seed: Option<u64>,
-    /// How the fuzzer is to run.
+    /// Options of the fuzzer.
     pub fuzz: Fuzz,
-    /// What to multiply time limits with.
+    /// Factor for time limits.
     pub patience: u32,
 }
 
-/// How the fuzzer is to run.
+/// Options of the fuzzer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fuzz {
-    /// How long it goes on, in seconds.
+    /// Duration in seconds.
     pub seconds: u64,
-    /// What the names of actors begin with that take part, with commas in between; all do, when
-    /// empty.
+    /// Prefixes of the names of participating actors, separated by commas; when empty, all actors
+    /// take part.
     pub actors: String,
     /// Whether each call is written to the kernel's log.
     pub trace: bool,
@@ -89,7 +89,7 @@ impl Default for Fuzz {
     }
 }
 
-/// Reads the command line.
+/// Parses the command line.
 pub fn parse(arguments: &[String]) -> Result<Mode, String> {
     let mut options = Options {
         driver: Driver::Rust,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How the process of a test tells the runner how it ended.
+//! How a test's process reports its outcome to the runner.
 //!
-//! A test is a function that returns or panics. To say that it cannot be run here it panics too,
-//! with a [`Skipped`] (see `lab::skip`).
+//! A test is a function that returns or panics. A test that cannot be run here panics with
+//! [`Skipped`] (see `lab::skip`).
 
 use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
@@ -11,14 +11,14 @@ use std::process::ExitCode;
 /// Exit status of a test that failed.
 pub const FAILED: u8 = 1;
 
-/// Exit status of a test that cannot be run here; the last line of output says why.
+/// Exit status of a test that cannot be run here; the last line of output gives the reason.
 pub const SKIPPED: u8 = 77;
 
-/// What a test panics with that cannot be run here.
+/// Panic payload of a test that cannot be run here, with the reason.
 #[derive(Debug)]
 pub struct Skipped(pub String);
 
-/// Runs a test in this process.
+/// Runs a test in this process. Returns the exit status.
 pub fn run_in_this_process(name: &str) -> ExitCode {
     let Some(test) = crate::tests::all().find(|test| test.name == name) else {
         eprintln!("{name}: no such test");

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which tests a pattern names.
+//! Patterns that select tests by name.
 
-/// Whether a name has a pattern in it, or, when the pattern has `*` or `?`, whether it matches as
-/// a whole.
+/// Returns whether a name contains a pattern or, when the pattern has `*` or `?`, whether the whole
+/// name matches the pattern.
 pub fn matches(pattern: &str, name: &str) -> bool {
     if pattern.contains(['*', '?']) {
         glob(pattern.as_bytes(), name.as_bytes())

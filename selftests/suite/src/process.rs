@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Processes with a time limit, and what becomes of their children.
+//! Processes with a time limit, and the cleanup of their children.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -17,27 +17,27 @@ use crate::lab::limit::Limit;
 /// How a process ended.
 #[derive(Debug)]
 pub enum End {
-    /// By itself, or of a signal.
+    /// The process exited or was killed by a signal.
     Ended(ExitStatus),
-    /// It was killed at its time limit.
+    /// The process was killed at its time limit.
     TimedOut,
-    /// It was killed at its time limit and is still there, in the kernel: these functions.
+    /// The process was killed at its time limit but has not ended; these are its kernel stacks.
     Stuck(String),
 }
 
-/// A process that has ended, one way or another, and what it wrote.
+/// A process that has ended or is stuck, and its output.
 #[derive(Debug)]
 pub struct Finished {
-    /// How it ended.
+    /// How the process ended.
     pub end: End,
-    /// What it wrote to standard output and standard error.
+    /// Standard output and standard error.
     pub output: String,
-    /// How long it took.
+    /// The time that the process took.
     pub took: Duration,
 }
 
 impl Finished {
-    /// What to say of the end, when it was not exit status 0.
+    /// Returns a description of the end, unless it is exit status 0.
     pub fn complaint(&self) -> Option<String> {
         match &self.end {
             End::Ended(status) if status.success() => None,
@@ -54,14 +54,14 @@ impl Finished {
     }
 }
 
-/// How long a killed process may take to go.
+/// Maximum time for a killed process to end.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// How much output of a process is kept, in bytes.
+/// Maximum number of output bytes kept for a process.
 const KEPT: usize = 64 << 10;
 
-/// Runs a command with a time limit, collecting its output. The limit is longer on a machine that is
-/// slow ([`Limit`]).
+/// Runs a command with a time limit and collects its output. On a slow machine the limit is
+/// extended ([`Limit`]).
 pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
     let begin = Instant::now();
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -72,12 +72,13 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
         .stderr(writer)
         .process_group(0);
     let mut child = command.spawn()?;
-    // The command holds the pipe's other end, too: without it, the pipe ends with the processes.
+    // Dropped from the command, which also holds the pipe's write end: the pipe ends with the
+    // processes.
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
     let output = Arc::new(Mutex::new(Vec::new()));
     let collected = output.clone();
-    // Not joined: a process that cannot be killed holds the pipe for ever.
+    // Not joined: a process that cannot be killed holds the pipe open forever.
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(n @ 1..) = reader.read(&mut buffer) {
@@ -90,7 +91,7 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
     let end = end_of(&mut child, limit)?;
     let took = begin.elapsed();
     reap_children(GRACE);
-    // What was written last is on its way through the thread.
+    // The reader thread may still be handling the last output.
     std::thread::sleep(Duration::from_millis(5));
     let output = output.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Finished {
@@ -128,7 +129,7 @@ fn wait_for(child: &mut Child, limit: Duration) -> io::Result<Option<ExitStatus>
     }
 }
 
-/// Where in the kernel the threads of a process are.
+/// Returns the kernel stacks of a process's threads.
 pub fn stacks(pid: u32) -> String {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
         return String::new();
@@ -140,14 +141,14 @@ pub fn stacks(pid: u32) -> String {
         .join("--\n")
 }
 
-/// Makes this process the parent of what its descendants leave behind.
+/// Makes this process the parent of its descendants' orphans.
 pub fn adopt_orphans() {
-    // Without it orphans go to init, which is only untidy.
+    // If this fails, orphans go to init, which is only untidy.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
 }
 
-/// Kills all children of this process, and waits until they are gone, so long. Returns what is
-/// left.
+/// Kills all children of this process and waits until they have ended, at most for `limit`. Returns
+/// the remaining children.
 pub fn reap_children(limit: Duration) -> Vec<u32> {
     let mut running = Limit::new(limit);
     loop {
@@ -185,7 +186,7 @@ fn children() -> Vec<u32> {
 mod tests {
     use super::*;
 
-    // One test, as `reap_children` takes the children of the others away.
+    // A single test, as `reap_children` would kill the children of parallel tests.
     #[test]
     fn processes_end_in_each_way() {
         let shell = |line: &str, seconds| {

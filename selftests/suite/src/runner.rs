@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Runs tests, each in a process of its own, and judges them.
+//! Runs tests, each in its own process, and determines their verdicts.
 
 use std::io::Write;
 use std::process::{Command, ExitCode};
@@ -16,30 +16,30 @@ use crate::process::{self, End};
 use crate::tests::{self, Test};
 use crate::{cleanup, modules};
 
-/// How long taking left-over devices away may take.
+/// Time limit for the removal of left-over devices.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
 
-/// Environment variables by which tests learn what there is.
+/// Environment variables that pass options to tests.
 pub mod environment {
     /// The driver: `rust` or `c`.
     pub const DRIVER: &str = "VDUSE_SELFTESTS_DRIVER";
-    /// The module's file, if it is not to be found by modprobe.
+    /// The module's file; unset if modprobe finds the module.
     pub const MODULE: &str = "VDUSE_MODULE";
-    /// The folder with what a guest boots from.
+    /// The directory with the files that a guest boots from.
     pub const GUEST: &str = "VDUSE_SELFTESTS_GUEST";
-    /// Where tests that do things at random start.
+    /// Seed of random tests.
     pub const SEED: &str = "VDUSE_SELFTESTS_SEED";
-    /// How long the fuzzer goes on, in seconds.
+    /// Duration of the fuzzer in seconds.
     pub const FUZZ_SECONDS: &str = "VDUSE_SELFTESTS_FUZZ_SECONDS";
-    /// Which actors take part in it.
+    /// The actors that take part in the fuzzer.
     pub const FUZZ_ACTORS: &str = "VDUSE_SELFTESTS_FUZZ_ACTORS";
-    /// There if its calls are written to the kernel's log.
+    /// Set if the fuzzer's calls are written to the kernel's log.
     pub const FUZZ_TRACE: &str = "VDUSE_SELFTESTS_FUZZ_TRACE";
-    /// What to multiply time limits with.
+    /// Factor for time limits.
     pub const PATIENCE: &str = "VDUSE_SELFTESTS_PATIENCE";
 }
 
-/// What a line of a test's output starts with that is shown even if the test passes.
+/// Prefix of output lines that are shown even if the test passes.
 pub const NOTE: &str = "# ";
 
 /// Runs tests.
@@ -58,7 +58,7 @@ struct Runner<'a> {
     module: &'static str,
     tests: Vec<(Test, Option<Difference>)>,
     log: Log,
-    /// The test that left the kernel in a state in which no other makes sense.
+    /// The test that left the kernel in a state in which no other test can be run.
     wedged_by: Option<String>,
 }
 
@@ -81,7 +81,8 @@ impl<'a> Runner<'a> {
         if tests.is_empty() {
             return Err("no test has such a name".to_owned());
         }
-        // Once references are lost, the module cannot be unloaded: that is tried before.
+        // Tests that leak references run last, as they prevent other tests from unloading the
+        // module.
         tests.sort_by_key(|(_, row)| row.as_ref().is_some_and(|row| row.known == Known::Leaks));
         let log = Log::open().map_err(|error| format!("/dev/kmsg: {error}"))?;
         Ok(Self {
@@ -111,13 +112,13 @@ impl<'a> Runner<'a> {
             );
             let _ = std::io::stdout().flush();
         }
-        // As we found it.
+        // Restores the initial setting.
         let _ = bus::set_autoprobe(true);
         print!("{}", totals.line());
         ExitCode::from(u8::from(totals.fail != 0))
     }
 
-    /// Runs a test, and holds it against the table.
+    /// Runs a test and compares its outcome with the table of differences.
     fn judge(&mut self, test: &Test, row: Option<&Difference>) -> (Verdict, Duration) {
         let reason = row.map(|row| row.reason.clone()).unwrap_or_default();
         let known = row.map(|row| row.known);
@@ -132,7 +133,7 @@ impl<'a> Runner<'a> {
         let verdict = match (known, verdict) {
             (Some(Known::Fails), Verdict::Fail(_)) => Verdict::ExpectedFail(reason),
             (Some(Known::Fails), Verdict::Pass) => unexpected("passes", &reason),
-            // What is lost may be memory enough for the test to fail of it.
+            // The leak may take so much memory that the test fails.
             (Some(Known::Leaks), Verdict::Pass | Verdict::Fail(_)) if leaked.is_some() => {
                 Verdict::ExpectedFail(reason)
             }
@@ -146,7 +147,7 @@ impl<'a> Runner<'a> {
         (verdict, took)
     }
 
-    /// Runs a test. Returns its verdict, and beside it what there is to say of lost references.
+    /// Runs a test. Returns its verdict, a description of leaked references, and the time it took.
     fn try_test(&mut self, test: &Test) -> (Verdict, Option<String>, Duration) {
         let before = modules::references(self.module);
         self.log.lines();
@@ -193,7 +194,7 @@ impl<'a> Runner<'a> {
         (verdict, leaked, took)
     }
 
-    /// How long a test may take.
+    /// Returns the time limit of a test.
     fn limit(&self, test: &Test) -> Duration {
         let limit = test.limit * self.options.patience;
         if test.name.starts_with("fuzz::") {

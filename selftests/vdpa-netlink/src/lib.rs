@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The generic netlink of the Linux vDPA core, which the `vdpa` program of iproute2 speaks too.
+//! A client of the Linux vDPA core's generic netlink family, which iproute2's `vdpa` program uses
+//! too.
 //!
 //! ```no_run
 //! # fn main() -> std::io::Result<()> {
@@ -12,8 +13,8 @@
 //! # }
 //! ```
 //!
-//! The calls wait for the kernel, and so for whatever adding or deleting a device waits for: with
-//! a VDUSE device, its program's answers.
+//! Calls block until the kernel has finished, including everything that adding or deleting a device
+//! waits for: for a VDUSE device, the answers of its daemon.
 
 #![forbid(unsafe_code)]
 
@@ -32,7 +33,7 @@ use netlink_sys::{Socket, SocketAddr};
 use crate::attributes::{Attribute, Attributes};
 use crate::message::{Command, Message};
 
-/// The family's name.
+/// The name of the generic netlink family.
 const FAMILY: &str = "vdpa";
 
 /// A socket to the vDPA core.
@@ -42,75 +43,87 @@ pub struct Vdpa {
     family: u16,
 }
 
-/// What makes vDPA devices.
+/// A management device, which creates vDPA devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagementDevice {
-    /// The bus it is on, if any.
+    /// The bus of the management device, if any.
     pub bus: Option<String>,
-    /// Its name.
+    /// The management device's name.
     pub name: String,
-    /// Which virtio device ids it can make: a bit each.
+    /// A bit for each virtio device id that can be created.
     pub classes: u64,
-    /// How many virtqueues a device of it can have; 0 when it does not say.
+    /// Maximum number of virtqueues of a device; 0 when not reported.
     pub max_queues: u32,
-    /// Which virtio features a device of it can have; 0 when it does not say.
+    /// Virtio features that a device can offer; 0 when not reported.
     pub features: u64,
 }
 
 /// A device on the vDPA bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// Its name.
+    /// The device's name.
     pub name: String,
-    /// What made it.
+    /// The name of the management device that created the device.
     pub management_device: String,
     /// The virtio device id.
     pub device_id: u32,
     /// The virtio vendor id.
     pub vendor_id: u32,
-    /// How many virtqueues it has.
+    /// Number of virtqueues.
     pub queues: u32,
-    /// The largest virtqueue, in descriptors.
+    /// Maximum size of a virtqueue, in descriptors.
     pub max_queue_size: u16,
-    /// The smallest virtqueue, in descriptors.
+    /// Minimum size of a virtqueue, in descriptors.
     pub min_queue_size: u16,
 }
 
-/// What a device's configuration space says; what it does not have is `None`.
+/// Contents of a device's configuration space; `None` for fields that the device does not have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
     /// The device's name.
     pub name: String,
     /// The virtio device id.
     pub device_id: u32,
-    /// The features it offers.
+    /// The features that the device offers.
     pub features: u64,
-    /// The features that the driver accepted, once it has.
+    /// The features that the driver accepted; `None` before that.
     pub negotiated_features: Option<u64>,
     /// A disk's capacity in sectors of 512 bytes.
     pub blk_capacity: Option<u64>,
     /// A disk's block size in bytes.
     pub blk_block_size: Option<u32>,
-    /// The most segments a request to a disk can have.
+    /// Maximum number of segments in a request to a disk.
     pub blk_segments: Option<u32>,
-    /// How many queues a disk has.
+    /// Number of queues of a disk.
     pub blk_queues: Option<u16>,
-    /// Whether a disk can only be read.
+    /// Whether a disk is read-only.
     pub blk_read_only: Option<bool>,
-    /// A network device's address.
+    /// A network device's MAC address.
     pub net_mac: Option<[u8; 6]>,
-    /// The largest packet of a network device.
+    /// A network device's MTU.
     pub net_mtu: Option<u16>,
-    /// How many pairs of queues a network device has.
+    /// Number of queue pairs of a network device.
     pub net_queue_pairs: Option<u16>,
 }
 
 impl Vdpa {
-    /// Opens a socket.
+    /// Opens a socket to the vDPA core.
     ///
     /// # Errors
     ///
     /// `ENOENT` when the kernel's vDPA core is not loaded.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// # fn main() -> std::io::Result<()> {
+    /// let vdpa = vdpa_netlink::Vdpa::open()?;
+    /// for device in vdpa.devices()? {
+    ///     println!("{}: {} virtqueues", device.name, device.queues);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_GENERIC)?;
         socket.bind_auto()?;
@@ -119,11 +132,12 @@ impl Vdpa {
         Ok(Self { socket, family })
     }
 
-    /// Puts a device on the bus.
+    /// Has a management device create a device and put it on the bus.
     ///
     /// # Errors
     ///
-    /// What the management device says; `ENODEV` when there is none of this name.
+    /// `ENODEV` when no management device of this name exists; otherwise the error of the
+    /// management device.
     pub fn add(&self, name: &str, management_device: &str) -> io::Result<()> {
         self.command(
             Command::DevNew,
@@ -138,22 +152,27 @@ impl Vdpa {
     ///
     /// # Errors
     ///
-    /// `ENODEV` when there is none of this name.
+    /// `ENODEV` when no device of this name exists.
     pub fn delete(&self, name: &str) -> io::Result<()> {
         self.command(Command::DevDel, &[(Attribute::DevName, name)])
     }
 
-    /// A device on the bus.
+    /// Returns information about a device on the bus.
     ///
     /// # Errors
     ///
-    /// `ENODEV` when there is none of this name.
+    /// `ENODEV` when no device of this name exists.
     pub fn device(&self, name: &str) -> io::Result<DeviceInfo> {
         let answer = self.get(Command::DevGet, Attribute::DevName, name)?;
         DeviceInfo::from_attributes(&answer)
     }
 
-    /// All devices on the bus.
+    /// Returns information about all devices on the bus.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` when the kernel's reply is malformed; otherwise the error of the socket or the
+    /// kernel.
     pub fn devices(&self) -> io::Result<Vec<DeviceInfo>> {
         self.dump(Command::DevGet)?
             .iter()
@@ -161,28 +180,33 @@ impl Vdpa {
             .collect()
     }
 
-    /// A device's configuration space, as far as the core understands it.
+    /// Returns a device's configuration space, as far as the vDPA core knows its fields.
     ///
     /// # Errors
     ///
-    /// `ENODEV` when there is none of this name, `EOPNOTSUPP` when it is of a kind that the core
-    /// does not know.
+    /// `ENODEV` when no device of this name exists, `EOPNOTSUPP` when the core does not know the
+    /// device's type.
     pub fn config(&self, name: &str) -> io::Result<DeviceConfig> {
         let answer = self.get(Command::DevConfigGet, Attribute::DevName, name)?;
         DeviceConfig::from_attributes(&answer)
     }
 
-    /// A management device that is on no bus.
+    /// Returns information about a management device that is on no bus.
     ///
     /// # Errors
     ///
-    /// `ENODEV` when there is none of this name.
+    /// `ENODEV` when no management device of this name exists.
     pub fn management_device(&self, name: &str) -> io::Result<ManagementDevice> {
         let answer = self.get(Command::MgmtdevGet, Attribute::MgmtdevDevName, name)?;
         ManagementDevice::from_attributes(&answer)
     }
 
-    /// All management devices.
+    /// Returns information about all management devices.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` when the kernel's reply is malformed; otherwise the error of the socket or the
+    /// kernel.
     pub fn management_devices(&self) -> io::Result<Vec<ManagementDevice>> {
         self.dump(Command::MgmtdevGet)?
             .iter()
@@ -211,7 +235,7 @@ impl Vdpa {
     }
 
     fn get(&self, command: Command, key: Attribute, name: &str) -> io::Result<Attributes> {
-        // With an acknowledgement, the end of the answer is told in the same way for all commands.
+        // An acknowledgement marks the end of the reply in the same way for all commands.
         self.request(command, NLM_F_ACK, &[(key, name)])?
             .pop()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an empty answer"))
@@ -222,7 +246,7 @@ impl Vdpa {
     }
 }
 
-/// Asks for the family's number.
+/// Queries the family's number.
 fn resolve(socket: &Socket) -> io::Result<u16> {
     let message = GenlMessage::from_payload(GenlCtrl {
         cmd: GenlCtrlCmd::GetFamily,
@@ -238,7 +262,7 @@ fn resolve(socket: &Socket) -> io::Result<u16> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a family without a number"))
 }
 
-/// Sends a message, and reads answers until an acknowledgement, an error or the end of a dump.
+/// Sends a message, and reads replies until an acknowledgement, an error or the end of a dump.
 fn exchange<F>(socket: &Socket, message: GenlMessage<F>, flags: u16) -> io::Result<Vec<F>>
 where
     F: message::Family,

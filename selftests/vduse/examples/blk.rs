@@ -22,7 +22,7 @@ fn main() -> io::Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let config = blk::device_config(&name, file.metadata()?.len(), queues);
     match Control::open()?.create(&config) {
-        // Somebody was here before: go on with the device.
+        // The device exists already: take it over.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         result => result?,
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A disk whose two virtqueues are two groups, each of which can have an address space of its own:
+//! A disk whose two virtqueues form two groups, each of which can have its own address space:
 //! `isolated NAME BYTES`, then `vdpa dev add name NAME mgmtdev vduse`.
 //!
-//! A driver that says so (`VHOST_VDPA_SET_GROUP_ASID`) has what one virtqueue sees of its memory
-//! apart from what the other one sees.
+//! With `VHOST_VDPA_SET_GROUP_ASID`, a driver can show each virtqueue a different part of the
+//! driver's memory.
 
 use std::io;
 
@@ -19,7 +19,7 @@ pub fn serve(name: &str, bytes: u64) -> io::Result<()> {
     config.address_spaces = 2;
     Control::open_v1()?.create(&config)?;
     let device = Device::open(name)?;
-    // The size and the group of each virtqueue, and how many address spaces there are.
+    // The size and the group of each virtqueue, then the number of address spaces.
     let queues = [(256, 0), (256, 1)];
     Server::with_groups(device, &queues, 2, Disk::in_memory(bytes)?)?.run()
 }

@@ -3,15 +3,15 @@
 //! A network card whose cable is a TAP interface of this machine:
 //! `net NAME TAP [--pairs N] [--isolate] [--mac M]`, then `vdpa dev add name NAME mgmtdev vduse`.
 //!
-//! It says what the driver does. With `--isolate` it has a control queue, in a group of its own, so
-//! that QEMU can have that queue's memory apart from the guest's.
+//! The program reports the driver's actions. With `--isolate` the card has a control queue in a
+//! group of its own, so that QEMU can keep that queue's memory separate from the guest's.
 
 use std::io;
 
 use vduse::net::{Groups, Mac, Net, Shape, Tap};
 use vduse::Device;
 
-/// Creates the card, or goes on with it, and serves it.
+/// Creates the card, or takes it over if it exists, and serves it.
 pub fn serve(shape: &Shape, tap: &str) -> io::Result<()> {
     shape.create()?;
     let device = Device::open(&shape.name)?;
@@ -20,7 +20,7 @@ pub fn serve(shape: &Shape, tap: &str) -> io::Result<()> {
     shape.server(device, card)?.run()
 }
 
-/// What the arguments say.
+/// Parses the command line.
 pub fn parse(arguments: &[String]) -> Option<(Shape, String)> {
     let (name, tap) = (arguments.first()?, arguments.get(1)?);
     let mut shape = Shape::new(name, [0x52, 0x54, 0, 0x12, 0x34, 0x56]);

@@ -2,8 +2,8 @@
 
 //! A disk (virtio 1.3, section 5.2).
 //!
-//! Its data is in a file, or in memory (which is a file without a name). It can be used from
-//! outside at the same time, for tests that look at what was really written.
+//! The data is in a file, or in memory (a file without a name). Tests can access the file at the
+//! same time, to check the data that was really written.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -24,13 +24,13 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::server::{Backend, Chain, Memory};
 use crate::{Device, DeviceConfig};
 
-/// Size in bytes of a sector, the unit of a disk's addresses.
+/// Size of a sector in bytes, the unit of a disk's addresses.
 pub const SECTOR: u64 = 512;
 
-/// The longest chain of data descriptors of one request.
+/// Maximum number of data descriptors in one request.
 const SEG_MAX: u32 = 126;
 
-/// The features that a [`Disk`] can do.
+/// The features that a [`Disk`] supports.
 pub const FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
     | (1 << VIRTIO_F_ACCESS_PLATFORM)
     | (1 << VIRTIO_RING_F_EVENT_IDX)
@@ -46,7 +46,8 @@ pub const READ_ONLY: u64 = 1 << VIRTIO_BLK_F_RO;
 /// Offset of the capacity, in sectors, in the configuration space.
 const CAPACITY_OFFSET: u32 = 0;
 
-/// The configuration space of a disk, `struct virtio_blk_config` up to the number of queues.
+/// Returns the configuration space of a disk: `struct virtio_blk_config` up to the number of
+/// queues.
 pub fn config_space(sectors: u64, queues: u16) -> Vec<u8> {
     let mut space = vec![0; 60];
     space[0..8].copy_from_slice(&sectors.to_le_bytes());
@@ -56,7 +57,7 @@ pub fn config_space(sectors: u64, queues: u16) -> Vec<u8> {
     space
 }
 
-/// What a disk of so many bytes and queues is to be.
+/// Returns the configuration of a disk with this size in bytes and number of queues.
 pub fn device_config(name: &str, bytes: u64, queues: u16) -> DeviceConfig {
     let mut config = DeviceConfig::new(name, VIRTIO_ID_BLOCK);
     config.features = FEATURES;
@@ -65,15 +66,15 @@ pub fn device_config(name: &str, bytes: u64, queues: u16) -> DeviceConfig {
     config
 }
 
-/// Tells the driver that a live disk has another size now. The file must have it already.
+/// Announces a new size of a disk in use to the driver. The file must have the new size already.
 ///
 /// # Errors
 ///
-/// What the ioctls say.
+/// Returns the error of the ioctl that failed.
 pub fn resize(device: &Device, bytes: u64) -> io::Result<()> {
     device.set_config(CAPACITY_OFFSET, &(bytes / SECTOR).to_le_bytes())?;
     match device.inject_config_irq() {
-        // No driver is there to be told; it will read the size when it comes.
+        // No driver is ready to be notified; a later driver reads the new size when it starts.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         result => result,
     }
@@ -82,13 +83,13 @@ pub fn resize(device: &Device, bytes: u64) -> io::Result<()> {
 /// Counters of a [`Disk`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Reads that were done.
+    /// Number of reads that succeeded.
     pub reads: u64,
-    /// Writes that were done.
+    /// Number of writes that succeeded.
     pub writes: u64,
-    /// Flushes that were done.
+    /// Number of flush requests.
     pub flushes: u64,
-    /// Requests that failed or made no sense.
+    /// Number of requests that failed or were malformed.
     pub errors: u64,
 }
 
@@ -102,7 +103,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A disk in a file. It is as long as the file is at each request.
+    /// Creates a disk whose data is in a file. The disk's size is that of the file at each request.
     pub fn new(file: Arc<File>) -> Self {
         Self {
             file,
@@ -112,30 +113,34 @@ impl Disk {
         }
     }
 
-    /// A disk in memory, zeroed.
+    /// Creates a zeroed disk in memory.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of creating the memory file or of setting its size.
     pub fn in_memory(bytes: u64) -> io::Result<Self> {
         let file = File::from(rustix::fs::memfd_create("disk", MemfdFlags::CLOEXEC)?);
         file.set_len(bytes)?;
         Ok(Self::new(Arc::new(file)))
     }
 
-    /// A disk that refuses to be written to; offer [`READ_ONLY`] with it.
+    /// Makes the disk refuse writes; offer [`READ_ONLY`] as well.
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
     }
 
-    /// The disk's data.
+    /// Returns the file with the disk's data.
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// What was done so far.
+    /// Returns the counters.
     pub fn stats(&self) -> Stats {
         self.stats
     }
 
-    /// Where the `len` bytes at `sector` are, if the disk has them.
+    /// Returns the file offset of the `len` bytes at `sector`, if all of them are on the disk.
     fn range(&self, sector: u64, len: u64) -> Option<u64> {
         let start = sector.checked_mul(SECTOR)?;
         let end = start.checked_add(len)?;
@@ -143,13 +148,14 @@ impl Disk {
         (len % SECTOR == 0 && end <= size).then_some(start)
     }
 
-    /// Does a request but for writing its status. Returns the status and how much was written.
+    /// Executes a request without writing its status. Returns the status and the number of bytes
+    /// written.
     fn request(&mut self, input: &mut impl Read, output: &mut impl Write, data: Data) -> (u8, u32) {
         let mut header = [0; 16];
         if input.read_exact(&mut header).is_err() {
             return (VIRTIO_BLK_S_IOERR as u8, 0);
         }
-        // The header is a kind, a word that is not used, and a sector.
+        // The header consists of a type, an unused word, and a sector.
         let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         let sector = header[8..]
             .iter()
@@ -197,7 +203,7 @@ impl Disk {
     }
 }
 
-/// How much data a request has, without header and status.
+/// Amount of data in a request in bytes, without header and status.
 struct Data {
     readable: usize,
     writable: usize,
@@ -222,7 +228,7 @@ where
         disk.stats.errors += 1;
         return 0;
     };
-    // The last byte that the device may write is the status.
+    // The last device-writable byte is the status.
     let Some(writable) = output.available_bytes().checked_sub(1) else {
         disk.stats.errors += 1;
         return 0;
@@ -260,7 +266,7 @@ mod tests {
     const DATA: u64 = 0x11000;
     const STATUS: u64 = 0x13000;
 
-    /// Puts one request to a disk; returns the status and the length.
+    /// Sends one request to a disk. Returns the status and the number of bytes written.
     fn ask(disk: &mut Disk, kind: u32, sector: u64, data: &mut [u8], to_device: bool) -> (u8, u32) {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x20000)]).unwrap();
         let mut header = [0; 16];
@@ -279,7 +285,8 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            // A descriptor: address, length, flags, and which one is next (virtio 1.3, 2.7.5).
+            // A descriptor: address, length, flags, and the next descriptor's index (virtio 1.3,
+            // 2.7.5).
             let at = DESC + 16 * i as u64;
             memory.write_obj(address, GuestAddress(at)).unwrap();
             memory.write_obj(len, GuestAddress(at + 8)).unwrap();
@@ -288,7 +295,7 @@ mod tests {
                 .write_obj(i as u16 + 1, GuestAddress(at + 14))
                 .unwrap();
         }
-        // The driver area: flags, index, and the heads, of which descriptor 0 is the first.
+        // The driver area: flags, index, and the chains' heads, the first of which is descriptor 0.
         memory.write_obj(1u16, GuestAddress(AVAIL + 2)).unwrap();
 
         let mut queue = Queue::new(16).unwrap();

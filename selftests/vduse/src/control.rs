@@ -11,13 +11,13 @@ use vduse_uapi as uapi;
 
 use crate::sys;
 
-/// Where the control device is.
+/// Path of the control device.
 pub const CONTROL_PATH: &str = "/dev/vduse/control";
 
 /// An open control device.
 ///
-/// The API version that was chosen belongs to the open file, not to the driver: each `Control`
-/// has its own. One that neither asks nor sets it is of version 0.
+/// The API version belongs to the open file, not to the driver: each `Control` has its own. A
+/// `Control` that neither reads nor sets the version speaks version 0.
 #[derive(Debug)]
 pub struct Control {
     file: File,
@@ -28,7 +28,20 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// `ENOENT` where no VDUSE driver is loaded, `EACCES` for who may not.
+    /// `ENOENT` when no VDUSE driver is loaded, `EACCES` when the caller lacks permission.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use vduse::{blk, Control};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let control = Control::open()?;
+    /// control.create(&blk::device_config("disk0", 1 << 20, 1))?;
+    /// control.destroy("disk0")?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn open() -> io::Result<Self> {
         OpenOptions::new()
             .read(true)
@@ -37,48 +50,53 @@ impl Control {
             .map(|file| Self { file })
     }
 
-    /// Reads the API version. Asking is choosing: a file that had no version yet moves to the
-    /// newest that the driver knows.
+    /// Reads the API version. Reading also chooses: a file without a version moves to the newest
+    /// version that the driver supports.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the ioctl.
     pub fn api_version(&self) -> io::Result<u64> {
         let mut version = 0;
         sys::exchange(&self.file, uapi::ioctl::GET_API_VERSION, &mut version)?;
         Ok(version)
     }
 
-    /// Opens [`CONTROL_PATH`] and chooses version 1, for devices with virtqueue groups and address
+    /// Opens [`CONTROL_PATH`] and chooses version 1, which supports virtqueue groups and address
     /// spaces.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open), and `EINVAL` where the driver knows version 0 only.
+    /// As [`open`](Self::open), and `EINVAL` when the driver supports only version 0.
     pub fn open_v1() -> io::Result<Self> {
         let control = Self::open()?;
         control.set_api_version(uapi::API_VERSION_1)?;
         Ok(control)
     }
 
-    /// Chooses the API version for devices to be created through this file.
+    /// Chooses the API version of devices created through this file.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the driver does not know the version.
+    /// `EINVAL` when the driver does not support the version.
     pub fn set_api_version(&self, version: u64) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::SET_API_VERSION, &version)
     }
 
-    /// Creates a device. Its node `/dev/vduse/NAME` is there on return.
+    /// Creates a device. The node `/dev/vduse/NAME` exists on return.
     ///
     /// # Errors
     ///
-    /// `EEXIST` when there is a device of this name, `EINVAL` when the driver does not allow the
-    /// configuration, `EPERM` for a network device without `CAP_NET_ADMIN`.
+    /// `EEXIST` when a device of this name exists, `EINVAL` when the driver does not allow the
+    /// configuration, `EPERM` for a network device without `CAP_NET_ADMIN`, `InvalidInput` when the
+    /// name or the configuration space is too long for the ABI.
     pub fn create(&self, config: &DeviceConfig) -> io::Result<()> {
         let (head, tail) = config.to_abi()?;
         self.create_raw(&head, tail)
     }
 
-    /// Creates a device from the ABI's own structure, of which nothing is checked but that `space`
-    /// is as long as `config` says.
+    /// Creates a device from the ABI's own structure. The only check made here is that `space` has
+    /// the length given in `config`.
     ///
     /// # Errors
     ///
@@ -97,7 +115,8 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there is none of this name, `EBUSY` while it is open or on the vDPA bus.
+    /// `EINVAL` when no device of this name exists, `EBUSY` while the device is open or on the vDPA
+    /// bus, `InvalidInput` when the name is too long for the ABI or contains a NUL.
     pub fn destroy(&self, name: &str) -> io::Result<()> {
         let name = name_bytes(name)?;
         sys::send(&self.file, uapi::ioctl::DESTROY_DEV, &name)
@@ -110,7 +129,11 @@ impl AsFd for Control {
     }
 }
 
-/// Puts a name into the ABI's array, NUL-terminated.
+/// Converts a name to the ABI's NUL-terminated array.
+///
+/// # Errors
+///
+/// `InvalidInput` when the name is too long or contains a NUL.
 fn name_bytes(name: &str) -> io::Result<[u8; uapi::NAME_MAX]> {
     let invalid = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     if name.len() >= uapi::NAME_MAX {
@@ -124,15 +147,30 @@ fn name_bytes(name: &str) -> io::Result<[u8; uapi::NAME_MAX]> {
     Ok(bytes)
 }
 
-/// Reads the name out of the ABI's array.
+/// Returns the name in the ABI's array.
 pub fn name_of(config: &uapi::DevConfig) -> &CStr {
     CStr::from_bytes_until_nul(&config.name).unwrap_or_default()
 }
 
-/// What a device is to be.
+/// Configuration of a device to create.
 ///
-/// [`features`](Self::features) needs `VIRTIO_F_ACCESS_PLATFORM`; [`blk`](crate::blk) fills one in
-/// for a disk.
+/// [`features`](Self::features) must include `VIRTIO_F_ACCESS_PLATFORM`. [`blk`](crate::blk) has a
+/// function that fills in the configuration of a disk.
+///
+/// # Examples
+///
+/// ```no_run
+/// use vduse::{blk, Control, DeviceConfig};
+///
+/// # fn main() -> std::io::Result<()> {
+/// let mut config = DeviceConfig::new("disk0", 2);
+/// config.features = blk::FEATURES;
+/// config.queues = 1;
+/// config.space = blk::config_space(2048, 1);
+/// Control::open()?.create(&config)?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct DeviceConfig {
     /// The device's name, 1 to 255 bytes.
@@ -143,20 +181,20 @@ pub struct DeviceConfig {
     pub device_id: u32,
     /// The virtio feature bits that the device offers.
     pub features: u64,
-    /// How many virtqueues there are.
+    /// Number of virtqueues.
     pub queues: u16,
-    /// Alignment in bytes of a virtqueue's parts: a power of two from 4 to the page size.
+    /// Alignment of a virtqueue's parts in bytes: a power of two from 4 to the page size.
     pub queue_align: u32,
-    /// How many virtqueue groups there are: 0 in version 0, at least 1 in version 1.
+    /// Number of virtqueue groups: 0 in version 0, at least 1 in version 1.
     pub groups: u32,
-    /// How many address spaces there are: 0 in version 0, at least 1 in version 1.
+    /// Number of address spaces: 0 in version 0, at least 1 in version 1.
     pub address_spaces: u32,
-    /// The configuration space, at most a page.
+    /// The configuration space, at most a page long.
     pub space: Vec<u8>,
 }
 
 impl DeviceConfig {
-    /// A device of version 0 without queues or configuration space.
+    /// Returns the configuration of a version 0 device without virtqueues or configuration space.
     pub fn new(name: &str, device_id: u32) -> Self {
         Self {
             name: name.to_owned(),
@@ -171,7 +209,7 @@ impl DeviceConfig {
         }
     }
 
-    /// The ABI's structure and the bytes behind it.
+    /// Returns the ABI's structure, and the bytes that follow it.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A device's own file: its ioctls and its messages.
+//! A device's own file: its ioctls and messages.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -16,19 +16,19 @@ use crate::sys;
 
 /// An open device.
 ///
-/// Only one program at a time can have a device open. Dropping it does not destroy the device:
-/// another program, or this one again, can open it and go on.
+/// Only one program at a time can have a device open. Dropping a `Device` does not destroy the
+/// device: the same or another program can open the device again and continue to serve it.
 #[derive(Debug)]
 pub struct Device {
     file: File,
 }
 
-/// An IOVA region that [`Device::iotlb_fd`] found.
+/// An IOVA region found by [`Device::iotlb_fd`].
 #[derive(Debug)]
 pub struct Region {
-    /// The file to map. Closed with the region; mappings made before stay.
+    /// The file to map, closed with the region; existing mappings of the file remain.
     pub file: OwnedFd,
-    /// Where in the file the region starts, in bytes.
+    /// Offset of the region in the file, in bytes.
     pub offset: u64,
     /// First IOVA of the region.
     pub first: u64,
@@ -40,22 +40,43 @@ pub struct Region {
 }
 
 impl Device {
-    /// Where the node of a device is.
+    /// Returns the path of a device's node.
     pub fn path(name: &str) -> PathBuf {
-        // The kernel turns a slash into an exclamation mark.
+        // The kernel replaces a slash with an exclamation mark.
         PathBuf::from("/dev/vduse").join(name.replace('/', "!"))
     }
 
-    /// Opens a device. Reads wait for a request.
+    /// Opens a device. Reads block until there is a request.
     ///
     /// # Errors
     ///
-    /// `ENOENT` when there is no such device, `EBUSY` when another program has it open.
+    /// `ENOENT` when the device does not exist, `EBUSY` when another program has the device open.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use vduse::request::{Answer, Kind};
+    /// use vduse::Device;
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let device = Device::open("disk0")?;
+    /// device.vq_setup(0, 256)?;
+    /// loop {
+    ///     let request = device.read_request()?;
+    ///     let answer = match request.kind {
+    ///         Kind::GetVqState { index } => Answer::SplitState { index, next_avail: 0 },
+    ///         Kind::Unknown(_) => Answer::Failed,
+    ///         _ => Answer::Ok,
+    ///     };
+    ///     device.answer(&request, answer)?;
+    /// }
+    /// # }
+    /// ```
     pub fn open(name: &str) -> io::Result<Self> {
         Self::open_with(name, OFlags::empty())
     }
 
-    /// Opens a device. Reads end with `EAGAIN` when there is no request.
+    /// Opens a device. Reads fail with `EAGAIN` when there is no request.
     ///
     /// # Errors
     ///
@@ -74,18 +95,22 @@ impl Device {
     }
 
     /// Reads the features that the driver accepted.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` when the kernel has marked the device broken.
     pub fn features(&self) -> io::Result<u64> {
         let mut features = 0;
         sys::exchange(&self.file, uapi::ioctl::DEV_GET_FEATURES, &mut features)?;
         Ok(features)
     }
 
-    /// Writes to the configuration space. The driver learns of it with
-    /// [`inject_config_irq`](Self::inject_config_irq).
+    /// Writes to the configuration space. Use [`inject_config_irq`](Self::inject_config_irq) to
+    /// notify the driver of the change.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for no data, or beyond the end of the space.
+    /// `EINVAL` when `data` is empty or extends beyond the end of the configuration space.
     pub fn set_config(&self, offset: u32, data: &[u8]) -> io::Result<()> {
         let length = u32::try_from(data.len())
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "configuration too long"))?;
@@ -93,20 +118,21 @@ impl Device {
         sys::send_with_tail(&self.file, uapi::ioctl::DEV_SET_CONFIG, &head, data)
     }
 
-    /// Tells the driver that the configuration space has changed.
+    /// Notifies the driver that the configuration space has changed.
     ///
     /// # Errors
     ///
-    /// `EINVAL` before the driver said `DRIVER_OK`.
+    /// `EINVAL` before the driver has set `DRIVER_OK`.
     pub fn inject_config_irq(&self) -> io::Result<()> {
         sys::signal(&self.file, uapi::ioctl::DEV_INJECT_CONFIG_IRQ)
     }
 
-    /// Sets a virtqueue up. A device whose queues are not all set up cannot go on the vDPA bus.
+    /// Sets up a virtqueue. A device cannot be put on the vDPA bus before all of its virtqueues are
+    /// set up.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there is no such queue.
+    /// `EINVAL` when there is no such virtqueue.
     pub fn vq_setup(&self, index: u16, max_size: u16) -> io::Result<()> {
         self.vq_setup_raw(&uapi::VqConfig {
             index: index.into(),
@@ -115,20 +141,21 @@ impl Device {
         })
     }
 
-    /// Sets a virtqueue up from the ABI's own structure.
+    /// Sets up a virtqueue from the ABI's own structure.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for anything that the driver does not allow.
+    /// `EINVAL` for any value that the driver does not allow.
     pub fn vq_setup_raw(&self, config: &uapi::VqConfig) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::VQ_SETUP, config)
     }
 
-    /// Reads what the driver made of a virtqueue.
+    /// Reads the state that the driver has given a virtqueue: its size, its addresses, its
+    /// position, and whether it is ready.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there is no such queue.
+    /// `EINVAL` when there is no such virtqueue.
     pub fn vq_info(&self, index: u32) -> io::Result<uapi::VqInfo> {
         let mut info = uapi::VqInfo {
             index,
@@ -138,12 +165,12 @@ impl Device {
         Ok(info)
     }
 
-    /// Sets the eventfd that the driver's kicks of a virtqueue are written to. A kick that came
-    /// while there was none is delivered at once.
+    /// Sets the eventfd that is signalled when the driver kicks a virtqueue. A kick that arrived
+    /// while no eventfd was set is delivered at once.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there is no such queue or the descriptor is no eventfd.
+    /// `EINVAL` when there is no such virtqueue or the descriptor is not an eventfd.
     pub fn set_kick(&self, index: u16, eventfd: BorrowedFd<'_>) -> io::Result<()> {
         use std::os::fd::AsRawFd;
         self.set_kick_raw(&uapi::VqEventfd {
@@ -152,11 +179,11 @@ impl Device {
         })
     }
 
-    /// Takes the kick eventfd of a virtqueue away.
+    /// Removes the kick eventfd of a virtqueue.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there is no such queue.
+    /// `EINVAL` when there is no such virtqueue.
     pub fn clear_kick(&self, index: u16) -> io::Result<()> {
         self.set_kick_raw(&uapi::VqEventfd {
             index: index.into(),
@@ -168,7 +195,7 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// Whatever the driver says to the values.
+    /// Returns the error with which the driver rejects the values.
     pub fn set_kick_raw(&self, eventfd: &uapi::VqEventfd) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::VQ_SETUP_KICKFD, eventfd)
     }
@@ -177,16 +204,16 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there is no such queue, or before the driver said `DRIVER_OK`.
+    /// `EINVAL` when there is no such virtqueue, or before the driver has set `DRIVER_OK`.
     pub fn inject_vq_irq(&self, index: u32) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::VQ_INJECT_IRQ, &index)
     }
 
-    /// Finds the first IOVA region that has to do with the IOVAs from `first` to `last`.
+    /// Finds the first IOVA region that overlaps the IOVAs from `first` to `last`.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there is none.
+    /// `EINVAL` when no region overlaps the range.
     pub fn iotlb_fd(&self, first: u64, last: u64) -> io::Result<Region> {
         let mut entry = uapi::IotlbEntry {
             start: first,
@@ -195,7 +222,7 @@ impl Device {
         };
         let fd = sys::exchange(&self.file, uapi::ioctl::IOTLB_GET_FD, &mut entry)?;
         Ok(Region {
-            // SAFETY: The ioctl returns a descriptor made for this call, which nobody else has.
+            // SAFETY: The ioctl returns a new descriptor, which nothing else owns.
             file: unsafe { OwnedFd::from_raw_fd(fd) },
             offset: entry.offset,
             first: entry.start,
@@ -204,11 +231,11 @@ impl Device {
         })
     }
 
-    /// As [`iotlb_fd`](Self::iotlb_fd), in an address space of a version 1 device.
+    /// Variant of [`iotlb_fd`](Self::iotlb_fd) for an address space of a version 1 device.
     ///
     /// # Errors
     ///
-    /// As there, and `ENOTTY` on a device of version 0.
+    /// As [`iotlb_fd`](Self::iotlb_fd), and `ENOTTY` on a device of version 0.
     pub fn iotlb_fd2(&self, asid: u32, first: u64, last: u64) -> io::Result<Region> {
         let mut entry = uapi::IotlbEntryV2 {
             start: first,
@@ -218,7 +245,7 @@ impl Device {
         };
         let fd = sys::exchange(&self.file, uapi::ioctl::IOTLB_GET_FD2, &mut entry)?;
         Ok(Region {
-            // SAFETY: The ioctl returns a descriptor made for this call, which nobody else has.
+            // SAFETY: The ioctl returns a new descriptor, which nothing else owns.
             file: unsafe { OwnedFd::from_raw_fd(fd) },
             offset: entry.offset,
             first: entry.start,
@@ -227,37 +254,38 @@ impl Device {
         })
     }
 
-    /// Finds the first IOVA region that has to do with those of `info`, and says what it can do.
+    /// Finds the first IOVA region that overlaps the range in `info`, and returns its bounds and
+    /// capabilities.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when there is none.
+    /// `EINVAL` when no region overlaps the range.
     pub fn iotlb_info(&self, mut info: uapi::IovaInfo) -> io::Result<uapi::IovaInfo> {
         sys::exchange(&self.file, uapi::ioctl::IOTLB_GET_INFO, &mut info)?;
         Ok(info)
     }
 
-    /// Backs an IOVA region with memory of the caller, which stays pinned until it is deregistered
-    /// or the device is closed. The driver reads and writes that memory from then on.
+    /// Backs an IOVA region with memory of the caller. The driver reads and writes that memory from
+    /// then on. The memory stays pinned until it is deregistered or the device is closed.
     ///
     /// # Safety
     ///
-    /// `umem` names memory that may be read and written at any time by another, that Rust has no
-    /// references to, until it is deregistered.
+    /// Until the memory that `umem` names is deregistered, the kernel may read and write it at any
+    /// time, and no Rust reference to it may exist.
     ///
     /// # Errors
     ///
-    /// `EEXIST` when there is some already, `ENOMEM` beyond the limit of locked memory, `EINVAL`
-    /// when the region cannot be backed so.
+    /// `EEXIST` when memory is registered already, `ENOMEM` beyond the limit of locked memory,
+    /// `EINVAL` when the region cannot be backed by user memory.
     pub unsafe fn register_umem(&self, umem: &uapi::IovaUmem) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::IOTLB_REG_UMEM, umem)
     }
 
-    /// Takes the memory of the caller back from an IOVA region.
+    /// Deregisters the memory that backs an IOVA region.
     ///
     /// # Errors
     ///
-    /// `ENOENT` when there is none, `EINVAL` when it is not that region.
+    /// `ENOENT` when no memory is registered, `EINVAL` when `umem` is not the registered region.
     pub fn deregister_umem(&self, umem: &uapi::IovaUmem) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::IOTLB_DEREG_UMEM, umem)
     }
@@ -266,13 +294,14 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `EAGAIN` on a device opened not to wait, `EPERM` when the device has been given up because
-    /// an earlier request was not answered in time.
+    /// `EAGAIN` when there is no request and the device was opened with
+    /// [`open_nonblocking`](Self::open_nonblocking), `EPERM` when the kernel has marked the device
+    /// broken because an earlier request was not answered in time.
     pub fn read_request(&self) -> io::Result<Request> {
         self.read_raw().map(Request::from)
     }
 
-    /// Reads the next request as the ABI has it.
+    /// Reads the next request as the ABI's own structure.
     ///
     /// # Errors
     ///
@@ -293,12 +322,12 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `ENOENT` when nobody waits for the answer (any more).
+    /// `ENOENT` when no request of this id is waiting for an answer, or none is waiting any more.
     pub fn answer(&self, request: &Request, answer: Answer) -> io::Result<()> {
         self.write_raw(&answer.to_abi(request.id))
     }
 
-    /// Answers with the ABI's own structure.
+    /// Answers a request with the ABI's own structure.
     ///
     /// # Errors
     ///

@@ -1,32 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! An eventfd: how the driver kicks a device, and how one thread wakes another.
+//! Eventfds: how the driver kicks a device, and how one thread wakes another.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{eventfd, EventfdFlags};
 
-/// An eventfd whose reads do not wait.
+/// An eventfd whose reads do not block.
 #[derive(Debug)]
 pub struct EventFd {
     fd: OwnedFd,
 }
 
 impl EventFd {
-    /// Makes one, at 0.
+    /// Creates an eventfd with a counter of 0.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the `eventfd` system call.
     pub fn new() -> io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self { fd })
     }
 
-    /// Adds 1.
+    /// Adds 1 to the counter.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the `write` system call: `EAGAIN` if the counter is at its maximum.
     pub fn signal(&self) -> io::Result<()> {
         rustix::io::write(&self.fd, &1u64.to_ne_bytes())?;
         Ok(())
     }
 
-    /// Reads the counter and puts it back to 0.
+    /// Reads the counter and resets it to 0.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the `read` system call. A counter of 0 is not an error.
     pub fn take(&self) -> io::Result<u64> {
         let mut count = [0; 8];
         match rustix::io::read(&self.fd, &mut count) {

@@ -2,13 +2,13 @@
 
 //! The driver's memory as a device sees it: address spaces keyed by IOVA.
 //!
-//! An [`AddressSpace`] starts empty and maps a region when an address of it is first looked at.
-//! What it has mapped it keeps; when the driver side says that mappings changed, the address space
-//! is replaced with one [`without`](AddressSpace::without) the regions in question, and requests
-//! still under way keep the old one alive.
+//! An [`AddressSpace`] starts empty and maps each region on the first access to it. Regions stay
+//! mapped. When the driver side reports changed mappings, the address space is replaced with a copy
+//! [`without`](AddressSpace::without) the affected regions; requests still in progress keep the old
+//! address space alive.
 //!
-//! Where regions come from is a [`Source`]: a [`Device`] of version 0, which has one address
-//! space, or one address space of a version 1 device.
+//! Regions come from a [`Source`]: a [`Device`] of version 0, which has one address space, or one
+//! address space of a version 1 device.
 
 use std::io;
 use std::iter::FusedIterator;
@@ -25,13 +25,17 @@ use vm_memory::{
 use crate::device::{Device, Region};
 use crate::Mapping;
 
-/// Where an address space has its regions from.
+/// The source of an address space's regions.
 pub trait Source: Send + Sync + std::fmt::Debug {
-    /// Finds the region that has this IOVA.
+    /// Finds the region that contains an IOVA.
+    ///
+    /// # Errors
+    ///
+    /// Fails when no region contains the IOVA.
     fn find(&self, iova: u64) -> io::Result<Region>;
 }
 
-/// The one address space of a version 0 device.
+/// The only address space of a version 0 device.
 impl Source for Device {
     fn find(&self, iova: u64) -> io::Result<Region> {
         self.iotlb_fd(iova, iova)
@@ -53,7 +57,7 @@ impl Source for SpaceOf {
     }
 }
 
-/// A region that is mapped.
+/// A mapped region.
 #[derive(Debug)]
 struct Mapped {
     first: u64,
@@ -78,32 +82,33 @@ impl Mapped {
     }
 }
 
-/// A link of the list of regions, which only ever grows.
+/// A link in the append-only list of regions.
 #[derive(Debug)]
 struct Link {
     region: Arc<Mapped>,
     next: OnceLock<Box<Link>>,
 }
 
-/// An address space, mapped as it is looked at.
+/// An address space whose regions are mapped on first access.
 ///
-/// Use it as vm-memory's [`GuestMemory`]: the IOVA is the guest address. Access that the driver
-/// side does not allow is an error, as is an address that it has not mapped.
+/// Use an `AddressSpace` as vm-memory's [`GuestMemory`], with the IOVA as the guest address. An
+/// access that the driver side does not allow is an error, as is an access to an unmapped address.
 ///
-/// A region can be longer than what the driver put into it. An address inside that nothing stands
-/// behind raises `SIGBUS` when it is read: the device side trusts the driver's rings that far, or
-/// installs a handler.
+/// A region can be longer than the memory that the driver put into it. Access to an address in the
+/// region without memory raises `SIGBUS`. The device side either trusts the addresses in the
+/// driver's rings or installs a handler for that signal.
 #[derive(Debug)]
 pub struct AddressSpace {
     source: Arc<dyn Source>,
-    /// The regions: a list rather than a vector, so that they can be lent while it grows.
+    /// The regions: a list rather than a vector, so that references to regions stay valid while the
+    /// list grows.
     head: OnceLock<Box<Link>>,
-    /// Held by who appends to the list.
+    /// Held while a region is appended to the list.
     growing: Mutex<()>,
 }
 
 impl AddressSpace {
-    /// Makes one with nothing mapped.
+    /// Creates an address space with nothing mapped.
     pub fn new(source: Arc<dyn Source>) -> Self {
         Self {
             source,
@@ -112,8 +117,8 @@ impl AddressSpace {
         }
     }
 
-    /// Makes one with the same source and the same regions, but for those that have to do with the
-    /// IOVAs from `first` to `last`.
+    /// Returns an address space with the same source and the same regions, except those that
+    /// overlap the IOVAs from `first` to `last`.
     pub fn without(&self, first: u64, last: u64) -> Self {
         let new = Self::new(self.source.clone());
         for region in self.regions() {
@@ -124,8 +129,8 @@ impl AddressSpace {
         new
     }
 
-    /// Puts memory at the IOVAs from `first` to `last`, without asking the source. Nothing else is
-    /// mapped there yet, and the memory is as long.
+    /// Maps memory at the IOVAs from `first` to `last` without asking the source. Nothing else may
+    /// be mapped in that range yet, and the memory must be as long as the range.
     pub fn map(&mut self, first: u64, last: u64, mapping: Arc<Mapping>) {
         self.append(Arc::new(Mapped {
             first,
@@ -139,8 +144,8 @@ impl AddressSpace {
         std::iter::successors(self.head.get(), |link| link.next.get()).map(|link| &link.region)
     }
 
-    /// Appends a region; nobody else does at the same time, as `growing` is held or nobody else
-    /// knows of `self`.
+    /// Appends a region. No other thread may append at the same time: either the caller holds
+    /// `growing`, or `self` is not shared yet.
     fn append(&self, region: Arc<Mapped>) -> &Mapped {
         let mut slot = &self.head;
         while let Some(link) = slot.get() {
@@ -162,7 +167,7 @@ impl AddressSpace {
             .map(|region| &**region)
     }
 
-    /// Finds the region of an IOVA, and maps it when it is not yet.
+    /// Finds the region that contains an IOVA, and maps the region unless it is mapped already.
     fn region(&self, iova: u64) -> io::Result<&Mapped> {
         if let Some(region) = self.mapped(iova) {
             return Ok(region);
@@ -192,7 +197,7 @@ impl AddressSpace {
         }
     }
 
-    /// The bytes from `iova` on, as many as the region has but at most `len`.
+    /// Returns the bytes from `iova` to the end of the region, but at most `len` bytes.
     fn chunk(
         &self,
         iova: u64,
@@ -205,7 +210,8 @@ impl AddressSpace {
                 io::ErrorKind::PermissionDenied.into(),
             ));
         }
-        // The region was mapped whole, so this is below its length, which fits `usize`.
+        // The whole region is mapped, so the offset is below the mapping's length, which fits
+        // `usize`.
         let offset = (iova - region.first) as usize;
         let len = len.min(region.mapping.len() - offset);
         Ok(region.mapping.slice(offset, len)?)
@@ -213,7 +219,7 @@ impl AddressSpace {
 }
 
 impl GuestMemory for AddressSpace {
-    // There is none; the type has to be one.
+    // There is no such memory, but the trait requires a type.
     type PhysicalMemory = GuestMemoryMmap;
     type Bitmap = ();
 
@@ -262,7 +268,7 @@ impl<'a> Iterator for Slices<'a> {
                 self.left -= slice.len();
                 match self.next.checked_add(slice.len() as u64) {
                     Some(next) => self.next = next,
-                    // The address space ends here; what comes behind it is an error.
+                    // The address space ends here; any bytes beyond its end are an error.
                     None if self.left == 0 => {}
                     None => {
                         self.left = 0;
@@ -287,8 +293,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use vm_memory::Bytes;
 
-    /// Regions of one page each, at even page numbers two by two: 0, 1, 4, 5, 8, 9, …, all of one
-    /// file; page 5 read-only.
+    /// One-page regions of one file, at page numbers 0, 1, 4, 5, 8 and 9; page 5 is read-only.
     #[derive(Debug)]
     struct Pages {
         file: std::os::fd::OwnedFd,
@@ -354,7 +359,7 @@ mod tests {
     fn what_is_not_mapped_is_an_error() {
         let (_, space) = pages();
         assert!(space.read_obj::<u8>(GuestAddress(2 * PAGE)).is_err());
-        // The first page is there, the one behind it is not.
+        // The first page exists, the next one does not.
         assert!(!space.check_range(GuestAddress(PAGE), PAGE as usize + 1, Permissions::Read));
         assert!(space.check_range(GuestAddress(PAGE), PAGE as usize, Permissions::Read));
     }

@@ -2,19 +2,19 @@
 
 //! vDPA devices in userspace (VDUSE).
 //!
-//! With VDUSE a program is a virtio device. It creates one through [`Control`], opens it as a
-//! [`Device`], and answers what the driver asks; somebody puts the device on the vDPA bus
-//! (`vdpa dev add name NAME mgmtdev vduse`), where the kernel's own virtio drivers or a virtual
-//! machine find it.
+//! A program that uses VDUSE implements a virtio device. The program creates the device through
+//! [`Control`], opens it as a [`Device`], and answers the driver's requests. Once the device is put
+//! on the vDPA bus (`vdpa dev add name NAME mgmtdev vduse`), the kernel's own virtio drivers or a
+//! virtual machine can use the device.
 //!
-//! - [`control`] and [`device`] are the ioctls and messages, typed.
-//! - [`iotlb`] is the driver's memory, mapped where it is looked at.
-//! - [`server`] does all of it: requests, virtqueues, kicks, interrupts. What is left to write is
-//!   a [`server::Backend`], which is handed descriptor chains.
-//! - [`blk`] is such a backend, a disk; [`net`] is another, a network card.
-//! - [`umem`] is memory of the device's own that the driver's data is copied through.
+//! - [`control`] and [`device`] wrap the ioctls and messages in types.
+//! - [`iotlb`] maps the driver's memory on first access.
+//! - [`server`] runs a whole device: requests, virtqueues, kicks, interrupts. The program only
+//!   provides a [`server::Backend`], which is handed descriptor chains.
+//! - [`blk`] is such a backend, a disk; [`net`] is another one, a network card.
+//! - [`umem`] provides memory of the device's own through which the driver's data is copied.
 //!
-//! The numbers and layouts are those of [`uapi`].
+//! The numbers and layouts of the ABI are in [`uapi`].
 
 pub use vduse_uapi as uapi;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Shared memory that others may write to at any time.
+//! Shared memory that another process or the kernel may write to at any time.
 
 use std::ffi::c_void;
 use std::io;
@@ -11,32 +11,37 @@ use rustix::mm::{MapFlags, ProtFlags};
 use vduse_uapi as uapi;
 use vm_memory::volatile_memory::VolatileSlice;
 
-/// A piece of a shared mapping, unmapped on drop.
+/// A range of bytes in a shared mapping, unmapped on drop.
 ///
-/// Somebody else writes to the same memory, so there are no references to it, only volatile
-/// access.
+/// The driver side writes to the same memory, so this program accesses the memory only as volatile
+/// and creates no references to it.
 #[derive(Debug)]
 pub struct Mapping {
-    /// Where the mapping starts, at a page.
+    /// Page-aligned start of the mapping.
     base: NonNull<c_void>,
-    /// How long the mapping is, in bytes.
+    /// Length of the mapping in bytes.
     mapped: usize,
-    /// Where in it the wanted bytes start.
+    /// Offset of the requested bytes in the mapping.
     offset: usize,
-    /// How many they are.
+    /// Number of requested bytes.
     len: usize,
 }
 
-// SAFETY: The mapping is memory like any other, and can be unmapped by any thread.
+// SAFETY: Any thread may access the mapping and unmap it.
 unsafe impl Send for Mapping {}
-// SAFETY: There is only volatile access to the memory, through raw pointers.
+// SAFETY: The memory is accessed only as volatile, through raw pointers.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of a file from `offset`, which need not be at a page.
+    /// Maps `len` bytes of a file from `offset`, which need not be a multiple of the page size.
     ///
     /// `access` is one of [`ACCESS_RO`](uapi::ACCESS_RO), [`ACCESS_WO`](uapi::ACCESS_WO),
     /// [`ACCESS_RW`](uapi::ACCESS_RW).
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` when the range is too long to map; otherwise the error of the `mmap` system
+    /// call.
     pub fn of_file(file: BorrowedFd<'_>, offset: u64, len: u64, access: u8) -> io::Result<Self> {
         let within = offset % rustix::param::page_size() as u64;
         let too_long = || io::Error::new(io::ErrorKind::InvalidInput, "region too long to map");
@@ -63,7 +68,11 @@ impl Mapping {
         Self::new(base, mapped, within as usize)
     }
 
-    /// Maps `len` bytes of zeroed memory, shared with children made by fork.
+    /// Maps `len` bytes of zeroed memory, shared with children created by `fork`.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the `mmap` system call.
     pub fn anonymous(len: usize) -> io::Result<Self> {
         // SAFETY: A new mapping at an address of the kernel's choice touches no other memory.
         let base = unsafe {
@@ -87,29 +96,33 @@ impl Mapping {
         })
     }
 
-    /// How many bytes there are.
+    /// Returns the number of bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Returns whether the range is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Address of the first byte.
+    /// Returns the address of the first byte.
     pub fn address(&self) -> *mut u8 {
         self.base.as_ptr().cast::<u8>().wrapping_add(self.offset)
     }
 
-    /// All of the bytes. Reading what the file does not have raises `SIGBUS`.
+    /// Returns all of the bytes. A read beyond the end of the mapped file raises `SIGBUS`.
     pub fn bytes(&self) -> VolatileSlice<'_> {
-        // SAFETY: The mapping is `offset + len` bytes long and lives as long as `self`; everybody
-        // in this program goes through volatile slices.
+        // SAFETY: The mapping is `offset + len` bytes long and lives as long as `self`; all code in
+        // this program accesses it through volatile slices.
         unsafe { VolatileSlice::new(self.address(), self.len) }
     }
 
-    /// Some of the bytes, or an error when they are not all inside.
+    /// Returns the `len` bytes at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Fails unless all of the bytes are inside the range.
     pub fn slice(
         &self,
         offset: usize,
@@ -121,8 +134,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: The mapping was made by `new`'s callers and belongs to `self`, and every slice of
-        // it borrowed `self`. It cannot fail for a mapping that exists.
+        // SAFETY: The mapping was created by a caller of `new` and belongs to `self`, and every
+        // slice of the mapping borrowed `self`. Unmapping an existing mapping cannot fail.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr(), self.mapped) };
     }
 }

@@ -2,10 +2,9 @@
 
 //! A network card (virtio 1.3, section 5.1).
 //!
-//! Each pair of queues has a [`Port`], the socket that a cable is put into: [`Tap`], [`Loopback`],
-//! or one of your own. The card does no offloads. Its control queue, if it has one, is answered,
-//! and what it sets is heeded; who wants to know of it gives the card an
-//! [observer](Net::observed_by).
+//! Each pair of queues has a [`Port`], the other end of its cable: [`Tap`], [`Loopback`], or a port
+//! of your own. The card does no offloads. Commands of the control queue, if the card has one, are
+//! answered and take effect; an [observer](Net::observed_by) is notified of each command.
 
 pub mod control;
 mod loopback;
@@ -30,47 +29,47 @@ pub use loopback::Loopback;
 pub use shape::{Groups, Shape};
 pub use tap::Tap;
 
-/// What the other end of a pair of queues is.
+/// The other end of a pair of queues.
 pub trait Port {
-    /// Sends a frame, without waiting.
+    /// Sends a frame without blocking.
     ///
     /// # Errors
     ///
-    /// The frame is lost.
+    /// On any error, the frame is lost.
     fn send(&mut self, frame: &[u8]) -> io::Result<()>;
 
-    /// Receives a frame into a buffer that is long enough for any, and says how long it is; `None`
-    /// when there is none now.
+    /// Receives a frame into `buffer`, which is long enough for any frame. Returns the frame's
+    /// length in bytes, or `None` when no frame is available now.
     ///
     /// # Errors
     ///
-    /// No frame can be received now.
+    /// On any error, no frame can be received now.
     fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>>;
 
-    /// What is readable while there are frames to be received. A port without it has none, ever.
+    /// Returns the descriptor that is readable while frames are available. A port without a
+    /// descriptor never has any frames.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;
 
-    /// The pair of queues is used, or is not used any more: what it would receive is to go to
-    /// other pairs.
+    /// Enables or disables the pair of queues. Frames for a disabled pair should go to other pairs.
     ///
     /// # Errors
     ///
-    /// It stays as it was.
+    /// On any error, the pair stays as it was.
     fn enable(&mut self, _on: bool) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// What happens to a card.
+/// An event on a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A driver with these features has begun, or was found at work.
+    /// A driver with these features has started, or was found running.
     Started(u64),
     /// The driver has reset the card.
     Reset,
-    /// The driver has given a command, which was done.
+    /// The driver has issued a command, which was executed.
     Done(Command),
-    /// The driver has given a command that is none, or that cannot be done. Nothing has changed.
+    /// The driver has issued a command that is invalid or cannot be executed. Nothing has changed.
     Refused,
     /// A virtqueue group has moved to an address space.
     Moved {
@@ -81,43 +80,43 @@ pub enum What {
     },
 }
 
-/// Something that happened, and what is set from then on.
+/// An event, and the settings that are in effect from then on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// What happened.
+    /// The event.
     pub what: What,
-    /// What is set.
+    /// The settings.
     pub settings: Settings,
 }
 
 type Observer = Box<dyn FnMut(Event) + Send>;
 
-/// The length in bytes of what stands before a frame in a virtqueue, `struct virtio_net_hdr`.
+/// Length in bytes of the header before each frame in a virtqueue, `struct virtio_net_hdr`.
 const HEADER: usize = 12;
 
-/// Where in it is how many buffers a frame takes up: one, always.
+/// Offset in that header of the number of buffers that a frame takes up, which is always one.
 const NUM_BUFFERS: usize = 10;
 
-/// The longest frame in bytes, header included.
+/// Maximum length of a frame in bytes, header included.
 const LONGEST: usize = HEADER + 65_550;
 
-/// The longest command in bytes: room for some 10,000 addresses.
+/// Maximum length of a command in bytes: room for about 10,000 addresses.
 const LONGEST_COMMAND: usize = 1 << 16;
 
-/// How many frames that the driver does not want are looked at in one go.
+/// Maximum number of frames that one call skips because the driver does not want them.
 const PATIENCE: usize = 64;
 
 /// Offset of the status in the configuration space.
 const STATUS_OFFSET: u32 = 6;
 
-/// Offset of the card's address in the configuration space.
+/// Offset of the card's MAC address in the configuration space.
 const MAC_OFFSET: u32 = 0;
 
-/// Asks the driver to announce itself in the network; offer [`shape::GUEST_ANNOUNCE`] for that.
+/// Asks the driver to announce itself on the network, which requires [`shape::GUEST_ANNOUNCE`].
 ///
 /// # Errors
 ///
-/// What the ioctls say: `EINVAL` when no driver is there.
+/// Returns the error of the ioctl that failed: `EINVAL` when no driver is ready.
 pub fn announce(device: &Device) -> io::Result<()> {
     let status = (VIRTIO_NET_S_LINK_UP | VIRTIO_NET_S_ANNOUNCE) as u16;
     device.set_config(STATUS_OFFSET, &status.to_le_bytes())?;
@@ -127,19 +126,19 @@ pub fn announce(device: &Device) -> io::Result<()> {
 /// A pair of queues.
 struct Pair<P> {
     port: P,
-    /// What is received, with room for the header before it.
+    /// The received frame, after room for its header.
     buffer: Vec<u8>,
-    /// How long the frame in the buffer is, header included; none is there otherwise.
+    /// Length of the frame in the buffer, header included; `None` when there is no frame.
     waiting: Option<usize>,
 }
 
-/// What a virtqueue is for.
+/// The role of a virtqueue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Receive(usize),
     Transmit(usize),
     Control,
-    /// Nothing, with the features that the driver has accepted.
+    /// No role with the features that the driver has accepted.
     Unused,
 }
 
@@ -148,20 +147,20 @@ pub struct Net<P> {
     mac: Mac,
     pairs: Vec<Pair<P>>,
     settings: Settings,
-    /// What the driver has accepted, once it has begun.
+    /// The features that the driver has accepted, once the driver has started.
     features: Option<u64>,
-    /// What is to be written to the configuration space.
+    /// Pending changes to the configuration space.
     changed: Vec<(u32, Vec<u8>)>,
     scratch: Vec<u8>,
     observer: Option<Observer>,
 }
 
 impl<P: Port> Net<P> {
-    /// A card with this address, and a pair of queues for each port.
+    /// Creates a card with this MAC address and one pair of queues for each port.
     ///
     /// # Errors
     ///
-    /// What the ports say.
+    /// Returns the error of a port that cannot be enabled or disabled.
     pub fn new(mac: Mac, ports: Vec<P>) -> io::Result<Self> {
         let pair = |port| Pair {
             port,
@@ -181,7 +180,7 @@ impl<P: Port> Net<P> {
         Ok(card)
     }
 
-    /// Tells somebody of everything that happens to the card.
+    /// Calls `observer` for each event on the card.
     pub fn observed_by(mut self, observer: impl FnMut(Event) + Send + 'static) -> Self {
         self.observer = Some(Box::new(observer));
         self
@@ -196,7 +195,7 @@ impl<P: Port> Net<P> {
         }
     }
 
-    /// Uses the first so many pairs, and no others.
+    /// Enables the first `count` pairs and disables all others.
     fn enable(&mut self, count: u16) -> io::Result<()> {
         for (index, pair) in (0..).zip(&mut self.pairs) {
             pair.port.enable(index < count)?;
@@ -204,7 +203,8 @@ impl<P: Port> Net<P> {
         Ok(())
     }
 
-    /// Has the driver use so many pairs, if there are as many and the ports can.
+    /// Enables `count` pairs, if the card has that many and the ports can. Returns whether that
+    /// succeeded.
     fn set_pairs(&mut self, count: u16) -> bool {
         if !(1..=self.pairs.len()).contains(&count.into()) {
             return false;
@@ -212,13 +212,13 @@ impl<P: Port> Net<P> {
         if self.enable(count).is_ok() {
             return true;
         }
-        // Back to how it was, which was possible before.
+        // The previous setting, which the ports have accepted before.
         let _ = self.enable(self.settings.pairs);
         false
     }
 
-    /// What a virtqueue is for (virtio 1.3, section 5.1.2). The control queue is behind the pairs
-    /// that the driver knows of, and it knows of one unless it has accepted `MQ`.
+    /// Returns the role of a virtqueue (virtio 1.3, section 5.1.2). The control queue follows the
+    /// pairs that the driver knows of: all pairs if the driver has accepted `MQ`, otherwise one.
     fn role(&self, queue: u16) -> Role {
         let Some(features) = self.features else {
             return Role::Unused;
@@ -238,12 +238,12 @@ impl<P: Port> Net<P> {
         }
     }
 
-    /// Whether the driver uses a pair.
+    /// Returns whether the driver uses a pair.
     fn is_used(&self, pair: usize) -> bool {
         pair < self.settings.pairs.into()
     }
 
-    /// Gets a frame that the driver wants, if there is one.
+    /// Fetches a frame that the driver wants. Returns whether there is one.
     fn fetch(&mut self, index: usize) -> bool {
         if !self.is_used(index) {
             return false;
@@ -253,7 +253,7 @@ impl<P: Port> Net<P> {
             if pair.waiting.is_some() {
                 return true;
             }
-            // A port that fails has nothing: it may have some later.
+            // A failed port has no frame now, but may have one later.
             let Ok(Some(len)) = pair.port.receive(&mut pair.buffer[HEADER..]) else {
                 return false;
             };
@@ -265,22 +265,22 @@ impl<P: Port> Net<P> {
         false
     }
 
-    /// Sends the frame that is in a chain.
+    /// Sends the frame in a chain.
     fn transmit(&mut self, index: usize, input: &mut impl Read, len: usize) {
         if !(HEADER..=LONGEST).contains(&len) {
             return;
         }
         self.scratch.resize(len, 0);
         if input.read_exact(&mut self.scratch).is_ok() {
-            // Networks lose frames.
+            // Networks may lose frames.
             let _ = self.pairs[index].port.send(&self.scratch[HEADER..]);
         }
     }
 
-    /// Puts the frame that waits into a chain. Returns how much was written.
+    /// Copies the waiting frame into a chain. Returns the number of bytes written.
     fn receive(&mut self, index: usize, output: &mut impl Write, room: usize) -> u32 {
         let pair = &mut self.pairs[index];
-        // One for which the chain is too short is lost.
+        // A frame that does not fit the chain is lost.
         let Some(len) = pair.waiting.take().filter(|&len| len <= room) else {
             return 0;
         };
@@ -292,7 +292,7 @@ impl<P: Port> Net<P> {
         }
     }
 
-    /// Does the command that these bytes are. Returns how that went.
+    /// Executes the command in `bytes`. Returns the command's status.
     fn command(&mut self, bytes: &[u8]) -> u32 {
         let features = self.features.unwrap_or(0);
         let done = Command::parse(bytes, features).filter(|command| self.obey(command));
@@ -348,7 +348,7 @@ impl<P: Port> Net<P> {
                 self.receive(pair, &mut output, room)
             }
             (Role::Control, input, Ok(mut output)) if output.available_bytes() > 0 => {
-                // The answer is a byte, and there is nothing else to be told.
+                // The answer is a single byte, and nothing else may be returned.
                 let fits = output.available_bytes() == 1;
                 let mut bytes = Vec::new();
                 let read = input.ok().filter(|_| fits).and_then(|mut input| {
@@ -361,7 +361,7 @@ impl<P: Port> Net<P> {
                 };
                 output.write(&[answer as u8]).map_or(0, |n| n as u32)
             }
-            // Without room for an answer, nothing is done.
+            // A command without room for the answer is not executed.
             (Role::Control, _, _) => {
                 self.refuse();
                 0
@@ -396,7 +396,7 @@ impl<P: Port> Backend for Net<P> {
     }
 
     fn start(&mut self, features: u64) {
-        // It is said again for each queue that comes later.
+        // Called again for each queue that is enabled later.
         if self.features.is_none() {
             self.features = Some(features);
             self.tell(What::Started(features));

@@ -1,29 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What the driver side asks of a device, and what it can be told.
+//! Requests of the driver side, and the answers to them.
 
 use vduse_uapi as uapi;
 
-/// A request of the driver side, to be answered with its id.
+/// A request of the driver side, answered with the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Names the request among those not answered yet.
+    /// The id, unique among the requests that are not answered yet.
     pub id: u32,
-    /// What is asked.
+    /// The kind of request, with its parameters.
     pub kind: Kind,
 }
 
-/// What is asked.
+/// The kinds of request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Where does the device stand in this virtqueue? The queue is not in use.
+    /// The driver side asks for the device's position in a virtqueue that is not in use.
     GetVqState {
         /// The index of the virtqueue.
         index: u32,
     },
     /// The driver wrote the device status (virtio 1.3, section 2.1); 0 resets the device.
     SetStatus(u8),
-    /// The mappings of the IOVAs from `first` to `last` are not what they were.
+    /// The mappings of the IOVAs from `first` to `last` have changed.
     UpdateIotlb {
         /// First IOVA.
         first: u64,
@@ -39,7 +39,7 @@ pub enum Kind {
         /// The address space.
         asid: u32,
     },
-    /// Something that this library does not know, to be answered with [`Answer::Failed`].
+    /// A request type that this library does not know; the answer should be [`Answer::Failed`].
     Unknown(u32),
 }
 
@@ -72,29 +72,29 @@ impl From<uapi::DevRequest> for Request {
 /// The answer to a [`Request`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Done.
+    /// The request was carried out.
     Ok,
-    /// Not done.
+    /// The request was not carried out.
     Failed,
-    /// To [`Kind::GetVqState`]: the next available entry of this virtqueue that the device will
-    /// look at.
+    /// Answer to [`Kind::GetVqState`]: the next available entry of the virtqueue that the device
+    /// will process.
     SplitState {
         /// The index of the virtqueue.
         index: u32,
-        /// The entry.
+        /// The index of the available entry.
         next_avail: u16,
     },
-    /// To [`Kind::GetVqState`], when packed virtqueues were negotiated.
+    /// Answer to [`Kind::GetVqState`] when packed virtqueues were negotiated.
     PackedState {
         /// The index of the virtqueue.
         index: u32,
-        /// Where the device stands.
+        /// The device's position.
         state: uapi::PackedState,
     },
 }
 
 impl Answer {
-    /// The ABI's structure.
+    /// Converts the answer to the ABI's structure.
     pub fn to_abi(self, request_id: u32) -> uapi::DevResponse {
         let (result, body) = match self {
             Self::Ok => (uapi::REQ_RESULT_OK, uapi::ResponseBody::default()),

@@ -2,18 +2,20 @@
 
 //! The loop of a device: requests, virtqueues, kicks, interrupts.
 //!
-//! One thread does it all. Requests of a virtqueue are completed in the order in which they came,
-//! which makes a reconnect simple: a server that takes over a device in use goes on where the used
-//! ring ends, and so does again what its predecessor had begun. It interrupts each virtqueue in use
-//! once when it begins: its predecessor may have ended between using a request and the interrupt,
-//! of which nothing is left that says so. A driver that is interrupted for nothing looks at its
-//! used ring, one that is not interrupted waits forever.
+//! A single thread runs the loop. The requests of a virtqueue are completed in order of arrival,
+//! which keeps a reconnect simple: a server that takes over a device in use resumes where the used
+//! ring ends, and so repeats the requests that its predecessor had begun. When the new server
+//! starts, it interrupts each virtqueue in use once: the predecessor may have ended between adding
+//! an entry to the used ring and interrupting the driver, and nothing records the missing
+//! interrupt. A driver looks at its used ring on a spurious interrupt, but waits forever for a
+//! missing one.
 //!
-//! Split virtqueues only: offer no `VIRTIO_F_RING_PACKED`.
+//! Only split virtqueues are supported: do not offer `VIRTIO_F_RING_PACKED`.
 //!
 //! The virtqueue groups of a version 1 device ([`Server::with_groups`]) are in address space 0
-//! after each reset, and go where the driver side puts them before it says `DRIVER_OK`. VDUSE does
-//! not tell a server that takes over where they are: it takes them to be in address space 0.
+//! after each reset. The driver side can move groups to other address spaces before it sets
+//! `DRIVER_OK`. VDUSE does not tell a server that takes over which address spaces the groups are
+//! in; such a server assumes address space 0 for all groups.
 
 use std::collections::HashMap;
 use std::io;
@@ -34,50 +36,51 @@ use crate::request::{Answer, Kind, Request};
 use crate::umem::Umem;
 use crate::Device;
 
-/// The driver's memory, as a [`Backend`] is handed it.
+/// The driver's memory, as passed to a [`Backend`].
 pub type Memory = Arc<AddressSpace>;
 
 /// A request of the driver: a chain of descriptors.
 pub type Chain = DescriptorChain<Memory>;
 
-/// What a device does with the requests of its virtqueues.
+/// The part of a device that serves the requests of its virtqueues.
 pub trait Backend {
-    /// Serves a request of virtqueue `queue`, whose buffers are in `memory`. Returns how many
-    /// bytes were written to the chain.
+    /// Serves a request of virtqueue `queue`, whose buffers are in `memory`. Returns the number of
+    /// bytes written to the chain.
     ///
-    /// The chain is the driver's word: anything can be in it.
+    /// The chain comes from the driver and can contain anything.
     fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32;
 
-    /// Whether the next request of a virtqueue can be served now. One that cannot be is left where
-    /// it is until the virtqueue's [source](Self::source) is readable.
+    /// Returns whether the next request of a virtqueue can be served now. If not, the request stays
+    /// in the virtqueue until the virtqueue's [source](Self::source) is readable.
     fn ready(&mut self, _queue: u16) -> bool {
         true
     }
 
-    /// The file that is readable when a virtqueue that was not [ready](Self::ready) is. It is
-    /// looked at only while there are requests to be served.
+    /// Returns the file that becomes readable when a virtqueue that was not [ready](Self::ready) is
+    /// ready again. The server polls the file only while the virtqueue waits for it.
     fn source(&self, _queue: u16) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// What has changed in the configuration space with the last request or reset: offsets, and
-    /// what is there now. It is written before the driver learns that the request was served.
+    /// Returns the changes to the configuration space since the last request or reset: offsets, and
+    /// the new contents at each offset. The changes are written before the driver learns that the
+    /// request was served.
     fn config_changes(&mut self) -> Vec<(u32, Vec<u8>)> {
         Vec::new()
     }
 
-    /// The driver has accepted these features and begins. It is said again when more virtqueues
-    /// are enabled.
+    /// Called when the driver has accepted these features and starts. Called again whenever more
+    /// virtqueues are enabled.
     fn start(&mut self, _features: u64) {}
 
-    /// A virtqueue group has moved to an address space.
+    /// Called when a virtqueue group has moved to an address space.
     fn moved(&mut self, _group: u32, _asid: u32) {}
 
-    /// The driver has reset the device. No request is under way.
+    /// Called when the driver has reset the device. No request is in progress.
     fn reset(&mut self) {}
 }
 
-/// A virtqueue and its kick.
+/// A virtqueue and its kick eventfd.
 #[derive(Debug)]
 struct VirtQueue {
     queue: Queue,
@@ -87,25 +90,26 @@ struct VirtQueue {
     waits: Waits,
 }
 
-/// What a virtqueue that is served waits for.
+/// Condition for which an active virtqueue waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Waits {
-    /// Requests.
+    /// A kick: the virtqueue has no more requests.
     Kick,
-    /// The backend, whose source will be readable. The driver need not kick.
+    /// The backend, whose source becomes readable. The driver need not kick.
     Source,
-    /// The others, which have had to wait for it. The driver need not kick.
+    /// The other virtqueues, which are served first. The driver need not kick.
     Turn,
 }
 
-/// What a virtqueue is doing.
+/// The state of a virtqueue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// The driver has not enabled it.
+    /// The driver has not enabled the virtqueue.
     Idle,
-    /// It is served.
+    /// The virtqueue is served.
     Active,
-    /// What the driver put there makes no sense: it is not served until the next reset.
+    /// The driver's configuration or rings are invalid: the virtqueue is not served until the next
+    /// reset.
     Broken,
 }
 
@@ -113,35 +117,35 @@ enum State {
 #[derive(Debug)]
 pub struct Server<B> {
     device: Arc<Device>,
-    /// By ASID.
+    /// The address spaces, indexed by ASID.
     spaces: Vec<Memory>,
     queues: Vec<VirtQueue>,
     backend: B,
     features: u64,
-    /// The driver said `DRIVER_OK` while we looked on.
+    /// The driver has set `DRIVER_OK` while this server was running.
     driver_ok: bool,
     umem: Option<Umem>,
     control: Arc<Shared>,
 }
 
-/// What a server and its handles share.
+/// State shared by a server and its handles.
 #[derive(Debug)]
 struct Shared {
     wake: EventFd,
     stop: AtomicBool,
-    /// The address spaces of the groups that were moved.
+    /// The address spaces of the groups that were moved, by group.
     moved: Mutex<HashMap<u32, u32>>,
     commands: Mutex<Vec<(Command, Sender<io::Result<()>>)>>,
 }
 
-/// What a handle can ask of a server.
+/// Commands from a handle to its server.
 #[derive(Clone, Copy, Debug)]
 enum Command {
     RegisterUmem,
     DeregisterUmem,
 }
 
-/// A handle on a running [`Server`], for another thread.
+/// A handle to a running [`Server`], for use by another thread.
 #[derive(Clone, Debug)]
 pub struct Handle {
     device: Arc<Device>,
@@ -149,38 +153,41 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Ends the loop, soon.
+    /// Asks the server to leave its loop, and does not wait for that.
     pub fn stop(&self) {
         self.control.stop.store(true, Ordering::Release);
-        // Full, it is readable all the same.
+        // If the counter is at its maximum, the eventfd is readable all the same.
         let _ = self.control.wake.signal();
     }
 
-    /// The device.
+    /// Returns the device.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
     }
 
-    /// The address space that a virtqueue group is in.
+    /// Returns the address space of a virtqueue group.
     pub fn address_space(&self, group: u32) -> u32 {
         self.control.address_space(group)
     }
 
-    /// Has the driver's data go through memory of this program's own from now on, between two
-    /// requests.
+    /// Replaces the bounce area with memory of this program, through which the driver's data is
+    /// copied from then on. The replacement happens between two requests.
     ///
     /// # Errors
     ///
-    /// As [`Umem::register`]; `BrokenPipe` when the server has ended.
+    /// As [`Umem::register`]; `EEXIST` when the server's memory is registered already; `BrokenPipe`
+    /// when the server has ended.
     pub fn register_umem(&self) -> io::Result<()> {
         self.ask(Command::RegisterUmem)
     }
 
-    /// Has the driver's data go through the kernel's memory again.
+    /// Deregisters the memory of this program, so that the driver's data is copied through the
+    /// kernel's memory again.
     ///
     /// # Errors
     ///
-    /// `ENOENT` when it does already; `BrokenPipe` when the server has ended.
+    /// As [`Umem::deregister`]; `ENOENT` when no memory is registered; `BrokenPipe` when the server
+    /// has ended.
     pub fn deregister_umem(&self) -> io::Result<()> {
         self.ask(Command::DeregisterUmem)
     }
@@ -199,7 +206,7 @@ impl Handle {
     }
 }
 
-/// How many requests of a virtqueue are served before the others have their turn.
+/// Number of requests of a virtqueue that are served before the other virtqueues get their turn.
 const TURN: usize = 256;
 
 const AT_ONCE: Timespec = Timespec {
@@ -207,16 +214,16 @@ const AT_ONCE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// How often a virtqueue that the driver has not enabled is looked at.
+/// Interval at which virtqueues that the driver has not enabled are checked.
 const NOT_READY: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 10_000_000,
 };
 
-/// The largest split virtqueue (virtio 1.3, section 2.7).
+/// Maximum size of a split virtqueue (virtio 1.3, section 2.7).
 const LARGEST: u16 = 0x8000;
 
-/// Sets virtqueues up: their sizes and groups.
+/// Sets up virtqueues with these sizes and groups.
 fn set_up(device: &Device, queues: &[(u16, u32)]) -> io::Result<()> {
     for (index, &(max_size, group)) in (0..).zip(queues) {
         device.vq_setup_raw(&crate::uapi::VqConfig {
@@ -230,13 +237,29 @@ fn set_up(device: &Device, queues: &[(u16, u32)]) -> io::Result<()> {
 }
 
 impl<B: Backend> Server<B> {
-    /// Takes a device with virtqueues of these sizes on. A driver that uses the device already is
-    /// served where the predecessor of this server left off, and interrupted when
-    /// [`run`](Self::run) begins.
+    /// Creates a server of a device, and sets up virtqueues of these sizes. If a driver uses the
+    /// device already, the server resumes where its predecessor stopped, and interrupts the driver
+    /// when [`run`](Self::run) starts.
     ///
     /// # Errors
     ///
-    /// What the ioctls say.
+    /// Returns the error of the ioctl that failed; an error of kind `Other` when a size is not
+    /// valid.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use vduse::blk::{self, Disk};
+    /// use vduse::server::Server;
+    /// use vduse::{Control, Device};
+    ///
+    /// # fn main() -> std::io::Result<()> {
+    /// let bytes = 1 << 20;
+    /// Control::open()?.create(&blk::device_config("disk0", bytes, 1))?;
+    /// let device = Device::open("disk0")?;
+    /// Server::new(device, &[256], Disk::in_memory(bytes)?)?.run()
+    /// # }
+    /// ```
     pub fn new(device: Device, sizes: &[u16], backend: B) -> io::Result<Self> {
         let queues: Vec<_> = sizes.iter().map(|&size| (size, 0)).collect();
         let device = Arc::new(device);
@@ -245,25 +268,26 @@ impl<B: Backend> Server<B> {
         Self::with_memory(device, &queues, vec![memory], backend)
     }
 
-    /// Takes over a device that is on the vDPA bus, with so many virtqueues, which stay as they
-    /// were set up. A driver that uses the device already is served where the predecessor left
-    /// off. Of several address spaces, only the first is served.
+    /// Creates a server of a device that is on the vDPA bus and has `queues` virtqueues, whose
+    /// configuration does not change. If a driver uses the device already, the server resumes where
+    /// its predecessor stopped. If the device has several address spaces, only the first one is
+    /// served.
     ///
     /// # Errors
     ///
-    /// What the ioctls say.
+    /// Returns the error of the ioctl that failed.
     pub fn take_over(device: Device, queues: usize, backend: B) -> io::Result<Self> {
         let device = Arc::new(device);
         let memory = Arc::new(AddressSpace::new(device.clone()));
         Self::with_memory(device, &vec![(LARGEST, 0); queues], vec![memory], backend)
     }
 
-    /// As [`new`](Self::new), for a device of version 1: its virtqueues are of these sizes and in
-    /// these groups, and it has so many address spaces.
+    /// Variant of [`new`](Self::new) for a device of version 1: `queues` has the size and the group
+    /// of each virtqueue, and `spaces` is the number of address spaces.
     ///
     /// # Errors
     ///
-    /// What the ioctls say.
+    /// As [`new`](Self::new).
     pub fn with_groups(
         device: Device,
         queues: &[(u16, u32)],
@@ -317,7 +341,7 @@ impl<B: Backend> Server<B> {
         Ok(server)
     }
 
-    /// A handle for another thread.
+    /// Returns a handle for another thread.
     pub fn handle(&self) -> Handle {
         Handle {
             device: self.device.clone(),
@@ -325,35 +349,37 @@ impl<B: Backend> Server<B> {
         }
     }
 
-    /// The backend.
+    /// Returns the backend.
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
-    /// Ends the server, and gives back the backend.
+    /// Ends the server and returns the backend.
     pub fn into_backend(self) -> B {
         self.backend
     }
 
-    /// Serves the device until it is stopped.
+    /// Serves the device until the server is stopped.
     ///
     /// # Errors
     ///
-    /// When the driver side has given the device up (`EPERM`), or the device fails otherwise.
+    /// `EPERM` when the kernel has marked the device broken; otherwise the error of the call that
+    /// failed.
     pub fn run(&mut self) -> io::Result<()> {
         let result = self.serve();
-        // Who still asks something of us gets an answer.
+        // Commands that arrived too late are dropped, so that their callers get an error.
         self.control.take_commands();
         result
     }
 
     fn serve(&mut self) -> io::Result<()> {
         for index in 0..self.queues.len() {
-            // What was waiting before there were kicks.
+            // Requests made available before the kick eventfd was set.
             self.process(index);
-            // What a predecessor used and did not live to tell: nothing says whether there is any.
+            // Requests that a predecessor used without interrupting the driver: nothing records
+            // them.
             if self.queues[index].state == State::Active {
-                // Refused before the driver is ready, when nothing was used.
+                // Fails before the driver has set DRIVER_OK; nothing has been used then.
                 let _ = self.device.inject_vq_irq(index as u32);
             }
         }
@@ -388,7 +414,7 @@ impl<B: Backend> Server<B> {
             let kicked: Vec<usize> = queues
                 .filter(|index| fds[index + 2].revents().contains(PollFlags::IN))
                 .collect();
-            // A source that has failed is like one that is readable: the backend finds out.
+            // A failed source counts as readable: the backend detects the failure.
             let fed: Vec<(usize, bool)> = sources
                 .iter()
                 .zip(&fds[2 + self.queues.len()..])
@@ -400,7 +426,7 @@ impl<B: Backend> Server<B> {
             }
             self.control.wake.take()?;
             for (command, reply) in self.control.take_commands() {
-                // Who asked may be gone.
+                // The caller may be gone.
                 let _ = reply.send(match command {
                     Command::RegisterUmem => self.register_umem(),
                     Command::DeregisterUmem => self.deregister_umem(),
@@ -413,7 +439,7 @@ impl<B: Backend> Server<B> {
             }
             for (index, readable) in fed {
                 self.process(index);
-                // One that has failed is not looked at again before a reset: it would never wait.
+                // A failed source is not polled again before a reset: poll would return at once.
                 if !readable && self.queues[index].waits == Waits::Source {
                     self.queues[index].waits = Waits::Kick;
                 }
@@ -424,7 +450,7 @@ impl<B: Backend> Server<B> {
                 }
             }
             if waiting {
-                // Drivers enable queues after DRIVER_OK too, and no message says so.
+                // A driver may enable queues after DRIVER_OK too, and no message reports that.
                 for index in self.activate(false)? {
                     self.process(index);
                 }
@@ -464,7 +490,7 @@ impl<B: Backend> Server<B> {
         };
         match self.device.answer(&request, answer) {
             Ok(()) => {}
-            // Who asked has given up: its loss.
+            // The driver side has stopped waiting for this answer, which is its loss.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -484,7 +510,7 @@ impl<B: Backend> Server<B> {
             })
     }
 
-    /// Moves a virtqueue group whose virtqueues are idle to another address space.
+    /// Moves a virtqueue group, whose virtqueues must be idle, to another address space.
     fn move_group(&mut self, group: u32, asid: u32) -> Answer {
         let mut members = self.queues.iter().filter(|vq| vq.group == group);
         if members.any(|vq| vq.state != State::Idle) || self.spaces.get(asid as usize).is_none() {
@@ -495,7 +521,7 @@ impl<B: Backend> Server<B> {
         Answer::Ok
     }
 
-    /// The memory that a virtqueue is in.
+    /// Returns the memory of a virtqueue.
     fn memory(&self, index: usize) -> &Memory {
         let asid = self.control.address_space(self.queues[index].group);
         &self.spaces[asid as usize]
@@ -518,7 +544,7 @@ impl<B: Backend> Server<B> {
         self.publish();
     }
 
-    /// Writes what the backend has changed in the configuration space.
+    /// Writes the backend's changes to the configuration space.
     fn publish(&mut self) {
         for (offset, data) in self.backend.config_changes() {
             if let Err(error) = self.device.set_config(offset, &data) {
@@ -531,7 +557,7 @@ impl<B: Backend> Server<B> {
         self.queues.iter().any(|vq| vq.waits == what)
     }
 
-    /// The sources of the virtqueues that have requests for what comes from there.
+    /// Returns the sources of the virtqueues that wait for their source.
     fn sources(&self) -> Vec<(usize, BorrowedFd<'_>)> {
         (0..self.queues.len())
             .filter(|&index| self.queues[index].waits == Waits::Source)
@@ -539,7 +565,8 @@ impl<B: Backend> Server<B> {
             .collect()
     }
 
-    /// Maps the IOVAs from `first` to `last` of an address space anew when they are next looked at.
+    /// Drops the mappings of the IOVAs from `first` to `last` of an address space, so that the next
+    /// access maps them anew.
     fn forget(&mut self, asid: u32, first: u64, last: u64) {
         let Some(space) = self.spaces.get_mut(asid as usize) else {
             return;
@@ -571,7 +598,8 @@ impl<B: Backend> Server<B> {
         Ok(())
     }
 
-    /// Takes the virtqueues that the driver has enabled into use, and says which.
+    /// Starts to serve the virtqueues that the driver has enabled since the last call. Returns
+    /// their indices.
     fn activate(&mut self, take_over: bool) -> io::Result<Vec<usize>> {
         self.features = self.device.features()?;
         let mut activated = Vec::new();
@@ -625,7 +653,7 @@ impl<B: Backend> Server<B> {
         Some(())
     }
 
-    /// Serves what waits in a virtqueue.
+    /// Serves the pending requests of a virtqueue.
     fn process(&mut self, index: usize) {
         if self.queues[index].state != State::Active {
             return;
@@ -667,7 +695,7 @@ impl<B: Backend> Server<B> {
             let queue = &mut self.queues[index].queue;
             let more = waits == Waits::Kick && queue.enable_notification(&*memory)?;
             if served != before && wants_interrupt(queue, &memory)? {
-                // Refused while the driver resets the device, when nobody waits for it.
+                // Fails while the driver resets the device; nothing waits for the interrupt then.
                 let _ = self.device.inject_vq_irq(index as u32);
             }
             if !more {
@@ -677,7 +705,7 @@ impl<B: Backend> Server<B> {
     }
 }
 
-/// Whether the driver wants to be told of what was used.
+/// Returns whether the driver wants to be interrupted for the entries added to the used ring.
 fn wants_interrupt(queue: &mut Queue, memory: &Memory) -> Result<bool, virtio_queue::Error> {
     if !queue.needs_notification(&**memory)? {
         return Ok(false);
@@ -685,7 +713,7 @@ fn wants_interrupt(queue: &mut Queue, memory: &Memory) -> Result<bool, virtio_qu
     if queue.event_idx_enabled() {
         return Ok(true);
     }
-    // Otherwise a flag says so, of which `needs_notification` knows nothing.
+    // Without the event index, a flag decides, which `needs_notification` does not check.
     let address = vm_memory::GuestAddress(queue.avail_ring());
     let flags: u16 = memory
         .load(address, Ordering::Relaxed)

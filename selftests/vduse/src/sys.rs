@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The ioctls' plumbing: the only place where a pointer goes to the kernel.
+//! The ioctls' plumbing: the only module that passes pointers to the kernel.
 
 use std::ffi::c_void;
 use std::io;
@@ -13,8 +13,8 @@ use vduse_uapi as uapi;
 ///
 /// # Safety
 ///
-/// The type is made of integers only, without padding, so that every byte of it is defined and
-/// any bytes make a valid value.
+/// The type consists of integers only, without padding, so that all of its bytes are defined and
+/// any bytes are a valid value.
 pub(crate) unsafe trait Plain: Copy {}
 
 // SAFETY: Integers.
@@ -27,7 +27,7 @@ unsafe impl Plain for [u8; uapi::NAME_MAX] {}
 macro_rules! plain {
     ($($t:ty),*) => {
         $(
-            // SAFETY: `vduse-uapi` has integers and arrays of integers only, and names all padding.
+            // SAFETY: `vduse-uapi` has only integers and arrays of integers, and names all padding.
             unsafe impl Plain for $t {}
         )*
     };
@@ -47,15 +47,15 @@ plain!(
     uapi::DevResponse
 );
 
-/// The bytes of a structure.
+/// Returns the bytes of a structure.
 pub(crate) fn bytes_of<T: Plain>(value: &T) -> &[u8] {
-    // SAFETY: `Plain` says that all `size_of::<T>()` bytes are defined.
+    // SAFETY: `Plain` guarantees that all `size_of::<T>()` bytes are defined.
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
 
-/// The bytes of a structure, to be written over.
+/// Returns the bytes of a structure for writing.
 pub(crate) fn bytes_of_mut<T: Plain>(value: &mut T) -> &mut [u8] {
-    // SAFETY: `Plain` says that all bytes are defined and that any bytes make a valid value.
+    // SAFETY: `Plain` guarantees that all bytes are defined and that any bytes are a valid value.
     unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(value).cast(), size_of::<T>()) }
 }
 
@@ -64,8 +64,8 @@ struct Call {
     argument: *mut c_void,
 }
 
-// SAFETY: `as_ptr` gives the kernel the argument that `call`'s caller vouches for, and the output
-// is the plain return value.
+// SAFETY: `as_ptr` passes to the kernel the argument that the caller of `call` vouches for, and the
+// output is the plain return value.
 unsafe impl Ioctl for Call {
     type Output = i32;
 
@@ -85,15 +85,17 @@ unsafe impl Ioctl for Call {
     }
 }
 
+/// Calls an ioctl.
+///
 /// # Safety
 ///
-/// `argument` is valid for all that the ioctl of this number writes.
+/// `argument` must be valid for every write that the ioctl of this number performs.
 unsafe fn call(fd: impl AsFd, number: u32, argument: *mut c_void) -> io::Result<i32> {
-    // SAFETY: The caller vouches for the argument; nothing else is needed for VDUSE's ioctls.
+    // SAFETY: The caller vouches for the argument; VDUSE's ioctls have no other requirement.
     Ok(unsafe { rustix::ioctl::ioctl(fd, Call { number, argument }) }?)
 }
 
-/// Size in bytes of the structure that an ioctl's number names.
+/// Returns the size in bytes of the structure that is encoded in an ioctl's number.
 const fn argument_size(number: u32) -> usize {
     (number >> 16) as usize & 0x3fff
 }
@@ -101,8 +103,8 @@ const fn argument_size(number: u32) -> usize {
 /// Calls an ioctl that reads and writes one structure.
 pub(crate) fn exchange<T: Plain>(fd: impl AsFd, number: u32, value: &mut T) -> io::Result<i32> {
     assert_eq!(argument_size(number), size_of::<T>());
-    // SAFETY: Every VDUSE ioctl writes at most the structure that its number has the size of, and
-    // `value` is one, in which any bytes are valid.
+    // SAFETY: Every VDUSE ioctl writes at most a structure of the size encoded in its number;
+    // `value` has that size, and any bytes are valid in it.
     unsafe { call(fd, number, std::ptr::from_mut(value).cast()) }
 }
 
@@ -111,7 +113,7 @@ pub(crate) fn send<T: Plain>(fd: impl AsFd, number: u32, value: &T) -> io::Resul
     exchange(fd, number, &mut { *value }).map(drop)
 }
 
-/// Calls an ioctl that reads a structure and bytes behind it, as many as the structure says.
+/// Calls an ioctl that reads a structure and the bytes after it, whose number the structure gives.
 pub(crate) fn send_with_tail<T: Plain>(
     fd: impl AsFd,
     number: u32,
@@ -120,19 +122,19 @@ pub(crate) fn send_with_tail<T: Plain>(
 ) -> io::Result<()> {
     assert_eq!(argument_size(number), size_of::<T>());
     let mut buffer = [bytes_of(head), tail].concat();
-    // SAFETY: The ioctls with a tail write nothing back. (They copy byte by byte: no alignment is
-    // needed.)
+    // SAFETY: The ioctls with a tail write nothing back. (They copy byte by byte, so no alignment
+    // is needed.)
     unsafe { call(fd, number, buffer.as_mut_ptr().cast()) }.map(drop)
 }
 
 /// Calls an ioctl that takes no argument.
 pub(crate) fn signal(fd: impl AsFd, number: u32) -> io::Result<()> {
     assert_eq!(argument_size(number), 0);
-    // SAFETY: An ioctl without argument looks at no memory.
+    // SAFETY: An ioctl without an argument accesses no memory.
     unsafe { call(fd, number, std::ptr::null_mut()) }.map(drop)
 }
 
-/// `struct ifreq` of linux/if.h, as far as its flags.
+/// The name and flags of linux/if.h's `struct ifreq`, padded to the structure's size.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct InterfaceRequest {
@@ -141,18 +143,23 @@ pub(crate) struct InterfaceRequest {
     rest: [u8; 22],
 }
 
-// SAFETY: Integers; 16, 2 and 22 bytes, of which the second start at an even offset: no padding.
+// SAFETY: The fields are integers of 16, 2 and 22 bytes; the second one is at an even offset, so
+// there is no padding.
 unsafe impl Plain for InterfaceRequest {}
 
 impl InterfaceRequest {
     /// Names an interface.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` when the name is too long or contains a NUL.
     pub(crate) fn new(name: &str, flags: u16) -> io::Result<Self> {
         let mut request = Self {
             name: [0; 16],
             flags,
             rest: [0; 22],
         };
-        // With the NUL behind it.
+        // The terminating NUL must fit as well.
         if name.len() >= request.name.len() || name.contains('\0') {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -161,9 +168,9 @@ impl InterfaceRequest {
     }
 }
 
-/// Calls an ioctl of `/dev/net/tun` that reads, and writes, an interface request.
+/// Calls an ioctl of `/dev/net/tun` that reads and writes an interface request.
 ///
-/// (Its number has another size, for history's sake.)
+/// (For historical reasons, the ioctl's number encodes another size.)
 pub(crate) fn interface(
     fd: impl AsFd,
     number: u32,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Memory of the device's own that the driver's data is copied through.
+//! Memory of the device's own through which the driver's data is copied.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use vduse_uapi as uapi;
 
 use crate::{Device, Mapping};
 
-/// Memory registered with [`Device::register_umem`], taken back on drop.
+/// Memory registered with [`Device::register_umem`], deregistered on drop.
 #[derive(Debug)]
 pub struct Umem {
     device: Arc<Device>,
@@ -23,8 +23,9 @@ impl Umem {
     ///
     /// # Errors
     ///
-    /// `EINVAL` while the driver has mapped nothing yet, `EEXIST` when there is some already,
-    /// `ENOMEM` beyond the limit of locked memory.
+    /// `EINVAL` while the driver has mapped nothing yet, `EEXIST` when memory is registered
+    /// already, `ENOMEM` beyond the limit of locked memory, `Unsupported` when the region at IOVA 0
+    /// cannot be backed by user memory.
     pub fn register(device: Arc<Device>) -> io::Result<Self> {
         let info = device.iotlb_info(uapi::IovaInfo::default())?;
         if info.capability & uapi::IOVA_CAP_UMEM == 0 {
@@ -39,8 +40,8 @@ impl Umem {
             size,
             ..Default::default()
         };
-        // SAFETY: There is only volatile access to a mapping. Were it unmapped while it is
-        // registered, the pages would stay pinned: they are nobody else's.
+        // SAFETY: This program accesses a mapping only as volatile memory. If a registered mapping
+        // were unmapped, its pages would stay pinned and would not be given to anything else.
         unsafe { device.register_umem(&region) }?;
         Ok(Self {
             device,
@@ -50,22 +51,22 @@ impl Umem {
         })
     }
 
-    /// The memory.
+    /// Returns the registered memory.
     pub fn memory(&self) -> &Arc<Mapping> {
         &self.mapping
     }
 
-    /// Takes the memory back.
+    /// Deregisters the memory.
     ///
     /// # Errors
     ///
-    /// `EPERM` when the driver side has given the device up.
+    /// `EPERM` when the kernel has marked the device broken.
     pub fn deregister(mut self) -> io::Result<()> {
         self.registered = false;
         self.device.deregister_umem(&self.region)
     }
 
-    /// What was registered.
+    /// Returns the region as it was registered.
     pub fn region(&self) -> &uapi::IovaUmem {
         &self.region
     }
@@ -74,7 +75,8 @@ impl Umem {
 impl Drop for Umem {
     fn drop(&mut self) {
         if self.registered {
-            // A device that was given up refuses; closing it takes the memory back too.
+            // On a device marked broken the ioctl fails; closing the device deregisters the memory
+            // too.
             let _ = self.device.deregister_umem(&self.region);
         }
     }

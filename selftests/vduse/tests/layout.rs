@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The layouts and numbers of `vduse-uapi` are those of the kernel's own header, for 64-bit programs
-//! and for 32-bit ones.
+//! Checks that the layouts and numbers of `vduse-uapi` match the kernel's own header, for 64-bit
+//! programs and for 32-bit ones.
 //!
-//! From one table, assertions in C are made of what Rust has, which a C compiler then checks. The
-//! header is `include/uapi/linux/vduse.h` of a kernel, named by `VDUSE_UAPI_HEADER`; without that,
-//! the system's.
+//! One table of the Rust definitions is turned into C assertions, which a C compiler then checks.
+//! The header is a kernel's `include/uapi/linux/vduse.h`, given by `VDUSE_UAPI_HEADER`; without
+//! that variable, it is the system's header.
 //!
-//! The same table is compared with the description that syzkaller is given.
+//! The same table is compared with the description for syzkaller.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -18,7 +18,7 @@ use vduse_uapi::*;
 
 mod syzlang;
 
-/// A program's kind.
+/// The kind of program to which a definition applies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bits {
     All,
@@ -28,8 +28,8 @@ enum Bits {
 
 use Bits::{All, Only32, Only64};
 
-/// What is asserted of a structure: its size and the offset of each member, as the size of a type
-/// of ours and offsets in it.
+/// The layout of a structure to be checked: the size of the Rust type, and the offset of each
+/// member in that type.
 struct Layout {
     bits: Bits,
     name: &'static str,
@@ -103,7 +103,7 @@ fn layouts() -> Vec<Layout> {
     }
 }
 
-/// Where the members of unions are, found out by setting them.
+/// Returns the offsets of union members, determined by setting each member.
 fn union_members() -> Vec<(&'static str, &'static str, usize)> {
     fn only(bytes: &[u8]) -> usize {
         let first = bytes.iter().position(|&byte| byte != 0);
@@ -220,7 +220,7 @@ fn numbers() -> Vec<(Bits, &'static str, u64)> {
     ]
 }
 
-/// A program in C that compiles if everything is as in the header.
+/// Returns a C program that compiles if all layouts and numbers match the header.
 fn program(header: &str, bits: Bits) -> String {
     let mut text = String::new();
     let mut line = |line: String| writeln!(text, "{line}").expect("a string");
@@ -249,19 +249,19 @@ fn program(header: &str, bits: Bits) -> String {
     text
 }
 
-/// Compiles a program; an `Err` is what the compiler said.
+/// Compiles a program. Returns the compiler's output as the error.
 fn compile(program: &str, option: &str) -> Result<(), String> {
     let compiler = std::env::var("CC").unwrap_or_else(|_| "gcc".to_owned());
     let mut child = Command::new(&compiler)
         .args([option, "-std=gnu11", "-fsyntax-only", "-x", "c"])
-        // Debian has the headers that 32-bit programs need there too.
+        // On Debian, this directory also has the headers that 32-bit programs need.
         .args(["-isystem", "/usr/include/x86_64-linux-gnu", "-"])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| format!("{compiler}: {error}"))?;
     let mut stdin = child.stdin.take().expect("a pipe");
-    // A compiler that ends early says why.
+    // If the compiler ends early, its output says why.
     let _ = stdin.write_all(program.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().expect("the compiler's output");
@@ -289,7 +289,7 @@ fn check(bits: Bits, option: &str) {
     if let Err(said) = compile(&program, option) {
         panic!("{said}");
     }
-    // What is wrong is noticed.
+    // A wrong number must be detected.
     let wrong = program.replacen(" == ", " == 1u + ", 1);
     assert!(compile(&wrong, option).is_err());
 }
@@ -304,7 +304,7 @@ fn layouts_and_numbers_are_the_kernels_for_32_bit_programs() {
     check(Only32, "-m32");
 }
 
-/// Compares the description for syzkaller: what the layouts say of it, and the numbers of ioctls.
+/// Compares the description for syzkaller with the layouts and with the numbers of ioctls.
 #[track_caller]
 fn check_description(text: &str, bits: Bits) -> Result<(), String> {
     let description = syzlang::Description::parse(text, if bits == Only32 { 4 } else { 8 });
@@ -330,7 +330,8 @@ fn check_description(text: &str, bits: Bits) -> Result<(), String> {
     let is_ioctl = |number: u64| number >> 8 & 0xff == 0x81;
     for (_, name, number) in numbers().into_iter().filter(|number| wanted(number.0)) {
         if is_ioctl(number) {
-            // All of it but what the kernel's header, which syzkaller reads, says by name.
+            // All of the number except the part that syzkaller takes by name from the kernel's
+            // header.
             let found = description
                 .argument(name)
                 .map(|(direction, size)| u64::from(direction) << 30 | (size as u64) << 16);
@@ -348,7 +349,7 @@ fn the_description_for_syzkaller_has_the_same_layouts_and_all_ioctls() {
         if let Err(wrong) = check_description(&text, bits) {
             panic!("{wrong}");
         }
-        // What is wrong is noticed.
+        // A wrong description must be detected.
         for (right, wrong) in [
             ("asid\t\tvduse_asid", "asid\t\tint64"),
             ("status\tint8\n", "state\tint8\n"),

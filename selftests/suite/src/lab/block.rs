@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A block device, read and written past the page cache.
+//! Block devices, accessed without the page cache.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -17,13 +17,13 @@ use crate::lab::expect::soon;
 use crate::lab::pattern::{assert_same, Random};
 use crate::lab::sysfs;
 
-/// Direct access needs buffers that start at a multiple of this.
+/// Alignment of buffers for direct I/O.
 const ALIGN: usize = 4096;
 
-/// Size in bytes of a sector.
+/// Sector size in bytes.
 pub const SECTOR: u64 = 512;
 
-/// A buffer for direct access.
+/// A buffer for direct I/O.
 #[derive(Debug)]
 pub struct Aligned {
     store: Vec<u8>,
@@ -32,7 +32,7 @@ pub struct Aligned {
 }
 
 impl Aligned {
-    /// So many zeroes.
+    /// Creates a zeroed buffer.
     pub fn new(len: usize) -> Self {
         let store = vec![0; len + ALIGN];
         let start = store.as_ptr().align_offset(ALIGN);
@@ -62,7 +62,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Opens a disk of this name, or a file at this path, for direct access.
+    /// Opens the disk of this name, or the file at this path, for direct I/O.
     pub fn open(name: &str) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -75,12 +75,12 @@ impl Block {
         })
     }
 
-    /// The disk's name.
+    /// Returns the disk's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Reads so many bytes.
+    /// Reads `len` bytes.
     pub fn read(&self, offset: u64, len: usize) -> io::Result<Aligned> {
         let mut buffer = Aligned::new(len);
         self.file.read_exact_at(&mut buffer, offset)?;
@@ -94,12 +94,12 @@ impl Block {
         self.file.write_all_at(&buffer, offset)
     }
 
-    /// Writes bytes from where they are, which must be at a multiple of a page.
+    /// Writes bytes without copying them. The data must be page-aligned.
     pub fn write_from(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file.write_all_at(data, offset)
     }
 
-    /// Has what was written made safe.
+    /// Flushes written data to stable storage.
     pub fn flush(&self) -> io::Result<()> {
         self.file.sync_all()
     }
@@ -111,17 +111,17 @@ impl AsFd for Block {
     }
 }
 
-/// The size of a disk in sectors, as sysfs has it.
+/// Returns the size of a disk in sectors, according to sysfs.
 pub fn sectors(disk: &str) -> Option<u64> {
     let path = Path::new("/sys/block").join(disk).join("size");
     sysfs::read(&path).ok()?.parse().ok()
 }
 
-/// Threads that read from a disk until that fails.
+/// Threads that read from a disk until a read fails.
 #[derive(Debug)]
 pub struct Readers(Vec<(JoinHandle<()>, Arc<AtomicU64>)>);
 
-/// Starts threads that read from a disk until that fails.
+/// Starts threads that read from a disk until a read fails.
 #[track_caller]
 pub fn read_until_error(disk: &str) -> Readers {
     let readers = (0..3).map(|n| {
@@ -139,7 +139,7 @@ pub fn read_until_error(disk: &str) -> Readers {
 }
 
 impl Readers {
-    /// Waits until each has read so often from now on.
+    /// Waits until each thread has completed this number of further reads.
     #[track_caller]
     pub fn go_on(&self, times: u64) {
         let counts = || self.0.iter().map(|(_, done)| done.load(Ordering::Relaxed));
@@ -151,7 +151,7 @@ impl Readers {
         });
     }
 
-    /// Waits until each has failed.
+    /// Waits until a read has failed in each thread.
     #[track_caller]
     pub fn join(self) {
         for (thread, _) in self.0 {
@@ -160,8 +160,8 @@ impl Readers {
     }
 }
 
-/// Reads and writes a part of a disk at random places in random sizes, and compares what is read
-/// with what was written.
+/// Reads and writes a part of a disk at random offsets with random sizes, and compares the data
+/// read with the data written.
 #[derive(Debug)]
 pub struct Exerciser<'a> {
     block: &'a Block,
@@ -169,13 +169,13 @@ pub struct Exerciser<'a> {
     model: Vec<u8>,
     random: Random,
     largest: u64,
-    /// How many requests there were.
+    /// Number of requests so far.
     steps: Arc<AtomicU64>,
 }
 
 impl<'a> Exerciser<'a> {
-    /// Takes `len` bytes from `start` on, which must be zero, with requests of up to `largest`
-    /// bytes. All are multiples of sectors.
+    /// Creates an exerciser for the `len` bytes from `start` on, which must be zero, with requests
+    /// of up to `largest` bytes. All of these must be multiples of the sector size.
     pub fn new(block: &'a Block, start: u64, len: u64, largest: u64, seed: u64) -> Self {
         Self {
             block,
@@ -187,7 +187,7 @@ impl<'a> Exerciser<'a> {
         }
     }
 
-    /// Does one request.
+    /// Performs one request.
     #[track_caller]
     pub fn step(&mut self) {
         let sectors = self.model.len() as u64 / SECTOR;
@@ -212,7 +212,7 @@ impl<'a> Exerciser<'a> {
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Compares all of it with the file behind the disk.
+    /// Compares the whole part with the file that holds the disk's data.
     #[track_caller]
     pub fn check_file(&self, file: &File) {
         let mut found = vec![0; self.model.len()];
@@ -221,7 +221,7 @@ impl<'a> Exerciser<'a> {
         assert_same(&found, &self.model, "the file behind the disk");
     }
 
-    /// Compares all of it with the disk.
+    /// Compares the whole part with the disk.
     #[track_caller]
     pub fn check_disk(&self) {
         let step = 64 << 10;
@@ -236,12 +236,12 @@ impl<'a> Exerciser<'a> {
     }
 }
 
-/// How far exercisers have come, for who looks on.
+/// The progress of exercisers, for other threads.
 #[derive(Clone, Debug)]
 pub struct Progress(Vec<Arc<AtomicU64>>);
 
 impl Progress {
-    /// Waits until each exerciser has done so many requests from now on.
+    /// Waits until each exerciser has completed this number of further requests.
     #[track_caller]
     pub fn go_on(&self, steps: u64) {
         let counts = || self.0.iter().map(|count| count.load(Ordering::Relaxed));
@@ -254,13 +254,13 @@ impl Progress {
     }
 }
 
-/// Runs exercisers in threads of their own while something is done here.
+/// Runs exercisers in separate threads while `during` runs in this one.
 #[track_caller]
 pub fn exercise(exercisers: &mut [Exerciser<'_>], during: impl FnOnce(&Progress)) {
     exercise_on(exercisers, |_| (), during);
 }
 
-/// The same; each thread first does `prepare` with its number.
+/// Variant of [`exercise`] in which each thread first calls `prepare` with its number.
 #[track_caller]
 pub fn exercise_on(
     exercisers: &mut [Exerciser<'_>],
@@ -284,7 +284,7 @@ pub fn exercise_on(
                 }
             });
         }
-        // The threads end whatever happens here.
+        // Ends the threads even if `during` panics.
         let during = std::panic::AssertUnwindSafe(|| during(&progress));
         let result = std::panic::catch_unwind(during);
         stop.store(true, Ordering::Relaxed);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The vDPA bus: devices on it, and the drivers that they are bound to.
+//! The vDPA bus: its devices, and the drivers to which they are bound.
 //!
-//! The runner switches automatic binding off, so that a test says which driver is to have its
-//! device and when.
+//! The runner disables automatic binding, so that a test decides when its device is bound to which
+//! driver.
 
 use std::fs;
 use std::io;
@@ -19,9 +19,9 @@ const BUS: &str = "/sys/bus/vdpa";
 /// A driver on the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// Makes a virtio device of the vDPA device, for the kernel's own drivers.
+    /// virtio-vdpa, which creates a virtio device for the kernel's own drivers.
     Virtio,
-    /// Makes a character device of it, for virtual machines.
+    /// vhost-vdpa, which creates a character device for virtual machines.
     Vhost,
 }
 
@@ -34,35 +34,35 @@ impl Driver {
     }
 }
 
-/// Whether a device that comes to the bus is bound by itself.
+/// Sets whether devices are bound automatically when they are put on the bus.
 pub fn set_autoprobe(on: bool) -> Result<(), String> {
     let path = Path::new(BUS).join("drivers_autoprobe");
     sysfs::write(&path, if on { "1" } else { "0" })
         .map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// The folder of a device on the bus.
+/// Returns the directory of a device on the bus.
 pub fn folder(name: &str) -> PathBuf {
     Path::new(BUS).join("devices").join(name)
 }
 
-/// A socket to the vDPA core.
+/// Opens a socket to the vDPA core.
 #[track_caller]
 pub fn vdpa() -> Vdpa {
     Vdpa::open().expect("the vDPA netlink")
 }
 
-/// Binds a device to a driver, and waits for it.
+/// Binds a device to a driver, and waits until that is done.
 pub fn bind(name: &str, driver: Driver) -> io::Result<()> {
     sysfs::write(&driver.folder().join("bind"), name)
 }
 
-/// Takes a device away from its driver.
+/// Unbinds a device from its driver.
 pub fn unbind(name: &str, driver: Driver) -> io::Result<()> {
     sysfs::write(&driver.folder().join("unbind"), name)
 }
 
-/// A device on the bus, taken off it on drop.
+/// A device on the bus, removed from the bus on drop.
 #[derive(Debug)]
 pub struct OnBus {
     name: String,
@@ -70,7 +70,7 @@ pub struct OnBus {
 }
 
 impl OnBus {
-    /// Puts a device on the bus.
+    /// Puts a VDUSE device on the bus.
     pub fn add(name: &str) -> io::Result<Self> {
         Self::add_by("vduse", name)
     }
@@ -84,7 +84,7 @@ impl OnBus {
         })
     }
 
-    /// Puts a device on the bus that another process is about to create and to set up.
+    /// Puts a device on the bus as soon as another process has created and set up the device.
     #[track_caller]
     pub fn add_soon(name: &str) -> Self {
         let mut added = None;
@@ -95,23 +95,23 @@ impl OnBus {
         added.expect("a device on the bus")
     }
 
-    /// Binds the device to a driver, and waits for it.
+    /// Binds the device to a driver, and waits until that is done.
     pub fn bind(&self, driver: Driver) -> io::Result<()> {
         bind(&self.name, driver)
     }
 
-    /// Takes the device away from its driver.
+    /// Unbinds the device from its driver.
     pub fn unbind(&self, driver: Driver) -> io::Result<()> {
         unbind(&self.name, driver)
     }
 
-    /// Takes the device off the bus.
+    /// Removes the device from the bus.
     pub fn delete(mut self) -> io::Result<()> {
         self.there = false;
         vdpa().delete(&self.name)
     }
 
-    /// The device's name.
+    /// Returns the device's name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -120,14 +120,14 @@ impl OnBus {
 impl Drop for OnBus {
     fn drop(&mut self) {
         if self.there {
-            // Whoever answers may be gone.
+            // The daemon may be gone.
             let _ = sysfs::write(&sysfs::attribute(&self.name, "msg_timeout"), "1");
             let _ = vdpa().delete(&self.name);
         }
     }
 }
 
-/// The names in a folder that start so.
+/// Returns the names in a directory that start with `prefix`.
 pub fn children(folder: &Path, prefix: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else {
         return Vec::new();
@@ -139,14 +139,14 @@ pub fn children(folder: &Path, prefix: &str) -> Vec<String> {
         .collect()
 }
 
-/// The virtio device of a vDPA device that is bound to virtio-vdpa.
+/// Returns the directory of the virtio device that virtio-vdpa created for a vDPA device.
 pub fn virtio_folder(name: &str) -> Option<PathBuf> {
     let folder = folder(name);
     let child = children(&folder, "virtio").pop()?;
     Some(folder.join(child))
 }
 
-/// Waits for the kernel's driver to have negotiated features with a device, and failed.
+/// Waits until the kernel's driver has negotiated features with a device and then failed.
 #[track_caller]
 pub fn driver_gives_up(name: &str) {
     let status = virtio_folder(name).expect("a virtio device").join("status");
@@ -155,17 +155,17 @@ pub fn driver_gives_up(name: &str) {
     });
 }
 
-/// The block device of a vDPA device, if the kernel made one.
+/// Returns the name of a vDPA device's block device, if the kernel has created one.
 pub fn disk_name(name: &str) -> Option<String> {
     children(&virtio_folder(name)?.join("block"), "vd").pop()
 }
 
-/// The network interface of a vDPA device, if the kernel made one.
+/// Returns the name of a vDPA device's network interface, if the kernel has created one.
 pub fn interface(name: &str) -> Option<String> {
     children(&virtio_folder(name)?.join("net"), "").pop()
 }
 
-/// The character device of a vDPA device that is bound to vhost-vdpa.
+/// Returns the path of the character device that vhost-vdpa created for a vDPA device.
 pub fn vhost_path(name: &str) -> Option<PathBuf> {
     let child = children(&folder(name), "vhost-vdpa-").pop()?;
     Some(Path::new("/dev").join(child))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver side of a network card with one pair of queues and a control queue, by hand.
+//! A driver of a network card with one pair of queues and a control queue, operated by hand.
 
 use vduse::net::Mac;
 
@@ -8,23 +8,23 @@ use crate::lab::net::MAC;
 use crate::lab::ring::{self, HandQueue};
 use crate::lab::vhost::Vhost;
 
-/// Where the memory of the receive queue is.
+/// IOVA of the receive queue's memory.
 pub const RECEIVE: u64 = 0x10_0000;
-/// Where the memory of the transmit queue is.
+/// IOVA of the transmit queue's memory.
 pub const TRANSMIT: u64 = 0x20_0000;
 
-/// The command that sets the address (virtio 1.3, section 5.1.6.5.2).
+/// Returns the command that sets the MAC address (virtio 1.3, section 5.1.6.5.2).
 pub fn mac_set(mac: Mac) -> Vec<u8> {
     [&[1, 1][..], &mac].concat()
 }
 
-/// A frame from the card's first address.
+/// Returns a frame sent from the card's initial MAC address.
 pub fn frame(to: Mac, byte: u8) -> Vec<u8> {
     [&to[..], &MAC, &[8, 0], &[byte; 100]].concat()
 }
 
-/// A driver that is ready. Its control queue is in address space 1, with group 1, at the
-/// addresses that the transmit queue has in space 0.
+/// A driver that has set `DRIVER_OK`. Its control queue is in group 1 and address space 1, at the
+/// IOVAs that the transmit queue uses in address space 0.
 #[derive(Debug)]
 pub struct CardDriver {
     /// The card.
@@ -33,12 +33,12 @@ pub struct CardDriver {
     pub receive: HandQueue,
     /// Queue 1.
     pub transmit: HandQueue,
-    /// The last queue.
+    /// The control queue, which is the last queue.
     pub control: HandQueue,
 }
 
 impl CardDriver {
-    /// Starts a driver of a card whose control queue has this index.
+    /// Starts a driver of a card whose control queue has the index `control`.
     #[track_caller]
     pub fn start(vhost: Vhost, control: u32) -> Self {
         ring::agree(&vhost);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Control groups: what a process is charged for.
+//! Control groups, to which the memory of processes is charged.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -9,12 +9,12 @@ use crate::lab::{skip, sysfs};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// A control group that counts memory, removed on drop.
+/// A control group with a memory controller, removed on drop.
 #[derive(Debug)]
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// Makes one, or ends the test where there is no memory controller.
+    /// Creates a control group. Skips the test if there is no memory controller.
     #[track_caller]
     pub fn new() -> Self {
         let control = Path::new(ROOT).join("cgroup.subtree_control");
@@ -35,19 +35,19 @@ impl Cgroup {
         child.expect("starting a process")
     }
 
-    /// Puts this process in.
+    /// Moves this process into the group.
     #[track_caller]
     pub fn enter(&self) {
         sysfs::write(&self.0.join("cgroup.procs"), "0").expect("entering a control group");
     }
 
-    /// Puts this process where it was, at the top.
+    /// Moves this process back to the root group.
     #[track_caller]
     pub fn leave(&self) {
         sysfs::write(&Path::new(ROOT).join("cgroup.procs"), "0").expect("leaving a control group");
     }
 
-    /// The kernel's memory that is charged to the group, in bytes.
+    /// Returns the kernel memory charged to the group, in bytes.
     #[track_caller]
     pub fn charged(&self) -> u64 {
         let stat = std::fs::read_to_string(self.0.join("memory.stat")).expect("memory.stat");
@@ -56,7 +56,7 @@ impl Cgroup {
                 .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
                 .unwrap_or(0)
         };
-        // All of the kernel's memory, with that of vmalloc.
+        // All kernel memory, including vmalloc.
         field("kernel ")
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A process that has memory mapped through vhost-vdpa, and can be killed.
+//! A process that has mapped memory through vhost-vdpa and can be killed.
 
 use std::io;
 use std::path::Path;
@@ -13,18 +13,18 @@ use crate::lab::expect::soon;
 use crate::lab::spaces::page_of;
 use crate::lab::vhost::Vhost;
 
-/// Where in each address space the process has its memory.
+/// IOVA of the process's memory in each address space.
 pub const IOVA: u64 = 0x10_0000;
 
-/// The process.
+/// A running process.
 #[derive(Debug)]
 pub struct Client {
     child: Child,
 }
 
 impl Client {
-    /// Starts a process that maps a page in each of a device's address spaces, and waits until it
-    /// has. `file` is the daemon's, of a device of version 1.
+    /// Starts a process that maps a page in each address space of a device of version 1, and waits
+    /// until all pages are mapped. `file` is the daemon's open device.
     #[track_caller]
     pub fn start(name: &str, file: &Device, spaces: u32) -> Self {
         let child = Command::new("/proc/self/exe")
@@ -40,7 +40,7 @@ impl Client {
         client
     }
 
-    /// Kills the process, and waits until it is gone.
+    /// Kills the process and waits until it has ended.
     pub fn kill(mut self) {
         self.end();
     }
@@ -57,7 +57,7 @@ impl Drop for Client {
     }
 }
 
-/// The process: `client PATH SPACES`.
+/// The helper process `client PATH SPACES`.
 pub fn run(path: &Path, spaces: u32) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;
@@ -71,7 +71,7 @@ pub fn run(path: &Path, spaces: u32) -> io::Result<()> {
     }
 }
 
-/// The process: `moves PATH SPACES`. Moves group 0 to each of the address spaces.
+/// The helper process `moves PATH SPACES`. Moves group 0 to each of the address spaces.
 pub fn move_through(path: &Path, spaces: u32) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! System calls as a 32-bit program makes them, from this 64-bit one.
+//! 32-bit system calls made by this 64-bit program.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -11,14 +11,14 @@ use rustix::mm::{mmap_anonymous, mprotect, MapFlags, MprotectFlags, ProtFlags};
 use crate::lab::memory::PAGE;
 use crate::lab::skip;
 
-/// A page below 4 GiB, where 32-bit calls can have their arguments.
+/// A page below 4 GiB for the arguments of 32-bit calls.
 #[derive(Debug)]
 pub struct Low {
     base: *mut u8,
 }
 
 impl Low {
-    /// Makes one, or ends the test where 32-bit calls are not possible.
+    /// Creates a page. Skips the test if 32-bit calls are not possible.
     #[track_caller]
     pub fn new() -> Self {
         if !available() {
@@ -38,16 +38,16 @@ impl Low {
         Self { base }
     }
 
-    /// Calls an ioctl with these bytes, which the kernel may write to.
+    /// Calls an ioctl with these bytes, to which the kernel may write.
     pub fn ioctl(&self, fd: impl AsFd, number: u32, argument: &mut [u8]) -> io::Result<i32> {
         self.fill(argument);
         let result = self.call(fd, number);
-        // SAFETY: The page is that long, and nobody has references to it.
+        // SAFETY: The page is long enough, and no references to it exist.
         unsafe { std::ptr::copy_nonoverlapping(self.base, argument.as_mut_ptr(), argument.len()) };
         result
     }
 
-    /// Calls an ioctl with these bytes, which the kernel may read and not write to.
+    /// Calls an ioctl with these bytes in memory that the kernel can only read.
     pub fn ioctl_read_only(&self, fd: impl AsFd, number: u32, argument: &[u8]) -> io::Result<i32> {
         self.fill(argument);
         self.protect(MprotectFlags::READ);
@@ -58,12 +58,12 @@ impl Low {
 
     fn fill(&self, argument: &[u8]) {
         assert!(argument.len() as u64 <= PAGE);
-        // SAFETY: The page is that long, and nobody has references to it.
+        // SAFETY: The page is long enough, and no references to it exist.
         unsafe { std::ptr::copy_nonoverlapping(argument.as_ptr(), self.base, argument.len()) };
     }
 
     fn protect(&self, flags: MprotectFlags) {
-        // SAFETY: The page is ours, and nobody has references to it.
+        // SAFETY: The page is ours, and no references to it exist.
         unsafe { mprotect(self.base.cast(), PAGE as usize, flags) }.expect("protecting a page");
     }
 
@@ -88,13 +88,15 @@ const IOCTL: u32 = 54;
 /// The number of `getpid` for 32-bit programs.
 const GETPID: u32 = 20;
 
+/// Makes a 32-bit system call.
+///
 /// # Safety
 ///
-/// The system call does nothing that Rust does not know of.
+/// The system call must have no effects that violate Rust's rules.
 unsafe fn call(number: u32, a: u32, b: u32, c: u32) -> i32 {
     let result: i32;
-    // SAFETY: The kernel keeps all registers but eax and, depending on its version, r8 to r11. rbx
-    // is the compiler's, so that it is put back.
+    // SAFETY: The kernel preserves all registers except eax and, depending on its version, r8 to
+    // r11. The compiler reserves rbx, so its value is restored.
     unsafe {
         std::arch::asm!(
             "xchg {first:r}, rbx",
@@ -113,7 +115,7 @@ unsafe fn call(number: u32, a: u32, b: u32, c: u32) -> i32 {
     result
 }
 
-/// Whether the kernel takes 32-bit calls: where it does not, the one who tries is killed.
+/// Returns whether the kernel accepts 32-bit calls. A process that tries is killed if it does not.
 fn available() -> bool {
     Command::new("/proc/self/exe")
         .args(["--helper", "ia32"])
@@ -121,7 +123,8 @@ fn available() -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// The helper that tries.
+/// Tries a 32-bit call in this process, which may be killed for it. Returns whether the call
+/// worked.
 pub fn try_here() -> bool {
     // SAFETY: The call only returns a number.
     let found = unsafe { call(GETPID, 0, 0, 0) };

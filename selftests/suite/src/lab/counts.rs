@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How much the kernel holds: objects of its allocators, files, memory.
+//! Kernel resources in use: allocator objects, files, memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -15,31 +15,32 @@ use crate::lab::rcu::Expedited;
 use crate::lab::{driver, skip};
 use crate::modules;
 
-/// How often a test does what is to leave nothing.
+/// How many times a test performs an operation that must not leak.
 const TIMES: i64 = 20;
 
-/// How often it does so before anything is counted, at most: what is allocated once and kept is
-/// there then.
+/// Maximum number of times that the operation is performed before the first count, so that objects
+/// that are allocated once and kept exist by then.
 const WARM_UP: i64 = 4;
 
-/// How many objects may be there for other reasons, however often something is done.
+/// Number of new objects that may exist for other reasons, however often the operation is
+/// performed.
 const OTHERS: i64 = 3;
 
-/// How long it may take until all is freed whose freeing was put off.
+/// Time limit for deferred freeing.
 const SETTLING: Duration = Duration::from_secs(15);
 
-/// How long until it is worth while to count again.
+/// Pause between counts.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// How much memory may be less afterwards for other reasons, in KiB: logs, page tables, caches.
+/// Memory in KiB that may be used for other reasons: logs, page tables, caches.
 const TOLERANCE: i64 = 3 << 10;
 
-/// How much memory can be had, in KiB.
+/// Returns the available memory in KiB.
 ///
-/// The kernel's own figure leaves out what each CPU keeps of freed pages, to be given back in the
-/// seconds to come: that may be some 100 MiB, and is added.
+/// The kernel's own figure does not include the freed pages that each CPU caches and gives back
+/// within seconds. These pages may amount to about 100 MiB and are added here.
 pub fn available() -> i64 {
-    // Has the kernel add up what each CPU counts by itself.
+    // Makes the kernel sum up its per-CPU counters.
     let _ = fs::read("/proc/sys/vm/stat_refresh");
     let figures = |file: &str, name: &str| -> i64 {
         let text = fs::read_to_string(file).expect("reading what memory there is");
@@ -53,8 +54,8 @@ pub fn available() -> i64 {
         + figures("/proc/zoneinfo", "count:") * (PAGE >> 10) as i64
 }
 
-/// Whether this kernel remembers every object that it allocates, which takes more memory than small
-/// objects themselves do, and charges nobody for it.
+/// Returns whether this kernel tracks every allocated object (kmemleak). Tracking takes more memory
+/// than small objects themselves do, and that memory is not charged to any control group.
 pub fn has_kmemleak() -> bool {
     let objects = fs::read_to_string("/proc/slabinfo").expect("reading what objects there are");
     objects
@@ -62,15 +63,15 @@ pub fn has_kmemleak() -> bool {
         .any(|line| line.starts_with("kmemleak_object "))
 }
 
-/// Does something again and again, and asserts that the kernel then has no more than before: no
-/// references to the module, no objects of any size, no files, no memory; but for a few of what
-/// others have at the same time.
+/// Repeats an operation and asserts that the kernel has no more resources in use afterwards: no
+/// references to the module, no objects of any size, no files, no memory, except for a few that
+/// other activities use at the same time.
 #[track_caller]
 pub fn leaves_nothing(order: impl FnMut()) {
     times_leave_nothing(TIMES, order);
 }
 
-/// The same, so many times, of something that does a lot.
+/// Variant of [`leaves_nothing`] with this number of repetitions, for an operation that does a lot.
 #[track_caller]
 pub fn times_leave_nothing(times: i64, mut order: impl FnMut()) {
     let _expedited = Expedited::new();
@@ -79,8 +80,8 @@ pub fn times_leave_nothing(times: i64, mut order: impl FnMut()) {
     if first.is_empty() {
         return;
     }
-    // What some part of the kernel keeps for later fills up; what leaks grows on, and is of the same
-    // kind each time.
+    // Caches in the kernel fill up, so they grow in only one of the runs. A leak grows in both, and
+    // is of the same kind each time.
     let before = sites();
     let second = left_by(times, &mut order);
     let leaks = first.keys().any(|kind| second.contains_key(kind));
@@ -95,18 +96,19 @@ pub fn times_leave_nothing(times: i64, mut order: impl FnMut()) {
     }
 }
 
-/// Does something again and again, and says what there is then that was not there before, and does
-/// not go away.
+/// Repeats an operation. Returns the resources in use afterwards that were not in use before and
+/// are not freed.
 #[track_caller]
 fn left_by(times: i64, order: &mut impl FnMut()) -> BTreeMap<String, i64> {
-    // Others come and go meanwhile, so that one left by each time may not be counted in full.
+    // Other activities free objects meanwhile, so a leak of one object per repetition may be
+    // counted in part only.
     let others = OTHERS.max(times / 2);
     let allocators = Allocators::open();
     let mut before = Counts::take(&allocators);
     let mut settling = Limit::new(SETTLING);
     loop {
         std::thread::sleep(PAUSE);
-        // What was begun before is freed meanwhile, and would hide what is left later.
+        // Deferred freeing of earlier objects would otherwise hide objects that are leaked later.
         if !before.lower(&Counts::take(&allocators)) || settling.is_over() {
             break;
         }
@@ -118,7 +120,7 @@ fn left_by(times: i64, order: &mut impl FnMut()) -> BTreeMap<String, i64> {
     loop {
         let over = settling.is_over();
         let mut left = after.more_than(&before, others);
-        // Of the driver's own, none are there for other reasons.
+        // Other activities do not use the driver's own objects, so none are tolerated.
         if let (true, Some(own)) = (over || left.is_empty(), own) {
             let grown = own_objects().unwrap_or(0) - own;
             if grown > 0 {
@@ -129,21 +131,21 @@ fn left_by(times: i64, order: &mut impl FnMut()) -> BTreeMap<String, i64> {
             return left;
         }
         std::thread::sleep(PAUSE);
-        // What is left for good is in each.
+        // Leaked objects are included in every count, so the minimum includes them.
         after.lower(&Counts::take(&allocators));
     }
 }
 
-/// The kernel's allocators, by the files that count their objects.
+/// The files that report the kernel's allocators.
 ///
-/// All are open beforehand: opening one allocates, and then a CPU keeps a whole sheaf of objects
-/// of that size for itself, some sixty that count as in use.
+/// All files are opened in advance: opening one allocates objects, upon which a CPU keeps a whole
+/// sheaf of objects of that size, about sixty, which count as in use.
 struct Allocators {
     table: File,
-    /// Of each that is counted.
+    /// The `shrink` file of each counted cache.
     shrink: Vec<File>,
     lookups: File,
-    /// Whether the kernel remembers who allocated what.
+    /// Whether the kernel records the callers of allocations.
     tracked: bool,
 }
 
@@ -169,14 +171,14 @@ impl Allocators {
         }
     }
 
-    /// How many objects there are, by their size; or, where it is known who allocated them, of caches
-    /// of their own only, as [`own_objects`] counts the others.
+    /// Returns the number of objects by size. If the kernel records the callers of allocations,
+    /// only the objects of dedicated caches are counted here; [`own_objects`] counts the others.
     #[track_caller]
     fn objects(&self) -> BTreeMap<String, i64> {
-        // What was looked up in sysfs is remembered after it is gone.
+        // Dentries and inodes of sysfs stay cached after their files are gone.
         let _ = self.lookups.write_at(b"2", 0);
         for file in &self.shrink {
-            // What a CPU keeps for itself would count as in use.
+            // Objects cached by a CPU would count as in use.
             let _ = file.write_at(b"1", 0);
         }
         let mut table = String::new();
@@ -186,8 +188,8 @@ impl Allocators {
             .expect("reading what objects there are");
         let mut objects = BTreeMap::new();
         for (cache, active) in counted(&table) {
-            // Among them are the kernel's notes of who is charged for the objects of a page, which it
-            // makes whenever it takes a page for any cache.
+            // These caches include the kernel's own records of the charges for a page's objects,
+            // which the kernel allocates whenever it takes a page for any cache.
             if self.tracked && cache.starts_with("kmalloc") {
                 continue;
             }
@@ -200,8 +202,8 @@ impl Allocators {
     }
 }
 
-/// Who allocated the objects that there are, innermost function first, and how many each: for those
-/// caches of which the kernel remembers it (`slab_debug=U`).
+/// Returns the number of existing objects by allocation site, innermost function first, for the
+/// caches whose allocation sites the kernel records (`slab_debug=U`).
 fn sites() -> BTreeMap<String, i64> {
     let mut sites = BTreeMap::new();
     let table = fs::read_to_string("/proc/slabinfo").unwrap_or_default();
@@ -209,7 +211,7 @@ fn sites() -> BTreeMap<String, i64> {
         let folder = Path::new("/sys/kernel/debug/slab").join(cache);
         let text = fs::read_to_string(folder.join("alloc_traces")).unwrap_or_default();
         for site in text.split("\n\n") {
-            // How many there are, how old and on which CPUs; then the callers, each as
+            // The number of objects, their ages and CPUs; then the callers, each as
             // `name+offset/size [module]`.
             let mut lines = site.lines();
             let count = lines
@@ -231,10 +233,10 @@ fn sites() -> BTreeMap<String, i64> {
     sites
 }
 
-/// How many objects there are that the driver allocated, or had allocated, where the kernel remembers
-/// it.
+/// Returns the number of objects allocated by the driver or on its behalf, or `None` if the kernel
+/// does not record the callers of allocations.
 fn own_objects() -> Option<i64> {
-    // What an allocator has of its own stays with it.
+    // Objects that belong to the allocator itself are not freed with the driver's objects.
     const ALLOCATORS: &[&str] = &["alloc_slab_obj_exts", "__alloc_empty_sheaf"];
     let module = format!("[{}]", modules::name(driver()));
     let sites = sites();
@@ -250,13 +252,13 @@ fn own_objects() -> Option<i64> {
     })
 }
 
-/// What there is at a moment.
+/// The resources in use at one time.
 #[derive(Debug)]
 struct Counts {
     references: i64,
-    /// In KiB, where it can be told.
+    /// Available memory in KiB, if that is meaningful.
     available: Option<i64>,
-    /// By the size of the object, or by their cache's name.
+    /// Number of objects, by size or by the name of their cache.
     objects: BTreeMap<String, i64>,
 }
 
@@ -265,14 +267,14 @@ impl Counts {
     fn take(allocators: &Allocators) -> Self {
         Self {
             references: modules::references(modules::name(driver())).expect("the module"),
-            // Freed objects are kept where their use is to be seen, and each one is remembered: many
-            // MiB, more or less.
+            // kmemleak keeps a record of each object, and debugging keeps freed objects: many MiB,
+            // more or less.
             available: (!has_kmemleak()).then(available),
             objects: allocators.objects(),
         }
     }
 
-    /// Takes over what is less in another, and says whether objects are.
+    /// Lowers each count to that of `other`. Returns whether the number of any objects was lowered.
     fn lower(&mut self, other: &Self) -> bool {
         let mut is_less = false;
         self.references = self.references.min(other.references);
@@ -285,7 +287,8 @@ impl Counts {
         is_less
     }
 
-    /// What there is that was not there before, but for so many objects of each size.
+    /// Returns the resources in use in addition to `before`, except up to `others` objects of each
+    /// size.
     fn more_than(&self, before: &Self, others: i64) -> BTreeMap<String, i64> {
         let mut more = BTreeMap::new();
         if self.references > before.references {
@@ -307,10 +310,10 @@ impl Counts {
     }
 }
 
-/// What a driver of this kind may hold that is in a cache of its own.
+/// Dedicated caches whose objects such a driver may hold.
 const OTHER_CACHES: &[&str] = &["filp", "mm_struct", "iommu_iova", "iommu_iova_magazine"];
 
-/// Those caches that the driver's objects are in, and how many objects each has.
+/// Returns the caches of the driver's objects, and the number of objects in each.
 fn counted(table: &str) -> impl Iterator<Item = (&str, i64)> {
     table.lines().filter_map(|line| {
         let mut fields = line.split_whitespace();

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! CPUs that come and go.
+//! CPU affinity and CPU hotplug.
 
 use std::path::Path;
 
 use crate::lab::{skip, sysfs};
 
-/// Has the calling thread run on this CPU only.
+/// Restricts the calling thread to one CPU.
 #[track_caller]
 pub fn run_on(number: usize) {
     let mut cpus = rustix::thread::CpuSet::new();
     cpus.set(number);
-    // A machine of one CPU has no other.
+    // This fails on a machine with a single CPU.
     let _ = rustix::thread::sched_setaffinity(None, &cpus);
 }
 
-/// CPU 1, which is offline until this is dropped.
+/// CPU 1, offline until dropped.
 #[derive(Debug)]
 pub struct OfflineCpu(());
 
 impl OfflineCpu {
     const ONLINE: &str = "/sys/devices/system/cpu/cpu1/online";
 
-    /// Takes it offline, or ends the test where there is none.
+    /// Takes CPU 1 offline. Skips the test if that CPU does not exist or cannot be taken offline.
     #[track_caller]
     pub fn new() -> Self {
         let path = Path::new(Self::ONLINE);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk or a file system served by a process of its own, which can be killed.
+//! A disk or a file system served by a separate process, which can be killed.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -24,24 +24,24 @@ pub struct Daemon {
     gate: Option<Gate>,
 }
 
-/// What becomes of the driver's requests.
+/// How the process handles the driver's requests.
 #[derive(Clone, Copy, Debug)]
 pub enum Manner {
-    /// They are served.
+    /// Requests are served.
     Serve,
-    /// After so many the process stands still, with the next one begun.
+    /// After this number of requests, the process stalls in the next one.
     StallAfter(u64),
 }
 
 impl Daemon {
-    /// Starts a process that serves a device as a disk in a file, or as a file system if it is a
-    /// folder, and waits until it does.
+    /// Starts a process that serves a device, and waits until the process serves it. The device is
+    /// a disk if `file` is a file, and a file system if `file` is a directory.
     #[track_caller]
     pub fn start(name: &str, file: &Path, queues: u16, manner: Manner) -> Self {
         Self::start_by(name, file, queues, manner, false)
     }
 
-    /// The same, with a [`Gate`] that its interrupts pass.
+    /// Variant of [`start`](Self::start) with a [`Gate`] for the process's interrupts.
     #[track_caller]
     pub fn start_gated(name: &str, file: &Path, queues: u16) -> Self {
         Self::start_by(name, file, queues, Manner::Serve, true)
@@ -76,18 +76,18 @@ impl Daemon {
         daemon
     }
 
-    /// The gate of one that was started with it.
+    /// Returns the gate of a process that was started with one.
     #[track_caller]
     pub fn gate(&self) -> &Gate {
         self.gate.as_ref().expect("a gate")
     }
 
-    /// Kills the process, and waits until it is gone.
+    /// Kills the process and waits until it has ended.
     pub fn kill(mut self) {
         self.end();
     }
 
-    /// Stops the process, and waits until it stands still.
+    /// Stops the process and waits until it is stopped.
     #[track_caller]
     pub fn stop(&self) {
         self.signal(Signal::STOP);
@@ -97,7 +97,7 @@ impl Daemon {
         });
     }
 
-    /// Has a process go on that was stopped.
+    /// Continues a stopped process.
     #[track_caller]
     pub fn go_on(&self) {
         self.signal(Signal::CONT);
@@ -109,7 +109,7 @@ impl Daemon {
         kill_process(pid, signal).expect("a signal to the daemon");
     }
 
-    /// Whether the process stands still (see [`Manner::StallAfter`]).
+    /// Returns whether the process has stalled (see [`Manner::StallAfter`]).
     pub fn has_stalled(&self, file: &Path) -> bool {
         file.with_extension("stalled").exists()
     }
@@ -126,7 +126,7 @@ impl Drop for Daemon {
     }
 }
 
-/// A device that stands still after so many requests.
+/// A backend that stalls after a number of requests.
 struct Stalling<B> {
     backend: B,
     left: u64,
@@ -146,7 +146,7 @@ impl<B: Backend> Backend for Stalling<B> {
     }
 }
 
-/// The process: `daemon NAME FILE QUEUES STALL READY`.
+/// The helper process `daemon NAME FILE QUEUES STALL READY`.
 pub fn run(arguments: &[String]) -> io::Result<()> {
     let [name, path, queues, stall, ready] = arguments else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -165,7 +165,7 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
     serve(&config, path, stall, ready, Disk::new(Arc::new(file)))
 }
 
-/// Creates a device, if it is not there, and serves it.
+/// Creates a device unless it exists, and serves it.
 fn serve<B: Backend>(
     config: &DeviceConfig,
     path: &Path,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices made for a test.
+//! Devices created for a test.
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +18,7 @@ pub mod id {
     pub const NET: u32 = 1;
     /// A disk.
     pub const BLOCK: u32 = 2;
-    /// A console, which VDUSE does not have.
+    /// A console, which VDUSE does not support.
     pub const CONSOLE: u32 = 3;
     /// A file system.
     pub const FS: u32 = 26;
@@ -26,21 +26,21 @@ pub mod id {
 
 /// Virtio feature bits.
 pub mod feature {
-    /// A network card has an address.
+    /// A network card has a MAC address.
     pub const NET_MAC: u64 = 1 << 5;
     /// A network card has a control queue.
     pub const NET_CTRL_VQ: u64 = 1 << 17;
-    /// A disk says how long its blocks are.
+    /// A disk reports its block size.
     pub const BLK_SIZE: u64 = 1 << 6;
-    /// A disk says how many queues it has.
+    /// A disk reports its number of queues.
     pub const BLK_MQ: u64 = 1 << 12;
     /// A disk's cache mode can be written.
     pub const BLK_CONFIG_WCE: u64 = 1 << 11;
-    /// A request may have a table of descriptors of its own.
+    /// A request may use an indirect descriptor table.
     pub const RING_INDIRECT_DESC: u64 = 1 << 28;
-    /// The device is of virtio 1.
+    /// The device complies with virtio 1.
     pub const VERSION_1: u64 = 1 << 32;
-    /// The device sees IOVAs.
+    /// The device uses IOVAs.
     pub const ACCESS_PLATFORM: u64 = 1 << 33;
     /// The virtqueues are packed.
     pub const RING_PACKED: u64 = 1 << 34;
@@ -48,25 +48,25 @@ pub mod feature {
 
 /// A device that is destroyed on drop.
 ///
-/// Declare it before what uses it, so that it goes last.
+/// Declare a `TestDevice` before the values that use the device, so that it is dropped last.
 #[derive(Debug)]
 pub struct TestDevice {
     name: String,
 }
 
-/// A name that no other device of this process has.
+/// Returns a name that no other device of this process has.
 pub fn unique_name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("t{}-{number}", std::process::id())
 }
 
-/// A small disk's configuration, of one queue.
+/// Returns the configuration of a small disk with one queue.
 pub fn disk_config() -> DeviceConfig {
     blk::device_config(&unique_name(), 1 << 20, 1)
 }
 
-/// A network card's configuration, of one pair of queues.
+/// Returns the configuration of a network card with one pair of queues.
 pub fn net_config() -> DeviceConfig {
     let mut config = DeviceConfig::new(&unique_name(), id::NET);
     config.features = feature::ACCESS_PLATFORM | feature::VERSION_1 | feature::NET_MAC;
@@ -89,7 +89,8 @@ impl TestDevice {
         Self::try_new(config).expect("creating a device")
     }
 
-    /// Creates a device of one group and so many address spaces, or, if that is 0, of version 0.
+    /// Creates a device of version 1 with one group and `spaces` address spaces; of version 0 if
+    /// `spaces` is 0.
     #[track_caller]
     pub fn with_spaces(mut config: DeviceConfig, spaces: u32) -> Self {
         if spaces == 0 {
@@ -102,25 +103,26 @@ impl TestDevice {
         Self::adopt(&config.name)
     }
 
-    /// Creates a small disk of one queue, which is not set up.
+    /// Creates a small disk with one queue, which is not set up.
     #[track_caller]
     pub fn disk() -> Self {
         Self::new(&disk_config())
     }
 
-    /// Has a device destroyed that was created otherwise.
+    /// Takes ownership of a device that was created in another way, to destroy it on drop.
     pub fn adopt(name: &str) -> Self {
         Self {
             name: name.to_owned(),
         }
     }
 
-    /// The device's name.
+    /// Returns the device's name.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Sets the size of its bounce areas together, in bytes, while it is not on the bus.
+    /// Sets the total size of the device's bounce areas in bytes. The device must not be on the
+    /// bus.
     #[track_caller]
     pub fn set_bounce_size(&self, bytes: u64) {
         let path = sysfs::attribute(&self.name, "bounce_size");
@@ -133,13 +135,13 @@ impl TestDevice {
         Device::open(&self.name).expect("opening a device")
     }
 
-    /// Opens the device; reads do not wait.
+    /// Opens the device in non-blocking mode.
     #[track_caller]
     pub fn open_nonblocking(&self) -> Device {
         Device::open_nonblocking(&self.name).expect("opening a device")
     }
 
-    /// Opens the device and sets its first queues up.
+    /// Opens the device and sets up its first `queues` virtqueues.
     #[track_caller]
     pub fn open_ready(&self, queues: u16) -> Device {
         let device = self.open_nonblocking();
@@ -164,7 +166,7 @@ impl Drop for TestDevice {
         let Ok(control) = Control::open() else {
             return;
         };
-        // A file that was closed by another process is released a moment later.
+        // The file may have been closed by another process only a moment ago.
         let mut limit = Limit::new(Duration::from_secs(2));
         while let Err(error) = control.destroy(&self.name) {
             if Errno::from_io_error(&error) != Some(Errno::BUSY) || limit.is_over() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device, above all a disk, served by a thread of the test, and a disk bound to virtio-vdpa.
+//! Devices served by a thread of the test, usually disks, and a disk bound to virtio-vdpa.
 
 use std::fs::File;
 use std::io;
@@ -16,7 +16,7 @@ use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::expect::soon;
 use crate::lab::serving::Serving;
 
-/// The thread of a device, a disk if not said otherwise.
+/// The thread that serves a device, by default a disk.
 pub type Served<B = Disk> = Serving<B>;
 
 impl Served {
@@ -25,28 +25,28 @@ impl Served {
         Self::start_sized(device, &vec![256; queues.into()], file)
     }
 
-    /// The same, with queues of these sizes.
+    /// Variant of [`start`](Self::start) with queues of these sizes.
     pub fn start_sized(device: Device, sizes: &[u16], file: Arc<File>) -> io::Result<Self> {
         Ok(Self::run(Server::new(device, sizes, Disk::new(file))?))
     }
 }
 
-/// What a disk is to be.
+/// Configuration of a disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Its size in bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// How many queues it has.
+    /// Number of queues.
     pub queues: u16,
-    /// How many descriptors each has room for.
+    /// Number of descriptors of each queue.
     pub queue_size: u16,
-    /// The most segments that a request can have, as the driver is told.
+    /// Maximum number of segments in a request, as announced to the driver.
     pub seg_max: u32,
-    /// How many address spaces share the bounce area; 0 is version 0 of the API.
+    /// Number of address spaces that share the bounce area; 0 for version 0 of the API.
     pub spaces: u32,
-    /// Features it does not offer.
+    /// Features that the disk does not offer.
     pub without: u64,
-    /// The size of the bounce area in bytes; 0 is the default.
+    /// Size of the bounce area in bytes; 0 for the default.
     pub bounce: u64,
 }
 
@@ -64,16 +64,16 @@ impl Default for Shape {
     }
 }
 
-/// A disk that the kernel's virtio_blk has.
+/// A disk driven by the kernel's virtio_blk.
 ///
-/// The fields are dropped in this order: the driver goes while the device still answers.
+/// The fields are dropped in this order: the driver is removed while the device is still served.
 #[derive(Debug)]
 pub struct LiveDisk {
-    /// On the bus.
+    /// The device on the bus.
     pub on_bus: OnBus,
-    /// Served.
+    /// The thread that serves the disk.
     pub served: Served,
-    /// Created.
+    /// The created device.
     pub device: TestDevice,
     /// The disk's data.
     pub file: Arc<File>,
@@ -106,30 +106,30 @@ impl LiveDisk {
         }
     }
 
-    /// The device's name.
+    /// Returns the device's name.
     pub fn name(&self) -> &str {
         self.device.name()
     }
 
-    /// The kernel's name of the disk.
+    /// Waits for the disk, and returns the kernel's name of the disk.
     #[track_caller]
     pub fn disk(&self) -> String {
         soon("the disk appears", || bus::disk_name(self.name()).is_some());
         bus::disk_name(self.name()).expect("a disk")
     }
 
-    /// The disk, as the kernel has it.
+    /// Opens the disk as the kernel's block device.
     #[track_caller]
     pub fn block(&self) -> Block {
         Block::open(&self.disk()).expect("opening the disk")
     }
 
-    /// The VDUSE device.
+    /// Returns the VDUSE device.
     pub fn vduse(&self) -> &Arc<Device> {
         self.served.device()
     }
 
-    /// Ends the disk's thread, runs something, and starts another thread.
+    /// Stops the disk's thread, calls `between`, and starts another thread.
     #[track_caller]
     pub fn restart(self, between: impl FnOnce()) -> Self {
         self.served.stop();
@@ -141,7 +141,7 @@ impl LiveDisk {
     }
 }
 
-/// A file in memory.
+/// Creates a file in memory.
 #[track_caller]
 pub fn memory_file(bytes: u64) -> Arc<File> {
     let disk = Disk::in_memory(bytes).expect("a file in memory");

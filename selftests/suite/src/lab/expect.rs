@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is expected of calls, and when.
+//! Assertions about the results of calls and the timing of events.
 
 use std::fmt::Debug;
 use std::io;
@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use crate::lab::limit::Limit;
 
-/// Asserts that a call failed with this error and no other.
+/// Asserts that a call failed with this error.
 #[track_caller]
 pub fn fails<T: Debug>(result: io::Result<T>, errno: Errno) {
     match result {
@@ -23,7 +23,7 @@ pub fn fails<T: Debug>(result: io::Result<T>, errno: Errno) {
     }
 }
 
-/// Asserts that a call failed with this error and no other; `what` says which call.
+/// Asserts that a call failed with this error; `what` names the call.
 #[track_caller]
 pub fn fails_at<T: Debug>(result: io::Result<T>, errno: Errno, what: impl Debug) {
     match result {
@@ -35,17 +35,17 @@ pub fn fails_at<T: Debug>(result: io::Result<T>, errno: Errno, what: impl Debug)
     }
 }
 
-/// How long something may take that should be so at once, before it is taken for a hang.
+/// Time limit for conditions that should hold immediately. A longer delay counts as a hang.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// Waits until something is so that should be so at once, on a machine that may be slow.
+/// Waits for a condition that should hold immediately, but may take longer on a slow machine.
 #[track_caller]
 pub fn soon(what: &str, condition: impl FnMut() -> bool) {
     within(AT_ONCE, what, condition);
 }
 
-/// Waits until something is so. It is for what takes long by itself, as booting a guest does; the
-/// limit is longer on a machine that is slow ([`Limit`]).
+/// Waits for a condition that takes long by nature, such as the boot of a guest. On a slow machine
+/// the limit is extended ([`Limit`]).
 #[track_caller]
 pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let mut running = Limit::new(limit);
@@ -55,7 +55,7 @@ pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) 
     }
 }
 
-/// Waits for what another thread sends.
+/// Waits for a value from another thread, and returns it.
 #[track_caller]
 pub fn received<T>(what: &str, receiver: &Receiver<T>) -> T {
     let mut found = None;
@@ -70,7 +70,7 @@ pub fn received<T>(what: &str, receiver: &Receiver<T>) -> T {
     found.expect("received just now")
 }
 
-/// Asserts that something stays so, for a while that is long for a computer.
+/// Asserts that a condition keeps holding for a while that is long for a computer.
 #[track_caller]
 pub fn stays(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_millis(150);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A file system (virtio 1.3, section 5.11) that shows a folder, and the kernel's virtiofs on it.
+//! A file system device (virtio 1.3, section 5.11) that exports a directory, and the kernel's
+//! virtiofs on it.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,20 +23,19 @@ use crate::lab::scratch::Scratch;
 use crate::lab::skip;
 use crate::modules;
 
-/// How many queues there are that requests go through.
+/// Number of request queues.
 pub const REQUEST_QUEUES: u16 = 2;
 
-/// How many queues there are; the first one is for what must not wait behind other requests.
+/// Number of queues; the first queue is for high-priority requests, which must not wait for others.
 pub const QUEUES: u16 = 1 + REQUEST_QUEUES;
 
-/// The length of a tag in the configuration space.
+/// Length of the tag in the configuration space.
 const TAG: usize = 36;
 
-/// What the file system of a device is to be. Its tag, by which it is mounted, is the device's
-/// name.
+/// Returns the configuration of a file system device. The tag for mounting is the device's name.
 pub fn device_config(name: &str) -> DeviceConfig {
     let mut config = DeviceConfig::new(name, id::FS);
-    // No more than the transport's own features.
+    // Only features of the transport.
     config.features = blk::FEATURES & !0xff_ffff;
     config.queues = QUEUES;
     config.space = name.as_bytes().to_vec();
@@ -46,7 +46,7 @@ pub fn device_config(name: &str) -> DeviceConfig {
     config
 }
 
-/// A request as it came: through which queue, and what was asked.
+/// A received request: its queue and its operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
     /// The virtqueue.
@@ -55,7 +55,7 @@ pub struct Asked {
     pub opcode: u32,
 }
 
-/// What was asked so far.
+/// The requests received so far.
 #[derive(Clone, Debug, Default)]
 pub struct Log(Arc<Mutex<Vec<Asked>>>);
 
@@ -64,23 +64,23 @@ impl Log {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets what was asked so far.
+    /// Clears the log.
     pub fn clear(&self) {
         self.lock().clear();
     }
 
-    /// How many requests there were of this kind.
+    /// Returns the number of matching requests.
     pub fn count(&self, which: impl Fn(Asked) -> bool) -> usize {
         self.lock().iter().filter(|&&asked| which(asked)).count()
     }
 
-    /// How often this was asked.
+    /// Returns the number of requests for an operation.
     pub fn asked(&self, opcode: u32) -> usize {
         self.count(|asked| asked.opcode == opcode)
     }
 }
 
-/// The device: a folder behind virtqueues.
+/// A file system device's backend, which exports a directory.
 #[derive(Debug)]
 pub struct Files {
     folder: Folder,
@@ -89,7 +89,7 @@ pub struct Files {
 }
 
 impl Files {
-    /// Shows a folder.
+    /// Exports a directory.
     pub fn new(folder: &Path) -> Self {
         Self {
             folder: Folder::new(folder),
@@ -101,7 +101,7 @@ impl Files {
     fn try_serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> io::Result<u32> {
         let mut input = chain.clone().reader(memory).map_err(io::Error::other)?;
         let mut output = chain.writer(memory).map_err(io::Error::other)?;
-        // Of one that is longer, the length that it says is wrong.
+        // A longer request is truncated and so has a wrong length in its header.
         let len = input.available_bytes().min(MAX_REQUEST);
         self.request.resize(len, 0);
         input.read_exact(&mut self.request)?;
@@ -122,9 +122,9 @@ impl Backend for Files {
     }
 }
 
-/// Ends the test where the kernel has no virtiofs.
+/// Skips the test if the kernel does not support virtiofs.
 pub fn need_virtiofs() {
-    // It may be there already, or built in.
+    // virtiofs may be loaded already or built in.
     let _ = modules::tool("modprobe", &["virtiofs"]);
     let all = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if !all.contains("\tvirtiofs\n") {
@@ -132,8 +132,8 @@ pub fn need_virtiofs() {
     }
 }
 
-/// A file system that is mounted, in no folder: what is left of it when a test is killed is
-/// nothing.
+/// A mounted file system that is not attached to any directory, so that nothing is left of it when
+/// a test is killed.
 #[derive(Debug)]
 pub struct Mount(OwnedFd);
 
@@ -151,30 +151,31 @@ impl Mount {
         Ok(Self(mount))
     }
 
-    /// The path of a file there.
+    /// Returns the path of a file in the file system.
     pub fn path(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.0.as_raw_fd()))
     }
 }
 
-/// A file system's device, bound to virtio-vdpa, and the folder behind it. Who serves it is `S`.
+/// A file system device bound to virtio-vdpa, and the exported directory. `S` is the value that
+/// serves the device.
 ///
-/// The fields are dropped in this order: the driver goes while the device still answers.
+/// The fields are dropped in this order: the driver is removed while the device is still served.
 #[derive(Debug)]
 pub struct LiveFs<S> {
-    /// On the bus.
+    /// The device on the bus.
     pub on_bus: OnBus,
-    /// Served.
+    /// The value that serves the device.
     pub served: S,
-    /// Created.
+    /// The created device.
     pub device: TestDevice,
-    /// The folder, `files` in here.
+    /// Contains the exported directory, `files`.
     scratch: Scratch,
 }
 
 impl<S> LiveFs<S> {
-    /// Has a file system served as `serve` says of a device and a folder, and binds it. With other than
-    /// 0 `spaces`, it has so many address spaces, which share the bounce area.
+    /// Creates a device, has `serve` serve the device with an exported directory, and binds it. The
+    /// device has `spaces` address spaces, which share the bounce area; 0 is version 0 of the API.
     #[track_caller]
     pub fn serve(spaces: u32, serve: impl FnOnce(&TestDevice, &Path) -> S) -> Self {
         need_virtiofs();
@@ -195,12 +196,12 @@ impl<S> LiveFs<S> {
         }
     }
 
-    /// The folder behind the file system.
+    /// Returns the exported directory.
     pub fn folder(&self) -> PathBuf {
         self.scratch.path("files")
     }
 
-    /// The file of this name, as the folder has it.
+    /// Returns the path of a file in the exported directory.
     pub fn behind(&self, name: &str) -> PathBuf {
         self.folder().join(name)
     }
@@ -213,13 +214,13 @@ impl<S> LiveFs<S> {
 }
 
 impl LiveFs<(Served<Files>, Log)> {
-    /// One that a thread of the test serves.
+    /// Creates a device that a thread of the test serves.
     #[track_caller]
     pub fn new() -> Self {
         Self::with_spaces(0)
     }
 
-    /// The same, with so many address spaces; 0 is version 0 of the API.
+    /// Variant of [`new`](Self::new) with this number of address spaces; 0 is API version 0.
     #[track_caller]
     pub fn with_spaces(spaces: u32) -> Self {
         Self::serve(spaces, |device, folder| {
@@ -231,7 +232,7 @@ impl LiveFs<(Served<Files>, Log)> {
         })
     }
 
-    /// What was asked so far.
+    /// Returns the log of requests.
     pub fn log(&self) -> &Log {
         &self.served.1
     }

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A FUSE server, without a transport: the regular files of one folder.
+//! A FUSE server without a transport, for the regular files of one directory.
 //!
-//! It keeps nothing that cannot be found again: a node is the number that the folder's own file
-//! system gives the file. So a server that takes the folder over knows the nodes that its
-//! predecessor told of.
+//! The server keeps no state that cannot be found again: a node ID is the inode number that the
+//! directory's own file system gives the file. So a server that takes over the directory knows the
+//! nodes that its predecessor reported.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -20,22 +20,23 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// The most bytes that one request reads or writes.
+/// Maximum number of bytes that one request reads or writes.
 pub const MAX_DATA: usize = 256 << 10;
 
-/// The longest request: data, and before it what is to be done.
+/// Maximum length of a request: the data, and before it the operation.
 pub const MAX_REQUEST: usize = MAX_DATA + 4096;
 
-/// How long the kernel may take attributes and names to be as they were, in seconds.
+/// How long the kernel may cache attributes and names, in seconds.
 const VALID: u64 = 3600;
 
-/// The longest list of names in one answer: a folder of a few files takes several.
+/// Maximum length of a list of names in one answer, so that a directory of a few files takes
+/// several.
 const MAX_LIST: usize = 4096;
 
-/// The longest name of a file.
+/// Maximum length of a file name.
 const MAX_NAME: usize = 255;
 
-/// What requests there are; the names are those of the ABI.
+/// Operations, named as in the ABI.
 #[allow(missing_docs)]
 pub mod op {
     use super::fuse_opcode as code;
@@ -60,19 +61,19 @@ pub mod op {
     pub const BATCH_FORGET: u32 = code::FUSE_BATCH_FORGET as u32;
 }
 
-/// The server of a folder.
+/// The server of a directory.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    /// Files that are open, by node.
+    /// Open files, by node.
     files: HashMap<u64, File>,
 }
 
-/// What a request is answered with.
+/// The answer to a request.
 type Reply = io::Result<Vec<u8>>;
 
 impl Folder {
-    /// Serves a folder.
+    /// Creates a server of a directory.
     pub fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
@@ -80,9 +81,9 @@ impl Folder {
         }
     }
 
-    /// Does what a request says, and returns the answer: nothing, or at most `room` bytes.
+    /// Executes a request. Returns the answer, which is empty or at most `room` bytes long.
     ///
-    /// Anything can be in the request.
+    /// The request can contain anything.
     pub fn answer(&mut self, request: &[u8], room: usize) -> Vec<u8> {
         let Ok((header, body)) = abi::fuse_in_header::read_from_prefix(request) else {
             return Vec::new();
@@ -119,7 +120,7 @@ impl Folder {
             }
         };
         let header = abi::fuse_out_header {
-            // Less than MAX_REQUEST.
+            // The length is less than MAX_REQUEST.
             len: (size_of::<abi::fuse_out_header>() + data.len()) as u32,
             error,
             unique: header.unique,
@@ -165,7 +166,7 @@ impl Folder {
         }
     }
 
-    /// Only the folder itself has files in it.
+    /// Fails unless the node is the directory itself, the only node that contains files.
     fn root(&self, node: u64) -> io::Result<()> {
         if node == abi::FUSE_ROOT_ID {
             Ok(())
@@ -174,7 +175,7 @@ impl Folder {
         }
     }
 
-    /// The names in the folder whose nodes come after one, by node.
+    /// Returns the names in the directory whose nodes are greater than `after`, sorted by node.
     fn entries(&self, after: u64) -> io::Result<Vec<(u64, OsString)>> {
         let mut entries = Vec::new();
         for entry in self.path.read_dir()? {
@@ -187,7 +188,7 @@ impl Folder {
         Ok(entries)
     }
 
-    /// Opens a regular file of the folder.
+    /// Opens a regular file in the directory.
     fn open(&self, options: &mut OpenOptions, name: &OsStr) -> io::Result<File> {
         let file = options
             .read(true)
@@ -213,7 +214,7 @@ impl Folder {
         }
     }
 
-    /// The file of a node, which stays open.
+    /// Returns the file of a node, which is kept open.
     fn file(&mut self, node: u64) -> io::Result<&File> {
         let file = match self.files.remove(&node) {
             Some(file) => file,
@@ -222,7 +223,7 @@ impl Folder {
         Ok(self.files.entry(node).or_insert(file))
     }
 
-    /// Tells of a file, and keeps it open.
+    /// Returns the entry that reports a file, and keeps the file open.
     fn tell(&mut self, file: File) -> io::Result<abi::fuse_entry_out> {
         let attr = attributes(&file)?;
         self.files.insert(attr.ino, file);
@@ -248,7 +249,7 @@ impl Folder {
         })
     }
 
-    /// Sets the size, and with it the times; nothing else can be set.
+    /// Sets the size, and with it the times; other attributes cannot be set.
     fn set_attributes(&mut self, node: u64, what: abi::fuse_setattr_in) -> Reply {
         let with_size = abi::FATTR_FH
             | abi::FATTR_LOCKOWNER
@@ -309,7 +310,8 @@ impl Folder {
         })
     }
 
-    /// The names after a place. A file's place is its node, which stays when others come and go.
+    /// Returns the names after an offset. A file's offset is its node, which stays the same when
+    /// other files are created or deleted.
     fn list(&self, what: &abi::fuse_read_in, room: usize) -> Reply {
         let room = room.min(what.size as usize).min(MAX_LIST);
         let mut list = Vec::new();
@@ -318,7 +320,7 @@ impl Folder {
                 ino: node,
                 off: node,
                 namelen: name.len() as u32,
-                // The type as `readdir` has it, a regular file.
+                // The type as in `readdir`: a regular file.
                 type_: 8,
                 ..Default::default()
             };
@@ -351,7 +353,7 @@ impl Folder {
     }
 }
 
-/// Agrees on a version and on how much a request carries.
+/// Negotiates the version and the maximum amount of data in a request.
 fn init(body: &[u8]) -> Reply {
     let (theirs, _) = arguments::<abi::fuse_init_in>(body)?;
     if theirs.major != abi::FUSE_KERNEL_VERSION {
@@ -369,8 +371,8 @@ fn init(body: &[u8]) -> Reply {
     })
 }
 
-/// A file is open. Nothing is to be done when one of its descriptors is closed: a process that
-/// starts the next daemon closes some, while there is none.
+/// Returns the answer that a file is open. The file needs no action when one of its descriptors is
+/// closed: a process that starts the next daemon closes some while there is no daemon.
 fn opened() -> abi::fuse_open_out {
     abi::fuse_open_out {
         open_flags: abi::FOPEN_NOFLUSH,
@@ -408,17 +410,17 @@ fn bytes(value: &(impl IntoBytes + Immutable)) -> Reply {
     Ok(value.as_bytes().to_vec())
 }
 
-/// The arguments at the start of a request's body, and what follows them.
+/// Parses the arguments at the start of a request's body. Returns them and the rest of the body.
 fn arguments<T: FromBytes>(body: &[u8]) -> io::Result<(T, &[u8])> {
     T::read_from_prefix(body).or_else(|_| invalid())
 }
 
-/// The arguments that are all of a request's body.
+/// Parses the arguments that make up the whole body of a request.
 fn exactly<T: FromBytes>(body: &[u8]) -> io::Result<T> {
     T::read_from_bytes(body).or_else(|_| invalid())
 }
 
-/// A name with a zero after it, and nothing but a name.
+/// Parses a body that consists of a file name and a terminating zero byte.
 fn name(bytes: &[u8]) -> io::Result<&OsStr> {
     match bytes {
         [b'.', 0] | [b'.', b'.', 0] => invalid(),
@@ -453,7 +455,7 @@ mod tests {
         [header.as_bytes(), &body].concat()
     }
 
-    /// The error, and what follows the header, of an answer that makes sense.
+    /// Parses a well-formed answer. Returns the error and the data after the header.
     fn parse(answer: &[u8]) -> (i32, &[u8]) {
         let (header, data) = abi::fuse_out_header::read_from_prefix(answer).unwrap();
         assert_eq!((header.len as usize, header.unique), (answer.len(), 77));
@@ -467,7 +469,8 @@ mod tests {
         assert_eq!(parse(&answer).0, errno.raw_os_error());
     }
 
-    /// A folder with a file `f` of "hello", and its node.
+    /// Creates a directory with a file `f` that contains "hello". Returns the directory, a server,
+    /// and the file's node.
     fn folder() -> (Scratch, Folder, u64) {
         let scratch = Scratch::new();
         let path = scratch.path("f");
@@ -506,7 +509,7 @@ mod tests {
         );
         assert_eq!(parse(&answer).0, 0);
         assert_eq!(std::fs::read(scratch.path("f")).unwrap(), b"hellp m");
-        // One that has not been told of the node finds it.
+        // A server that has not reported the node finds it.
         let mut folder = Folder::new(&scratch.path(""));
         let read = read_in(1, 100);
         let answer = folder.answer(&request(op::READ, node, &[read.as_bytes()]), PLENTY);

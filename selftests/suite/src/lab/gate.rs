@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A gate that a daemon's interrupts pass, whatever program the daemon is: once it is shut, the
-//! daemon stands still in the system call that would interrupt a virtqueue, and can be killed there.
+//! A gate for a daemon's interrupts, whatever program the daemon is. Once the gate is shut, the
+//! daemon blocks in the system call that would interrupt a virtqueue, and can be killed there.
 //!
-//! The kernel asks this process about each such call of the daemon (seccomp).
+//! The kernel asks this process about each such system call of the daemon (seccomp).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,20 +20,20 @@ use vduse_uapi::ioctl::VQ_INJECT_IRQ;
 
 use crate::lab::raw::{self, number, Bytes, READ, WRITE};
 
-/// Where the daemon has the file by which it is asked about, so that it can be found.
+/// File descriptor number of the seccomp listener in the daemon, where this process finds it.
 const LISTENER: i32 = 100;
 
-/// The type byte of the ioctls of that file (`include/uapi/linux/seccomp.h`).
+/// Type byte of the listener's ioctls (`include/uapi/linux/seccomp.h`).
 const SECCOMP: u8 = b'!';
-/// Receives a question: its id, who it is about, and the system call.
+/// Receives a notification: its ID, the calling process, and the system call.
 const RECEIVE: u32 = number(READ | WRITE, SECCOMP, 0, QUESTION);
 const QUESTION: usize = 80;
-/// Sends an answer: the question's id, a result, an error, and flags.
+/// Sends a reply: the notification's ID, a result, an error, and flags.
 const SEND: u32 = number(READ | WRITE, SECCOMP, 1, 24);
-/// In an answer's flags: the call is carried out.
+/// Flag of a reply: the system call is executed.
 const CONTINUE: u32 = 1;
 
-/// The gate of a daemon.
+/// A daemon's gate.
 #[derive(Debug)]
 pub struct Gate {
     shared: Arc<Shared>,
@@ -47,7 +47,7 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// Has a program that is about to be started ask for each interrupt.
+/// Makes a program that is about to be started ask before each interrupt.
 pub fn install(command: &mut Command) {
     // SAFETY: The closure makes system calls only.
     unsafe { command.pre_exec(ask) };
@@ -55,7 +55,8 @@ pub fn install(command: &mut Command) {
 
 fn ask() -> io::Result<()> {
     use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
-    // In `struct seccomp_data`: the system call's number, the lower half of its second argument.
+    // Offsets in `struct seccomp_data`: the system call's number, the lower half of its second
+    // argument.
     const NUMBER: u32 = 0;
     const SECOND: u32 = 24;
     let step = |code: u32, skip: u8, k: u32| libc::sock_filter {
@@ -76,7 +77,7 @@ fn ask() -> io::Result<()> {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
-    // SAFETY: The kernel reads the program, which is there, and nothing else.
+    // SAFETY: The kernel only reads the program, which is valid.
     let listener = unsafe {
         libc::syscall(
             libc::SYS_seccomp,
@@ -88,7 +89,7 @@ fn ask() -> io::Result<()> {
     if listener < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: The process is about to be another program, and has no file of that number.
+    // SAFETY: The process is about to execute another program, and has no open file of that number.
     if unsafe { libc::dup2(listener as i32, LISTENER) } < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -96,7 +97,7 @@ fn ask() -> io::Result<()> {
 }
 
 impl Gate {
-    /// The gate of a daemon that [`install`] was done for, open.
+    /// Returns the open gate of a daemon that was started with [`install`].
     #[track_caller]
     pub fn of(child: &Child) -> Self {
         let pid = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("the daemon");
@@ -111,12 +112,12 @@ impl Gate {
         }
     }
 
-    /// Shuts it.
+    /// Shuts the gate.
     pub fn shut(&self) {
         self.shared.shut.store(true, Ordering::SeqCst);
     }
 
-    /// Whether the daemon stands before it.
+    /// Returns whether the daemon is blocked at the gate.
     pub fn holds_one(&self) -> bool {
         self.shared.held.load(Ordering::SeqCst)
     }
@@ -131,13 +132,13 @@ impl Drop for Gate {
     }
 }
 
-/// Interrupts the first virtqueues of a device when this is dropped, if nobody serves it then: so that a
-/// test that fails leaves no driver that waits for an interrupt.
+/// Interrupts the first virtqueues of a device on drop, if the device is not served by then. So a
+/// test that fails leaves no driver waiting for an interrupt.
 #[derive(Debug)]
 pub struct InterruptOnDrop {
     /// The device's name.
     pub name: String,
-    /// How many virtqueues.
+    /// Number of virtqueues.
     pub queues: u32,
 }
 
@@ -151,7 +152,7 @@ impl Drop for InterruptOnDrop {
     }
 }
 
-/// Answers the questions, but for those that come when the gate is shut.
+/// Replies to notifications, except those received while the gate is shut.
 fn keep(listener: &OwnedFd, shared: &Shared) {
     let moment = Timespec {
         tv_sec: 0,
@@ -163,7 +164,7 @@ fn keep(listener: &OwnedFd, shared: &Shared) {
             continue;
         }
         let mut question = [0; QUESTION];
-        // Who asked may be gone.
+        // The calling process may be gone.
         if raw::call(listener, RECEIVE, &mut question).is_err() {
             continue;
         }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk with a virtqueue for each group, served by a process of its own.
+//! A disk with one virtqueue for each group, served by a separate process.
 //!
-//! vhost maps memory of a process with that process's memory locked, and waits for the daemon
-//! meanwhile: a daemon of the same process that maps something itself would wait for vhost.
+//! vhost maps a process's memory with the process's mmap lock held, and waits for the daemon
+//! meanwhile. If a daemon in the same process mapped memory at that time, it would wait for vhost.
 
 use std::io;
 use std::process::{Child, Command, Stdio};
@@ -16,7 +16,7 @@ use crate::lab::disk::memory_file;
 use crate::lab::expect::soon;
 use crate::lab::spaces;
 
-/// The address of the page by which a watched address space is told apart.
+/// IOVA of the page that identifies a watched address space.
 pub const MARK: u64 = 0x4000_0000;
 
 /// A process that serves a disk.
@@ -26,11 +26,11 @@ pub struct GroupsDaemon {
 }
 
 impl GroupsDaemon {
-    /// Starts a process that serves a device of version 1 with a queue for each group, and waits
-    /// until it does. Sector n is full of n + 1.
+    /// Starts a process that serves a device of version 1 with one queue for each group, and waits
+    /// until the process serves the device. Each byte of sector n is n + 1.
     ///
-    /// All the time, the process looks at the page at [`MARK`] in each address space, and ends if
-    /// that is not full of the address space's number.
+    /// The process continuously checks the page at [`MARK`] in each address space, and exits if the
+    /// page is mapped and does not contain the address space's number.
     #[track_caller]
     pub fn start(name: &str, groups: u16, spaces: u32) -> Self {
         let mut child = Command::new("/proc/self/exe")
@@ -43,14 +43,14 @@ impl GroupsDaemon {
             if let Ok(Some(status)) = child.try_wait() {
                 panic!("the daemon ended: {status}");
             }
-            // All of its queues are set up when it has written its name.
+            // The process changes its name once all of its queues are set up.
             std::fs::read_to_string(format!("/proc/{}/comm", child.id()))
                 .is_ok_and(|comm| comm.trim() == READY)
         });
         Self { child }
     }
 
-    /// Asserts that it is still there, content with what it saw.
+    /// Asserts that the process still runs, and so has found no wrong page.
     #[track_caller]
     pub fn check(&mut self) {
         let status = self.child.try_wait().expect("asking for the daemon");
@@ -65,10 +65,10 @@ impl Drop for GroupsDaemon {
     }
 }
 
-/// What a process is called that serves its device.
+/// Name of a process that serves its device.
 const READY: &str = "vduse-groups";
 
-/// The process: `groups NAME GROUPS SPACES`.
+/// The helper process `groups NAME GROUPS SPACES`.
 pub fn run(arguments: &[String]) -> io::Result<()> {
     let [name, groups, spaces] = arguments else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -91,7 +91,7 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
                     eprintln!("address space {asid} has the page of {byte}");
                     std::process::exit(1);
                 }
-                // Mostly it is just not mapped.
+                // Most of the time, the page is not mapped.
                 _ => {}
             }
         }

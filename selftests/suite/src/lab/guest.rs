@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A guest inside the machine that the tests run in: QEMU, as it is packaged, with the stock kernel
-//! and an initrd that does what it is told on the serial console (see `qemu-test/guest/nested`).
+//! A guest inside the machine in which the tests run: the distribution's QEMU with the stock kernel
+//! and an initrd that executes lines from the serial console (see `qemu-test/guest/nested`).
 //!
 //! ```text
 //! let mut guest = Setup::new()
@@ -12,8 +12,8 @@
 //! guest.power_off();
 //! ```
 //!
-//! A guest that is dropped is killed. If the test has failed by then, all that QEMU said is shown:
-//! so keep it until the last of the test's assertions.
+//! A guest is killed on drop. If the test has failed by then, all output of QEMU is shown, so keep
+//! the guest until the last assertion of the test.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
@@ -32,34 +32,35 @@ use crate::lab::{note, skip};
 use crate::modules;
 use crate::runner::environment;
 
-/// How long a guest may take to come up.
+/// Time limit for a guest's boot.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long a line may take in the guest, and turning it off.
+/// Time limit for a line in the guest, and for turning the guest off.
 const RUN_LIMIT: Duration = Duration::from_secs(120);
 
-/// What the guest says, on a line of its own, when it takes lines.
+/// Line that the guest prints when it accepts input.
 const READY: &str = "@ready\n";
 
-/// What a line's answer ends with; its status follows.
+/// End of the output of a line; the line's status follows.
 const DONE: &str = "\n@done ";
 
-/// A guest to be started.
+/// Configuration of a guest to be started.
 #[derive(Debug)]
 pub struct Setup {
     folder: PathBuf,
     arguments: Vec<OsString>,
-    /// How much memory it has, in MiB.
+    /// Amount of memory in MiB.
     pub memory: u32,
 }
 
 impl Setup {
-    /// A guest of 256 MiB without any device but its console. Ends the test where there is nothing
-    /// to boot.
+    /// Creates the configuration of a guest with 256 MiB and no devices except its console. Skips
+    /// the test if there is no guest to boot.
     ///
-    /// It has one CPU: where KVM itself is emulated (SVM in QEMU 10's TCG), a second one brings down
-    /// the kernel outside in one boot of five, in the handler of a page fault with the guest's GS. And
-    /// it stays on one CPU of the machine outside: one guest of fifty that did not ended of itself.
+    /// The guest has one CPU: where KVM itself is emulated (SVM in QEMU 10's TCG), a second CPU
+    /// crashes the outer kernel in one boot of five, in a page fault handler that runs with the
+    /// guest's GS. The guest also stays on one CPU of the outer machine: without that, one guest of
+    /// fifty ended unexpectedly.
     pub fn new() -> Self {
         let Some(folder) = std::env::var_os(environment::GUEST) else {
             skip("there is no guest to boot: --guest DIR names what qemu-test/nested makes");
@@ -78,7 +79,7 @@ impl Setup {
         self
     }
 
-    /// Starts the guest, and waits until it can be told what to do.
+    /// Starts the guest, and waits until it accepts commands.
     #[track_caller]
     pub fn boot(self) -> Guest {
         let begin = Instant::now();
@@ -89,7 +90,7 @@ impl Setup {
         guest
     }
 
-    /// Starts QEMU, and does not wait: for a guest that arrives by migration.
+    /// Starts QEMU without waiting, for a guest that arrives by migration.
     #[track_caller]
     pub fn start(self) -> Guest {
         let scratch = Scratch::new();
@@ -98,8 +99,8 @@ impl Setup {
             .expect("the guest's kernel parameters");
         let mut command = Command::new("qemu-system-x86_64");
         command
-            // qboot, as SeaBIOS would start the devices before the guest does. Devices of vDPA want
-            // memory that can be shared.
+            // qboot is used because SeaBIOS would start the devices before the guest does. vDPA
+            // devices need shared memory.
             .args([
                 "-machine",
                 "q35,memory-backend=memory",
@@ -128,7 +129,7 @@ impl Setup {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // Emulated KVM is not to be moved to another CPU.
+        // Emulated KVM must stay on one CPU.
         let spawn = || {
             run_on(1);
             command.spawn()
@@ -148,9 +149,9 @@ impl Setup {
     }
 }
 
-/// How QEMU is to run the guest: with KVM, if the machine has it. Even a machine that is emulated
-/// has: the extensions that KVM needs are emulated as well, and the guest comes up several times
-/// as fast as when it is emulated inside of what is emulated.
+/// Returns QEMU's accelerator: KVM if the machine supports it. Even an emulated machine does, as
+/// the CPU extensions that KVM needs are emulated too. The guest then boots several times as fast
+/// as under nested emulation.
 fn accelerator() -> &'static str {
     let vendors = ["kvm_amd", "kvm_intel"];
     let there = Path::new("/dev/kvm").exists()
@@ -169,10 +170,10 @@ fn accelerator() -> &'static str {
 pub struct Guest {
     child: Child,
     input: ChildStdin,
-    /// The serial console, and QEMU's own standard output.
+    /// The output of the serial console and QEMU's own standard output.
     console: Said,
     errors: Said,
-    /// How much of the console was waited for.
+    /// Number of console bytes that have been consumed by waiting.
     read: usize,
     qmp: Option<Qmp>,
     socket: PathBuf,
@@ -180,14 +181,14 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Has the guest's shell evaluate a line. Returns the line's status and what it printed, errors
-    /// as well.
+    /// Evaluates a line in the guest's shell. Returns the line's status and its output, including
+    /// errors.
     #[track_caller]
     pub fn run(&mut self, line: &str) -> (i32, String) {
         self.run_within(RUN_LIMIT, line)
     }
 
-    /// As [`run`](Self::run), with another time limit.
+    /// Variant of [`run`](Self::run) with another time limit.
     #[track_caller]
     pub fn run_within(&mut self, limit: Duration, line: &str) -> (i32, String) {
         self.send(line);
@@ -196,7 +197,7 @@ impl Guest {
         (status.parse().expect("a status"), output)
     }
 
-    /// Has the guest's shell evaluate a line, which must succeed. Returns what it printed.
+    /// Evaluates a line in the guest's shell, which must succeed. Returns the line's output.
     #[track_caller]
     pub fn ok(&mut self, line: &str) -> String {
         let (status, output) = self.run(line);
@@ -204,7 +205,7 @@ impl Guest {
         output
     }
 
-    /// Gives the guest's shell a line, and does not wait.
+    /// Sends a line to the guest's shell without waiting.
     #[track_caller]
     pub fn send(&mut self, line: &str) {
         assert!(!line.contains('\n'), "several lines have several answers");
@@ -213,13 +214,13 @@ impl Guest {
         }
     }
 
-    /// The process of QEMU.
+    /// Returns the process ID of QEMU.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Moves the guest to a QEMU that was started with `-incoming defer`, and ends this one. The
-    /// guest runs there when this returns.
+    /// Migrates the guest to a QEMU that was started with `-incoming defer`, and ends this QEMU.
+    /// The guest runs in the other QEMU when this function returns.
     #[track_caller]
     pub fn migrate_to(mut self, there: &mut Self) {
         let uri = json!({ "uri": format!("unix:{}", there.socket.with_extension("in").display()) });
@@ -240,13 +241,13 @@ impl Guest {
         self.wait_for_end();
     }
 
-    /// The guest's monitor.
+    /// Returns a connection to QEMU's monitor.
     #[track_caller]
     pub fn qmp(&mut self) -> &mut Qmp {
         self.qmp.get_or_insert_with(|| Qmp::connect(&self.socket))
     }
 
-    /// Has the guest turn itself off, and waits until QEMU has ended well.
+    /// Turns the guest off and waits until QEMU has ended successfully.
     #[track_caller]
     pub fn power_off(&mut self) {
         self.qmp();
@@ -256,7 +257,8 @@ impl Guest {
         self.wait_for_end();
     }
 
-    /// Waits until QEMU ends by itself, which must be well, and not because the guest crashed.
+    /// Waits until QEMU ends by itself, which must be with success and without a crash of the
+    /// guest.
     #[track_caller]
     pub fn wait_for_end(&mut self) {
         let mut limit = Limit::new(RUN_LIMIT);
@@ -274,13 +276,13 @@ impl Guest {
         assert!(!crashed, "the guest crashed");
     }
 
-    /// Kills QEMU, and waits until it is gone.
+    /// Kills QEMU and waits until it has ended.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// All that QEMU said so far, the guest's console with it.
+    /// Returns all output of QEMU so far, including the guest's console.
     pub fn said(&self) -> String {
         format!(
             "-- the guest's console and QEMU's standard output:\n{}\n-- QEMU's standard error:\n{}",
@@ -289,7 +291,7 @@ impl Guest {
         )
     }
 
-    /// Waits until the console says something, and returns what it says before that.
+    /// Waits for a text on the console. Returns the output before the text.
     #[track_caller]
     fn wait_for(&mut self, what: &[u8], limit: Duration, why: &str) -> String {
         let from = self.read;
@@ -316,7 +318,7 @@ impl Drop for Guest {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            // The rest is on its way through the threads.
+            // The reader threads may still be handling the last output.
             for said in [&self.console, &self.errors] {
                 said.wait(Duration::from_secs(5), |said| said.ended.then_some(()));
             }
@@ -325,14 +327,14 @@ impl Drop for Guest {
     }
 }
 
-/// What comes out of a pipe, collected by a thread.
+/// Output of a pipe, collected by a thread.
 #[derive(Debug, Default)]
 struct Said(Arc<(Mutex<Text>, Condvar)>);
 
 #[derive(Debug, Default)]
 struct Text {
     bytes: Vec<u8>,
-    /// There will be no more.
+    /// Whether the output has ended.
     ended: bool,
 }
 
@@ -372,7 +374,7 @@ impl Said {
         String::from_utf8_lossy(&self.lock().bytes[range]).into_owned()
     }
 
-    /// Waits until there is what `look` looks for; `None` if there is not within the limit.
+    /// Waits until `look` finds something. Returns `None` at the time limit.
     fn wait<T>(&self, limit: Duration, mut look: impl FnMut(&Text) -> Option<T>) -> Option<T> {
         let mut running = Limit::new(limit);
         let mut text = self.lock();

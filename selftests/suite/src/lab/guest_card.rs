@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card for a guest, on a TAP interface of this machine.
+//! A network card for a guest, connected to a TAP interface of this machine.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Receiver;
@@ -24,7 +24,7 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Makes a TAP interface for so many pairs of queues, and brings it up.
+    /// Creates a TAP interface with this number of queue pairs and brings it up.
     #[track_caller]
     pub fn tap(name: &str, pairs: u16) -> Self {
         crate::modules::tool("modprobe", &["tun"]).expect("loading tun");
@@ -33,7 +33,7 @@ impl Interface {
         Self::up(name)
     }
 
-    /// Makes a bridge, and brings it up.
+    /// Creates a bridge and brings it up.
     #[track_caller]
     pub fn bridge(name: &str) -> Self {
         crate::modules::tool("modprobe", &["bridge"]).expect("loading bridge");
@@ -50,13 +50,13 @@ impl Interface {
         interface
     }
 
-    /// Gives it an address.
+    /// Adds an address to the interface.
     #[track_caller]
     pub fn add_address(&self, address: &str) {
         ip(&format!("address add {address}/24 dev {}", self.name));
     }
 
-    /// Puts it into a bridge.
+    /// Attaches the interface to a bridge.
     #[track_caller]
     pub fn join(&self, bridge: &Self) {
         ip(&format!("link set {} master {}", self.name, bridge.name));
@@ -69,11 +69,11 @@ impl Drop for Interface {
     }
 }
 
-/// A card that is served, and bound to vhost-vdpa.
+/// A network card that is served and bound to vhost-vdpa.
 ///
-/// The fields are dropped in this order: the driver goes while the card still answers.
+/// The fields are dropped in this order: the driver is removed while the card is still served.
 pub struct GuestCard {
-    /// On the bus.
+    /// The device on the bus.
     pub on_bus: OnBus,
     served: Serving<Net<Tap>>,
     _device: TestDevice,
@@ -82,7 +82,7 @@ pub struct GuestCard {
 }
 
 impl GuestCard {
-    /// Makes a card on a TAP interface. It is of version 1.
+    /// Creates a card of version 1 on a TAP interface.
     #[track_caller]
     pub fn new(shape: &Shape, tap: &str) -> Self {
         let ports = Tap::open(tap, shape.pairs).expect("opening the TAP interface");
@@ -101,42 +101,42 @@ impl GuestCard {
         }
     }
 
-    /// The node of the card for virtual machines.
+    /// Returns the card's vhost-vdpa node, for a virtual machine.
     #[track_caller]
     pub fn node(&self) -> String {
         let path = bus::vhost_path(self.on_bus.name()).expect("a node");
         path.display().to_string()
     }
 
-    /// The VDUSE device.
+    /// Returns the VDUSE device.
     pub fn device(&self) -> &Arc<Device> {
         self.served.device()
     }
 
-    /// The address space that a virtqueue group is in.
+    /// Returns the address space of a virtqueue group.
     pub fn address_space(&self, group: u32) -> u32 {
         self.served.handle().address_space(group)
     }
 
-    /// All that happened to the card so far.
+    /// Returns all events on the card so far.
     pub fn events(&mut self) -> &[Event] {
         self.seen.extend(self.events.try_iter());
         &self.seen
     }
 
-    /// Whether this has happened to the card.
+    /// Returns whether this event has occurred.
     pub fn has_seen(&mut self, what: &What) -> bool {
         self.events().iter().any(|event| event.what == *what)
     }
 
-    /// What is set. Something must have happened to the card.
+    /// Returns the current settings. At least one event must have occurred.
     #[track_caller]
     pub fn settings(&mut self) -> Settings {
         let last = self.events().last();
         last.expect("something happened").settings.clone()
     }
 
-    /// Waits until something happens, unless it has.
+    /// Waits for an event, unless it has occurred already.
     #[track_caller]
     pub fn wait_for(&mut self, what: &str, limit: Duration, is: impl Fn(&Event) -> bool) {
         let mut running = Limit::new(limit);
@@ -148,17 +148,17 @@ impl GuestCard {
     }
 }
 
-/// A `ping` that goes on until it is ended.
+/// A `ping` process that runs until stopped.
 #[derive(Debug)]
 pub struct Pinger {
     child: Child,
 }
 
-/// How many pings there are in a second.
+/// Number of pings per second.
 const PINGS: f64 = 5.0;
 
 impl Pinger {
-    /// Pings an address.
+    /// Starts to ping an address.
     #[track_caller]
     pub fn start(address: &str) -> Self {
         let interval = (1.0 / PINGS).to_string();
@@ -170,7 +170,7 @@ impl Pinger {
         Self { child }
     }
 
-    /// Ends it. Returns when there was an answer, in seconds from the first ping.
+    /// Stops the process. Returns the times of the answered pings, in seconds since the first ping.
     #[track_caller]
     pub fn stop(mut self) -> Vec<f64> {
         use rustix::process::{kill_process, Pid, Signal};

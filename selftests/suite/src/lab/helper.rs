@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Processes that tests start: this program, with `--helper`.
+//! Processes started by tests: this program with `--helper`.
 
 use std::process::ExitCode;
 
 use crate::lab::block::Block;
 use crate::lab::{client, compat, daemon, groups, outsider};
 
-/// The library's example.
+/// Example of the `vduse` library.
 #[allow(dead_code)]
 #[path = "../../../vduse/examples/isolated.rs"]
 mod isolated;
 
-/// The library's other example.
+/// Another example of the `vduse` library.
 #[allow(dead_code)]
 #[path = "../../../vduse/examples/net.rs"]
 mod net;
 
-/// Does what the arguments say.
+/// Runs the helper that the arguments name.
 pub fn run(arguments: &[String]) -> ExitCode {
     let done = match arguments {
         [kind] if kind == "ia32" => compat::try_here(),
@@ -36,7 +36,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
         [kind, path, spaces] if kind == "moves" => spaces
             .parse()
             .is_ok_and(|spaces| client::move_through(path.as_ref(), spaces).is_ok()),
-        // Reads from a disk so much at once that its bounce area is full.
+        // Reads so much from a disk at once that its bounce area fills up.
         [kind, disk] if kind == "fill" => Block::open(disk).is_ok_and(|block| {
             let read = |n: u64| block.read(n << 22, 4 << 20).is_ok();
             std::thread::scope(|scope| {
@@ -69,7 +69,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
             }
         },
         [kind, rest @ ..] if kind == "fuzz" => crate::fuzz::act(rest),
-        // Opens a file, which may wait for ever.
+        // Opens a file, which may block forever.
         [kind, path] if kind == "open" => std::fs::OpenOptions::new()
             .read(true)
             .write(true)

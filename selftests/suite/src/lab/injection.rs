@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Allocations that fail, one at a time: the kernel's fault injection.
+//! Fault injection: allocations fail one at a time.
 //!
-//! The kernel counts what a thread asks it for, and has the nth fail (`/proc/thread-self/fail-nth`,
-//! Documentation/fault-injection). Something is done with the first failing, then with the second,
-//! and so on until there is none left to fail.
+//! The kernel counts the points in a thread at which a fault can be injected, and injects the nth
+//! fault (`/proc/thread-self/fail-nth`, Documentation/fault-injection). An operation is performed
+//! with the first fault, then with the second, and so on, until no fault is injected.
 
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -20,32 +20,32 @@ use rustix::io::Errno;
 use crate::lab::{driver, note, skip, sysfs};
 use crate::modules;
 
-/// The kinds of fault, by their folders in debugfs.
+/// Kinds of fault, by the names of their debugfs directories.
 const SLAB: &str = "failslab";
 const PAGES: &str = "fail_page_alloc";
 const COPIES: &str = "fail_usercopy";
 
-/// What no path has as many of.
+/// Maximum number of faults on a path; no path has that many.
 const MOST: u32 = 2000;
 
-/// A range of addresses in which there is no code: what must be below it never fails.
+/// An address range without code. Faults limited to such a range never occur.
 const NOWHERE: Range<u64> = 0..1;
-/// All addresses: the kernel looks at no stack then.
+/// All addresses. With this range, the kernel does not check the stack.
 const EVERYWHERE: Range<u64> = 0..u64::MAX;
 
-/// A function of the kernel that a driver cannot do without, and whose first allocation must not
-/// fail: the second time that all caches for addresses are made, it frees one of those that are
-/// gone (7.2, `drivers/iommu/iova.c`).
+/// A kernel function that the driver needs and whose first allocation must not fail. When the
+/// function creates its caches for the second time and that fails, it frees a cache that is gone
+/// already (7.2, `drivers/iommu/iova.c`).
 const FREED_TWICE: &str = "iova_cache_get";
 
-/// What code a fault must be below, on the stack.
+/// The code that must be on the stack for a fault to occur.
 #[derive(Clone, Copy, Debug)]
 pub enum Below {
-    /// Any.
+    /// Any code.
     Anything,
-    /// The driver's.
+    /// The driver's code.
     Driver,
-    /// What calls a module's own function when it is loaded, but for [`FREED_TWICE`].
+    /// The function that calls a module's init function, except below [`FREED_TWICE`].
     Initcall,
 }
 
@@ -60,19 +60,19 @@ impl Below {
     }
 }
 
-/// Faults for this thread, as long as this is there.
+/// Fault injection for this thread, enabled until dropped.
 #[derive(Debug)]
 pub struct Injection {
     nth: File,
-    /// The settings as they were.
+    /// The previous settings.
     before: Vec<(PathBuf, String)>,
-    /// The file is of the thread that opened it.
+    /// Prevents a move to another thread, as the file belongs to the thread that opened it.
     _thread: PhantomData<*const ()>,
 }
 
 impl Injection {
-    /// Has allocations of memory fail, those that may wait included. Ends the test where the kernel
-    /// cannot.
+    /// Injects faults in memory allocations, including those that may sleep. Skips the test if the
+    /// kernel does not support that.
     #[track_caller]
     pub fn of_allocations(below: Below) -> Self {
         let mut injection = Self::new();
@@ -90,7 +90,8 @@ impl Injection {
         injection
     }
 
-    /// Has copies from and to the memory of processes fail. Ends the test where the kernel cannot.
+    /// Injects faults in copies from and to user memory. Skips the test if the kernel does not
+    /// support that.
     #[track_caller]
     pub fn of_copies() -> Self {
         let mut injection = Self::new();
@@ -110,7 +111,7 @@ impl Injection {
         let Ok(nth) = file else {
             skip("no fault injection here");
         };
-        // Without it one kind of fault cannot be told from another.
+        // Without stack filters, faults cannot be limited to one kind.
         if ![SLAB, PAGES, COPIES]
             .iter()
             .all(|kind| folder(kind).join("require-start").exists())
@@ -124,7 +125,7 @@ impl Injection {
         }
     }
 
-    /// Changes a setting.
+    /// Changes a setting, and saves the previous one.
     #[track_caller]
     fn set(&mut self, kind: &str, name: &str, value: &str) {
         let path = folder(kind).join(name);
@@ -133,15 +134,15 @@ impl Injection {
         self.before.push((path, before));
     }
 
-    /// Has faults of a kind only below these addresses.
+    /// Limits faults of a kind to these code addresses.
     #[track_caller]
     fn limit(&mut self, kind: &str, addresses: &Range<u64>) {
-        // What fails is told in the log otherwise.
+        // Otherwise each fault is logged.
         self.set(kind, "verbose", "0");
         self.range(kind, "require", addresses);
     }
 
-    /// Says where a kind of fault comes, or does not come.
+    /// Sets the address range in which a kind of fault is required or rejected.
     #[track_caller]
     fn range(&mut self, kind: &str, what: &str, addresses: &Range<u64>) {
         let text = |address: u64| format!("{address:#x}");
@@ -149,8 +150,8 @@ impl Injection {
         self.set(kind, &format!("{what}-end"), &text(addresses.end));
     }
 
-    /// Has `trial` do something with the first fault, then with the second, and so on, until there
-    /// was none. `path` is what is done.
+    /// Calls `trial` with the first fault, then with the second, and so on, until a fault does not
+    /// occur. `path` names the operation.
     #[track_caller]
     pub fn each(&self, path: &str, mut trial: impl FnMut(&Fault<'_>)) -> Tally {
         let mut tally = Tally::default();
@@ -175,8 +176,8 @@ impl Injection {
         panic!("{path}: more than {MOST} faults");
     }
 
-    /// Does something with each fault in turn. What fails must do so with one of `errors`, and
-    /// succeed when it is done again. `undo` takes away what was done.
+    /// Performs an operation with each fault in turn. If the operation fails, its error must be one
+    /// of `errors`, and a second attempt must succeed. `undo` reverts the operation.
     #[track_caller]
     pub fn survived<T>(
         &self,
@@ -194,19 +195,19 @@ impl Injection {
         })
     }
 
-    /// Has the nth fault come, from now on.
+    /// Requests that the nth fault from now on be injected.
     fn arm(&self, n: u32) {
         self.nth
             .write_all_at(n.to_string().as_bytes(), 0)
             .expect("asking for a fault");
     }
 
-    /// Has none come any more, and says whether it has.
+    /// Cancels the requested fault. Returns whether the fault had occurred.
     fn disarm(&self) -> bool {
         let mut text = [0; 16];
         let came = match self.nth.read_at(&mut text, 0) {
             Ok(n) => text[..n].trim_ascii() == b"0",
-            // This is where it came.
+            // The fault occurred in this read.
             Err(_) => return false,
         };
         if !came && self.nth.write_all_at(b"0", 0).is_err() {
@@ -224,7 +225,7 @@ impl Drop for Injection {
     }
 }
 
-/// One fault.
+/// A requested fault.
 #[derive(Debug)]
 pub struct Fault<'a> {
     injection: &'a Injection,
@@ -235,13 +236,13 @@ pub struct Fault<'a> {
 }
 
 impl Fault<'_> {
-    /// Which one it is: they are counted from 1.
+    /// Returns the fault's number, starting from 1.
     pub fn number(&self) -> u32 {
         self.n
     }
 
-    /// Does something that the fault may hit. What fails must do so because of it, and with one of
-    /// `errors`: that is `None`.
+    /// Performs an operation in which the fault may occur. Returns `None` if the operation fails,
+    /// which it may only do because of the fault and with one of `errors`.
     #[track_caller]
     pub fn hit<T>(&self, errors: &[Errno], operation: impl FnOnce() -> io::Result<T>) -> Option<T> {
         self.injection.arm(self.n);
@@ -261,7 +262,7 @@ impl Fault<'_> {
         }
     }
 
-    /// Does something that can only succeed: the fault is over.
+    /// Performs an operation that must succeed, as the fault is over.
     #[track_caller]
     pub fn again<T>(&self, operation: impl FnOnce() -> io::Result<T>) -> T {
         match operation() {
@@ -277,17 +278,17 @@ impl std::fmt::Display for Fault<'_> {
     }
 }
 
-/// What came of the faults of a path.
+/// Result of the faults on a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// How many there were.
+    /// Number of faults that occurred.
     pub faults: u32,
-    /// How many calls failed of them: the others did without.
+    /// Number of calls that failed because of a fault; the others succeeded in spite of it.
     pub failures: u32,
 }
 
 impl Tally {
-    /// Has the runner show it.
+    /// Makes the runner show the result.
     pub fn note(self, path: &str) {
         let Self { faults, failures } = self;
         note(format_args!(
@@ -305,12 +306,12 @@ fn address(text: &str) -> Option<u64> {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).ok()
 }
 
-/// Where a module's code is: from its beginning to that of the next one, or to where it ends even
-/// if all of the module is code.
+/// Returns the address range of a module's code: from its start to the start of the next module,
+/// but at most the module's total size.
 #[track_caller]
 fn text_of(module: &str) -> Range<u64> {
     let table = fs::read_to_string("/proc/modules").expect("reading /proc/modules");
-    // Its name, its size, three more fields, the address of its code.
+    // The name, the size, three other fields, the address of the code.
     let modules = table.lines().filter_map(|line| {
         let mut fields = line.split_whitespace();
         let (name, size) = (fields.next()?, fields.next()?.parse::<u64>().ok()?);
@@ -326,11 +327,11 @@ fn text_of(module: &str) -> Range<u64> {
     start..next.min().unwrap_or(u64::MAX).min(start + size)
 }
 
-/// Where a function of the kernel or of a module is: up to the next one.
+/// Returns the address range of a function of the kernel or of a module, up to the next symbol.
 #[track_caller]
 fn function(name: &str) -> Range<u64> {
     let table = fs::read_to_string("/proc/kallsyms").expect("reading /proc/kallsyms");
-    // An address, a letter, a name.
+    // The address, the type, the name.
     let symbols = || {
         table.lines().filter_map(|line| {
             let mut fields = line.split_whitespace();

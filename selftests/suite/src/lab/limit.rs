@@ -1,29 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Time limits that guard against a hang, and prove nothing.
+//! Time limits that guard against hangs, and prove nothing.
 //!
-//! They were chosen for a machine that is emulated and has nothing else to do. A machine that is
-//! slower, or whose CPUs are shared with others, needs as much longer for everything as it needs
-//! for a piece of work that is measured now and then while a limit runs. So a limit is never too
-//! short for a busy machine, and a hang is found as soon as before on an idle one.
+//! The limits were chosen for an emulated machine without any other load. While a limit runs, the
+//! time for a fixed piece of work is measured now and then. If the work takes longer, because the
+//! machine is slower or shares its CPUs with others, the limit is extended by the same factor. So a
+//! limit is never too short on a busy machine, and a hang on an idle machine is detected as early
+//! as before.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// How many rounds of arithmetic are measured. They take longer than one turn of a CPU that is
-/// shared with others, so that the others' turns are measured with them.
+/// Number of measured rounds of arithmetic. The rounds take longer than a time slice on a shared
+/// CPU, so that the measurement includes the time slices of others.
 const ROUNDS: u32 = 5_000_000;
 
-/// How long so many rounds take on an idle machine: emulated (TCG) not much longer than otherwise.
+/// Time for that number of rounds on an idle machine; emulation (TCG) does not take much longer.
 const NOMINAL: Duration = Duration::from_millis(12);
 
-/// How long until the machine is measured again: a fortieth of a CPU's time goes into that.
+/// Interval between measurements, which take up a fortieth of a CPU's time.
 const BETWEEN: Duration = Duration::from_millis(500);
 
-/// A machine is never taken for slower than this, so that a hang is always found.
+/// Upper limit for the slowness of a machine, so that a hang is always detected.
 const SLOWEST: f64 = 20.0;
 
-/// How fast the machine has been since this was made.
+/// Measured speed of the machine since this value was created.
 #[derive(Clone, Debug)]
 pub struct Pace {
     worked: Duration,
@@ -32,7 +33,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Begins. What is over in a moment is not measured at all.
+    /// Starts with no measurement, as short operations are not measured at all.
     pub fn new() -> Self {
         Self {
             worked: Duration::ZERO,
@@ -41,7 +42,7 @@ impl Pace {
         }
     }
 
-    /// Measures, if it is time to do so again.
+    /// Measures the speed, if the next measurement is due.
     pub fn look(&mut self) {
         if Instant::now() >= self.next {
             self.measure();
@@ -54,7 +55,7 @@ impl Pace {
         self.next = Instant::now() + BETWEEN;
     }
 
-    /// So long on the machine that limits are chosen for, on this one.
+    /// Converts a time on the machine for which limits were chosen to a time on this machine.
     pub fn stretch(&self, time: Duration) -> Duration {
         let nominal = NOMINAL * self.measured.max(1);
         let slowness = self.worked.as_secs_f64() / nominal.as_secs_f64();
@@ -68,7 +69,7 @@ impl Default for Pace {
     }
 }
 
-/// Does a piece of work, and says how long that took.
+/// Performs a piece of work. Returns the time it took.
 fn work() -> Duration {
     let begin = Instant::now();
     let mut number = black_box(0x9e37_79b9_7f4a_7c15_u64);
@@ -81,7 +82,7 @@ fn work() -> Duration {
     begin.elapsed()
 }
 
-/// A limit that runs.
+/// A running time limit.
 #[derive(Clone, Debug)]
 pub struct Limit {
     begin: Instant,
@@ -90,7 +91,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Begins.
+    /// Starts the limit.
     pub fn new(limit: Duration) -> Self {
         Self {
             begin: Instant::now(),
@@ -99,18 +100,18 @@ impl Limit {
         }
     }
 
-    /// Whether it is over. To be asked several times in a second.
+    /// Returns whether the limit has passed. Should be called several times a second.
     pub fn is_over(&mut self) -> bool {
         self.pace.look();
         self.is_over_for(self.begin.elapsed())
     }
 
-    /// Whether something took too long that took so long.
+    /// Returns whether an operation that took this long has exceeded the limit.
     fn is_over_for(&mut self, took: Duration) -> bool {
         if took < self.pace.stretch(self.limit) {
             return false;
         }
-        // No limit is over on the word of one measurement, which others may have come between.
+        // A single measurement is not enough, as other processes may have disturbed it.
         while self.pace.measured < MEASUREMENTS {
             self.pace.measure();
         }
@@ -118,11 +119,12 @@ impl Limit {
     }
 }
 
-/// How often the machine is measured at least before it is said that something took too long.
+/// Minimum number of measurements before an operation counts as too slow.
 const MEASUREMENTS: u32 = 8;
 
-/// Does something that must not take longer than this, and returns what it returns. It is measured
-/// only afterwards how fast the machine is: what never ends is ended by the test's own limit.
+/// Calls `act`, which must not take longer than `limit`, and returns its result. The machine's
+/// speed is measured only afterwards; an operation that never ends is ended by the test's own time
+/// limit.
 #[track_caller]
 pub fn in_time<T>(limit: Duration, what: &str, act: impl FnOnce() -> T) -> T {
     let mut running = Limit::new(limit);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Loading the driver's module, and unloading it.
+//! Loading and unloading of the driver's module.
 
 use std::path::Path;
 
@@ -11,24 +11,24 @@ use crate::lab::expect::soon;
 use crate::modules;
 use crate::runner::environment;
 
-/// Whether the module is loaded.
+/// Returns whether the module is loaded.
 pub fn is_loaded() -> bool {
     modules::is_loaded(modules::name(driver()))
 }
 
-/// Tries to unload the module.
+/// Tries to unload the module. Returns the tool's error output as the error.
 pub fn try_unload() -> Result<(), String> {
     modules::tool("rmmod", &[modules::name(driver())])
 }
 
-/// Unloads the module.
+/// Unloads the module; the test fails if that is not possible.
 #[track_caller]
 pub fn unload() {
     try_unload().expect("unloading");
     assert!(!is_loaded());
 }
 
-/// Loads the module with parameters.
+/// Loads the module with parameters, and waits until the control device exists.
 #[track_caller]
 pub fn load(parameters: &[&str]) {
     let file = std::env::var(environment::MODULE);
@@ -42,7 +42,7 @@ pub fn load(parameters: &[&str]) {
     });
 }
 
-/// Loads the module on drop, for the tests that follow.
+/// Loads the module on drop unless it is loaded, for the tests that follow.
 #[derive(Debug)]
 pub struct LoadAgain;
 

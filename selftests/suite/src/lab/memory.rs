@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory that may not be there.
+//! Memory that may not exist.
 
 use std::fs::File;
 use std::io;
@@ -12,10 +12,10 @@ use rustix::pipe::{pipe_with, PipeFlags};
 
 use crate::lab::raw::{self, Bytes};
 
-/// Size in bytes of a page.
+/// Page size in bytes.
 pub const PAGE: u64 = 4096;
 
-/// Looks at memory that may raise `SIGBUS` when it is looked at: the kernel is asked to look.
+/// Accesses memory that may raise `SIGBUS`, by having the kernel access it.
 #[derive(Debug)]
 pub struct Prober {
     reader: OwnedFd,
@@ -23,18 +23,18 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Makes one.
+    /// Creates a prober.
     #[track_caller]
     pub fn new() -> Self {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).expect("a pipe");
         Self { reader, writer }
     }
 
-    /// Reads a page's bytes from `address` on, or says that there is no memory.
+    /// Reads up to a page of bytes from `address` on. Fails if there is no memory.
     pub fn read(&self, address: *const u8, len: usize) -> io::Result<Vec<u8>> {
         assert!(len as u64 <= PAGE);
-        // SAFETY: The slice is handed to a system call and not looked at in this program; the
-        // kernel answers EFAULT where there is no memory.
+        // SAFETY: The slice is passed to a system call and not accessed by this program; the kernel
+        // returns EFAULT where there is no memory.
         let bytes = unsafe { std::slice::from_raw_parts(address, len) };
         let n = rustix::io::write(&self.writer, bytes)?;
         let mut buffer = vec![0; n];
@@ -47,10 +47,10 @@ impl Prober {
         }
     }
 
-    /// Writes a byte to an address, or says that there is no memory.
+    /// Writes a byte to an address. Fails if there is no memory.
     pub fn write(&self, address: *mut u8, byte: u8) -> io::Result<()> {
         rustix::io::write(&self.writer, &[byte])?;
-        // SAFETY: As in `read`; the byte is in shared memory that is accessed as volatile only.
+        // SAFETY: As in `read`; the byte is in shared memory that is accessed only as volatile.
         let target = unsafe { std::slice::from_raw_parts_mut(address, 1) };
         match rustix::io::read(&self.reader, target) {
             Ok(_) => Ok(()),
@@ -63,7 +63,7 @@ impl Prober {
     }
 }
 
-/// Whether a page of this process's is in its page tables, so that touching it is no fault.
+/// Returns whether a page is in this process's page tables, so that an access does not fault.
 #[track_caller]
 pub fn is_present(address: *const u8) -> bool {
     const PRESENT: u64 = 1 << 63;
@@ -76,26 +76,27 @@ pub fn is_present(address: *const u8) -> bool {
     u64::from_ne_bytes(entry) & PRESENT != 0
 }
 
-/// A page that is not there until somebody says so: who touches it waits.
+/// A page that is missing until it is resolved: accesses to it block until then.
 #[derive(Debug)]
 pub struct Missing {
     base: *mut u8,
     faults: OwnedFd,
 }
 
-// SAFETY: The page is handed to system calls and never looked at in this program.
+// SAFETY: The page is passed to system calls and never accessed by this program.
 unsafe impl Send for Missing {}
 // SAFETY: As above.
 unsafe impl Sync for Missing {}
 
 impl Missing {
-    /// Makes one, or ends the test where the kernel has none. It stays until the process ends.
+    /// Creates a missing page, which exists until the process ends. Skips the test if the kernel
+    /// does not support userfaultfd.
     #[track_caller]
     pub fn new() -> Self {
         use rustix::mm::{mmap_anonymous, userfaultfd, MapFlags, ProtFlags, UserfaultfdFlags};
-        // It can be polled only if it does not wait.
+        // Only a non-blocking userfaultfd can be polled.
         let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-        // SAFETY: Only the page below is registered, which nobody has references to.
+        // SAFETY: Only the page below is registered, to which no references exist.
         let Ok(faults) = (unsafe { userfaultfd(flags) }) else {
             crate::lab::skip("no userfaultfd here");
         };
@@ -126,7 +127,7 @@ impl Missing {
         raw::call(&self.faults, number, &mut bytes.0).expect("a call of userfaultfd");
     }
 
-    /// Whether somebody waits for the page.
+    /// Returns whether an access is blocked on the page.
     pub fn is_waited_for(&self) -> bool {
         use rustix::event::{poll, PollFd, PollFlags, Timespec};
         let now = Timespec::default();
@@ -134,22 +135,22 @@ impl Missing {
         poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::IN)
     }
 
-    /// Puts zeroes there.
+    /// Fills the page with zeroes, which unblocks the accesses.
     #[track_caller]
     pub fn resolve(&self) {
         self.call(uffd::ZEROPAGE, self.range().u64(0).u64(0));
     }
 
-    /// Reads from a file to the page.
+    /// Reads from a file into the page.
     pub fn read(&self, fd: impl AsFd, len: usize) -> io::Result<usize> {
         assert!(len as u64 <= PAGE);
-        // SAFETY: The buffer is handed to a system call and not looked at in this program.
+        // SAFETY: The buffer is passed to a system call and not accessed by this program.
         let buffer = unsafe { std::slice::from_raw_parts_mut(self.base, len) };
         Ok(rustix::io::read(fd, buffer)?)
     }
 }
 
-/// What userfaultfd is asked with (`include/uapi/linux/userfaultfd.h`).
+/// Ioctls and constants of userfaultfd (`include/uapi/linux/userfaultfd.h`).
 mod uffd {
     use crate::lab::raw::{number, READ, WRITE};
 
@@ -162,7 +163,7 @@ mod uffd {
     pub const ZEROPAGE: u32 = number(READ | WRITE, TYPE, 0x04, 32);
 }
 
-/// A file in memory.
+/// Creates a file in memory.
 #[track_caller]
 pub fn file(bytes: u64) -> File {
     let fd = memfd_create("test", MemfdFlags::CLOEXEC).expect("a file in memory");
@@ -170,17 +171,18 @@ pub fn file(bytes: u64) -> File {
     File::from(fd)
 }
 
-/// Two MiB that are in one piece, physically.
+/// Two MiB of physically contiguous memory.
 #[derive(Debug)]
 pub struct HugePage {
     start: *mut u8,
 }
 
 impl HugePage {
-    /// How long it is, in bytes.
+    /// Size in bytes.
     pub const LEN: usize = 2 << 20;
 
-    /// Makes one, or ends the test where the kernel has none. It stays until the process ends.
+    /// Allocates a huge page, which exists until the process ends. Skips the test if the kernel has
+    /// none.
     #[track_caller]
     pub fn new() -> Self {
         use rustix::mm::{madvise, mmap_anonymous, Advice, MapFlags, ProtFlags};
@@ -196,7 +198,7 @@ impl HugePage {
         .expect("memory")
         .cast::<u8>();
         let start = base.wrapping_add(base.align_offset(Self::LEN));
-        // SAFETY: The advice changes nothing about what the memory holds.
+        // SAFETY: The advice does not change the contents of the memory.
         let _ = unsafe { madvise(start.cast(), Self::LEN, Advice::LinuxHugepage) };
         let mut page = Self { start };
         let before = Self::count();
@@ -207,7 +209,7 @@ impl HugePage {
         page
     }
 
-    /// How much memory of this process is in huge pages, in KiB.
+    /// Returns the amount of this process's memory in huge pages, in KiB.
     fn count() -> u64 {
         let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
         text.lines()
@@ -216,20 +218,20 @@ impl HugePage {
             .unwrap_or(0)
     }
 
-    /// The bytes.
+    /// Returns the bytes of the page.
     pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: So many bytes from `start` on are inside the mapping, which is private, never
-        // unmapped, and known to nobody else.
+        // SAFETY: The range of bytes from `start` on is inside the mapping, which is private, never
+        // unmapped, and not used elsewhere.
         unsafe { std::slice::from_raw_parts_mut(self.start, Self::LEN) }
     }
 }
 
-/// Lets this process lock as much memory as it likes.
+/// Removes this process's limit on locked memory.
 pub fn unlimited_memlock() {
     set_memlock(None);
 }
 
-/// Sets how many bytes this process may lock.
+/// Sets the number of bytes that this process may lock.
 #[track_caller]
 pub fn set_memlock(bytes: Option<u64>) {
     use rustix::process::{setrlimit, Resource, Rlimit};
@@ -240,7 +242,7 @@ pub fn set_memlock(bytes: Option<u64>) {
     setrlimit(Resource::Memlock, limit).expect("setting RLIMIT_MEMLOCK");
 }
 
-/// How much memory of this process is pinned, in KiB.
+/// Returns the amount of this process's pinned memory, in KiB.
 #[track_caller]
 pub fn pinned_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("reading the status");

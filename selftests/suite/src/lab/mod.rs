@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What tests are made of.
+//! The building blocks of tests.
 
 pub mod block;
 pub mod bus;
@@ -51,12 +51,13 @@ use crate::differences::Driver;
 use crate::outcome::Skipped;
 use crate::runner::environment;
 
-/// Ends the test, which cannot be run here.
+/// Skips the test, which cannot be run here.
 pub fn skip(reason: impl Into<String>) -> ! {
     std::panic::panic_any(Skipped(reason.into()))
 }
 
-/// Ends the test where a program that it runs is missing; run with `version`, the program does nothing.
+/// Skips the test if a program that it needs is missing. With `version` as its argument, the
+/// program must do nothing else.
 pub fn need(program: &str, version: &str) {
     if std::process::Command::new(program)
         .arg(version)
@@ -67,17 +68,17 @@ pub fn need(program: &str, version: &str) {
     }
 }
 
-/// Has the runner show a line, even if the test passes.
+/// Makes the runner show a line even if the test passes.
 pub fn note(text: impl std::fmt::Display) {
     println!("{}{text}", crate::runner::NOTE);
 }
 
-/// What the runner has to say to a test.
+/// Returns a setting that the runner passes to tests.
 pub fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Where a test that does things at random starts; it is shown, for another run with `--seed`.
+/// Returns the seed of a random test. The seed is shown, for another run with `--seed`.
 pub fn seed() -> u64 {
     let given = setting(environment::SEED);
     let seed = given.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
@@ -89,7 +90,7 @@ pub fn seed() -> u64 {
     seed
 }
 
-/// The driver that is loaded.
+/// Returns the driver that is loaded.
 pub fn driver() -> Driver {
     match setting(environment::DRIVER).as_deref() {
         Some("c") => Driver::C,

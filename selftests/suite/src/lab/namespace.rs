@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Network namespaces: other machines, as far as the network is concerned.
+//! Network namespaces, which act as separate machines on the network.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -13,15 +13,15 @@ use rustix::thread::{move_into_link_name_space, LinkNameSpaceType};
 use crate::lab::device::unique_name;
 use crate::modules::tool;
 
-/// A network namespace, which goes when this is dropped. An interface that was not made there
-/// goes back to where it came from.
+/// A network namespace, removed on drop. An interface that was moved there returns to its original
+/// namespace.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
 }
 
 impl Namespace {
-    /// Makes one.
+    /// Creates a network namespace.
     #[track_caller]
     pub fn new() -> Self {
         let name = unique_name();
@@ -29,25 +29,25 @@ impl Namespace {
         Self { name }
     }
 
-    /// Its name, for `ip`.
+    /// Returns the namespace's name for `ip`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Runs `ip` in there.
+    /// Runs `ip` in the namespace.
     #[track_caller]
     pub fn ip(&self, arguments: &str) {
         ip(&format!("-n {} {arguments}", self.name));
     }
 
-    /// A command to be run in there.
+    /// Returns a command that runs in the namespace.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name, program]);
         command
     }
 
-    /// Does something in a thread in there.
+    /// Runs a function in a thread in the namespace.
     pub fn spawn<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -68,7 +68,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Runs `ip` with these words.
+/// Runs `ip` with these arguments.
 #[track_caller]
 pub fn ip(arguments: &str) {
     let words: Vec<_> = arguments.split_whitespace().collect();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Network cards: one that the kernel's virtio_net has in another network namespace, with the TAP
-//! interface at the other end of its cable in ours; and one with its ports in the test's hands.
+//! Network cards: a card that the kernel's virtio_net drives in another network namespace,
+//! connected to a TAP interface in this one; and a card whose ports the test controls.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -17,30 +17,30 @@ use crate::lab::spaces;
 use crate::lab::vhost::Vhost;
 use crate::modules;
 
-/// The card's address.
+/// MAC address of the card.
 pub const MAC: Mac = [2, 0, 0, 0, 0, 1];
 
-/// The address of the TAP interface.
+/// IP address of the TAP interface.
 pub const HERE: &str = "10.99.0.1";
 
-/// The address of the card.
+/// IP address of the card.
 pub const THERE: &str = "10.99.0.2";
 
-/// The shape of a card without a control queue.
+/// Returns the configuration of a card without a control queue.
 pub fn shape(pairs: u16) -> Shape {
     let mut shape = Shape::new(&unique_name(), MAC);
     shape.pairs = pairs;
     shape
 }
 
-/// A TAP interface that stays until this is dropped, up, with an address.
+/// A persistent TAP interface with an address, brought up on creation and deleted on drop.
 #[derive(Debug)]
 pub struct TapInterface {
     name: String,
 }
 
 impl TapInterface {
-    /// Makes one with so many queues.
+    /// Creates an interface with this number of queues.
     #[track_caller]
     pub fn new(queues: u16) -> Self {
         modules::tool("modprobe", &["tun"]).expect("loading tun");
@@ -52,7 +52,7 @@ impl TapInterface {
         Self { name }
     }
 
-    /// Its name.
+    /// Returns the interface's name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -64,7 +64,7 @@ impl Drop for TapInterface {
     }
 }
 
-/// Serves a card at a TAP interface, in a thread.
+/// Serves a card on a TAP interface in a new thread.
 #[track_caller]
 pub fn serve(shape: &Shape, device: &TestDevice, tap: &TapInterface) -> Serving<Net<Tap>> {
     let ports = Tap::open(tap.name(), shape.pairs).expect("opening the TAP interface");
@@ -73,7 +73,7 @@ pub fn serve(shape: &Shape, device: &TestDevice, tap: &TapInterface) -> Serving<
     Serving::run(server.expect("serving the card"))
 }
 
-/// A card that the kernel's virtio_net has, in a network namespace of its own.
+/// A card that the kernel's virtio_net drives in a separate network namespace.
 #[derive(Debug)]
 pub struct Peer {
     namespace: Namespace,
@@ -81,7 +81,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Puts a card that is served on the bus, and its interface into another namespace.
+    /// Puts a card that is served on the bus, and moves the card's interface to a new namespace.
     #[track_caller]
     pub fn new(name: &str) -> Self {
         modules::tool("modprobe", &["virtio_net"]).expect("loading virtio_net");
@@ -99,13 +99,12 @@ impl Peer {
         }
     }
 
-    /// Where it is.
+    /// Returns the card's namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    /// Asserts that pings of so many bytes go from here to there and from there to here, and
-    /// none gets lost.
+    /// Asserts that pings of this number of bytes arrive in both directions without loss.
     #[track_caller]
     pub fn ping_both_ways(&self, bytes: u16) {
         ping(Command::new("ping"), THERE, bytes);
@@ -113,7 +112,7 @@ impl Peer {
     }
 }
 
-/// The interface of a card that virtio_net has.
+/// Returns the name of a card's interface.
 fn interface(name: &str) -> Option<String> {
     bus::children(&bus::virtio_folder(name)?.join("net"), "").pop()
 }
@@ -132,7 +131,7 @@ fn ping(mut command: Command, to: &str, bytes: u16) {
     );
 }
 
-/// The library's example, a process that serves a card.
+/// The `net` example of the `vduse` library: a process that serves a card.
 #[derive(Debug)]
 pub struct Example {
     child: Child,
@@ -140,7 +139,8 @@ pub struct Example {
 }
 
 impl Example {
-    /// Starts it. The card can be put on the bus, or goes on, soon.
+    /// Starts the example. Soon afterwards a new card can be put on the bus, or an existing card
+    /// works again.
     #[track_caller]
     pub fn start(name: &str, tap: &TapInterface, options: &[&str]) -> Self {
         let mut child = Command::new("/proc/self/exe")
@@ -161,13 +161,13 @@ impl Example {
         Self { child, lines }
     }
 
-    /// Waits for a line of its output.
+    /// Waits for a line of output.
     #[track_caller]
     pub fn says(&self, wanted: &str) {
         while received(wanted, &self.lines) != wanted {}
     }
 
-    /// Kills it, and waits until it is gone.
+    /// Kills the process and waits until it has ended.
     pub fn kill(mut self) {
         self.end();
     }
@@ -184,23 +184,23 @@ impl Drop for Example {
     }
 }
 
-/// A card of version 1 that is served and bound to vhost, and what happens to it.
+/// A card of version 1 that is served and bound to vhost-vdpa, and its events.
 ///
-/// The fields are to be dropped in this order.
+/// Users that move the fields out must drop them in this order.
 #[allow(missing_debug_implementations)]
 pub struct Observed<P: Port> {
-    /// On the bus.
+    /// The device on the bus.
     pub on_bus: OnBus,
-    /// Served.
+    /// The thread that serves the card.
     pub served: Serving<Net<P>>,
-    /// Created.
+    /// The created device.
     pub device: TestDevice,
-    /// What its driver does.
+    /// The events on the card.
     pub events: Receiver<Event>,
 }
 
 impl<P: Port + Send + 'static> Observed<P> {
-    /// Makes one with these ports.
+    /// Creates a card with these ports.
     #[track_caller]
     pub fn new(shape: &Shape, ports: Vec<P>) -> Self {
         let device = spaces::create(&shape.config()).expect("creating the card");
@@ -221,18 +221,18 @@ impl<P: Port + Send + 'static> Observed<P> {
     }
 }
 
-/// A card with a control queue in a group of its own and cables that come back, bound to
-/// vhost-vdpa. The fields are dropped in this order.
+/// A card with a control queue in its own group and loopback ports, bound to vhost-vdpa. The fields
+/// are dropped in this order.
 pub struct IsolatedCard {
     _on_bus: OnBus,
-    /// Served.
+    /// The thread that serves the card.
     pub served: Serving<Net<Loopback>>,
     device: TestDevice,
     events: Receiver<Event>,
 }
 
 impl IsolatedCard {
-    /// Makes one of so many pairs.
+    /// Creates a card with this number of queue pairs.
     #[track_caller]
     pub fn new(pairs: u16) -> Self {
         let mut shape = shape(pairs);
@@ -255,19 +255,19 @@ impl IsolatedCard {
         card
     }
 
-    /// Opens it as a driver that is about to map memory.
+    /// Opens the card as a driver that is about to map memory.
     #[track_caller]
     pub fn vhost(&self) -> Vhost {
         spaces::open(&self.device)
     }
 
-    /// Waits for what happens next.
+    /// Waits for the next event.
     #[track_caller]
     pub fn next(&self) -> Event {
         received("something happens", &self.events)
     }
 
-    /// Waits until this happens, and returns it.
+    /// Waits for this event, and returns it.
     #[track_caller]
     pub fn until(&self, what: &What) -> Event {
         loop {
@@ -278,13 +278,13 @@ impl IsolatedCard {
         }
     }
 
-    /// Asserts that nothing has happened.
+    /// Asserts that no event is pending.
     #[track_caller]
     pub fn is_quiet(&self) {
         assert_eq!(self.events.try_recv().ok(), None);
     }
 
-    /// Forgets what has happened.
+    /// Discards the pending events.
     pub fn forget(&self) {
         self.events.try_iter().for_each(drop);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A process with all capabilities in a user namespace of its own, and none outside.
+//! A process with all capabilities in its own user namespace, and none outside.
 
 use std::io;
 
@@ -12,10 +12,10 @@ use vduse::Control;
 use crate::lab::device::net_config;
 use crate::lab::expect::fails;
 
-/// The process: `outsider NAME`. Tries to create a network card, and to put a device on the bus
-/// that could be put there.
+/// The helper process `outsider NAME`. Tries to create a network card, and to put an existing
+/// device on the bus.
 pub fn run(name: &str) -> io::Result<()> {
-    // SAFETY: There is one thread, and who it is matters to none of what it has open.
+    // SAFETY: The process has one thread, and none of its open files depend on its credentials.
     unsafe { unshare_unsafe(UnshareFlags::NEWUSER) }?;
     let capable = capabilities(None)?.effective;
     assert!(capable.contains(CapabilitySet::NET_ADMIN));

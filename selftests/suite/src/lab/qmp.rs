@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The monitor of QEMU and of qemu-storage-daemon: QMP, a line of JSON for each message.
+//! QMP, the monitor protocol of QEMU and qemu-storage-daemon: one line of JSON for each message.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use serde_json::{json, Value};
 use crate::lab::expect::within;
 use crate::lab::limit::Limit;
 
-/// How long an answer may take.
+/// Time limit for a reply.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A connection to a monitor.
@@ -20,14 +20,14 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub struct Qmp {
     stream: UnixStream,
     answers: BufReader<UnixStream>,
-    /// What has begun to arrive.
+    /// The received part of an incomplete line.
     line: Vec<u8>,
-    /// Events that came while something else was waited for.
+    /// Events that arrived while something else was awaited.
     events: Vec<Value>,
 }
 
 impl Qmp {
-    /// Connects to a monitor's socket, as soon as somebody listens there.
+    /// Connects to a monitor's socket as soon as the monitor listens.
     #[track_caller]
     pub fn connect(socket: &Path) -> Self {
         let mut stream = None;
@@ -51,7 +51,7 @@ impl Qmp {
         qmp
     }
 
-    /// Has a command carried out, which must succeed, and returns what it returns.
+    /// Executes a command, which must succeed. Returns the command's result.
     #[track_caller]
     pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
         match self.try_execute(command, arguments) {
@@ -60,7 +60,7 @@ impl Qmp {
         }
     }
 
-    /// Has a command carried out; an `Err` is what the monitor says of its failure.
+    /// Executes a command. Returns the monitor's error message as the error.
     #[track_caller]
     pub fn try_execute(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
         let request = json!({ "execute": command, "arguments": arguments });
@@ -78,7 +78,7 @@ impl Qmp {
         Err("no answer".to_owned())
     }
 
-    /// Waits for an event of this name, if it has not come since the last call, and returns it.
+    /// Waits for an event of this name, unless one has arrived since the last call, and returns it.
     /// Other events are kept.
     #[track_caller]
     pub fn wait_for(&mut self, event: &str, limit: Duration) -> Value {
@@ -99,7 +99,7 @@ impl Qmp {
         );
     }
 
-    /// The next message; `None` if there is none within the limit, or there will be no more.
+    /// Returns the next message, or `None` at the limit or the end of the connection.
     #[track_caller]
     fn receive(&mut self, limit: &mut Limit) -> Option<Value> {
         let moment = Duration::from_millis(100);
@@ -107,7 +107,7 @@ impl Qmp {
             .set_read_timeout(Some(moment))
             .expect("a time limit");
         loop {
-            // What has begun to arrive stays in the line.
+            // An incomplete message stays in the line.
             match self.answers.read_until(b'\n', &mut self.line) {
                 Ok(0) => return None,
                 Ok(_) => {

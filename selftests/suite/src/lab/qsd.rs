@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! qemu-storage-daemon, as it is packaged, serving a disk.
+//! qemu-storage-daemon, the distribution's build, serving a disk.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::modules;
 
 const PROGRAM: &str = "qemu-storage-daemon";
 
-/// QEMU's vhost-vdpa makes its rings as long, whatever the device says.
+/// Queue size that QEMU's vhost-vdpa uses, whatever the device allows.
 const QUEUE_SIZE: u16 = 1024;
 
 /// A running qemu-storage-daemon.
@@ -35,15 +35,15 @@ pub struct Qsd {
 }
 
 impl Qsd {
-    /// Starts one that serves a file as a device with two queues, or ends the test where there is
-    /// none.
+    /// Starts a qemu-storage-daemon that serves a file as a device with two queues. Skips the test
+    /// if the program is not installed.
     #[track_caller]
     pub fn start(name: &str, file: &Path) -> Self {
         let image = format!("driver=file,node-name=d,filename={}", file.display());
         Self::start_with(name, file, &["--blockdev", &image])
     }
 
-    /// As [`start`](Self::start), with so few requests in a second that some are always under way.
+    /// Variant of [`start`](Self::start) so slow that some requests are always in progress.
     #[track_caller]
     pub fn start_slow(name: &str, file: &Path) -> Self {
         let image = format!("driver=file,node-name=f,filename={}", file.display());
@@ -92,7 +92,7 @@ impl Qsd {
         self.gate = None;
     }
 
-    /// Starts the program again, with a [`Gate`] that its interrupts pass.
+    /// Starts the program again, with a [`Gate`] for its interrupts.
     #[track_caller]
     pub fn start_again_gated(&mut self) {
         let _ = std::fs::remove_file(&self.socket);
@@ -102,13 +102,13 @@ impl Qsd {
         self.gate = Some(Gate::of(&self.child));
     }
 
-    /// The gate of one that was started with it.
+    /// Returns the gate of a program that was started with one.
     #[track_caller]
     pub fn gate(&self) -> &Gate {
         self.gate.as_ref().expect("a gate")
     }
 
-    /// Puts the device on the bus, as soon as the program has set it up.
+    /// Puts the device on the bus as soon as the program has set it up.
     #[track_caller]
     pub fn add(&mut self, name: &str) -> OnBus {
         let mut on_bus = None;
@@ -116,7 +116,7 @@ impl Qsd {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("{PROGRAM} ended: {status}");
             }
-            // A device on the bus already is one that the daemon took over.
+            // A device that is on the bus already is one that the program took over.
             if bus::vdpa().device(name).is_err() {
                 on_bus = OnBus::add(name).ok();
             }
@@ -125,14 +125,15 @@ impl Qsd {
         on_bus.expect("added just now")
     }
 
-    /// Gives the disk another size.
+    /// Changes the size of the disk.
     #[track_caller]
     pub fn resize(&self, bytes: u64) {
         Qmp::connect(&self.socket)
             .execute("block_resize", json!({ "node-name": "d", "size": bytes }));
     }
 
-    /// Has the program end itself, and the device be destroyed: until QEMU 10 it does that.
+    /// Terminates the program and ensures that the device is destroyed, which the program itself
+    /// does up to QEMU 10.
     #[track_caller]
     pub fn stop(mut self) {
         let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
@@ -140,8 +141,8 @@ impl Qsd {
         while !matches!(self.child.try_wait(), Ok(Some(_))) {
             let stacks = || crate::process::stacks(self.child.id());
             assert!(!limit.is_over(), "it does not end:\n{}", stacks());
-            // More than once: its handler only sets a flag, which its loop may have looked at just
-            // before it goes to sleep.
+            // Sent repeatedly: the signal handler only sets a flag, and the main loop may have
+            // checked the flag just before going to sleep.
             kill_process(pid, Signal::TERM).expect("ending the daemon");
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -170,8 +171,9 @@ impl Drop for Qsd {
     }
 }
 
-/// Since QEMU 11, io_uring still has a reference to the device's file when the program has closed
-/// it and destroys the device, which fails: EBUSY.
+/// Returns whether the program leaves its device behind. Since QEMU 11, io_uring still has a
+/// reference to the device's file when the program has closed the file and tries to destroy the
+/// device, which fails with EBUSY.
 fn leaves_its_device() -> bool {
     let output = Command::new(PROGRAM).arg("--version").output();
     let text = String::from_utf8(output.expect("asking for its version").stdout).expect("text");

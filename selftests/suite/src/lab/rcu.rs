@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How long the kernel takes to wait for its readers.
+//! Speed of the kernel's RCU grace periods.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use crate::lab::sysfs;
 
 const SWITCH: &str = "/sys/kernel/rcu_expedited";
 
-/// While this is there, the kernel waits for RCU grace periods the fast way, which disturbs other
-/// CPUs: what waits for many does so in a tenth of the time.
+/// Makes the kernel expedite RCU grace periods until dropped. That disturbs other CPUs, but
+/// operations with many grace periods take a tenth of the time.
 #[derive(Debug)]
 pub struct Expedited(());
 
 impl Expedited {
-    /// Begins.
+    /// Starts to expedite grace periods.
     pub fn new() -> Self {
         let _ = sysfs::write(Path::new(SWITCH), "1");
         Self(())

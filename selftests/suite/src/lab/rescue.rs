@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device's last program: it answers all there is to answer with errors, so that the device can
-//! be taken away.
+//! A daemon of last resort: it answers every message and fails every request, so that the device
+//! can be removed.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use vduse::server::{Backend, Chain, Handle, Memory, Server};
 use vduse::Device;
 
-/// Fails every request of a disk; the last byte of a request is its status.
+/// Backend that fails every request of a disk; the last byte of a request is its status.
 struct Refuse;
 
 impl Backend for Refuse {
@@ -32,8 +32,8 @@ impl Backend for Refuse {
     }
 }
 
-/// Serves a device that nobody serves, until it is dropped: whatever becomes of the device, and as
-/// often as it can be opened.
+/// Serves a device that has no daemon, until dropped. Whatever happens to the device, it is served
+/// again as soon as it can be opened.
 #[derive(Debug)]
 pub struct Rescuer {
     stop: Arc<AtomicBool>,
@@ -42,7 +42,7 @@ pub struct Rescuer {
 }
 
 impl Rescuer {
-    /// Begins; a device that cannot be opened now may be a moment later.
+    /// Starts to serve a device. If the device cannot be opened now, opening is retried.
     pub fn start(name: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let handle = Arc::new(Mutex::new(None));
@@ -50,7 +50,8 @@ impl Rescuer {
             let (name, stop, handle) = (name.to_owned(), stop.clone(), handle.clone());
             move || {
                 while !stop.load(Ordering::Acquire) {
-                    // It may be gone, somebody else's, or broken: the next try will tell.
+                    // The device may be gone, open elsewhere, or broken: the next attempt will
+                    // show.
                     let _ = serve(&name, &handle, &stop);
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -64,7 +65,7 @@ impl Rescuer {
     }
 }
 
-/// Serves a device until it breaks, or until it is to stop.
+/// Serves a device until the device breaks or `stop` is set.
 fn serve(name: &str, current: &Mutex<Option<Handle>>, stop: &AtomicBool) -> io::Result<()> {
     let device = Device::open_nonblocking(name)?;
     let queues = (0..=u16::MAX)
@@ -72,7 +73,7 @@ fn serve(name: &str, current: &Mutex<Option<Handle>>, stop: &AtomicBool) -> io::
         .count();
     let mut server = Server::take_over(device, queues, Refuse)?;
     *lock(current) = Some(server.handle());
-    // Who stops us looks at the handle after this.
+    // `drop` sets the flag before it looks at the handle, so no stop is lost.
     let result = if stop.load(Ordering::SeqCst) {
         Ok(())
     } else {

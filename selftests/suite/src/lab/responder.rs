@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A thread that answers a device's requests and writes down what they were.
+//! A thread that answers a device's requests and records them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +11,10 @@ use vduse::eventfd::EventFd;
 use vduse::request::{Answer, Kind, Request};
 use vduse::Device;
 
-/// Answers requests until it is dropped.
+/// Answers requests until dropped.
 ///
-/// Declare it after the device and before what waits for answers, [`OnBus`](super::bus::OnBus)
-/// above all.
+/// Declare a responder after the device and before everything that waits for answers, in particular
+/// [`OnBus`](super::bus::OnBus).
 #[derive(Debug)]
 pub struct Responder {
     shared: Arc<Shared>,
@@ -30,7 +30,7 @@ struct Shared {
 }
 
 impl Responder {
-    /// Answers every request with "ok", and questions for a queue's state with 0.
+    /// Answers every request with "ok", and reports the position 0 for every virtqueue.
     pub fn ok(device: &Arc<Device>) -> Self {
         Self::new(device, |request| {
             Some(match request.kind {
@@ -43,7 +43,8 @@ impl Responder {
         })
     }
 
-    /// Answers as `answer` says: `None` is not at all. The device's reads must not wait.
+    /// Answers requests as `answer` says; `None` leaves a request unanswered. The device must be
+    /// open in non-blocking mode.
     pub fn new(
         device: &Arc<Device>,
         mut answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static,
@@ -74,7 +75,7 @@ impl Responder {
                 let reply = answer(&request);
                 ours.seen().push(request);
                 if let Some(reply) = reply {
-                    // Who asked may have given up.
+                    // The driver side may have stopped waiting.
                     let _ = ours.device.answer(&request, reply);
                 }
             }
@@ -85,12 +86,12 @@ impl Responder {
         }
     }
 
-    /// The requests so far.
+    /// Returns the requests so far.
     pub fn seen(&self) -> Vec<Request> {
         self.shared.seen().clone()
     }
 
-    /// The requests so far, without their ids, and forgets them.
+    /// Returns the requests since the last call, without their IDs.
     pub fn take_kinds(&self) -> Vec<Kind> {
         let taken = std::mem::take(&mut *self.shared.seen());
         taken.into_iter().map(|request| request.kind).collect()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver side of a split virtqueue (virtio 1.3, section 2.7), one request at a time.
+//! The driver side of a split virtqueue (virtio 1.3, section 2.7), with one request at a time.
 
 use std::ops::{Deref, DerefMut};
 use std::os::fd::AsFd;
@@ -13,10 +13,10 @@ use crate::lab::expect::soon;
 use crate::lab::memory;
 use crate::lab::vhost::{access, status, RingAddress, Vhost};
 
-/// How many descriptors the queue has.
+/// Number of descriptors of the queue.
 pub const SIZE: u16 = 8;
 
-/// Where the parts of the queue are in its memory.
+/// Offsets of the queue's parts in its memory.
 const DESC: usize = 0;
 const AVAIL: usize = 0x1000;
 const USED: usize = 0x2000;
@@ -24,33 +24,33 @@ const HEADER: usize = 0x3000;
 const DATA: usize = 0x4000;
 const STATUS: usize = 0x5000;
 
-/// The length in bytes of what stands before a network card's frames.
+/// Length in bytes of the header before a network card's frames.
 const NET_HEADER: usize = 12;
 
-/// The queue's memory, in bytes.
+/// Size of the queue's memory in bytes.
 pub const LEN: u64 = 0x6000;
 
-/// A descriptor is followed by another.
+/// Descriptor flag: another descriptor follows.
 const NEXT: u16 = 1;
-/// A descriptor's buffer is for the device to write to.
+/// Descriptor flag: the device writes to the buffer.
 const WRITE: u16 = 2;
 
-/// A queue of a disk or a network card that is driven by hand, in memory of its own.
+/// A queue of a disk or a network card, operated by hand in its own memory.
 #[derive(Debug)]
 pub struct HandQueue {
     index: u32,
     asid: u32,
     memory: Mapping,
-    /// Kicks the device.
+    /// The eventfd that kicks the device.
     pub kick: EventFd,
-    /// Is written to by the device's interrupts.
+    /// The eventfd to which the device's interrupts are written.
     pub call: EventFd,
     iova: u64,
     next: u16,
 }
 
 impl HandQueue {
-    /// Makes queue `index`, and maps its memory at `iova` of an address space.
+    /// Creates queue `index`, and maps the queue's memory at `iova` of an address space.
     #[track_caller]
     pub fn prepare(vhost: &Vhost, index: u32, asid: u32, iova: u64) -> Self {
         let memory = new_memory();
@@ -68,7 +68,7 @@ impl HandQueue {
         }
     }
 
-    /// Has other memory at the same addresses, with the same contents.
+    /// Replaces the memory at the same addresses with other memory of the same contents.
     #[track_caller]
     pub fn move_memory(&mut self, vhost: &Vhost) {
         let other = new_memory();
@@ -82,7 +82,7 @@ impl HandQueue {
         self.memory = other;
     }
 
-    /// Where the queue is.
+    /// Returns the addresses of the queue's parts.
     pub fn address(&self) -> RingAddress {
         RingAddress {
             desc: self.iova + DESC as u64,
@@ -91,7 +91,7 @@ impl HandQueue {
         }
     }
 
-    /// Sets the virtqueue up and enables it.
+    /// Sets up the virtqueue and enables it.
     #[track_caller]
     pub fn set_up(&self, vhost: &Vhost) {
         let index = self.index;
@@ -109,8 +109,9 @@ impl HandQueue {
         vhost.enable_queue(index).expect("enabling the queue");
     }
 
-    /// Kicks the device, for the first time, and returns when it has been kicked: by an eventfd that
-    /// vhost has, it is kicked from the workqueue, and by one that vhost is given, before that call
+    /// Kicks the device for the first time, and returns once the kick has been delivered. A kick
+    /// through an eventfd that vhost already has is delivered from the workqueue; a kick through an
+    /// eventfd with a pending signal is delivered before the call that passes the eventfd to vhost
     /// returns.
     #[track_caller]
     pub fn kick_at_once(&self, vhost: &Vhost) {
@@ -126,8 +127,8 @@ impl HandQueue {
             .expect("inside the memory")
     }
 
-    /// Makes a request available and kicks: its buffers' addresses and lengths, and whether they
-    /// are for the device to write to.
+    /// Makes a request available and kicks the device. Each buffer has an address, a length, and a
+    /// flag that is true if the device writes to the buffer.
     #[track_caller]
     fn submit(&mut self, buffers: &[(u64, u32, bool)]) {
         for (index, &(at, len, write)) in buffers.iter().enumerate() {
@@ -149,7 +150,7 @@ impl HandQueue {
         self.kick.signal().expect("kicking");
     }
 
-    /// Waits for the request.
+    /// Waits until the device has used the request.
     #[track_caller]
     fn finish(&self) {
         soon("the device uses the request", || {
@@ -157,7 +158,7 @@ impl HandQueue {
         });
     }
 
-    /// Puts bytes where [`HEADER`] and [`DATA`] are.
+    /// Writes bytes to the queue's memory, for example at [`HEADER`] or [`DATA`].
     #[track_caller]
     fn fill(&self, offset: usize, bytes: &[u8]) {
         self.part(offset)
@@ -165,7 +166,7 @@ impl HandQueue {
             .expect("inside the memory");
     }
 
-    /// Gives a command to a network card, and returns the answer; `None` if there was none.
+    /// Sends a command to a network card. Returns the answer, or `None` if there was none.
     #[track_caller]
     pub fn command(&mut self, bytes: &[u8]) -> Option<u8> {
         self.fill(HEADER, bytes);
@@ -182,7 +183,7 @@ impl HandQueue {
         (answer[0] != 0xff).then_some(answer[0])
     }
 
-    /// Has a network card send a frame.
+    /// Makes a network card send a frame.
     #[track_caller]
     pub fn send_frame(&mut self, frame: &[u8]) {
         self.fill(HEADER, &[0; NET_HEADER]);
@@ -194,13 +195,13 @@ impl HandQueue {
         self.finish();
     }
 
-    /// Has room for a frame that a network card receives.
+    /// Provides a buffer for a frame that a network card receives.
     #[track_caller]
     pub fn expect_frame(&mut self) {
         self.submit(&[(self.iova + DATA as u64, 2048, true)]);
     }
 
-    /// Waits for that frame, which is in one buffer, as its header says.
+    /// Waits for the expected frame, which must be in one buffer according to its header.
     #[track_caller]
     pub fn receive_frame(&self) -> Vec<u8> {
         let (header, frame) = self.receive();
@@ -208,7 +209,7 @@ impl HandQueue {
         frame
     }
 
-    /// Waits for that frame, and returns what stands before it, too.
+    /// Waits for the expected frame. Returns the frame's header and the frame.
     #[track_caller]
     pub fn receive(&self) -> ([u8; NET_HEADER], Vec<u8>) {
         self.finish();
@@ -226,13 +227,14 @@ impl HandQueue {
         (*header, frame.to_vec())
     }
 
-    /// Reads a sector of the disk: makes the request available and kicks.
+    /// Makes a read of a disk's sector available and kicks the device.
     #[track_caller]
     pub fn submit_read(&mut self, sector: u64) {
         self.submit_read_to(sector, self.iova + DATA as u64);
     }
 
-    /// The same, with the data going to an address that need not be in the queue's memory.
+    /// Variant of [`submit_read`](Self::submit_read) to an address that need not be in the queue's
+    /// memory.
     #[track_caller]
     fn submit_read_to(&mut self, sector: u64, to: u64) {
         let header = self.part(HEADER);
@@ -246,7 +248,7 @@ impl HandQueue {
         ]);
     }
 
-    /// The device's place in the queue.
+    /// Returns the device's index in the used ring.
     pub fn used_index(&self) -> u16 {
         let mut bytes = [0; 2];
         self.part(USED)
@@ -255,7 +257,7 @@ impl HandQueue {
         u16::from_le_bytes(bytes)
     }
 
-    /// Waits for the request, and returns its data and its status.
+    /// Waits for the read. Returns its data and its status.
     #[track_caller]
     pub fn finish_read(&self) -> (Vec<u8>, u8) {
         self.finish();
@@ -270,8 +272,8 @@ impl HandQueue {
         (data, status[0])
     }
 
-    /// Reads a sector to an address that need not be in the queue's memory. Returns the status;
-    /// `None` if the device wrote none.
+    /// Reads a sector to an address that need not be in the queue's memory. Returns the status, or
+    /// `None` if the device wrote no status.
     #[track_caller]
     pub fn read_to(&mut self, sector: u64, to: u64) -> Option<u8> {
         self.submit_read_to(sector, to);
@@ -289,7 +291,7 @@ impl HandQueue {
     }
 }
 
-/// A vhost-vdpa disk of which queue 0 is driven by hand.
+/// A vhost-vdpa disk whose queue 0 is operated by hand.
 #[derive(Debug)]
 pub struct HandDriver {
     /// The device.
@@ -298,7 +300,7 @@ pub struct HandDriver {
 }
 
 impl HandDriver {
-    /// Takes a device as far as features are agreed on and memory is mapped at `iova`.
+    /// Prepares a device up to feature negotiation and a mapping of memory at `iova`.
     #[track_caller]
     pub fn prepare(vhost: Vhost, iova: u64) -> Self {
         vhost.set_owner().expect("owning the device");
@@ -308,25 +310,25 @@ impl HandDriver {
         Self { vhost, queue }
     }
 
-    /// Has other memory at the same addresses, with the same contents.
+    /// Replaces the memory at the same addresses with other memory of the same contents.
     #[track_caller]
     pub fn move_memory(&mut self) {
         self.queue.move_memory(&self.vhost);
     }
 
-    /// Sets virtqueue 0 up and enables it.
+    /// Sets up virtqueue 0 and enables it.
     #[track_caller]
     pub fn set_queue_up(&self) {
         self.queue.set_up(&self.vhost);
     }
 
-    /// Says that the driver is ready.
+    /// Sets `DRIVER_OK`.
     #[track_caller]
     pub fn start(&self) {
         start(&self.vhost);
     }
 
-    /// As [`HandQueue::kick_at_once`].
+    /// Calls [`HandQueue::kick_at_once`] for the queue.
     #[track_caller]
     pub fn kick_at_once(&self) {
         self.queue.kick_at_once(&self.vhost);
@@ -347,26 +349,26 @@ impl DerefMut for HandDriver {
     }
 }
 
-/// Memory for a queue.
+/// Creates memory for a queue.
 #[track_caller]
 fn new_memory() -> Mapping {
     let file = memory::file(LEN);
     Mapping::of_file(file.as_fd(), 0, LEN, 3).expect("mapping memory")
 }
 
-/// Takes a device as far as features are agreed on.
+/// Prepares a device up to feature negotiation.
 #[track_caller]
 pub fn agree(vhost: &Vhost) {
     agree_without(vhost, 0);
 }
 
-/// As [`agree`], without some of the features.
+/// Variant of [`agree`] without some of the features.
 #[track_caller]
 pub fn agree_without(vhost: &Vhost, without: u64) {
     let begun = status::ACKNOWLEDGE | status::DRIVER;
     vhost.set_status(begun).expect("driver");
     let features = vhost.features().expect("reading features");
-    // One request at a time needs no event index.
+    // The event index is not needed for one request at a time.
     vhost
         .set_features(features & !(1 << 29) & !without)
         .expect("accepting features");
@@ -375,7 +377,7 @@ pub fn agree_without(vhost: &Vhost, without: u64) {
         .expect("features agreed on");
 }
 
-/// Says that the driver is ready.
+/// Sets `DRIVER_OK`.
 #[track_caller]
 pub fn start(vhost: &Vhost) {
     vhost
@@ -383,12 +385,12 @@ pub fn start(vhost: &Vhost) {
         .expect("driver ready");
 }
 
-/// How many requests the driver has made available in a split virtqueue of a device that nobody
-/// serves, and how many of them were used, as 16-bit counters.
+/// Returns the available index and the used index, two 16-bit counters, of a split virtqueue of a
+/// device that is not served.
 #[track_caller]
 pub fn counters(name: &str, queue: u32) -> (u16, u16) {
     let mut device = None;
-    // A file that was closed by another process is released a moment later.
+    // The file may have been closed by another process only a moment ago.
     soon("nobody serves the device", || {
         device = Device::open_nonblocking(name).ok();
         device.is_some()
@@ -396,7 +398,7 @@ pub fn counters(name: &str, queue: u32) -> (u16, u16) {
     let device = device.expect("an open device");
     let info = device.vq_info(queue).expect("the virtqueue");
     let index = |ring: u64| {
-        // Behind the ring's flags.
+        // The index follows the ring's flags.
         let iova = ring + 2;
         let region = device.iotlb_fd(iova, iova + 1).expect("the ring");
         let at = region.offset + (iova - region.first);

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A folder for a test's files.
+//! A directory for a test's files.
 
 use std::path::{Path, PathBuf};
 
-/// A folder in memory, removed on drop.
+/// A directory in memory, removed on drop.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes one.
+    /// Creates a directory.
     #[track_caller]
     pub fn new() -> Self {
         let path = Path::new("/dev/shm").join(crate::lab::device::unique_name());
@@ -17,12 +17,12 @@ impl Scratch {
         Self(path)
     }
 
-    /// A file in it.
+    /// Returns the path of a file in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
-    /// A file in it, of so many zeroes.
+    /// Creates a file of this number of zero bytes in the directory. Returns its path.
     #[track_caller]
     pub fn file(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.path(name);

@@ -12,17 +12,17 @@ use vduse::Device;
 
 use crate::lab::expect::soon;
 
-/// A device's thread, which ends when this is dropped.
+/// The thread that serves a device, which ends on drop.
 #[derive(Debug)]
 pub struct Serving<B> {
     handle: Option<Handle>,
     thread: Option<JoinHandle<(io::Result<()>, B)>>,
-    /// The thread's id.
+    /// The thread's ID.
     tid: i32,
 }
 
 impl<B: Backend + Send + 'static> Serving<B> {
-    /// Runs a server.
+    /// Runs a server in a new thread.
     pub fn run(mut server: Server<B>) -> Self {
         let handle = server.handle();
         let (sender, tid) = mpsc::channel();
@@ -40,18 +40,18 @@ impl<B: Backend + Send + 'static> Serving<B> {
 }
 
 impl<B> Serving<B> {
-    /// The device.
+    /// Returns the device.
     pub fn device(&self) -> &Arc<Device> {
         self.handle().device()
     }
 
-    /// The server's handle.
+    /// Returns the server's handle.
     pub fn handle(&self) -> &Handle {
         self.handle.as_ref().expect("a running server")
     }
 
-    /// Waits until the thread sleeps without waking up even once, for a while that is long for a
-    /// computer.
+    /// Waits until the thread sleeps for a while, which is long for a computer, without waking up
+    /// once.
     #[track_caller]
     pub fn falls_asleep(&self) {
         soon("the thread sleeps", || {
@@ -61,7 +61,8 @@ impl<B> Serving<B> {
         });
     }
 
-    /// If the thread sleeps, how often it went to sleep or was interrupted.
+    /// Returns the numbers of the thread's context switches, or `None` if the thread does not
+    /// sleep.
     fn sleeping(&self) -> Option<Vec<String>> {
         let path = format!("/proc/self/task/{}/status", self.tid);
         let status = std::fs::read_to_string(path).expect("the thread's status");
@@ -70,7 +71,7 @@ impl<B> Serving<B> {
         Some(lines("ctxt_switches:").map(str::to_owned).collect())
     }
 
-    /// Ends the server, closes the device, and gives back what served it.
+    /// Stops the server and closes the device. Returns the backend.
     #[track_caller]
     pub fn stop(mut self) -> B {
         let (result, backend) = self.end().expect("a running server");

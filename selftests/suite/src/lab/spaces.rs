@@ -23,7 +23,7 @@ use crate::lab::raw;
 use crate::lab::responder::Responder;
 use crate::lab::vhost::Vhost;
 
-/// The configuration of a disk with so many queues, groups and address spaces.
+/// Returns the configuration of a disk with this number of queues, groups and address spaces.
 pub fn config(queues: u16, groups: u32, spaces: u32) -> DeviceConfig {
     let mut config = blk::device_config(&unique_name(), 1 << 20, queues);
     config.groups = groups;
@@ -37,7 +37,7 @@ pub fn create(config: &DeviceConfig) -> io::Result<TestDevice> {
     Ok(TestDevice::adopt(&config.name))
 }
 
-/// Sets a queue of 256 descriptors up.
+/// Sets up a queue of 256 descriptors.
 pub fn set_up(device: &Device, index: u32, group: u32) -> io::Result<()> {
     device.vq_setup_raw(&VqConfig {
         index,
@@ -47,20 +47,20 @@ pub fn set_up(device: &Device, index: u32, group: u32) -> io::Result<()> {
     })
 }
 
-/// A device on the bus whose requests are answered and nothing more. The fields are dropped in
-/// this order.
+/// A device on the bus whose requests are answered, but whose virtqueues are not served. The fields
+/// are dropped in this order.
 pub struct Answered {
-    /// On the bus.
+    /// The device on the bus.
     pub on_bus: OnBus,
-    /// Answers requests.
+    /// The thread that answers requests.
     pub responder: Responder,
-    /// The daemon's side.
+    /// The daemon's open device.
     pub file: Arc<Device>,
-    /// Created.
+    /// The created device.
     pub device: TestDevice,
 }
 
-/// Says "ok" to everything.
+/// Answers "ok" to every request.
 pub fn agree(request: &Request) -> Option<Answer> {
     Some(match request.kind {
         Kind::GetVqState { index } => Answer::SplitState {
@@ -72,13 +72,14 @@ pub fn agree(request: &Request) -> Option<Answer> {
 }
 
 impl Answered {
-    /// Puts a device on the bus whose queues are in these groups, and binds it to vhost-vdpa.
+    /// Puts a device on the bus, whose queues are in these groups, and binds the device to
+    /// vhost-vdpa.
     #[track_caller]
     pub fn new(queues: &[u32], groups: u32, spaces: u32) -> Self {
         Self::with(queues, groups, spaces, agree)
     }
 
-    /// The same, with other answers.
+    /// Variant of [`new`](Self::new) with other answers.
     #[track_caller]
     pub fn with(
         queues: &[u32],
@@ -90,7 +91,7 @@ impl Answered {
         Self::start(device, queues, answer)
     }
 
-    /// The same, with a device of version 0.
+    /// Variant of [`new`](Self::new) with a device of version 0.
     #[track_caller]
     pub fn version_0(queues: u16) -> Self {
         let device = TestDevice::new(&blk::device_config(&unique_name(), 1 << 20, queues));
@@ -131,7 +132,7 @@ pub fn open(device: &TestDevice) -> Vhost {
     open_by_name(device.name())
 }
 
-/// The same, with any device that is bound to vhost-vdpa.
+/// Variant of [`open`] for any device that is bound to vhost-vdpa.
 #[track_caller]
 pub fn open_by_name(name: &str) -> Vhost {
     let vhost = Vhost::open(&bus::vhost_path(name).expect("a node")).expect("opening");
@@ -140,24 +141,25 @@ pub fn open_by_name(name: &str) -> Vhost {
     vhost
 }
 
-/// A disk with a queue for each group, served: sector n is full of n + 1. The fields are dropped in this order.
+/// A served disk with one queue for each group. Each byte of sector n is n + 1. The fields are
+/// dropped in this order.
 pub struct ServedGroups {
-    /// On the bus, bound to nothing yet.
+    /// The device on the bus, not bound to any driver yet.
     pub on_bus: OnBus,
-    /// Served.
+    /// The thread that serves the disk.
     pub served: Served,
-    /// Created.
+    /// The created device.
     pub device: TestDevice,
 }
 
 impl ServedGroups {
-    /// Starts one with so many groups, of one queue each, and address spaces.
+    /// Creates a disk with this number of groups, of one queue each, and of address spaces.
     #[track_caller]
     pub fn new(groups: u16, spaces: u32) -> Self {
         Self::with(groups, spaces, |_| ())
     }
 
-    /// The same; `prepare` does something with the device before it is put on the bus.
+    /// Variant of [`new`](Self::new) that calls `prepare` before the device is put on the bus.
     #[track_caller]
     pub fn with(groups: u16, spaces: u32, prepare: impl FnOnce(&TestDevice)) -> Self {
         let device = create(&config(groups, groups.into(), spaces)).expect("creating");
@@ -177,7 +179,7 @@ impl ServedGroups {
     }
 }
 
-/// Fills the first sectors of a disk: sector n with n + 1.
+/// Fills the first 16 sectors of a disk: each byte of sector n is n + 1.
 #[track_caller]
 pub fn fill(file: &File) {
     for sector in 0..16u8 {
@@ -186,7 +188,7 @@ pub fn fill(file: &File) {
     }
 }
 
-/// A page of a new file, full of a byte.
+/// Returns a page of a new file, filled with a byte.
 #[track_caller]
 pub fn page_of(byte: u8) -> Mapping {
     let file = memory::file(PAGE);
@@ -195,7 +197,7 @@ pub fn page_of(byte: u8) -> Mapping {
     Mapping::of_file(file.as_fd(), 0, PAGE, 3).expect("mapping a page")
 }
 
-/// The first byte that a daemon sees at an address of an address space.
+/// Returns the first byte that a daemon sees at an IOVA of an address space.
 #[track_caller]
 pub fn first_byte(device: &Device, asid: u32, iova: u64) -> io::Result<u8> {
     let region = device.iotlb_fd2(asid, iova, iova)?;
@@ -206,7 +208,7 @@ pub fn first_byte(device: &Device, asid: u32, iova: u64) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// [`Device::iotlb_fd2`] with a reserved field that is not 0.
+/// Calls [`Device::iotlb_fd2`] with a reserved field that is not 0.
 pub fn find_reserved(device: &Device, asid: u32, first: u64, last: u64) -> io::Result<Region> {
     find_raw(
         device,
@@ -220,7 +222,7 @@ pub fn find_reserved(device: &Device, asid: u32, first: u64, last: u64) -> io::R
     )
 }
 
-/// Finds a region by the ABI's own structure.
+/// Finds a region by means of the ABI's own structure.
 pub fn find_raw(device: &Device, entry: &IotlbEntryV2) -> io::Result<Region> {
     let mut bytes = raw::Bytes::new()
         .u64(entry.offset)
@@ -234,7 +236,7 @@ pub fn find_raw(device: &Device, entry: &IotlbEntryV2) -> io::Result<Region> {
     let fd = raw::call(device, ioctl::IOTLB_GET_FD2, &mut bytes.0)?;
     let word = |at: usize| u64::from_ne_bytes(bytes.0[at..at + 8].try_into().unwrap_or_default());
     Ok(Region {
-        // SAFETY: The ioctl returns a descriptor made for this call, which nobody else has.
+        // SAFETY: The ioctl returns a new descriptor, which nothing else owns.
         file: unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) },
         offset: word(0),
         first: word(8),

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Suspending the machine, as far as `/sys/power/pm_test` says, and waking it up again.
+//! System suspend up to the level selected in `/sys/power/pm_test`, and resume.
 //!
-//! All processes are frozen meanwhile, threads of the test included, but for the thread that asks.
+//! Meanwhile all tasks are frozen, including the test's other threads; only the calling thread is
+//! not.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +13,7 @@ use crate::lab::sysfs;
 
 const POWER: &str = "/sys/power";
 
-/// What the machine goes into.
+/// The sleep states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sleep {
     /// Suspend-to-idle.
@@ -23,16 +24,16 @@ pub enum Sleep {
     Disk,
 }
 
-/// How far it goes before it turns back.
+/// The depth of a test suspend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
     /// Processes are frozen.
     Freezer,
-    /// Devices are suspended as well.
+    /// In addition, devices are suspended.
     Devices,
-    /// Platform firmware is prepared as well.
+    /// In addition, the platform firmware is prepared.
     Platform,
-    /// All but one CPU are off, and interrupts are.
+    /// In addition, all CPUs but one are offline, and interrupts are disabled.
     Core,
 }
 
@@ -41,9 +42,9 @@ pub enum Depth {
 pub struct Machine(());
 
 impl Machine {
-    /// Ends the test if the machine cannot be suspended, or would not survive it.
+    /// Skips the test if the machine cannot be suspended or would not survive a suspend.
     pub fn new() -> Self {
-        // The test machine says so: its folders come through devices that survive it.
+        // The command line says so on a test machine whose shared directories survive a suspend.
         let parameters = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
         if !parameters
             .split_whitespace()
@@ -57,7 +58,7 @@ impl Machine {
         Self(())
     }
 
-    /// Whether the machine can do that.
+    /// Returns whether the machine supports a sleep state and depth.
     pub fn can(&self, sleep: Sleep, depth: Depth) -> bool {
         let has = |file: &str, word: &str| {
             let text = std::fs::read_to_string(Path::new(POWER).join(file)).unwrap_or_default();
@@ -66,17 +67,22 @@ impl Machine {
         };
         match (sleep, depth) {
             (Sleep::Idle, _) => has("state", "freeze"),
-            // Where the firmware cannot, it is suspend-to-idle, which does not switch CPUs off.
+            // Without firmware support, this is suspend-to-idle, which does not take CPUs offline.
             (Sleep::Ram, Depth::Core) => has("mem_sleep", "deep"),
             (Sleep::Ram, _) => has("state", "mem"),
             (Sleep::Disk, _) => has("state", "disk"),
         }
     }
 
-    /// Suspends the machine, which wakes up a second later, or no deeper than to frozen tasks where it
-    /// would not survive that. Errors: `EBUSY` if a task cannot be frozen, after 20 seconds.
+    /// Suspends the machine, which resumes after a second. If the machine would not survive the
+    /// given depth, only tasks are frozen.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if a task cannot be frozen within 20 seconds.
     pub fn suspend(&self, sleep: Sleep, depth: Depth) -> io::Result<()> {
-        // Without this driver, nobody sets the ports up again that its folders are behind.
+        // Without the pcieport driver, nothing restores the ports to which the devices of the
+        // shared directories are attached.
         let depth = match Path::new("/sys/bus/pci_express/drivers/pcieport").exists() {
             true => depth,
             false => Depth::Freezer,

@@ -6,32 +6,32 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The class of VDUSE devices.
+/// Directory of the class of VDUSE devices.
 pub const CLASS: &str = "/sys/class/vduse";
 
-/// The folder of a device.
+/// Returns the directory of a device.
 pub fn folder(name: &str) -> PathBuf {
     Path::new(CLASS).join(name)
 }
 
-/// An attribute of a device.
+/// Returns the path of a device's attribute.
 pub fn attribute(name: &str, attribute: &str) -> PathBuf {
     folder(name).join(attribute)
 }
 
-/// The affinity of a virtqueue.
+/// Returns the path of a virtqueue's interrupt affinity.
 pub fn affinity(name: &str, queue: u16) -> PathBuf {
     folder(name)
         .join(format!("vq{queue}"))
         .join("irq_cb_affinity")
 }
 
-/// Reads a file's one line.
+/// Reads a file's only line.
 pub fn read(path: &Path) -> io::Result<String> {
     Ok(fs::read_to_string(path)?.trim_end().to_owned())
 }
 
-/// Writes a file with a single call, and does not create it.
+/// Writes to an existing file with a single system call.
 pub fn write(path: &Path, text: &str) -> io::Result<()> {
     let file = fs::OpenOptions::new().write(true).open(path)?;
     match rustix::io::write(&file, text.as_bytes())? {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel's record of events.
+//! Kernel tracing.
 
 use std::path::{Path, PathBuf};
 
@@ -8,32 +8,33 @@ use crate::lab::{skip, sysfs};
 
 const ROOT: &str = "/sys/kernel/tracing";
 
-/// The group of the probes, and the name of the one that there is at a time.
+/// Group and name of the probe; only one probe exists at a time.
 const PROBE: &str = "vduse_selftests/entered";
 
-/// The kernel's record of an event, switched off on drop.
+/// A traced kernel event, disabled on drop.
 #[derive(Debug)]
 pub struct Trace {
     folder: PathBuf,
     is_probe: bool,
 }
 
-/// What is known of an event besides what it is.
+/// Context of an occurrence of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
-    /// The CPU that it was on.
+    /// The CPU on which the event occurred.
     pub cpu: usize,
-    /// Whether interrupts were off.
+    /// Whether interrupts were disabled.
     pub irqs_off: bool,
-    /// Whether softirqs were, by name: interrupts that are off hold them back as well.
+    /// Whether softirqs were explicitly disabled. Disabled interrupts hold back softirqs as well.
     pub softirqs_off: bool,
-    /// Whether it was within a handler of interrupts.
+    /// Whether the event occurred in an interrupt handler.
     pub in_irq: bool,
 }
 
 impl Event {
-    /// Reads `TASK-PID [CPU] FLAGS TIME: EVENT`. Its flags begin with `d` if interrupts are off, `b`
-    /// if softirqs are, `D` if both are; the third is what is interrupted, `s` for a softirq.
+    /// Parses `TASK-PID [CPU] FLAGS TIME: EVENT`. The first flag is `d` if interrupts are disabled,
+    /// `b` if softirqs are, `D` if both are; the third flag is the interrupted context, `s` for a
+    /// softirq.
     fn parse(line: &str) -> Option<Self> {
         let (cpu, rest) = line.split_once(" [")?.1.split_once("] ")?;
         let mut flags = rest.trim_start().chars();
@@ -49,8 +50,8 @@ impl Event {
 }
 
 impl Trace {
-    /// Records an event of a disk, as in `block/block_rq_complete`, and of no other disk. Ends the
-    /// test where there is no such thing.
+    /// Traces an event, such as `block/block_rq_complete`, of one disk only. Skips the test if the
+    /// kernel has no such event.
     #[track_caller]
     pub fn of_disk(event: &str, disk: &str) -> Self {
         let trace = Self {
@@ -60,7 +61,7 @@ impl Trace {
         let number = sysfs::read(&Path::new("/sys/block").join(disk).join("dev"));
         let number = number.expect("the disk's number");
         let (major, minor) = number.split_once(':').expect("two numbers");
-        // As the kernel has it, which is not as it tells userspace.
+        // The kernel's own encoding of device numbers, which differs from the one in userspace.
         let dev =
             major.parse::<u32>().expect("a number") << 20 | minor.parse::<u32>().expect("a number");
         if sysfs::write(&trace.folder.join("filter"), &format!("dev == {dev}")).is_err() {
@@ -70,8 +71,8 @@ impl Trace {
         trace
     }
 
-    /// Records each time that a function is entered, as in `virtio_vdpa:virtio_vdpa_config_cb`. Ends
-    /// the test where that cannot be done without switching interrupts off.
+    /// Traces the calls of a function, such as `virtio_vdpa:virtio_vdpa_config_cb`. Skips the test
+    /// if that is not possible without disabling interrupts.
     #[track_caller]
     pub fn of_function(function: &str) -> Self {
         let probe = format!("p:{PROBE} {function}");
@@ -100,12 +101,12 @@ impl Trace {
         self.clear();
     }
 
-    /// Forgets the events so far.
+    /// Discards the events so far.
     pub fn clear(&self) {
         let _ = std::fs::File::create(Path::new(ROOT).join("trace"));
     }
 
-    /// The events so far.
+    /// Returns the events so far.
     #[track_caller]
     pub fn events(&self) -> Vec<Event> {
         let text = std::fs::read_to_string(Path::new(ROOT).join("trace")).expect("the trace");
@@ -122,7 +123,7 @@ impl Drop for Trace {
         let _ = sysfs::write(&self.folder.join("filter"), "0");
         self.clear();
         if self.is_probe {
-            // It stays in the list of those that there are until it is told to go.
+            // The probe exists until it is removed explicitly.
             let _ = std::fs::OpenOptions::new()
                 .append(true)
                 .open(Path::new(ROOT).join("kprobe_events"))

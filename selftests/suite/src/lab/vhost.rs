@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver side of a vhost-vdpa device, call by call.
+//! The driver side of a vhost-vdpa device, one call at a time.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::lab::raw::{self, number, Bytes, NONE, READ, WRITE};
 
-/// The type byte of vhost's ioctls.
+/// Type byte of vhost's ioctls.
 const VHOST: u8 = 0xaf;
 
 const GET_FEATURES: u32 = number(READ, VHOST, 0x00, 8);
@@ -44,17 +44,17 @@ const SET_GROUP_ASID: u32 = number(WRITE, VHOST, 0x7c, 8);
 pub mod status {
     /// The driver has seen the device.
     pub const ACKNOWLEDGE: u8 = 1;
-    /// The driver knows how to drive it.
+    /// The driver is able to drive the device.
     pub const DRIVER: u8 = 2;
     /// The driver is ready.
     pub const DRIVER_OK: u8 = 4;
-    /// The features are agreed on.
+    /// Feature negotiation is complete.
     pub const FEATURES_OK: u8 = 8;
     /// The driver has given up.
     pub const FAILED: u8 = 128;
 }
 
-/// The kinds of access that a mapping gives the device.
+/// Access permissions that a mapping gives the device.
 pub mod access {
     /// Reading and writing.
     pub const RW: u8 = 3;
@@ -62,11 +62,11 @@ pub mod access {
 
 /// Features of vhost-vdpa itself.
 pub mod backend {
-    /// Messages about mappings have the form that [`map`](super::Vhost::map) uses.
+    /// IOTLB messages have the format that [`map`](super::Vhost::map) uses.
     pub const IOTLB_MSG_V2: u64 = 1 << 1;
-    /// Messages about mappings can be batched.
+    /// IOTLB messages can be batched.
     pub const IOTLB_BATCH: u64 = 1 << 2;
-    /// Messages about mappings name an address space.
+    /// IOTLB messages contain an address space.
     pub const IOTLB_ASID: u64 = 1 << 3;
 }
 
@@ -76,14 +76,14 @@ const IOTLB_INVALIDATE: u8 = 3;
 const IOTLB_BATCH_BEGIN: u8 = 5;
 const IOTLB_BATCH_END: u8 = 6;
 
-/// A device's registers, in the memory of a driver.
+/// The addresses of a virtqueue's parts in the driver's memory.
 #[derive(Clone, Copy, Debug)]
 pub struct RingAddress {
     /// IOVA of the descriptors.
     pub desc: u64,
-    /// IOVA of the driver's ring.
+    /// IOVA of the driver's (available) ring.
     pub avail: u64,
-    /// IOVA of the device's ring.
+    /// IOVA of the device's (used) ring.
     pub used: u64,
 }
 
@@ -110,7 +110,7 @@ impl Vhost {
         raw::call(&self.file, number, &mut bytes.0).map(drop)
     }
 
-    /// Asks for the number that goes with an index.
+    /// Reads the number that belongs to an index.
     fn get_pair(&self, request: u32, index: u32) -> io::Result<u32> {
         let mut bytes = Bytes::new().u32(index).u32(0).0;
         raw::call(&self.file, request, &mut bytes)?;
@@ -123,12 +123,12 @@ impl Vhost {
         self.set(number, Bytes::new().u32(queue).u32(value))
     }
 
-    /// Makes the device this process's.
+    /// Makes this process the owner of the device.
     pub fn set_owner(&self) -> io::Result<()> {
         self.set(SET_OWNER, Bytes::new())
     }
 
-    /// The features that the device offers.
+    /// Reads the features that the device offers.
     pub fn features(&self) -> io::Result<u64> {
         self.get(GET_FEATURES).map(u64::from_ne_bytes)
     }
@@ -138,12 +138,12 @@ impl Vhost {
         self.set(SET_FEATURES, Bytes::new().u64(features))
     }
 
-    /// The features of vhost-vdpa itself.
+    /// Reads the features of vhost-vdpa itself.
     pub fn backend_features(&self) -> io::Result<u64> {
         self.get(GET_BACKEND_FEATURES).map(u64::from_ne_bytes)
     }
 
-    /// Accepts those that [`map`](Self::map) needs.
+    /// Accepts the features of vhost-vdpa that [`map`](Self::map) needs.
     pub fn set_backend_features(&self) -> io::Result<()> {
         self.set(
             SET_BACKEND_FEATURES,
@@ -151,18 +151,18 @@ impl Vhost {
         )
     }
 
-    /// Accepts those that [`map_in`](Self::map_in) needs.
+    /// Accepts the features of vhost-vdpa that [`map_in`](Self::map_in) needs.
     pub fn set_backend_features_asid(&self) -> io::Result<()> {
         let features = backend::IOTLB_MSG_V2 | backend::IOTLB_BATCH | backend::IOTLB_ASID;
         self.set(SET_BACKEND_FEATURES, Bytes::new().u64(features))
     }
 
-    /// The virtio device id.
+    /// Reads the virtio device id.
     pub fn device_id(&self) -> io::Result<u32> {
         self.get(GET_DEVICE_ID).map(u32::from_ne_bytes)
     }
 
-    /// The device status.
+    /// Reads the device status.
     pub fn status(&self) -> io::Result<u8> {
         self.get(GET_STATUS).map(u8::from_ne_bytes)
     }
@@ -175,7 +175,7 @@ impl Vhost {
 
     /// Reads from the configuration space.
     pub fn config(&self, offset: u32, len: usize) -> io::Result<Vec<u8>> {
-        // What is read lands behind the header that the ioctl's number has the size of.
+        // The data follows the header, whose size is encoded in the ioctl's number.
         let mut bytes = Bytes::new().u32(offset).u32(len as u32).zeroes(len).0;
         raw::call(&self.file, GET_CONFIG, &mut bytes)?;
         Ok(bytes.split_off(8))
@@ -188,48 +188,48 @@ impl Vhost {
         self.set(SET_CONFIG, bytes)
     }
 
-    /// The size of the configuration space.
+    /// Reads the size of the configuration space.
     pub fn config_size(&self) -> io::Result<u32> {
         self.get(GET_CONFIG_SIZE).map(u32::from_ne_bytes)
     }
 
-    /// The size of the largest virtqueue.
+    /// Reads the maximum size of a virtqueue.
     pub fn max_queue_size(&self) -> io::Result<u16> {
         self.get(GET_VRING_NUM).map(u16::from_ne_bytes)
     }
 
-    /// How many virtqueues there are.
+    /// Reads the number of virtqueues.
     pub fn queues(&self) -> io::Result<u32> {
         self.get(GET_VQS_COUNT).map(u32::from_ne_bytes)
     }
 
-    /// How many virtqueue groups there are.
+    /// Reads the number of virtqueue groups.
     pub fn groups(&self) -> io::Result<u32> {
         self.get(GET_GROUP_NUM).map(u32::from_ne_bytes)
     }
 
-    /// How many address spaces there are.
+    /// Reads the number of address spaces.
     pub fn address_spaces(&self) -> io::Result<u32> {
         self.get(GET_AS_NUM).map(u32::from_ne_bytes)
     }
 
-    /// The group of a virtqueue.
+    /// Reads the group of a virtqueue.
     pub fn group_of(&self, queue: u32) -> io::Result<u32> {
         self.get_pair(GET_VRING_GROUP, queue)
     }
 
-    /// The size of a virtqueue: the one that was set, or the largest.
+    /// Reads the size of a virtqueue: the size that was set, or the maximum size.
     pub fn queue_size(&self, queue: u32) -> io::Result<u32> {
         self.get_pair(GET_VRING_SIZE, queue)
     }
 
-    /// Moves a virtqueue group to an address space. (vhost takes the group for a virtqueue's index
-    /// first: `ENOBUFS` when there are not so many.)
+    /// Moves a virtqueue group to an address space. (vhost first checks the group as if it were a
+    /// virtqueue index, and returns `ENOBUFS` if there is no such virtqueue.)
     pub fn set_group_asid(&self, group: u32, asid: u32) -> io::Result<()> {
         self.set_pair(SET_GROUP_ASID, group, asid)
     }
 
-    /// The first and the last IOVA that can be mapped.
+    /// Reads the first and the last IOVA that can be mapped.
     pub fn iova_range(&self) -> io::Result<(u64, u64)> {
         let bytes: [u8; 16] = self.get(GET_IOVA_RANGE)?;
         let (first, last) = bytes.split_at(8);
@@ -242,7 +242,7 @@ impl Vhost {
         self.set_pair(SET_VRING_NUM, queue, size)
     }
 
-    /// Sets where a virtqueue is.
+    /// Sets the addresses of a virtqueue.
     pub fn set_queue_address(&self, queue: u32, address: RingAddress) -> io::Result<()> {
         self.set(
             SET_VRING_ADDR,
@@ -256,28 +256,28 @@ impl Vhost {
         )
     }
 
-    /// Sets where the device starts in a virtqueue.
+    /// Sets the device's initial position in a virtqueue.
     pub fn set_queue_base(&self, queue: u32, base: u32) -> io::Result<()> {
         self.set_pair(SET_VRING_BASE, queue, base)
     }
 
-    /// Asks where the device is in a virtqueue.
+    /// Reads the device's position in a virtqueue.
     pub fn queue_base(&self, queue: u32) -> io::Result<u32> {
         self.get_pair(GET_VRING_BASE, queue)
     }
 
-    /// Sets the eventfd that kicks a virtqueue.
+    /// Sets the eventfd by which a virtqueue is kicked.
     pub fn set_kick(&self, queue: u32, fd: BorrowedFd<'_>) -> io::Result<()> {
         self.set_pair(SET_VRING_KICK, queue, fd.as_raw_fd() as u32)
     }
 
-    /// Sets the eventfd that a virtqueue's interrupts are written to.
+    /// Sets the eventfd to which a virtqueue's interrupts are written.
     pub fn set_call(&self, queue: u32, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
         self.set_pair(SET_VRING_CALL, queue, fd as u32)
     }
 
-    /// Sets the eventfd that interrupts for the configuration are written to.
+    /// Sets the eventfd to which configuration interrupts are written.
     pub fn set_config_call(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         self.set(SET_CONFIG_CALL, Bytes::new().u32(fd.as_raw_fd() as u32))
     }
@@ -292,13 +292,13 @@ impl Vhost {
         self.set_pair(SET_VRING_ENABLE, queue, 0)
     }
 
-    /// Maps memory of this process, which must be of a shared file.
+    /// Maps memory of this process, which must belong to a shared file.
     pub fn map(&self, iova: u64, memory: &vduse::Mapping, access: u8) -> io::Result<()> {
         let (size, uaddr) = (memory.len() as u64, memory.address() as u64);
         self.message(0, iova, size, uaddr, access, IOTLB_UPDATE)
     }
 
-    /// Maps memory of this process, which must be of a shared file, in an address space.
+    /// Maps memory of this process, which must belong to a shared file, in an address space.
     pub fn map_in(
         &self,
         asid: u32,
@@ -310,7 +310,7 @@ impl Vhost {
         self.message(asid, iova, size, uaddr, access, IOTLB_UPDATE)
     }
 
-    /// Maps whatever is at an address of this process, if the kernel agrees.
+    /// Maps whatever is at an address of this process, if the kernel permits that.
     pub fn map_raw(
         &self,
         asid: u32,
@@ -322,12 +322,13 @@ impl Vhost {
         self.message(asid, iova, size, uaddr, access, IOTLB_UPDATE)
     }
 
-    /// Takes a mapping of an address space away.
+    /// Removes a mapping from an address space.
     pub fn unmap_in(&self, asid: u32, iova: u64, size: u64) -> io::Result<()> {
         self.message(asid, iova, size, 0, 0, IOTLB_INVALIDATE)
     }
 
-    /// Begins a batch: the device is told of changes to the address space at its end.
+    /// Begins a batch of changes to an address space. The device is notified at the end of the
+    /// batch.
     pub fn batch_begin(&self, asid: u32) -> io::Result<()> {
         self.message(asid, 0, 0, 0, 0, IOTLB_BATCH_BEGIN)
     }
@@ -337,7 +338,7 @@ impl Vhost {
         self.message(asid, 0, 0, 0, 0, IOTLB_BATCH_END)
     }
 
-    /// Takes a mapping away.
+    /// Removes a mapping.
     pub fn unmap(&self, iova: u64, size: u64) -> io::Result<()> {
         self.message(0, iova, size, 0, 0, IOTLB_INVALIDATE)
     }

@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Calls that may wait.
+//! Calls that may block.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver};
 
 use crate::lab::expect::{received, soon, stays};
 
-/// A call in a thread.
+/// A call in progress in another thread.
 #[derive(Debug)]
 pub struct Waiting<T> {
     returned: Receiver<io::Result<T>>,
-    /// The thread's id.
+    /// The thread's ID.
     tid: i32,
 }
 
 impl<T: Send + 'static> Waiting<T> {
-    /// Calls a function in a thread, which has begun when this returns.
+    /// Calls a function in a new thread, which is running when this function returns.
     #[track_caller]
     pub fn new(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> Self {
         let (sender, returned) = mpsc::channel();
@@ -29,12 +29,12 @@ impl<T: Send + 'static> Waiting<T> {
         Self { returned, tid }
     }
 
-    /// Waits until it sleeps.
+    /// Waits until the call sleeps.
     #[track_caller]
     pub fn falls_asleep(&self) {
         let path = format!("/proc/self/task/{}/status", self.tid);
         soon("it sleeps", || {
-            // One that only a signal that kills it wakes is at the disk, by name.
+            // A killable sleep is reported as "disk sleep".
             std::fs::read_to_string(&path).is_ok_and(|status| {
                 ["(sleeping)", "(disk sleep)"]
                     .iter()
@@ -43,14 +43,14 @@ impl<T: Send + 'static> Waiting<T> {
         });
     }
 
-    /// Asserts that it sleeps, and has not returned after a while.
+    /// Asserts that the call sleeps and does not return for a while.
     #[track_caller]
     pub fn assert_waits(&self) {
         self.falls_asleep();
         stays("it waits", || self.returned.try_recv().is_err());
     }
 
-    /// Waits until it returns, and returns what it returned.
+    /// Waits for the call to return. Returns the call's result.
     #[track_caller]
     pub fn result(&self) -> io::Result<T> {
         received("it returns", &self.returned)

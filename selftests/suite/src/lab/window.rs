@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Pieces of address space that files are mapped in, moved about and looked at from outside.
+//! Ranges of address space in which files are mapped, moved, and accessed from outside.
 
 use std::fs::File;
 use std::io;
@@ -10,10 +10,10 @@ use std::process::Command;
 
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 
-/// A shared mapping of a file of which nothing is known: looking at it may raise `SIGBUS`.
+/// A shared mapping of a file with unknown contents: an access may raise `SIGBUS`.
 ///
-/// Its memory is never referred to in this program: only the kernel looks at it
-/// ([`Prober`](super::memory::Prober)), or a child that may die of it.
+/// This program never accesses the mapped memory itself. Only the kernel
+/// ([`Prober`](super::memory::Prober)) or a child process, which may be killed, accesses it.
 #[derive(Debug)]
 pub struct Window {
     base: *mut u8,
@@ -21,7 +21,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// Maps so many bytes of a file from an offset on, both multiples of a page.
+    /// Maps `len` bytes of a file at an offset. Both must be multiples of the page size.
     pub fn new(file: BorrowedFd<'_>, offset: u64, len: usize, writable: bool) -> io::Result<Self> {
         let mut prot = ProtFlags::READ;
         prot.set(ProtFlags::WRITE, writable);
@@ -42,28 +42,28 @@ impl Window {
         })
     }
 
-    /// Its first byte.
+    /// Returns the address of the first byte.
     pub fn address(&self) -> *mut u8 {
         self.base
     }
 
-    /// Its length in bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Has another length, perhaps elsewhere.
+    /// Changes the length, which may move the mapping.
     pub fn resize(&mut self, len: usize) -> io::Result<()> {
         let (old, flags) = (self.base.cast(), MremapFlags::MAYMOVE);
-        // SAFETY: The mapping is ours, and nobody refers to its memory.
+        // SAFETY: The mapping is ours, and no references to its memory exist.
         let base = unsafe { rustix::mm::mremap(old, self.len, len, flags) }?;
         (self.base, self.len) = (base.cast(), len);
         Ok(())
     }
 
-    /// Gives its pages back, as if nobody had looked at them yet.
+    /// Removes the pages from the page tables, as if they had never been accessed.
     pub fn forget(&self) -> io::Result<()> {
-        // SAFETY: The mapping is ours and shared: what it shows is not changed.
+        // SAFETY: The mapping is ours and shared, so its contents do not change.
         unsafe {
             rustix::mm::madvise(
                 self.base.cast(),
@@ -74,17 +74,18 @@ impl Window {
         Ok(())
     }
 
-    /// Has a child look at a byte of it. The child may die of it; this process does not.
+    /// Reads a byte of the mapping in a child process. The child may be killed; this process is
+    /// not.
     pub fn touch_in_child(&self, at: usize) -> io::Result<()> {
         assert!(at < self.len);
         let address = self.base.wrapping_add(at) as usize;
         let mut command = Command::new("/proc/self/exe");
-        // SAFETY: The closure only reads a byte of a mapping that the child has a copy of, whatever
-        // that does to the child.
+        // SAFETY: The closure only reads a byte of a mapping that the child inherits, whatever
+        // happens to the child.
         unsafe {
             command.pre_exec(move || {
                 let byte = std::ptr::with_exposed_provenance::<u8>(address).read_volatile();
-                // That was all that the child was for.
+                // The child has no other purpose.
                 Err(io::Error::from_raw_os_error(if byte == 0 { 1 } else { 2 }))
             });
         }
@@ -98,12 +99,12 @@ impl Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        // SAFETY: The mapping is ours, and nobody refers to its memory.
+        // SAFETY: The mapping is ours, and no references to its memory exist.
         let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
     }
 }
 
-/// A range of addresses with files mapped here and there, and nothing in between.
+/// A reserved range of addresses, in parts of which files are mapped.
 #[derive(Debug)]
 pub struct Arena {
     base: *mut u8,
@@ -111,7 +112,7 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Sets so many bytes of address space aside.
+    /// Reserves `len` bytes of address space.
     pub fn new(len: usize) -> io::Result<Self> {
         // SAFETY: A new mapping touches no other memory.
         let base = unsafe {
@@ -128,12 +129,12 @@ impl Arena {
         })
     }
 
-    /// Maps a file's beginning at an offset of the arena, in place of what was there.
+    /// Maps the beginning of a file at an offset of the arena, replacing any previous mapping.
     pub fn put(&self, file: &File, at: usize, len: usize, writable: bool) -> io::Result<()> {
         assert!(at + len <= self.len);
         let mut prot = ProtFlags::READ;
         prot.set(ProtFlags::WRITE, writable);
-        // SAFETY: The addresses are inside the arena, whose memory nobody refers to.
+        // SAFETY: The addresses are inside the arena, and no references to its memory exist.
         unsafe {
             rustix::mm::mmap(
                 self.base.wrapping_add(at).cast(),
@@ -147,7 +148,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Takes away what is mapped somewhere.
+    /// Removes the mappings in a part of the arena.
     pub fn clear(&self, at: usize, len: usize) -> io::Result<()> {
         assert!(at + len <= self.len);
         // SAFETY: As in `put`.
@@ -162,7 +163,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Where it begins.
+    /// Returns the arena's start address.
     pub fn address(&self) -> u64 {
         self.base as u64
     }
@@ -170,7 +171,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: The range is ours, and nobody refers to its memory.
+        // SAFETY: The range is ours, and no references to its memory exist.
         let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
     }
 }

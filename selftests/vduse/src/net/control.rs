@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What a network card's driver has set through the control queue (virtio 1.3, section 5.1.6.5).
+//! The settings that a network card's driver makes through the control queue (virtio 1.3, section
+//! 5.1.6.5).
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_CTRL_MAC,
@@ -14,10 +15,10 @@ use virtio_bindings::virtio_net::{
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// The address of all cards.
+/// The broadcast address.
 const BROADCAST: Mac = [0xff; 6];
 
-/// Whether an address is that of a group of cards.
+/// Returns whether an address is a multicast address.
 pub(super) fn is_group(mac: Mac) -> bool {
     mac[0] & 1 != 0
 }
@@ -25,7 +26,7 @@ pub(super) fn is_group(mac: Mac) -> bool {
 /// A command of the control queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Receive frames to everybody.
+    /// Receive all frames, whatever their destination.
     Promiscuous(bool),
     /// Receive all multicast frames.
     AllMulticast(bool),
@@ -37,23 +38,24 @@ pub enum Command {
     NoUnicast(bool),
     /// Receive no broadcast frames.
     NoBroadcast(bool),
-    /// Receive frames to these addresses too.
+    /// Receive frames to these addresses as well.
     MacTable {
-        /// The addresses of single cards.
+        /// Unicast addresses.
         unicast: Vec<Mac>,
-        /// The addresses of groups.
+        /// Multicast addresses.
         multicast: Vec<Mac>,
     },
-    /// The card has this address.
+    /// Use this MAC address.
     MacAddress(Mac),
-    /// So many pairs of queues are used.
+    /// Use this number of queue pairs.
     Pairs(u16),
-    /// The driver has announced itself in the network.
+    /// The driver has announced itself on the network.
     AnnounceAck,
 }
 
 impl Command {
-    /// Reads a command; `None` if it is none, or belongs to a feature that is not among `features`.
+    /// Parses a command. Returns `None` if the command is invalid or needs a feature not in
+    /// `features`.
     pub(super) fn parse(bytes: &[u8], features: u64) -> Option<Self> {
         let (&[class, command], data) = bytes.split_first_chunk()?;
         let (parsed, feature) = match (class.into(), command.into()) {
@@ -86,7 +88,7 @@ impl Command {
         (features & 1 << feature != 0).then_some(parsed)
     }
 
-    /// A command of the receive mode, and the feature that it belongs to.
+    /// Returns the command that sets a receive mode, and the feature that the command needs.
     fn parse_mode(command: u32, on: bool) -> Option<(Self, u32)> {
         let extra = VIRTIO_NET_F_CTRL_RX_EXTRA;
         Some(match command {
@@ -101,7 +103,7 @@ impl Command {
     }
 }
 
-/// A byte that switches something on or off.
+/// Parses a byte that switches a mode on or off.
 fn switch(data: &[u8]) -> Option<bool> {
     match data {
         [0] => Some(false),
@@ -110,7 +112,8 @@ fn switch(data: &[u8]) -> Option<bool> {
     }
 }
 
-/// A table of addresses, with their number in front, and what comes behind it.
+/// Parses an address count followed by a table of addresses. Returns the addresses and the rest of
+/// the bytes.
 fn table(data: &[u8]) -> Option<(Vec<Mac>, &[u8])> {
     let (count, rest) = data.split_first_chunk()?;
     let len = usize::try_from(u32::from_le_bytes(*count)).ok()?;
@@ -120,16 +123,16 @@ fn table(data: &[u8]) -> Option<(Vec<Mac>, &[u8])> {
     Some((macs?, rest))
 }
 
-/// What the driver has set.
+/// The settings made by the driver.
 ///
-/// A card starts, and starts again after a reset, with receiving everything: a driver need not
-/// know how to set filters, and a program that takes a running card over does not know what was
-/// set.
+/// A card starts with all frames being received, and returns to that on a reset: a driver need not
+/// support filters, and a program that takes over a running card does not know the driver's
+/// settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The card's address.
+    /// The card's MAC address.
     pub mac: Mac,
-    /// Frames to everybody are received.
+    /// All frames are received, whatever their destination.
     pub promiscuous: bool,
     /// All multicast frames are received.
     pub all_multicast: bool,
@@ -141,16 +144,16 @@ pub struct Settings {
     pub no_unicast: bool,
     /// No broadcast frames are received.
     pub no_broadcast: bool,
-    /// Other addresses of single cards whose frames are received.
+    /// Additional unicast addresses whose frames are received.
     pub unicast: Vec<Mac>,
-    /// The groups whose frames are received.
+    /// Multicast addresses whose frames are received.
     pub multicast: Vec<Mac>,
-    /// How many pairs of queues are used.
+    /// Number of queue pairs in use.
     pub pairs: u16,
 }
 
 impl Settings {
-    /// Those of a card with this address that nobody has set anything of.
+    /// Returns the initial settings of a card with this MAC address.
     pub fn new(mac: Mac) -> Self {
         Self {
             mac,
@@ -166,7 +169,7 @@ impl Settings {
         }
     }
 
-    /// Does what a command says.
+    /// Applies a command.
     pub(super) fn apply(&mut self, command: &Command) {
         match command {
             Command::Promiscuous(on) => self.promiscuous = *on,
@@ -185,7 +188,7 @@ impl Settings {
         }
     }
 
-    /// Whether the driver wants to have a frame.
+    /// Returns whether the driver wants to receive a frame.
     pub fn wants(&self, frame: &[u8]) -> bool {
         let Some(&to) = frame.first_chunk::<6>() else {
             return false;
@@ -217,7 +220,8 @@ mod tests {
         settings
     }
 
-    /// Which of these are wanted: ours, another card's, a group's, everybody's.
+    /// Returns which frames are wanted: to our address, another card's, a group's, the broadcast
+    /// address.
     fn wanted(settings: &Settings) -> [bool; 4] {
         [OURS, OTHER, GROUP, BROADCAST].map(|to| settings.wants(&[&to[..], &[0; 54]].concat()))
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A cable from a card to itself.
+//! A cable that connects a card to itself.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,23 +9,23 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::Port;
 use crate::eventfd::EventFd;
 
-/// How many frames are under way at most; more are lost.
+/// Maximum number of queued frames; further frames are lost.
 const ROOM: usize = 4096;
 
-/// A port from which comes back what is sent to it.
+/// A port that receives the frames sent to it.
 #[derive(Debug)]
 pub struct Loopback {
     frames: VecDeque<Vec<u8>>,
-    /// Readable while there are frames.
+    /// Readable while frames are queued.
     there: EventFd,
 }
 
 impl Loopback {
-    /// Makes one.
+    /// Creates a port without frames.
     ///
     /// # Errors
     ///
-    /// What making an eventfd says.
+    /// Returns the error of creating an eventfd.
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             frames: VecDeque::new(),

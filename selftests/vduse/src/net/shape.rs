@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What a network card is to be.
+//! The configuration of a network card.
 
 use std::io;
 
@@ -17,49 +17,49 @@ use super::{Net, Port};
 use crate::server::Server;
 use crate::{Control, Device, DeviceConfig};
 
-/// The length of every virtqueue, the control queue's too: QEMU makes them that long, whatever the
-/// device says.
+/// Length of every virtqueue, including the control queue: QEMU creates virtqueues of this length,
+/// whatever the device allows.
 pub const QUEUE_SIZE: u16 = 1024;
 
-/// The length in bytes of the configuration space, `struct virtio_net_config`.
+/// Length of the configuration space in bytes, `struct virtio_net_config`.
 const CONFIG_SIZE: usize = 32;
 
-/// A feature that [`Shape::options`] can have: the driver is asked to announce itself.
+/// Feature for [`Shape::options`]: the driver can be asked to announce itself.
 pub const GUEST_ANNOUNCE: u64 = 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
 
-/// A feature that [`Shape::options`] can have: more ways to filter what is received.
+/// Feature for [`Shape::options`]: more ways to filter received frames.
 pub const CTRL_RX_EXTRA: u64 = 1 << VIRTIO_NET_F_CTRL_RX_EXTRA;
 
 /// The virtqueue groups and address spaces of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Groups {
-    /// None: a device of version 0.
+    /// No groups: a device of version 0.
     None,
-    /// One of each, in version 1.
+    /// One group and one address space, in version 1.
     One,
-    /// The control queue is a group of its own, and there are two address spaces.
+    /// Two groups and two address spaces; the control queue is alone in its group.
     Isolated,
 }
 
-/// What a network card is to be.
+/// The configuration of a network card.
 #[derive(Clone, Debug)]
 pub struct Shape {
     /// The device's name.
     pub name: String,
-    /// The card's address.
+    /// The card's MAC address.
     pub mac: Mac,
-    /// How many pairs of a receive and a transmit queue there are, at least 1.
+    /// Number of pairs of a receive and a transmit queue, at least 1.
     pub pairs: u16,
-    /// Whether there is a control queue. Without one, a driver uses the first pair only.
+    /// Whether the card has a control queue. Without one, a driver uses the first pair only.
     pub control: bool,
-    /// Its groups.
+    /// The virtqueue groups and address spaces.
     pub groups: Groups,
-    /// Features that are offered beside the usual ones: [`GUEST_ANNOUNCE`], [`CTRL_RX_EXTRA`].
+    /// Features offered in addition to the usual ones: [`GUEST_ANNOUNCE`], [`CTRL_RX_EXTRA`].
     pub options: u64,
 }
 
 impl Shape {
-    /// A card of one pair of queues without a control queue.
+    /// Returns the configuration of a card with one pair of queues and no control queue.
     pub fn new(name: &str, mac: Mac) -> Self {
         Self {
             name: name.to_owned(),
@@ -71,10 +71,10 @@ impl Shape {
         }
     }
 
-    /// The features that the card offers.
+    /// Returns the features that the card offers.
     ///
-    /// QEMU isolates the control queue only if it knows how to shadow each of them, so that
-    /// neither indirect descriptors nor the event index are among them.
+    /// QEMU isolates the control queue only if it can shadow every offered feature, so the card
+    /// offers neither indirect descriptors nor the event index.
     pub fn features(&self) -> u64 {
         let mut features = 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_F_ACCESS_PLATFORM
@@ -92,7 +92,7 @@ impl Shape {
         features
     }
 
-    /// The device to create.
+    /// Returns the configuration of the device to create.
     pub fn config(&self) -> DeviceConfig {
         let mut config = DeviceConfig::new(&self.name, VIRTIO_ID_NET);
         config.features = self.features();
@@ -114,12 +114,12 @@ impl Shape {
         }
     }
 
-    /// How many address spaces there are: none in version 0.
+    /// Returns the number of address spaces: 0 in version 0.
     pub fn address_spaces(&self) -> u32 {
         self.group_count()
     }
 
-    /// The length and the group of each virtqueue.
+    /// Returns the length and the group of each virtqueue.
     pub fn queues(&self) -> Vec<(u16, u32)> {
         let data = 2 * self.pairs;
         let mut queues = vec![(QUEUE_SIZE, 0); data.into()];
@@ -129,11 +129,11 @@ impl Shape {
         queues
     }
 
-    /// Creates the device, unless it is there.
+    /// Creates the device, unless it exists.
     ///
     /// # Errors
     ///
-    /// As [`Control::create`].
+    /// As [`Control::open`], [`Control::open_v1`] and [`Control::create`], except `EEXIST`.
     pub fn create(&self) -> io::Result<()> {
         let control = match self.groups {
             Groups::None => Control::open()?,
@@ -145,7 +145,7 @@ impl Shape {
         }
     }
 
-    /// Takes the device on.
+    /// Creates a server of the device.
     ///
     /// # Errors
     ///

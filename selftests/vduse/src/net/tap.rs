@@ -13,7 +13,7 @@ use crate::sys::{self, InterfaceRequest};
 
 const DEVICE: &str = "/dev/net/tun";
 
-// Of linux/if_tun.h.
+// From linux/if_tun.h.
 const TUNSETIFF: u32 = 0x4004_54ca;
 const TUNSETQUEUE: u32 = 0x4004_54d9;
 const IFF_TAP: u16 = 0x0002;
@@ -30,15 +30,15 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens a TAP interface, which is made if it is not there, with as many queues as a card has
-    /// pairs. It is of the network namespace of the calling thread, and goes with its last queue
-    /// unless it was made to stay.
+    /// Opens a TAP interface with one queue for each of the card's pairs. The interface belongs to
+    /// the network namespace of the calling thread. An interface that does not exist is created.
+    /// The interface disappears with its last queue unless it is persistent.
     ///
     /// # Errors
     ///
-    /// `ENOENT` or `ENODEV` without the kernel's `tun` module, `EPERM` for who may not, `EBUSY`
-    /// when another program has the interface, `EINVAL` when it was made with one queue and there
-    /// are to be more, or the other way round.
+    /// `ENOENT` or `ENODEV` without the kernel's `tun` module, `EPERM` when the caller lacks
+    /// permission, `EBUSY` when another program uses the interface, `EINVAL` when the interface was
+    /// created with one queue and several are requested, or vice versa.
     pub fn open(name: &str, queues: u16) -> io::Result<Vec<Self>> {
         let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
         (0..queues)

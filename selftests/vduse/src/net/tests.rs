@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Tests of the card with queues in memory of the test.
+//! Tests of the card with virtqueues in the test's own memory.
 
 use std::sync::mpsc::{self, Receiver};
 
@@ -18,14 +18,14 @@ const USED: u64 = 0x2000;
 const BUFFERS: u64 = 0x1_0000;
 const STEP: u64 = 0x1_0000;
 
-/// A buffer of a request: what the device reads, or how much it may write.
+/// A buffer of a request: the bytes that the device reads, or the number of bytes it may write.
 enum Buffer<'a> {
     Read(&'a [u8]),
     Write(usize),
 }
 
-/// Puts one request to a card. Returns how much it says it wrote, and what is in the buffers that
-/// it may write to, which were full of 0xee.
+/// Sends one request to a card. Returns the number of bytes that the card claims to have written,
+/// and the contents of the device-writable buffers, which initially contain 0xee.
 fn ask<P: Port>(card: &mut Net<P>, queue: u16, buffers: &[Buffer<'_>]) -> (u32, Vec<u8>) {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
     for (index, buffer) in (0..).zip(buffers) {
@@ -70,7 +70,7 @@ fn ask<P: Port>(card: &mut Net<P>, queue: u16, buffers: &[Buffer<'_>]) -> (u32, 
     (written, found)
 }
 
-/// Ports that come back, of which it is known whether they are used.
+/// A loopback port that records whether it is enabled.
 struct Cable {
     back: Loopback,
     enabled: bool,
@@ -99,7 +99,8 @@ impl Port for Cable {
     }
 }
 
-/// A card of so many pairs with all that there is, and what it tells.
+/// Returns a started card with this number of pairs and all features, and the receiver of its
+/// events.
 fn card(pairs: u16) -> (Net<Cable>, Receiver<Event>) {
     let mut shape = Shape::new("n", OURS);
     shape.control = true;
@@ -120,7 +121,7 @@ fn card(pairs: u16) -> (Net<Cable>, Receiver<Event>) {
     (card, receiver)
 }
 
-/// Gives a command, and returns the answer, after a look at how it was told.
+/// Issues a command and checks the event that reports it. Returns the answer.
 fn command(card: &mut Net<Cable>, events: &Receiver<Event>, bytes: &[u8]) -> u32 {
     let queue = 2 * card.pairs.len() as u16;
     let (written, answer) = ask(card, queue, &[Buffer::Read(bytes), Buffer::Write(1)]);
@@ -137,7 +138,7 @@ fn frame(to: Mac, byte: u8) -> Vec<u8> {
     [&to[..], &OTHER, &[8, 0], &[byte; 50]].concat()
 }
 
-/// Sends a frame by a pair of queues.
+/// Sends a frame through a pair of queues.
 fn send(card: &mut Net<Cable>, pair: u16, frame: &[u8]) {
     let sent = ask(
         card,
@@ -212,7 +213,7 @@ fn frames_to_others_are_not_received_once_that_is_said() {
     assert!(card.ready(0));
     let (_, found) = ask(&mut card, 0, &[Buffer::Write(76)]);
     assert_eq!(found.last(), Some(&10));
-    // More than are looked at in one go are not forgotten.
+    // A wanted frame beyond the limit of one call is found by the next call.
     for _ in 0..PATIENCE {
         send(&mut card, 0, &frame(OTHER, 0));
     }
@@ -272,7 +273,7 @@ fn what_is_malformed_is_refused_and_changes_nothing() {
     ] {
         assert_eq!(command(&mut card, &events, bytes), VIRTIO_NET_ERR);
     }
-    // What is written to goes beyond the answer; there is no room for one; there is far too much.
+    // Room for more than the answer; no room for it; a command that is far too long.
     let plain = [0, 0, 0];
     let two = ask(&mut card, 4, &[Buffer::Read(&plain), Buffer::Write(2)]);
     assert_eq!(two, (1, vec![1, 0xee]));
@@ -319,7 +320,7 @@ fn a_pair_is_used_once_the_driver_says_so() {
     assert!(card.pairs[1].port.enabled);
     assert_eq!(command(&mut card, &events, &[4, 0, 1, 0]), VIRTIO_NET_OK);
     assert!(card.source(2).is_none() && !card.pairs[1].port.enabled);
-    // A port that cannot.
+    // A port that cannot be enabled.
     card.pairs[1].port.fails = true;
     assert_eq!(command(&mut card, &events, &[4, 0, 2, 0]), VIRTIO_NET_ERR);
     assert_eq!(card.settings.pairs, 1);

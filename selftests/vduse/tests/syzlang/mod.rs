@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! As much of syzkaller's description language as tells where the members of structures are.
+//! A parser for the part of syzkaller's description language that determines the members' offsets
+//! in structures.
 
 use std::collections::HashMap;
 
-/// A description: what its names mean.
+/// A parsed description.
 pub struct Description {
     composites: HashMap<String, Composite>,
-    /// Aliases and resources, by what they stand for.
+    /// The types that aliases and resources are names of.
     aliases: HashMap<String, String>,
-    /// The commands of ioctls, with the type of their argument.
+    /// The argument types of ioctls, by command.
     ioctls: HashMap<String, String>,
-    /// The greatest alignment that there is, in bytes.
+    /// Maximum alignment in bytes.
     alignment: usize,
 }
 
@@ -21,10 +22,10 @@ struct Composite {
     members: Vec<(String, String)>,
 }
 
-/// Where a type ends, and the alignment that it needs, in bytes.
+/// Size and alignment of a type in bytes.
 type Extent = (usize, usize);
 
-/// The name of a type, and its options.
+/// Splits a type into its name and its options.
 fn split(text: &str) -> (&str, Vec<&str>) {
     let Some((name, rest)) = text.split_once('[') else {
         return (text, Vec::new());
@@ -43,7 +44,7 @@ fn split(text: &str) -> (&str, Vec<&str>) {
 }
 
 impl Description {
-    /// Reads a description, for programs with this alignment of 64-bit integers.
+    /// Parses a description for programs whose 64-bit integers have this alignment.
     pub fn parse(text: &str, alignment: usize) -> Self {
         let mut this = Self {
             composites: HashMap::new(),
@@ -91,8 +92,8 @@ impl Description {
         this
     }
 
-    /// The direction and the size that an ioctl's number has to have, by its argument: 1 for what
-    /// the kernel reads, 2 for what it writes.
+    /// Returns the direction and the size that an ioctl's number must encode for its argument. The
+    /// direction is 1 if the kernel reads the argument, 2 if the kernel writes to it, 3 for both.
     pub fn argument(&self, command: &str) -> Option<(u32, usize)> {
         let (name, options) = split(self.ioctls.get(command)?);
         let direction = match (name, options.first()) {
@@ -105,13 +106,13 @@ impl Description {
         Some((direction, self.size(options[1])))
     }
 
-    /// The size of a type; of a structure whose last member has any length, that without it.
+    /// Returns the size of a type. A last member of variable length is not counted.
     pub fn size(&self, kind: &str) -> usize {
         self.extent(kind).unwrap_or_else(|| panic!("{kind}")).0
     }
 
-    /// Where a member is, given by its name or, within another one, by a path. What is within a
-    /// union needs not name it.
+    /// Returns the offset of a member, given by its name or, if it is nested, by a path. The path
+    /// to a member of a union may omit the union's name.
     pub fn offset(&self, kind: &str, path: &str) -> Option<usize> {
         let (name, rest) = path.split_once('.').unwrap_or((path, ""));
         let composite = self.composites.get(kind)?;
@@ -130,7 +131,7 @@ impl Description {
         })
     }
 
-    /// The members with their types and offsets, up to one of any length.
+    /// Returns the members with their types and offsets, up to the first member of variable length.
     fn places<'a>(&'a self, composite: &'a Composite) -> Vec<(&'a str, &'a str, usize)> {
         let mut end = 0_usize;
         let mut places = Vec::new();
@@ -147,7 +148,7 @@ impl Description {
         places
     }
 
-    /// The size and alignment of a type, `None` for one of any length.
+    /// Returns the size and alignment of a type, or `None` for a type of variable length.
     fn extent(&self, kind: &str) -> Option<Extent> {
         let (name, options) = split(kind);
         if let Some(composite) = self.composites.get(name) {
