@@ -255,7 +255,8 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there is no such device, or if the device is being destroyed.
+    /// [`EINVAL`] if there is no such device, or if the device is being destroyed. Neither happens
+    /// while the device is attached; afterwards, the minor number may be another device's.
     pub(super) fn node(&self, index: u32) -> Result<Arc<Node<Dev>>> {
         let entries = self.entries.lock();
         let shown = entries.get(&index).and_then(|entry| entry.shown.as_ref());

@@ -45,7 +45,7 @@ const DEFAULT_BOUNCE_SIZE: u32 = 64 * MIB;
 /// An address space. Empty until the domain is created.
 struct AddressSpace(SetOnce<DomainHandle>);
 
-/// The configuration of the bounce areas.
+/// The configuration of the bounce areas. Its mutex also serialises the allocation of domains.
 struct BounceConfig {
     /// The size of all bounce areas together, in bytes.
     bounce_size: u32,

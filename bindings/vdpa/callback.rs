@@ -45,7 +45,7 @@ struct SlotState {
 
 /// The slot for a driver's callback: for a virtqueue's, or for the configuration space's.
 ///
-/// The [`Device`](super::Device) that was given the slot fills and empties the slot, as the
+/// The [`Device`](super::device::Device) that was given the slot fills and empties the slot, as the
 /// [status](super::status::step) machine says. A callback is called only under the slot's lock, and
 /// only
 ///
@@ -160,7 +160,7 @@ impl CallbackSlot {
 ///
 /// # Invariants
 ///
-/// At most one [`Device`](super::Device) owns the callbacks: it fills, enables and empties the
+/// At most one [`Device`](super::device::Device) owns the callbacks: it fills, enables and empties the
 /// slots.
 pub(crate) struct Callbacks {
     vqs: KVVec<Arc<CallbackSlot>>,

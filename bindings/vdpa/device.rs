@@ -197,6 +197,7 @@ impl<T: Operations> Device<T> {
 
     /// Prepares for the device being deleted from the bus. Returns the device's callbacks, which
     /// must be cleared after the deletion: the driver may go without a reset.
+    #[must_use]
     pub(super) fn begin_delete(&self) -> Arc<Callbacks> {
         self.deleting.store(true, Relaxed);
         self.data.begin_delete();

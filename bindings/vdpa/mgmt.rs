@@ -201,6 +201,7 @@ impl<T: ManagementOperations> Registration<T> {
         // `AddContext::add` left to the core.
         unsafe { bindings::_vdpa_unregister_device(vdev) };
 
+        // The driver is gone, perhaps without a reset.
         callbacks.clear();
     }
 
