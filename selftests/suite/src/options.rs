@@ -18,6 +18,7 @@ without one, all of them. As root, with the driver loaded.
                      default: modprobe vduse)
   --guest DIR        what a guest inside this machine boots from: the folder that
                      qemu-test/nested makes; without it, tests with a guest are skipped
+  --without-kvm      guests inside this machine are emulated, even if it has KVM
   --skip PATTERN     leave tests out
   --seed NUMBER      where tests that do things at random start (default: the clock);
                      they print it
@@ -55,6 +56,8 @@ pub struct Options {
     pub module: Option<PathBuf>,
     /// Directory with the files that a nested guest boots from.
     pub guest: Option<PathBuf>,
+    /// Whether a nested guest is emulated even if this machine has KVM.
+    pub without_kvm: bool,
     /// Patterns of tests to run; all tests when empty.
     pub patterns: Vec<String>,
     /// Patterns of tests not to run.
@@ -95,6 +98,7 @@ pub fn parse(arguments: &[String]) -> Result<Mode, String> {
         driver: Driver::Rust,
         module: std::env::var_os("VDUSE_MODULE").map(PathBuf::from),
         guest: None,
+        without_kvm: false,
         patterns: Vec::new(),
         skip: Vec::new(),
         seed: None,
@@ -132,6 +136,7 @@ pub fn parse(arguments: &[String]) -> Result<Mode, String> {
                 options.seed = Some(number.parse().map_err(bad)?);
             }
             "--guest" => options.guest = Some(value()?.into()),
+            "--without-kvm" => options.without_kvm = true,
             "--fuzz-seconds" => {
                 options.fuzz.seconds = match value()?.parse() {
                     Ok(seconds @ 1..=86400) => seconds,

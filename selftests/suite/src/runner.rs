@@ -27,6 +27,8 @@ pub mod environment {
     pub const MODULE: &str = "VDUSE_MODULE";
     /// The directory with the files that a guest boots from.
     pub const GUEST: &str = "VDUSE_SELFTESTS_GUEST";
+    /// Set if a guest is emulated even if the machine has KVM.
+    pub const WITHOUT_KVM: &str = "VDUSE_SELFTESTS_WITHOUT_KVM";
     /// Seed of random tests.
     pub const SEED: &str = "VDUSE_SELFTESTS_SEED";
     /// Duration of the fuzzer in seconds.
@@ -226,6 +228,9 @@ impl<'a> Runner<'a> {
         }
         if let Some(guest) = &self.options.guest {
             command.env(environment::GUEST, guest);
+        }
+        if self.options.without_kvm {
+            command.env(environment::WITHOUT_KVM, "1");
         }
         if let Some(seed) = self.options.seed {
             command.env(environment::SEED, seed.to_string());

@@ -28,7 +28,7 @@ use crate::lab::cpu::run_on;
 use crate::lab::limit::Limit;
 use crate::lab::qmp::Qmp;
 use crate::lab::scratch::Scratch;
-use crate::lab::{note, skip};
+use crate::lab::{note, setting, skip};
 use crate::modules;
 use crate::runner::environment;
 
@@ -149,10 +149,13 @@ impl Setup {
     }
 }
 
-/// Returns QEMU's accelerator: KVM if the machine supports it. Even an emulated machine does, as
+/// Returns QEMU's accelerator: KVM if the machine supports it and the options allow it. Even an emulated machine does, as
 /// the CPU extensions that KVM needs are emulated too. The guest then boots several times as fast
 /// as under nested emulation.
 fn accelerator() -> &'static str {
+    if setting(environment::WITHOUT_KVM).is_some() {
+        return "tcg";
+    }
     let vendors = ["kvm_amd", "kvm_intel"];
     let there = Path::new("/dev/kvm").exists()
         || vendors
