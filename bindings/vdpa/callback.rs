@@ -37,9 +37,9 @@ unsafe impl Send for Callback {}
 
 struct SlotState {
     callback: Option<Callback>,
-    /// Whether the virtqueue is ready.
+    /// Whether the virtqueue is ready; for the configuration space, set together with the callback.
     vq_ready: bool,
-    /// Whether the driver has written `DRIVER_OK`.
+    /// Set by a `DRIVER_OK` of the driver's own, until the slot is emptied.
     driver_ok: bool,
 }
 
@@ -255,14 +255,19 @@ mod tests {
         unsafe { core::mem::zeroed() }
     }
 
+    /// Returns a callback that adds 1 to `calls`, which must outlive the slots that have it.
+    fn counting(calls: &Atomic<u32>) -> bindings::vdpa_callback {
+        bindings::vdpa_callback {
+            callback: Some(called),
+            private: ptr::from_ref(calls).cast_mut().cast(),
+            trigger: ptr::null_mut(),
+        }
+    }
+
     #[test]
     fn a_driver_is_called_while_it_and_its_virtqueue_are_ready() -> Result {
         let calls = Atomic::new(0_u32);
-        let callback = bindings::vdpa_callback {
-            callback: Some(called),
-            private: ptr::from_ref(&calls).cast_mut().cast(),
-            trigger: ptr::null_mut(),
-        };
+        let callback = counting(&calls);
         let slot = KBox::pin_init(CallbackSlot::new(), GFP_KERNEL)?;
 
         // Two drivers, one after the other: the second is called just like the first.
@@ -289,11 +294,7 @@ mod tests {
     #[test]
     fn all_callbacks_of_a_device_go_live_and_are_cleared_together() -> Result {
         let calls = Atomic::new(0_u32);
-        let callback = bindings::vdpa_callback {
-            callback: Some(called),
-            private: ptr::from_ref(&calls).cast_mut().cast(),
-            trigger: ptr::null_mut(),
-        };
+        let callback = counting(&calls);
         let callbacks = Callbacks::new(2)?;
         let call_all = || callbacks.slots().filter(|slot| slot.call()).count();
 

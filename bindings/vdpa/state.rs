@@ -82,6 +82,8 @@ impl VqState {
     /// member must be initialised. Callers leave the rest uninitialised.
     pub(super) unsafe fn from_raw(ptr: *const bindings::vdpa_vq_state, packed: bool) -> Self {
         const { assert!(size_of::<Self>() <= size_of::<bindings::vdpa_vq_state>()) };
+        // C lays its bit fields out from the lowest bit of each word on.
+        const { assert!(cfg!(target_endian = "little")) };
 
         if packed {
             // SAFETY: By the safety requirements; the bit fields are these words.
