@@ -182,7 +182,9 @@ fn a_config_space_reads_as_0_behind_its_end() {
     let disk = disk_name(device.name()).unwrap();
     assert_eq!(block::sectors(&disk), Some((1 << 20) / 512));
     // `seg_max`, at offset 12, reads as 0, and the driver replaces 0 by 1.
-    let segments = Path::new("/sys/block").join(disk).join("queue/max_segments");
+    let segments = Path::new("/sys/block")
+        .join(disk)
+        .join("queue/max_segments");
     assert_eq!(sysfs::read(&segments).unwrap(), "1");
     drop(on_bus);
     drop(served);
@@ -234,7 +236,6 @@ fn adding_again_leaks_nothing() {
         OnBus::add(device.name()).unwrap().delete().unwrap();
     }
 }
-
 
 fn adding_a_disk_that_serves_no_data_ends_with_the_next_daemon() {
     let device = TestDevice::disk();

@@ -62,7 +62,10 @@ fn get_fd_has_a_layout_of_its_own() {
         // SAFETY: The call above created the descriptor, and nothing else owns it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         assert_eq!(word(&bytes, 0), wanted.offset);
-        assert_eq!((word(&bytes, 8), word(&bytes, 16)), (wanted.first, wanted.last));
+        assert_eq!(
+            (word(&bytes, 8), word(&bytes, 16)),
+            (wanted.first, wanted.last)
+        );
         assert_eq!((bytes[24], &bytes[28..]), (wanted.access, &[0xee; 4][..]));
         if iova == ring {
             let mapping = Mapping::of_file(fd.as_fd(), wanted.offset, 4096, 3).unwrap();

@@ -308,7 +308,15 @@ fn a_name_in_utf_8_stays_as_it_is() {
 /// Checks that names that exist in a node's directory are refused: the directory of the device on
 /// the bus is created there.
 fn names_in_the_devices_own_folder_are_einval() {
-    for name in ["uevent", "dev", "power", "subsystem", "msg_timeout", "bounce_size", "vq0"] {
+    for name in [
+        "uevent",
+        "dev",
+        "power",
+        "subsystem",
+        "msg_timeout",
+        "bounce_size",
+        "vq0",
+    ] {
         fails_at(
             create(&changed(|c| c.name = name.to_owned())),
             Errno::INVAL,

@@ -168,7 +168,9 @@ const MERGEABLE_BUFFERS: u64 = 1 << 15;
 fn large_packets_in_one_buffer_are_hidden_from_virtio() {
     load_virtio_net();
     // Bit 1 is the checksum feature that large packets need.
-    let large = LARGE_PACKETS.iter().fold(1 << 1, |bits, bit| bits | 1 << bit);
+    let large = LARGE_PACKETS
+        .iter()
+        .fold(1 << 1, |bits, bit| bits | 1 << bit);
     let mut config = net_config();
     config.features |= large;
     let card = Card::new(&config);
@@ -176,7 +178,10 @@ fn large_packets_in_one_buffer_are_hidden_from_virtio() {
     assert_eq!(card.accepted_by_virtio(), WITHOUT | 1 << 1);
     drop(card);
     config.features |= MERGEABLE_BUFFERS;
-    assert_eq!(Card::new(&config).accepted_by_virtio(), WITHOUT | large | MERGEABLE_BUFFERS);
+    assert_eq!(
+        Card::new(&config).accepted_by_virtio(),
+        WITHOUT | large | MERGEABLE_BUFFERS
+    );
 }
 
 fn asking_for_announcements_without_a_control_queue_does_no_harm() {

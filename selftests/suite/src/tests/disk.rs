@@ -214,7 +214,10 @@ fn read_pages_apart(block: &Block) -> Vec<u8> {
         .collect();
     let done = rustix::io::preadv(block, &mut pieces, 0).expect("reading");
     assert_eq!(done, PIECES * PAGE as usize);
-    pieces.iter().flat_map(|piece| piece.iter().copied()).collect()
+    pieces
+        .iter()
+        .flat_map(|piece| piece.iter().copied())
+        .collect()
 }
 
 fn larger_pieces_find_room_after_many_pages() {
@@ -360,7 +363,10 @@ fn a_driver_that_tries_again_after_it_has_failed_is_interrupted() {
     bus::driver_gives_up(device.name());
     // The device is not reset in between.
     let offset = BLOCK_SIZE.start as u32;
-    served.device().set_config(offset, &512u32.to_le_bytes()).unwrap();
+    served
+        .device()
+        .set_config(offset, &512u32.to_le_bytes())
+        .unwrap();
     let folder = bus::virtio_folder(device.name()).unwrap();
     let name = folder.file_name().unwrap().to_str().unwrap();
     sysfs::write(Path::new("/sys/bus/virtio/drivers/virtio_blk/bind"), name).unwrap();
@@ -500,7 +506,9 @@ fn a_daemon_killed_before_it_interrupts_is_taken_over() {
     };
     daemon.gate().shut();
     let reading = Waiting::new(move || block.read(4096, 4096));
-    soon("the daemon is about to interrupt", || daemon.gate().holds_one());
+    soon("the daemon is about to interrupt", || {
+        daemon.gate().holds_one()
+    });
     daemon.kill();
     // Everything is done except for the interrupt, and nothing in the virtqueue shows that the
     // interrupt is missing.
@@ -574,7 +582,10 @@ fn leaves_nothing(mut cycle: impl FnMut()) {
     let lost = before.saturating_sub(available());
     assert!(lost < 16 << 10, "{lost} KiB are gone");
     if let (Some(before), Some(after)) = (objects, slab("iommu_iova_magazine")) {
-        assert!(after < before + 200, "{before} IOVA magazines became {after}");
+        assert!(
+            after < before + 200,
+            "{before} IOVA magazines became {after}"
+        );
     }
 }
 

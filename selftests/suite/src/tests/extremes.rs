@@ -227,9 +227,14 @@ fn is_charged_for(command: &mut Command) -> i64 {
     let status = cgroup.spawn(command).wait().expect("waiting");
     let fallen = before - available();
     let charged = (cgroup.charged() >> 10) as i64;
-    note(format_args!("{fallen} KiB less memory, {charged} KiB of it charged"));
+    note(format_args!(
+        "{fallen} KiB less memory, {charged} KiB of it charged"
+    ));
     assert!(status.success(), "{status}");
-    assert!(fallen < charged + TOLERANCE, "{fallen} KiB, {charged} KiB charged");
+    assert!(
+        fallen < charged + TOLERANCE,
+        "{fallen} KiB, {charged} KiB charged"
+    );
     charged
 }
 

@@ -175,7 +175,12 @@ fn creating_a_device_fails_cleanly() {
 
 fn creating_groups_and_spaces_fails_cleanly() {
     let control = Control::open_v1().unwrap();
-    creating(FEW, "creating, version 1", &control, &spaces::config(3, 3, 4));
+    creating(
+        FEW,
+        "creating, version 1",
+        &control,
+        &spaces::config(3, 3, 4),
+    );
 }
 
 fn destroying_a_device_fails_cleanly() {
@@ -336,9 +341,7 @@ fn adding_a_device_fails_cleanly() {
     several(FEW, paths, || {
         [
             adding(paths[0], &injection, Stage::disk),
-            adding(paths[1], &injection, || {
-                Stage::of_groups(&[0, 1, 1], 2, 3)
-            }),
+            adding(paths[1], &injection, || Stage::of_groups(&[0, 1, 1], 2, 3)),
         ]
     });
 }
@@ -401,7 +404,11 @@ fn opening_through_vhost_fails_cleanly() {
                 });
                 stage.mend();
                 // No mapping is left.
-                fails_at(stage.file().iotlb_fd(0, u64::MAX), Errno::INVAL, fault.number());
+                fails_at(
+                    stage.file().iotlb_fd(0, u64::MAX),
+                    Errno::INVAL,
+                    fault.number(),
+                );
             }),
         ]
     });
@@ -513,7 +520,11 @@ fn moving_a_group_fails_cleanly() {
 fn requests_fail_cleanly() {
     const ACKNOWLEDGE: u8 = 1;
     let injection = Injection::of_allocations(Below::Driver);
-    let paths = ["setting the status", "resetting", "asking for a queue's state"];
+    let paths = [
+        "setting the status",
+        "resetting",
+        "asking for a queue's state",
+    ];
     several(TIMES, paths, || {
         let mut driven = Driven::new(2);
         // A daemon that cannot be told is cut off: its device breaks. A status then stays, and only
@@ -528,7 +539,10 @@ fn requests_fail_cleanly() {
         let mut untold = [0; 3];
         let mut tell = |path: usize, status: u8| {
             injection.each(paths[path], |fault| {
-                driven.vhost.set_status(ACKNOWLEDGE - status).expect("setting the status");
+                driven
+                    .vhost
+                    .set_status(ACKNOWLEDGE - status)
+                    .expect("setting the status");
                 driven.stage.take_kinds();
                 // vhost ignores the failure of a status, but reports the failure of a reset.
                 let errors = if status == 0 { UNTOLD } else { NEVER };
@@ -542,8 +556,15 @@ fn requests_fail_cleanly() {
                     // A reset takes effect even if the daemon is not told.
                     assert_eq!(now, 0, "{fault}");
                     fault.again(|| driven.vhost.set_status(status));
-                    assert_eq!(driven.vhost.status().expect("reading it"), status, "{fault}");
-                    assert!(told(&mut driven, &Kind::SetStatus(status), fault), "{fault}");
+                    assert_eq!(
+                        driven.vhost.status().expect("reading it"),
+                        status,
+                        "{fault}"
+                    );
+                    assert!(
+                        told(&mut driven, &Kind::SetStatus(status), fault),
+                        "{fault}"
+                    );
                 }
             })
         };
@@ -719,14 +740,18 @@ fn reading_and_writing_a_disk_succeeds() {
             // A disk keeps the pages that it has once used.
             let disk = LiveDisk::new(Shape::default());
             // With a scheduler, requests would not be started by the thread that makes them.
-            let scheduler = Path::new("/sys/block").join(disk.disk()).join("queue/scheduler");
+            let scheduler = Path::new("/sys/block")
+                .join(disk.disk())
+                .join("queue/scheduler");
             sysfs::write(&scheduler, "none").expect("choosing no scheduler");
             let block = disk.block();
             // The block layer retries.
             if write {
                 fault.hit(NEVER, || block.write(0, &[7; LEN]));
             } else {
-                disk.file.write_all_at(&[7; LEN], 0).expect("writing to the file");
+                disk.file
+                    .write_all_at(&[7; LEN], 0)
+                    .expect("writing to the file");
                 let found = fault.hit(NEVER, || block.read(0, LEN)).expect("a read");
                 assert!(found.iter().all(|&byte| byte == 7), "{fault}");
             }
@@ -887,7 +912,11 @@ fn copies_from_and_to_a_daemon_fail_cleanly() {
         asid: 1,
         ..Default::default()
     };
-    let descriptors = || std::fs::read_dir("/proc/self/fd").expect("descriptors").count();
+    let descriptors = || {
+        std::fs::read_dir("/proc/self/fd")
+            .expect("descriptors")
+            .count()
+    };
     let before = descriptors();
     let calls: [(&str, &dyn Fn() -> io::Result<()>); 6] = [
         ("VQ_SETUP_KICKFD", &|| file.set_kick(0, kick.as_fd())),

@@ -17,9 +17,7 @@ use crate::lab::cpu::run_on;
 use crate::lab::daemon::{Daemon, Manner};
 use crate::lab::device::{unique_name, TestDevice};
 use crate::lab::expect::{fails, soon, stays};
-use crate::lab::fs::{
-    device_config, need_virtiofs, Asked, LiveFs, Mount, QUEUES, REQUEST_QUEUES,
-};
+use crate::lab::fs::{device_config, need_virtiofs, Asked, LiveFs, Mount, QUEUES, REQUEST_QUEUES};
 use crate::lab::fuse::op;
 use crate::lab::limit::in_time;
 use crate::lab::pattern::{assert_same, Random};
@@ -120,7 +118,10 @@ fn the_driver_finds_the_tag_and_the_queues() {
     // Only a mount sends requests.
     assert_eq!(fs.log().count(|_| true), 0);
     drop(fs.mount());
-    assert_eq!((fs.log().asked(op::INIT), fs.log().asked(op::DESTROY)), (1, 1));
+    assert_eq!(
+        (fs.log().asked(op::INIT), fs.log().asked(op::DESTROY)),
+        (1, 1)
+    );
 }
 
 fn what_is_written_is_in_the_folder_and_read_back() {
@@ -206,7 +207,11 @@ fn files_are_cut_and_grow() {
         .open(&path)
         .unwrap();
     file.set_len(10_001).unwrap();
-    assert_same(&fs::read(fs.behind("data")).unwrap(), &data[..10_001], "cut");
+    assert_same(
+        &fs::read(fs.behind("data")).unwrap(),
+        &data[..10_001],
+        "cut",
+    );
     file.set_len(20_000).unwrap();
     let mut grown = data[..10_001].to_vec();
     grown.resize(20_000, 0);
@@ -248,7 +253,11 @@ fn requests_larger_than_the_bounce_area_end() {
     let data = noise(1 << 20, 13);
     let file = zeroes(&mount.path("file"), data.len() as u64);
     file.write(0, &data).unwrap();
-    assert_same(&fs::read(fs.behind("file")).unwrap(), &data, "the file behind");
+    assert_same(
+        &fs::read(fs.behind("file")).unwrap(),
+        &data,
+        "the file behind",
+    );
     assert_same(&file.read(0, data.len()).unwrap(), &data, "the file");
 }
 
@@ -272,13 +281,17 @@ fn several_threads_on_both_queues_are_intact() {
         fs.log().count(requests) > 10
     };
     // Each CPU has its own queue.
-    exercise_on(&mut exercisers, |number| run_on(number % 2), |all| {
-        std::thread::sleep(Duration::from_secs(3));
-        all.go_on(10);
-        soon("each queue is used", || {
-            (1..=REQUEST_QUEUES).take(cpus).all(is_used)
-        });
-    });
+    exercise_on(
+        &mut exercisers,
+        |number| run_on(number % 2),
+        |all| {
+            std::thread::sleep(Duration::from_secs(3));
+            all.go_on(10);
+            soon("each queue is used", || {
+                (1..=REQUEST_QUEUES).take(cpus).all(is_used)
+            });
+        },
+    );
     for (exerciser, name) in exercisers.iter().zip(&names) {
         exerciser.check_disk();
         exerciser.check_file(&File::open(fs.behind(name)).unwrap());
@@ -336,7 +349,9 @@ fn start(name: &str, folder: &Path, manner: Manner) -> Daemon {
 impl Remote {
     #[track_caller]
     fn remote() -> Self {
-        Self::serve(0, |device, folder| Some(start(device.name(), folder, Manner::Serve)))
+        Self::serve(0, |device, folder| {
+            Some(start(device.name(), folder, Manner::Serve))
+        })
     }
 
     fn kill(&mut self) {
@@ -449,7 +464,9 @@ fn deleting_a_mounted_device_ends_and_its_users_get_errors() {
             })
             .collect();
         soon("all of them read", || {
-            counts.iter().all(|count| count.load(Ordering::Relaxed) >= 10)
+            counts
+                .iter()
+                .all(|count| count.load(Ordering::Relaxed) >= 10)
         });
         bus::vdpa().delete(fs.device.name()).unwrap();
         for user in users {

@@ -130,8 +130,7 @@ fn create_dev_with_version_1_fields_as_version_0_is_einval() {
 }
 
 fn create_dev_takes_1_to_0xffff_groups_and_spaces() {
-    let try_counts =
-        |groups, spaces| create(Some(1), &spaces::config(1, groups, spaces)).map(drop);
+    let try_counts = |groups, spaces| create(Some(1), &spaces::config(1, groups, spaces)).map(drop);
     for good in [1, 2, 0xffff] {
         assert_eq!(try_counts(good, 1), Ok(()), "{good} groups");
         assert_eq!(try_counts(1, good), Ok(()), "{good} spaces");
@@ -251,7 +250,12 @@ fn vq_setup_of_version_0_takes_group_0_only() {
 fn vq_setup_of_version_0_counts_for_the_next_driver() {
     let answered = Answered::version_0(1);
     let file = &answered.file;
-    let sizes = |vhost: &Vhost| (vhost.queue_size(0).unwrap(), vhost.max_queue_size().unwrap());
+    let sizes = |vhost: &Vhost| {
+        (
+            vhost.queue_size(0).unwrap(),
+            vhost.max_queue_size().unwrap(),
+        )
+    };
     let vhost = answered.vhost();
     file.vq_setup(0, 128).unwrap();
     assert_eq!(sizes(&vhost), (256, 256));
@@ -403,7 +407,10 @@ fn set_group_asid_that_nobody_answers_fails_in_time() {
     let timeout = sysfs::attribute(answered.device.name(), "msg_timeout");
     sysfs::write(&timeout, "1").unwrap();
     let limit = std::time::Duration::from_secs(3);
-    fails(in_time(limit, "a move", || vhost.set_group_asid(1, 1)), Errno::IO);
+    fails(
+        in_time(limit, "a move", || vhost.set_group_asid(1, 1)),
+        Errno::IO,
+    );
     // The device is broken.
     fails(vhost.set_group_asid(1, 0), Errno::IO);
 }
@@ -521,7 +528,9 @@ fn a_reset_moves_many_groups_at_once() {
     let begin = Instant::now();
     vhost.set_status(0).unwrap();
     let back = begin.elapsed();
-    crate::lab::note(format_args!("{GROUPS} groups: {there:?}, and back {back:?}"));
+    crate::lab::note(format_args!(
+        "{GROUPS} groups: {there:?}, and back {back:?}"
+    ));
     assert!(back < there / 5);
 }
 

@@ -15,8 +15,8 @@ use vduse::server::Server;
 
 use crate::lab::block::Block;
 use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::disk::Served;
 use crate::lab::device::{unique_name, TestDevice};
+use crate::lab::disk::Served;
 use crate::lab::expect::{soon, within};
 use crate::lab::guest::{Guest, Setup};
 use crate::lab::pattern::{assert_same, Random};
@@ -137,7 +137,13 @@ fn a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver() {
     // (`vduse_queue_disable`).
     let device = TestDevice::new(&blk::device_config(&unique_name(), BYTES, 1));
     let name = device.name().to_owned();
-    let file = Arc::new(OpenOptions::new().read(true).write(true).open(&image).unwrap());
+    let file = Arc::new(
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&image)
+            .unwrap(),
+    );
     // QEMU's generic device needs a queue of this length.
     let server = Server::new(device.open_nonblocking(), &[1024], Disk::new(file.clone()));
     let served = Served::run(server.expect("serving the disk"));
@@ -147,14 +153,13 @@ fn a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver() {
     guest.ok("modprobe virtio_blk");
     // Bypass the page cache, so that each write is a request; several processes write at once.
     guest.ok("tr '\\0' w </dev/zero | head -c 1048576 >/tmp/data");
-    guest.ok(
-        "for at in 0 4 8 12; do while :; do \
+    guest.ok("for at in 0 4 8 12; do while :; do \
          dd if=/tmp/data of=/dev/vda bs=64k seek=$((at * 16)) oflag=direct conv=notrunc; \
-         done >/dev/null 2>&1 & done",
-    );
+         done >/dev/null 2>&1 & done");
     let first = |at: u64| {
         let mut byte = [0];
-        file.read_exact_at(&mut byte, at).expect("reading the image");
+        file.read_exact_at(&mut byte, at)
+            .expect("reading the image");
         byte[0]
     };
     within(Duration::from_secs(120), "all of them write", || {

@@ -95,10 +95,7 @@ fn change_through_the_control_queue(guest: &mut Guest, card: &mut GuestCard) {
     });
     guest.ok(&format!("ip link set eth0 address {}", text(CHANGED)));
     guest.ok("ifconfig eth0 allmulti");
-    for command in [
-        Command::MacAddress(CHANGED),
-        Command::AllMulticast(true),
-    ] {
+    for command in [Command::MacAddress(CHANGED), Command::AllMulticast(true)] {
         let what = format!("{command:?}");
         card.wait_for(&what, PATIENCE, |event| {
             event.what == What::Done(command.clone())
@@ -106,7 +103,10 @@ fn change_through_the_control_queue(guest: &mut Guest, card: &mut GuestCard) {
     }
     let settings = card.settings();
     assert_eq!(settings.mac, CHANGED);
-    assert!(settings.all_multicast && !settings.promiscuous, "{settings:?}");
+    assert!(
+        settings.all_multicast && !settings.promiscuous,
+        "{settings:?}"
+    );
     assert!(!settings.multicast.is_empty(), "{settings:?}");
     // The host's neighbour table has the old address.
     tool("ip", &["neighbour", "flush", "all"]);
@@ -176,8 +176,11 @@ fn memory_files(pid: u32) -> HashSet<Identity> {
         .expect("the files of QEMU")
         .flatten()
         .filter(|entry| {
-            std::fs::read_link(entry.path())
-                .is_ok_and(|target| target.to_string_lossy().starts_with("/memfd:memory-backend"))
+            std::fs::read_link(entry.path()).is_ok_and(|target| {
+                target
+                    .to_string_lossy()
+                    .starts_with("/memfd:memory-backend")
+            })
         })
         .filter_map(|entry| std::fs::metadata(entry.path()).ok())
         .map(|file| (file.dev(), file.ino()))
@@ -225,7 +228,9 @@ fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
     assert!(collide, "no IOVA is in use in both address spaces");
 
     // A word that only the guest knows is in the guest's memory, and nowhere else within reach.
-    guest.ok("echo -n 'a secret of ' >/secret; cat /secret /proc/sys/kernel/random/boot_id >/secret2");
+    guest.ok(
+        "echo -n 'a secret of ' >/secret; cat /secret /proc/sys/kernel/random/boot_id >/secret2",
+    );
     let secret = guest.ok("cat /secret2").trim().to_owned();
     assert!(secret.len() > 40, "{secret}");
     assert!(contain(&of_guest, secret.as_bytes()));
@@ -300,7 +305,11 @@ fn two_pairs_of_queues_work_and_the_fifth_queue_is_isolated() {
     connect(&mut guest);
     // By default, the driver uses as many pairs as there are CPUs.
     guest.ok("ethtool -L eth0 combined 2");
-    assert!(card.has_seen(&What::Done(Command::Pairs(2))), "{:?}", card.events());
+    assert!(
+        card.has_seen(&What::Done(Command::Pairs(2))),
+        "{:?}",
+        card.events()
+    );
     assert_eq!(card.settings().pairs, 2);
     for queue in 0..5 {
         assert_eq!(card.device().vq_info(queue).unwrap().ready, 1, "{queue}");

@@ -171,7 +171,11 @@ fn get_fd_that_cannot_answer_is_efault_and_makes_no_descriptor() {
     let before = descriptors();
     // The argument can be read but not written.
     let file = memory::file(PAGE);
-    let request = raw::Bytes::new().u64(0).u64(0x10_0000).u64(0x10_0000).u64(0);
+    let request = raw::Bytes::new()
+        .u64(0)
+        .u64(0x10_0000)
+        .u64(0x10_0000)
+        .u64(0);
     rustix::io::pwrite(&file, &request.0, 0).unwrap();
     let readable = Mapping::of_file(file.as_fd(), 0, PAGE, ACCESS_RO).unwrap();
     let result = raw::call_read_only(&client.file, ioctl::IOTLB_GET_FD, &readable);
@@ -239,10 +243,7 @@ fn a_map_of_the_whole_address_space_does_no_harm() {
     // The highest page, and unmapping everything at once.
     let _kept = client.map(u64::MAX - PAGE + 1, 1, 3);
     let region = client.file.iotlb_fd(u64::MAX, u64::MAX).unwrap();
-    assert_eq!(
-        (region.first, region.last),
-        (u64::MAX - PAGE + 1, u64::MAX)
-    );
+    assert_eq!((region.first, region.last), (u64::MAX - PAGE + 1, u64::MAX));
     client.vhost.unmap(0, u64::MAX).unwrap();
 }
 
@@ -294,8 +295,15 @@ fn each_of_a_hundred_maps_is_found() {
         client.vhost.map(iova(n), &mapping, 3).unwrap();
     }
     for n in 0..100 {
-        assert_eq!(client.file.iotlb_fd(iova(n), iova(n)).unwrap().first, iova(n));
-        fails_at(client.file.iotlb_fd(iova(n) + PAGE, iova(n) + PAGE), Errno::INVAL, n);
+        assert_eq!(
+            client.file.iotlb_fd(iova(n), iova(n)).unwrap().first,
+            iova(n)
+        );
+        fails_at(
+            client.file.iotlb_fd(iova(n) + PAGE, iova(n) + PAGE),
+            Errno::INVAL,
+            n,
+        );
     }
     client.vhost.unmap(0, u64::MAX).unwrap();
     fails(client.file.iotlb_fd(0, u64::MAX), Errno::INVAL);
@@ -396,7 +404,10 @@ fn bounce_pages_have_nothing_of_the_kernel_in_them() {
         };
         pages += 1;
         // The disk is all zeroes, so other bytes can only come from request headers.
-        assert!(!page.contains(&MARK), "what was there before, at {offset:#x}");
+        assert!(
+            !page.contains(&MARK),
+            "what was there before, at {offset:#x}"
+        );
         let other = page.iter().filter(|&&byte| byte != 0).count();
         assert!(other < 512, "{other} bytes at {offset:#x}");
     }
@@ -413,7 +424,10 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     let pages = memory.bytes().chunks_mut(PAGE as usize).take(count);
     pages.zip(1..).for_each(|(page, number)| page.fill(number));
     let written = &memory.bytes()[..128 << 10];
-    assert_eq!(rustix::io::pwrite(disk.block(), written, 0), Ok(written.len()));
+    assert_eq!(
+        rustix::io::pwrite(disk.block(), written, 0),
+        Ok(written.len())
+    );
     let region = disk.vduse().iotlb_fd(0, 0).unwrap();
     let prober = Prober::new();
     let page = |area: &Mapping, number: usize| area.address().wrapping_add(number * PAGE as usize);
@@ -425,12 +439,20 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     // Consecutive pages, the first of which has the first data written.
     let is_run = |run: &&[usize]| {
         run[count - 1] - run[0] == count - 1
-            && prober.read(page(&all, run[0]), 1).is_ok_and(|bytes| bytes == [1])
+            && prober
+                .read(page(&all, run[0]), 1)
+                .is_ok_and(|bytes| bytes == [1])
     };
-    let run = used.windows(count).find(is_run).expect("the pages of a write");
+    let run = used
+        .windows(count)
+        .find(is_run)
+        .expect("the pages of a write");
     let first = run[0];
     let is_edge = |number: &&usize| !used.contains(&(**number + 1)) && **number < region_pages - 1;
-    let edge = *used.iter().find(is_edge).expect("a page whose follower is not there");
+    let edge = *used
+        .iter()
+        .find(is_edge)
+        .expect("a page whose follower is not there");
 
     let area = map(&region);
     let present = |from: usize, count: usize| {
@@ -441,7 +463,10 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     // The first of several present pages.
     prober.read(page(&area, first), 1).unwrap();
     assert_eq!(present(first, AROUND), [true; AROUND]);
-    assert_eq!(present(first + AROUND, count - AROUND), vec![false; count - AROUND]);
+    assert_eq!(
+        present(first + AROUND, count - AROUND),
+        vec![false; count - AROUND]
+    );
     // A page whose successor does not exist.
     prober.read(page(&area, edge), 1).unwrap();
     assert_eq!(present(edge, 2), [true, false]);
@@ -456,7 +481,10 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
         assert!(seen == page_written, "{number}");
     }
     // Ring pages are only mapped when they are touched.
-    let ring = disk.vduse().iotlb_fd(ring_iova(&disk), ring_iova(&disk)).unwrap();
+    let ring = disk
+        .vduse()
+        .iotlb_fd(ring_iova(&disk), ring_iova(&disk))
+        .unwrap();
     let size = ring.offset + ring.last - ring.first + 1;
     let to_rings = Mapping::of_file(region.file.as_fd(), 0, size, ACCESS_RW).unwrap();
     let pages = [0, 1].map(|number| ring.offset as usize / PAGE as usize + number);
@@ -583,7 +611,10 @@ fn a_ring_that_was_touched_and_freed_can_be_written_to() {
     let block = disk.block();
     for sector in 0..16 {
         block.write(sector * 4096, &[sector as u8; 4096]).unwrap();
-        assert_eq!(block.read(sector * 4096, 4096).unwrap()[..], [sector as u8; 4096]);
+        assert_eq!(
+            block.read(sector * 4096, 4096).unwrap()[..],
+            [sector as u8; 4096]
+        );
     }
 }
 

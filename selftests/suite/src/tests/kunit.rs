@@ -31,7 +31,12 @@ fn the_modules_own_tests_pass() {
         &log[suite..=suite + ends.expect("the end of the suite")]
     };
     let suites: Vec<_> = (0..log.len())
-        .filter(|&at| log[at].trim_start().strip_prefix(SUITE).is_some_and(|suite| suite.starts_with(name)))
+        .filter(|&at| {
+            log[at]
+                .trim_start()
+                .strip_prefix(SUITE)
+                .is_some_and(|suite| suite.starts_with(name))
+        })
         .map(results)
         .collect();
     assert!(!suites.is_empty(), "no suite of {name} in the log");
@@ -41,6 +46,11 @@ fn the_modules_own_tests_pass() {
             note(test.trim_start());
         }
         assert!(all.starts_with("ok "), "{}", suite.join("\n"));
-        assert!(tests.iter().any(|line| line.trim_start().starts_with("ok ")), "no test ran");
+        assert!(
+            tests
+                .iter()
+                .any(|line| line.trim_start().starts_with("ok ")),
+            "no test ran"
+        );
     }
 }

@@ -21,8 +21,8 @@ use crate::lab::expect::{fails, soon};
 use crate::lab::memory::PAGE;
 use crate::lab::ring::{self, HandDriver};
 use crate::lab::scratch::Scratch;
-use crate::lab::spaces::{page_of, Answered};
 use crate::lab::skip;
+use crate::lab::spaces::{page_of, Answered};
 use crate::lab::vhost::Vhost;
 
 tests![

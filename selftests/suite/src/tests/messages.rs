@@ -326,10 +326,7 @@ fn an_answer_to_nothing_is_enoent() {
     let opening = bound.open_vhost();
     let request = bound.request();
     for id in [request.id.wrapping_add(1), request.id.wrapping_sub(1)] {
-        fails(
-            bound.file().write_raw(&Answer::Ok.to_abi(id)),
-            Errno::NOENT,
-        );
+        fails(bound.file().write_raw(&Answer::Ok.to_abi(id)), Errno::NOENT);
     }
     opening.assert_waits();
     bound.file().answer(&request, Answer::Failed).unwrap();
@@ -369,10 +366,7 @@ fn a_request_must_be_read_to_be_answered() {
     let opening = bound.open_vhost();
     soon("a request", || bound.readable().contains(PollFlags::IN));
     for id in request.id..request.id + 4 {
-        fails(
-            bound.file().write_raw(&Answer::Ok.to_abi(id)),
-            Errno::NOENT,
-        );
+        fails(bound.file().write_raw(&Answer::Ok.to_abi(id)), Errno::NOENT);
     }
     bound.answer(Answer::Failed);
     fails(opening.result(), Errno::IO);
@@ -414,10 +408,7 @@ fn a_long_buffer_gets_one_request() {
     assert_eq!(rustix::io::read(bound.file(), &mut buffer).unwrap(), 152);
     assert!(buffer[152..].iter().all(|&byte| byte == 0xff));
     let id = u32::from_ne_bytes(buffer[4..8].try_into().unwrap());
-    bound
-        .file()
-        .write_raw(&Answer::Failed.to_abi(id))
-        .unwrap();
+    bound.file().write_raw(&Answer::Failed.to_abi(id)).unwrap();
     fails(opening.result(), Errno::IO);
 }
 
@@ -642,7 +633,9 @@ fn who_waits_for_an_answer_can_be_killed() {
         .unwrap();
     let request = bound.request();
     child.kill().unwrap();
-    soon("the process is gone", || child.try_wait().unwrap().is_some());
+    soon("the process is gone", || {
+        child.try_wait().unwrap().is_some()
+    });
     // Nothing waits for the answer, and the device is not broken.
     fails(bound.file().answer(&request, Answer::Ok), Errno::NOENT);
     assert_eq!(bound.readable(), PollFlags::empty());
@@ -664,10 +657,7 @@ fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
     // The reader is too late, whether the read itself reports that or a later call does.
     let _ = reading.result();
     for id in 0..4 {
-        fails(
-            bound.file().write_raw(&Answer::Ok.to_abi(id)),
-            Errno::NOENT,
-        );
+        fails(bound.file().write_raw(&Answer::Ok.to_abi(id)), Errno::NOENT);
     }
     fails(bound.file().features(), Errno::PERM);
     bound.reopen();
@@ -707,7 +697,10 @@ fn netlink_is_held_for_no_longer_than_the_timeout() {
     let took = begin.elapsed();
     deleting.result().unwrap();
     // The query did wait, but for one request only, though there are several.
-    assert!(took + Duration::from_millis(100) >= timeout, "{took:?} of {timeout:?}");
+    assert!(
+        took + Duration::from_millis(100) >= timeout,
+        "{took:?} of {timeout:?}"
+    );
     assert!(took < 2 * timeout, "{took:?} of {timeout:?}");
     drop(file);
 }

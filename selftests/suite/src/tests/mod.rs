@@ -2,10 +2,47 @@
 
 //! The tests, a module for each group. A test's name says what it proves.
 
+#[macro_use]
+mod registry;
+
+mod bus;
+mod compat;
+mod control;
+mod control_queue;
+mod device;
+mod disk;
+mod extremes;
+mod faults;
+mod fs;
+mod fuzz;
+mod groups;
+mod guest;
+mod guest_net;
+mod iotlb;
+mod kunit;
+mod leaks;
+mod messages;
+mod model;
+mod net;
+mod power;
+mod probes;
+mod qsd;
+mod reference;
+mod spaces;
+mod switching;
+mod sysfs;
+mod teardown;
+mod transitions;
+mod umem;
+mod unload;
+mod vhost;
+mod vq;
+
 use std::time::Duration;
 
 use crate::options::Options;
 use crate::pattern;
+use crate::tests::registry::Entry;
 
 /// A test.
 #[derive(Clone, Debug)]
@@ -18,39 +55,16 @@ pub struct Test {
     pub run: fn(),
 }
 
-/// The limit of a test that specifies none, in seconds.
-const LIMIT: u64 = 20;
-
-type Entry = (&'static str, fn(), u64);
 type Group = (&'static str, &'static [Entry]);
-
-/// Lists the tests of a group: `name`, or `name => seconds` for a test that may take long.
-macro_rules! tests {
-    ($($name:ident $(=> $limit:literal)?),* $(,)?) => {
-        /// The tests of this group.
-        pub const TESTS: &[(&str, fn(), u64)] =
-            &[$((stringify!($name), $name, $crate::tests::limit(&[$($limit)?]))),*];
-    };
-}
-
-/// Returns the given limit, or else the default.
-const fn limit(given: &[u64]) -> u64 {
-    match given {
-        [limit] => *limit,
-        _ => LIMIT,
-    }
-}
 
 macro_rules! groups {
     ($($group:ident),* $(,)?) => {
-        $(mod $group;)*
-
-        /// The groups, in the order in which they are run.
-        const GROUPS: &[Group] = &[$((stringify!($group), $group::TESTS)),*];
+        &[$((stringify!($group), $group::TESTS)),*]
     };
 }
 
-groups!(
+/// The groups, in the order in which they are run.
+const GROUPS: &[Group] = groups![
     kunit,
     control,
     device,
@@ -83,7 +97,7 @@ groups!(
     power,
     unload,
     faults,
-);
+];
 
 /// Returns all tests, in the order in which they run.
 pub fn all() -> impl Iterator<Item = Test> {

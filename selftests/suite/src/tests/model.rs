@@ -49,20 +49,49 @@ const FEATURES_OK: u8 = 8;
 enum Op {
     // Operations of the control device.
     CreateAgain,
-    CreateBad { groups: u32, spaces: u32, version: u64 },
+    CreateBad {
+        groups: u32,
+        spaces: u32,
+        version: u64,
+    },
     Destroy,
     Renew,
     // Operations of the daemon.
     OpenAgain,
-    SetUp { queue: u32, size: u16, group: u32, reserved: bool },
-    QueueInfo { queue: u32 },
+    SetUp {
+        queue: u32,
+        size: u16,
+        group: u32,
+        reserved: bool,
+    },
+    QueueInfo {
+        queue: u32,
+    },
     Features,
-    Interrupt { queue: u32 },
-    Find { asid: u32, first: u64, last: u64, reserved: bool },
-    FindOld { first: u64, last: u64 },
-    Info { asid: u32, first: u64, last: u64 },
-    Register { asid: u32 },
-    Deregister { asid: u32 },
+    Interrupt {
+        queue: u32,
+    },
+    Find {
+        asid: u32,
+        first: u64,
+        last: u64,
+        reserved: bool,
+    },
+    FindOld {
+        first: u64,
+        last: u64,
+    },
+    Info {
+        asid: u32,
+        first: u64,
+        last: u64,
+    },
+    Register {
+        asid: u32,
+    },
+    Deregister {
+        asid: u32,
+    },
     /// Whether requests fail from now on.
     Refuse(bool),
     // Operations of the bus.
@@ -72,19 +101,51 @@ enum Op {
     // Operations of the driver.
     Own,
     Backend,
-    Group { queue: u32 },
-    Move { group: u32, asid: u32 },
-    Map { asid: u32, iova: u64, file: usize, pages: u64, access: u8 },
-    Unmap { asid: u32, iova: u64, pages: u64 },
-    Begin { asid: u32 },
-    End { asid: u32 },
+    Group {
+        queue: u32,
+    },
+    Move {
+        group: u32,
+        asid: u32,
+    },
+    Map {
+        asid: u32,
+        iova: u64,
+        file: usize,
+        pages: u64,
+        access: u8,
+    },
+    Unmap {
+        asid: u32,
+        iova: u64,
+        pages: u64,
+    },
+    Begin {
+        asid: u32,
+    },
+    End {
+        asid: u32,
+    },
     Status(u8),
     SetFeatures(u64),
-    Size { queue: u32, size: u32 },
-    Address { queue: u32, at: u64 },
-    Base { queue: u32, base: u32 },
-    State { queue: u32 },
-    Enable { queue: u32 },
+    Size {
+        queue: u32,
+        size: u32,
+    },
+    Address {
+        queue: u32,
+        at: u64,
+    },
+    Base {
+        queue: u32,
+        base: u32,
+    },
+    State {
+        queue: u32,
+    },
+    Enable {
+        queue: u32,
+    },
 }
 
 /// The result of an operation, numbers or an error, and the requests that the daemon had to answer.
@@ -209,7 +270,9 @@ impl Model {
     /// Hands the device the mappings that the client asks for, and returns whether the daemon
     /// agrees.
     fn set_map(&mut self, asid: u32) -> bool {
-        let wanted = self.client().wanted[asid as usize].clone().unwrap_or_default();
+        let wanted = self.client().wanted[asid as usize]
+            .clone()
+            .unwrap_or_default();
         let agreed = self.ask(Kind::UpdateIotlb {
             first: 0,
             last: u64::MAX,
@@ -583,7 +646,11 @@ impl Model {
                     1 => Op::Own,
                     2 => Op::Group { queue },
                     3..=6 => Op::Move {
-                        group: if below(8) == 0 { queue } else { below(3) as u32 },
+                        group: if below(8) == 0 {
+                            queue
+                        } else {
+                            below(3) as u32
+                        },
                         asid,
                     },
                     7..=13 => Op::Map {
@@ -856,9 +923,7 @@ impl Real {
                 let mapping = &files.mappings[file][pages as usize - 1];
                 vhost().map_in(asid, iova, mapping, access).map(none)
             }
-            Op::Unmap { asid, iova, pages } => {
-                vhost().unmap_in(asid, iova, pages * PAGE).map(none)
-            }
+            Op::Unmap { asid, iova, pages } => vhost().unmap_in(asid, iova, pages * PAGE).map(none),
             Op::Begin { asid } => vhost().batch_begin(asid).map(none),
             Op::End { asid } => vhost().batch_end(asid).map(none),
             Op::Status(status) => {

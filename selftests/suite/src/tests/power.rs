@@ -137,8 +137,7 @@ impl<T: Send + 'static> Caller<T> {
     fn waits_for_a_daemon(&self) {
         let stack = format!("/proc/self/task/{}/stack", self.tid);
         soon("the call waits for an answer", || {
-            std::fs::read_to_string(&stack)
-                .is_ok_and(|stack| stack.contains("vduse"))
+            std::fs::read_to_string(&stack).is_ok_and(|stack| stack.contains("vduse"))
         });
     }
 
@@ -211,7 +210,9 @@ fn driver_waits(depth: Depth) {
     // The device may be bound or not.
     let _ = on_bus.unbind(Driver::Virtio);
     on_bus.bind(Driver::Virtio).unwrap();
-    soon("the disk appears", || bus::disk_name(device.name()).is_some());
+    soon("the disk appears", || {
+        bus::disk_name(device.name()).is_some()
+    });
     let disk = bus::disk_name(device.name()).unwrap();
     Block::open(&disk).unwrap().read(0, 4096).unwrap();
     drop(on_bus);
@@ -268,7 +269,9 @@ fn a_driver_that_says_it_is_ready_is_waited_for_and_works() {
     let on_bus = OnBus::add(device.name()).unwrap();
     let name = device.name().to_owned();
     let caller = Caller::spawn(move || bus::bind(&name, Driver::Virtio));
-    soon("the driver says that it is ready", || asked.load(Ordering::Acquire));
+    soon("the driver says that it is ready", || {
+        asked.load(Ordering::Acquire)
+    });
     let limit = Path::new("/sys/power/pm_freeze_timeout");
     let before = sysfs::read(limit).unwrap();
     sysfs::write(limit, "1000").unwrap();
@@ -333,8 +336,19 @@ fn a_disk_under_io_goes_on_after_suspend() {
     // The process of fio waits for requests in a way that allows freezing. A process that is in
     // read(2) itself cannot be frozen until the frozen daemon has answered.
     let mut fio = std::process::Command::new("fio")
-        .args(["--name=io", "--rw=randrw", "--bs=4k", "--iodepth=16", "--direct=1"])
-        .args(["--ioengine=libaio", "--verify=crc32c", "--time_based", "--runtime=30"])
+        .args([
+            "--name=io",
+            "--rw=randrw",
+            "--bs=4k",
+            "--iodepth=16",
+            "--direct=1",
+        ])
+        .args([
+            "--ioengine=libaio",
+            "--verify=crc32c",
+            "--time_based",
+            "--runtime=30",
+        ])
         .arg(format!("--filename=/dev/{}", disk.disk()))
         .stdout(std::process::Stdio::null())
         .spawn()

@@ -49,7 +49,13 @@ fn zoned() -> DeviceConfig {
     config.space.resize(96, 0);
     // The size of a zone, how many zones can be open and active, and the largest append, all sizes
     // in sectors; then the granularity of writes, in bytes (virtio 1.3, section 5.2.4).
-    for (offset, value) in [(72, 256u32), (76, 8), (80, 8), (84, 64), (88, SECTOR as u32)] {
+    for (offset, value) in [
+        (72, 256u32),
+        (76, 8),
+        (80, 8),
+        (84, 64),
+        (88, SECTOR as u32),
+    ] {
         config.space[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
     }
     // Zones are managed by the host.
@@ -100,7 +106,10 @@ fn probe(name: &str) {
     let Some(folder) = bus::virtio_folder(name) else {
         return;
     };
-    let virtio = folder.file_name().and_then(|name| name.to_str()).expect("a name");
+    let virtio = folder
+        .file_name()
+        .and_then(|name| name.to_str())
+        .expect("a name");
     // The device may bind or not.
     let _ = sysfs::write("/sys/bus/virtio/drivers_probe".as_ref(), virtio);
 }
@@ -113,7 +122,9 @@ fn serve(device: &TestDevice) -> Served {
 /// Returns the status that virtio's core reads.
 #[track_caller]
 fn status(name: &str) -> u8 {
-    let path = bus::virtio_folder(name).expect("a virtio device").join("status");
+    let path = bus::virtio_folder(name)
+        .expect("a virtio device")
+        .join("status");
     let text = sysfs::read(&path).expect("its status");
     u8::from_str_radix(text.trim_start_matches("0x"), 16).expect("a number")
 }
@@ -121,7 +132,9 @@ fn status(name: &str) -> u8 {
 /// Starts a responder that agrees to everything but a status with `bit` as its highest bit.
 fn refusing(file: &Arc<Device>, bit: u8) -> Responder {
     Responder::new(file, move |request| match request.kind {
-        Kind::SetStatus(status) if status & bit != 0 && status < bit.saturating_mul(2) => Some(Answer::Failed),
+        Kind::SetStatus(status) if status & bit != 0 && status < bit.saturating_mul(2) => {
+            Some(Answer::Failed)
+        }
         _ => agree(request),
     })
 }
@@ -154,7 +167,10 @@ fn a_driver_is_not_called_before_its_second_probe_is_done() {
     std::thread::scope(|scope| {
         scope.spawn(|| failed.probe());
         within(Duration::from_secs(10), "the driver is ready", || {
-            seen.lock().unwrap().iter().any(|&(status, _)| status & DRIVER_OK != 0)
+            seen.lock()
+                .unwrap()
+                .iter()
+                .any(|&(status, _)| status & DRIVER_OK != 0)
         });
         let early = trace.events().len();
         drop(responder);
@@ -190,7 +206,8 @@ impl Ring {
         let region = file.iotlb_fd(at, at).ok()?;
         let len = region.last - region.first + 1;
         Some(Self {
-            memory: Mapping::of_file(region.file.as_fd(), region.offset, len, region.access).ok()?,
+            memory: Mapping::of_file(region.file.as_fd(), region.offset, len, region.access)
+                .ok()?,
             prober: Prober::new(),
             avail: info.driver_addr.checked_sub(region.first)? as usize,
             used: (at - region.first) as usize,
@@ -199,7 +216,8 @@ impl Ring {
 
     fn put(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
         for (at, &byte) in (self.used + offset..).zip(bytes) {
-            self.prober.write(self.memory.address().wrapping_add(at), byte)?;
+            self.prober
+                .write(self.memory.address().wrapping_add(at), byte)?;
         }
         Ok(())
     }
@@ -248,7 +266,10 @@ fn a_daemon_that_interrupts_a_second_probe_does_no_harm() {
     let failed = Failed::when_ready();
     for _ in 0..4 {
         let file = Arc::new(failed.device.open_nonblocking());
-        let (ready, calm) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (ready, calm) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let ours = (ready.clone(), calm.clone());
         let responder = Responder::new(&file, move |request| {
             if matches!(request.kind, Kind::SetStatus(status) if status & DRIVER_OK != 0) {
@@ -275,7 +296,9 @@ fn a_daemon_that_interrupts_a_second_probe_does_no_harm() {
             let ring = ring.or_else(|| Ring::find(&file)).expect("a ring");
             ring.set_used(0).unwrap();
             calm.store(true, Ordering::Release);
-            soon("the driver asks for the zones", || ring.use_first().unwrap());
+            soon("the driver asks for the zones", || {
+                ring.use_first().unwrap()
+            });
             file.inject_vq_irq(0).unwrap();
             probing.join().unwrap();
         });
@@ -307,7 +330,9 @@ fn a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that() {
         let probing = scope.spawn(|| failed.probe());
         soon("the driver is ready", || ready.load(Ordering::Acquire));
         let ring = Ring::find(&file).expect("a ring");
-        soon("the driver asks for the zones", || ring.use_first().unwrap());
+        soon("the driver asks for the zones", || {
+            ring.use_first().unwrap()
+        });
         file.inject_vq_irq(0).unwrap();
         probing.join().unwrap();
     });
@@ -339,11 +364,15 @@ fn is_helped(failed: &Failed) {
     });
     std::thread::scope(|scope| {
         let probing = scope.spawn(|| failed.probe());
-        soon("the driver says that it is ready", || asked.load(Ordering::Acquire));
+        soon("the driver says that it is ready", || {
+            asked.load(Ordering::Acquire)
+        });
         drop(responder);
         drop(file);
         let served = serve(&failed.device);
-        within(Duration::from_secs(20), "the probe ends", || probing.is_finished());
+        within(Duration::from_secs(20), "the probe ends", || {
+            probing.is_finished()
+        });
         served.stop();
     });
 }
@@ -365,7 +394,11 @@ fn a_reset_that_was_not_acknowledged_is_told_again() {
     let responder = Responder::new(&file, move |request| match request.kind {
         Kind::SetStatus(0) => {
             resets += 1;
-            Some(if resets == 1 { Answer::Failed } else { Answer::Ok })
+            Some(if resets == 1 {
+                Answer::Failed
+            } else {
+                Answer::Ok
+            })
         }
         Kind::SetStatus(status) if status == FEATURES_OK | 3 => Some(Answer::Failed),
         _ => agree(request),

@@ -190,7 +190,9 @@ fn a_daemon_killed_before_it_interrupts_is_taken_over() {
 
     qsd.gate().shut();
     let reading = Waiting::new(move || block.read(4096, 4096));
-    soon("the daemon is about to interrupt", || qsd.gate().holds_one());
+    soon("the daemon is about to interrupt", || {
+        qsd.gate().holds_one()
+    });
     qsd.kill();
     for queue in 0..2 {
         let (available, used) = ring::counters(&name, queue);

@@ -562,10 +562,7 @@ fn umem_is_registered_for_a_space() {
     for round in 0..3u8 {
         disk.served.handle().register_umem().unwrap();
         assert_eq!(memory::pinned_kib(), (size / 2) >> 10);
-        fails(
-            Umem::register(device.clone()).map(drop),
-            Errno::EXIST,
-        );
+        fails(Umem::register(device.clone()).map(drop), Errno::EXIST);
         // Memory registered for one address space is not registered for the other.
         fails(device.deregister_umem(&umem), Errno::NOENT);
         for number in 0..2 {

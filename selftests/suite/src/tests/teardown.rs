@@ -268,7 +268,9 @@ fn a_daemon_that_closes_first_is_let_go() {
     let timeout = crate::lab::sysfs::attribute(device.name(), "msg_timeout");
     crate::lab::sysfs::write(&timeout, "1").unwrap();
     fails(Control::open().unwrap().destroy(device.name()), Errno::BUSY);
-    in_time(Duration::from_secs(10), "deleting", || on_bus.delete().unwrap());
+    in_time(Duration::from_secs(10), "deleting", || {
+        on_bus.delete().unwrap()
+    });
     device.destroy().unwrap();
 }
 

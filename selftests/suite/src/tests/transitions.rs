@@ -191,7 +191,10 @@ fn a_driver_that_is_loaded_takes_what_is_on_the_bus() {
 }
 
 fn unloading_virtio_vdpa_under_io_takes_its_disks_away() {
-    let disks = [LiveDisk::new(Shape::default()), LiveDisk::new(Shape::default())];
+    let disks = [
+        LiveDisk::new(Shape::default()),
+        LiveDisk::new(Shape::default()),
+    ];
     for _ in 0..3 {
         let loaded = Loaded(&["virtio_vdpa"]);
         let readers = disks.each_ref().map(|disk| read_until_error(&disk.disk()));

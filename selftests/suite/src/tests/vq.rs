@@ -316,7 +316,11 @@ fn a_kick_between_two_daemons_reaches_the_second() {
     drop(driver);
     drop(on_bus);
     drop(responder);
-    assert_eq!(counts, [0, 1], "the kick went to the first daemon's eventfd");
+    assert_eq!(
+        counts,
+        [0, 1],
+        "the kick went to the first daemon's eventfd"
+    );
 }
 
 /// Waits until nothing more is written to eventfds, and asserts that they stay quiet.
@@ -456,7 +460,9 @@ fn a_driver_of_the_kernel_that_resets_is_not_interrupted() {
     });
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
-    soon("the card appears", || bus::interface(device.name()).is_some());
+    soon("the card appears", || {
+        bus::interface(device.name()).is_some()
+    });
     let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_virtqueue_cb");
     // Before the reset, the driver is interrupted.
     file.inject_vq_irq(0).unwrap();
@@ -627,7 +633,8 @@ fn get_info_shows_addresses_that_were_set_together() {
         || [0x7fff_0000_0000, IOVA].into_iter().for_each(set),
         || {
             let info = bare.file.vq_info(0).unwrap();
-            let behind = [info.driver_addr, info.device_addr].map(|a| a.wrapping_sub(info.desc_addr));
+            let behind =
+                [info.driver_addr, info.device_addr].map(|a| a.wrapping_sub(info.desc_addr));
             assert_eq!(behind, [0x1000, 0x2000], "{info:x?}");
         },
     );
@@ -711,7 +718,10 @@ fn an_interrupt_holds_softirqs_back_and_no_interrupts() {
                 block.read(sector * 512, 512).unwrap();
             }
         });
-        assert!(events.len() >= 10 && events.iter().all(|event| event.cpu == cpu), "{events:?}");
+        assert!(
+            events.len() >= 10 && events.iter().all(|event| event.cpu == cpu),
+            "{events:?}"
+        );
     }
     called("virtio_vdpa_config_cb", &|| {
         disk.vduse().inject_config_irq().expect("interrupting");
