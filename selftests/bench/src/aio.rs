@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use libc::{c_long, c_ulong, timespec};
 use vduse::Mapping;
-use vduse_selftests::lab::memory::PAGE;
+use vduse_selftests::lab::kernel::memory::PAGE;
 use vm_memory::Bytes;
 
 /// The direction of a request.

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use vduse_selftests::differences::Driver;
-use vduse_selftests::modules;
+use vduse_selftests::lab::kernel::modules;
 
 /// Both drivers.
 pub const ALL: [Driver; 2] = [Driver::C, Driver::Rust];

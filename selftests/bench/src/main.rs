@@ -29,7 +29,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use vduse_selftests::lab::bus;
+use vduse_selftests::lab::device::bus;
 
 use crate::options::Options;
 use crate::rows::Bench;

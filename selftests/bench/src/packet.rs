@@ -7,10 +7,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use libc::{c_int, sockaddr_ll, socklen_t};
-use vduse_selftests::lab::bus;
-use vduse_selftests::lab::expect::soon;
-use vduse_selftests::lab::namespace::ip;
-use vduse_selftests::lab::sysfs;
+use vduse_selftests::lab::assert::expect::soon;
+use vduse_selftests::lab::device::bus;
+use vduse_selftests::lab::driver::namespace::ip;
+use vduse_selftests::lab::kernel::sysfs;
 
 use crate::clock;
 

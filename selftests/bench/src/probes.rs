@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use libc::c_long;
-use vduse_selftests::lab::sysfs;
+use vduse_selftests::lab::kernel::sysfs;
 
 use crate::table::median;
 

@@ -12,8 +12,9 @@ use std::time::Duration;
 use vdpa_netlink::Vdpa;
 use vduse::Control;
 
-use crate::lab::limit::Limit;
-use crate::lab::{rescue, sysfs};
+use crate::lab::assert::limit::Limit;
+use crate::lab::daemon::rescue;
+use crate::lab::kernel::sysfs;
 
 /// Returns the names of all existing devices.
 pub fn devices() -> Vec<String> {

@@ -6,7 +6,8 @@
 //! its own process with a time limit. The runner checks the kernel's log, left-over devices, and
 //! the module's reference count, and reports in KTAP on standard output.
 //!
-//! - `lab` has the building blocks of tests: devices, the vDPA bus, daemons, a vhost-vdpa client.
+//! - `lab` has the building blocks of tests, in directories: devices, the daemon side, the driver
+//!   side, the kernel around the driver, QEMU, assertions, the run of a test.
 //! - `fuzz` has processes that perform random operations concurrently.
 //! - `tests` has the tests, one module for each group.
 //! - The other modules are the runner.
@@ -24,16 +25,17 @@
 
 mod cleanup;
 pub mod differences;
+mod environment;
 mod fuzz;
 mod kmsg;
 mod ktap;
 pub mod lab;
-pub mod modules;
 mod options;
 mod outcome;
 mod pattern;
 mod process;
 mod runner;
+mod single_test;
 mod tests;
 
 use std::process::ExitCode;
@@ -62,8 +64,8 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Mode::Run(options) => runner::run(&options),
-        Mode::Test(name) => outcome::run_in_this_process(&name),
+        Mode::Test(name) => single_test::run(&name),
         Mode::Cleanup => cleanup::run(),
-        Mode::Helper(arguments) => lab::helper::run(&arguments),
+        Mode::Helper(arguments) => lab::run::helper::run(&arguments),
     }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::pipe::{pipe_with, PipeFlags};
 use rustix::process::{kill_process, kill_process_group, wait, Pid, Signal, WaitOptions};
 
-use crate::lab::limit::Limit;
+use crate::lab::assert::limit::Limit;
 
 /// How a process ended.
 #[derive(Debug)]

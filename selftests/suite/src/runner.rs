@@ -9,40 +9,16 @@ use std::time::Duration;
 use crate::differences::{self, Difference, Driver, Known};
 use crate::kmsg::{self, Log};
 use crate::ktap::{self, Totals, Verdict};
-use crate::lab::bus;
+use crate::lab::device::bus;
+use crate::lab::kernel::modules;
 use crate::options::Options;
-use crate::outcome::SKIPPED;
+use crate::outcome::{NOTE, SKIPPED};
 use crate::process::{self, End};
 use crate::tests::{self, Test};
-use crate::{cleanup, modules};
+use crate::{cleanup, environment};
 
 /// Time limit for the removal of left-over devices.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
-
-/// Environment variables that pass options to tests.
-pub mod environment {
-    /// The driver: `rust` or `c`.
-    pub const DRIVER: &str = "VDUSE_SELFTESTS_DRIVER";
-    /// The module's file; unset if modprobe finds the module.
-    pub const MODULE: &str = "VDUSE_MODULE";
-    /// The directory with the files that a guest boots from.
-    pub const GUEST: &str = "VDUSE_SELFTESTS_GUEST";
-    /// Set if a guest is emulated even if the machine has KVM.
-    pub const WITHOUT_KVM: &str = "VDUSE_SELFTESTS_WITHOUT_KVM";
-    /// Seed of random tests.
-    pub const SEED: &str = "VDUSE_SELFTESTS_SEED";
-    /// Duration of the fuzzer in seconds.
-    pub const FUZZ_SECONDS: &str = "VDUSE_SELFTESTS_FUZZ_SECONDS";
-    /// The actors that take part in the fuzzer.
-    pub const FUZZ_ACTORS: &str = "VDUSE_SELFTESTS_FUZZ_ACTORS";
-    /// Set if the fuzzer's calls are written to the kernel's log.
-    pub const FUZZ_TRACE: &str = "VDUSE_SELFTESTS_FUZZ_TRACE";
-    /// Factor for time limits.
-    pub const PATIENCE: &str = "VDUSE_SELFTESTS_PATIENCE";
-}
-
-/// Prefix of output lines that are shown even if the test passes.
-pub const NOTE: &str = "# ";
 
 /// Runs tests.
 pub fn run(options: &Options) -> ExitCode {

@@ -5,21 +5,20 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use vduse_selftests::lab::block::Block;
-use vduse_selftests::lab::bus::{self, Driver};
-use vduse_selftests::lab::device::unique_name;
-use vduse_selftests::lab::expect::soon;
-use vduse_selftests::lab::pattern::Random;
-use vduse_selftests::lab::qsd::Qsd;
-use vduse_selftests::lab::scratch::Scratch;
-use vduse_selftests::lab::sysfs;
+use vduse_selftests::lab::assert::expect::soon;
+use vduse_selftests::lab::assert::pattern::Random;
+use vduse_selftests::lab::device::bus::{self, Driver};
+use vduse_selftests::lab::device::test_device::unique_name;
+use vduse_selftests::lab::driver::block::Block;
+use vduse_selftests::lab::guest::qsd::Qsd;
+use vduse_selftests::lab::kernel::sysfs;
+use vduse_selftests::lab::run::scratch::Scratch;
 
 use crate::aio::{Direction, Flight};
-use crate::clock;
 use crate::null::{NullDisk, Shape, CAPACITY};
-use crate::profile;
 use crate::rows::{Bench, Row};
 use crate::ublk::UblkDisk;
+use crate::{clock, profile};
 
 /// Opens the disk that virtio_blk has made of a device.
 pub fn open(device: &str) -> Block {

@@ -5,16 +5,15 @@
 use std::os::fd::AsFd;
 
 use vduse::Mapping;
-use vduse_selftests::lab::memory::{self, PAGE};
-use vduse_selftests::lab::pattern::Random;
-use vduse_selftests::lab::spaces::Answered;
-use vduse_selftests::lab::vhost::access;
+use vduse_selftests::lab::assert::pattern::Random;
+use vduse_selftests::lab::device::spaces::Answered;
+use vduse_selftests::lab::driver::vhost::access;
+use vduse_selftests::lab::kernel::memory::{self, PAGE};
 
 use crate::aio::Direction;
-use crate::clock;
 use crate::null::{NullDisk, Shape};
-use crate::profile;
 use crate::rows::{disk, Bench, Row};
+use crate::{clock, profile};
 
 const COUNTS: [u32; 4] = [1, 16, 256, 4096];
 

@@ -6,16 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 
 use rustix::event::{eventfd, EventfdFlags};
-use vduse_selftests::lab::block::Aligned;
-use vduse_selftests::lab::bus;
-use vduse_selftests::lab::ring::HandDriver;
-use vduse_selftests::lab::spaces::Answered;
-use vduse_selftests::lab::vhost::Vhost;
+use vduse_selftests::lab::device::bus;
+use vduse_selftests::lab::device::spaces::Answered;
+use vduse_selftests::lab::driver::block::Aligned;
+use vduse_selftests::lab::driver::ring::HandDriver;
+use vduse_selftests::lab::driver::vhost::Vhost;
 
-use crate::clock;
 use crate::null::{NullDisk, Shape};
-use crate::profile;
 use crate::rows::{disk, Bench, Row};
+use crate::{clock, profile};
 
 /// Some measured times, in ns.
 struct Times(Vec<u64>);

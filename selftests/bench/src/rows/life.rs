@@ -2,12 +2,11 @@
 
 //! A device's life: created, opened and set up, put on the bus, taken off it, destroyed.
 
-use vduse_selftests::lab::bus::OnBus;
+use vduse_selftests::lab::device::bus::OnBus;
 
-use crate::clock;
 use crate::null::Shape;
-use crate::profile;
 use crate::rows::{Bench, Row};
+use crate::{clock, profile};
 
 fn live(shape: Shape) {
     let device = shape.create();

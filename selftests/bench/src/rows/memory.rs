@@ -8,16 +8,15 @@ use std::time::Duration;
 
 use rustix::mm::{madvise, Advice};
 use vduse::Mapping;
-use vduse_selftests::lab::bus::{Driver, OnBus};
-use vduse_selftests::lab::device::TestDevice;
-use vduse_selftests::lab::memory::PAGE;
-use vduse_selftests::lab::sysfs;
+use vduse_selftests::lab::device::bus::{Driver, OnBus};
+use vduse_selftests::lab::device::test_device::TestDevice;
+use vduse_selftests::lab::kernel::memory::PAGE;
+use vduse_selftests::lab::kernel::sysfs;
 
 use crate::aio::{Direction, Flight};
-use crate::clock;
 use crate::null::{NullDisk, Shape};
-use crate::profile;
 use crate::rows::{disk, Bench, Row};
+use crate::{clock, profile};
 
 const GET_FD: &str = "IOTLB_GET_FD";
 const FIRST_TOUCH: &str = "first touch of a page of the bounce area";

@@ -4,18 +4,17 @@
 //! trip, through the library's card and its loopback.
 
 use vduse::net::{Loopback, Net, Shape};
-use vduse_selftests::lab::bus::{Driver, OnBus};
-use vduse_selftests::lab::device::{unique_name, TestDevice};
-use vduse_selftests::lab::expect::soon;
-use vduse_selftests::lab::net::MAC;
-use vduse_selftests::lab::serving::Serving;
-use vduse_selftests::modules;
+use vduse_selftests::lab::assert::expect::soon;
+use vduse_selftests::lab::daemon::serving::Serving;
+use vduse_selftests::lab::device::bus::{Driver, OnBus};
+use vduse_selftests::lab::device::test_device::{unique_name, TestDevice};
+use vduse_selftests::lab::driver::net::MAC;
+use vduse_selftests::lab::kernel::modules;
 
-use crate::clock;
 use crate::null::{ethernet, NullCard, LAST, OTHER};
 use crate::packet::Interface;
-use crate::profile;
 use crate::rows::{Bench, Row};
+use crate::{clock, profile};
 
 /// The number of frames that are timed, after `WARM_UP` others that are not. The library's loopback
 /// has room for as many.

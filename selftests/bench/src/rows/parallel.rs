@@ -5,13 +5,12 @@
 
 use std::sync::Barrier;
 
-use vduse_selftests::lab::cpu;
+use vduse_selftests::lab::kernel::cpu;
 
 use crate::aio::{Direction, Flight};
-use crate::clock;
 use crate::null::{NullDisk, Shape};
-use crate::profile;
 use crate::rows::{disk, Bench, Row};
+use crate::{clock, profile};
 
 /// The number of tries, of which the best counts: other load on the host can only slow a try down.
 const TRIES: usize = 5;

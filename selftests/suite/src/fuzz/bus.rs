@@ -8,7 +8,7 @@ use vdpa_netlink::Vdpa;
 
 use crate::fuzz::board::Wait;
 use crate::fuzz::stage::Stage;
-use crate::lab::bus::{self, Driver};
+use crate::lab::device::bus::{self, Driver};
 
 /// Adding a device: it may be there, or not be created, or not be set up.
 const ADD: &[Errno] = &[Errno::EXIST, Errno::INVAL];

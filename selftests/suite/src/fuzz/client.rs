@@ -15,10 +15,10 @@ use crate::fuzz::board::Wait;
 use crate::fuzz::controller::{GROUPS, QUEUES, SPACES};
 use crate::fuzz::rings;
 use crate::fuzz::stage::Stage;
-use crate::lab::bus;
-use crate::lab::memory::{self, PAGE};
-use crate::lab::vhost::{RingAddress, Vhost};
-use crate::lab::window::Arena;
+use crate::lab::device::bus;
+use crate::lab::driver::vhost::{RingAddress, Vhost};
+use crate::lab::kernel::memory::{self, PAGE};
+use crate::lab::kernel::window::Arena;
 
 /// How long the range of addresses is that files are mapped in.
 const ARENA: usize = 1 << 20;

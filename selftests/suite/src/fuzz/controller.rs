@@ -8,9 +8,9 @@ use vduse_uapi::{ioctl, DevConfig};
 
 use crate::fuzz::board::Wait;
 use crate::fuzz::stage::Stage;
-use crate::lab::device::{feature, id};
-use crate::lab::memory::PAGE;
-use crate::lab::raw::{self, Edge};
+use crate::lab::device::test_device::{feature, id};
+use crate::lab::kernel::memory::PAGE;
+use crate::lab::kernel::raw::{self, Edge};
 
 /// How many virtqueues a device has, at most. (From some 200 on, vhost_vdpa warns of a page of too
 /// high an order.)

@@ -23,11 +23,11 @@ use crate::fuzz::board::Wait;
 use crate::fuzz::controller::{DISK, GROUPS, QUEUES, SPACES};
 use crate::fuzz::rings;
 use crate::fuzz::stage::Stage;
-use crate::lab::faults::{LatePage, Manner};
-use crate::lab::memory::{Prober, PAGE};
-use crate::lab::raw::{self, Bytes, Edge};
-use crate::lab::spaces::{find_raw, set_up};
-use crate::lab::window::Window;
+use crate::lab::device::spaces::{find_raw, set_up};
+use crate::lab::kernel::faults::{LatePage, Manner};
+use crate::lab::kernel::memory::{Prober, PAGE};
+use crate::lab::kernel::raw::{self, Bytes, Edge};
+use crate::lab::kernel::window::Window;
 
 /// Opening a device.
 const OPEN: &[Errno] = &[Errno::NOENT, Errno::BUSY, Errno::NODEV, Errno::NXIO];

@@ -9,8 +9,8 @@ use vm_memory::Bytes;
 
 use crate::fuzz::board::Wait;
 use crate::fuzz::stage::Stage;
-use crate::lab::memory::PAGE;
-use crate::lab::sysfs;
+use crate::lab::kernel::memory::PAGE;
+use crate::lab::kernel::sysfs;
 
 /// The life of who takes memory.
 pub fn live(stage: &mut Stage) {

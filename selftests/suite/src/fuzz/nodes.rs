@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use crate::fuzz::board::Wait;
 use crate::fuzz::stage::Stage;
-use crate::lab::sysfs;
+use crate::lab::kernel::sysfs;
 
 /// Any file of a device that comes and goes.
 const GONE: &[Errno] = &[Errno::NOENT, Errno::NODEV];

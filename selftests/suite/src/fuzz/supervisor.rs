@@ -16,13 +16,13 @@ use crate::cleanup;
 use crate::fuzz::board::{Board, Wait};
 use crate::fuzz::stage::{Stage, DEVICES, THREADS};
 use crate::fuzz::{controller, nodes, ACTORS, RECORDS};
-use crate::lab::expect::within;
-use crate::lab::limit::{Limit, Pace};
-use crate::lab::note;
-use crate::lab::pattern::Random;
-use crate::lab::rescue::Rescuer;
-use crate::lab::scratch::Scratch;
-use crate::lab::sysfs;
+use crate::lab::assert::expect::within;
+use crate::lab::assert::limit::{Limit, Pace};
+use crate::lab::assert::pattern::Random;
+use crate::lab::daemon::rescue::Rescuer;
+use crate::lab::kernel::sysfs;
+use crate::lab::run::report::note;
+use crate::lab::run::scratch::Scratch;
 use crate::process::{self, stacks};
 
 /// The board's file.

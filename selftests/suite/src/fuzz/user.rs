@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 
 use crate::fuzz::board::Wait;
 use crate::fuzz::stage::Stage;
-use crate::lab::block::Block;
-use crate::lab::bus;
+use crate::lab::device::bus;
+use crate::lab::driver::block::Block;
 
 /// A user's life.
 pub fn live(stage: &mut Stage) {

@@ -9,15 +9,15 @@ use rustix::io::Errno;
 use vduse::request::Kind;
 use vduse::Control;
 
-use crate::lab::block;
-use crate::lab::bus::{self, disk_name, vdpa, Driver, OnBus};
-use crate::lab::device::{disk_config, feature, id, net_config, TestDevice};
-use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::expect::{fails, soon};
-use crate::lab::responder::Responder;
-use crate::lab::sysfs;
-use crate::lab::vhost::status;
-use crate::lab::waiting::Waiting;
+use crate::lab::assert::expect::{fails, soon};
+use crate::lab::assert::waiting::Waiting;
+use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, disk_name, vdpa, Driver, OnBus};
+use crate::lab::device::test_device::{disk_config, feature, id, net_config, TestDevice};
+use crate::lab::driver::block;
+use crate::lab::driver::vhost::status;
+use crate::lab::kernel::sysfs;
 
 tests![
     the_management_device_is_called_vduse_and_makes_blocks_and_nets,

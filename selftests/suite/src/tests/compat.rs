@@ -8,11 +8,11 @@ use rustix::io::Errno;
 use vduse::Mapping;
 use vduse_uapi::ioctl;
 
-use crate::lab::compat::Low;
-use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::{fails, fails_at};
-use crate::lab::memory::Prober;
-use crate::lab::raw::Bytes;
+use crate::lab::assert::expect::{fails, fails_at};
+use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::kernel::compat::Low;
+use crate::lab::kernel::memory::Prober;
+use crate::lab::kernel::raw::Bytes;
 
 tests![
     the_control_device_works,

@@ -14,11 +14,13 @@ use vduse::control::CONTROL_PATH;
 use vduse::{Control, Device, DeviceConfig};
 use vduse_uapi::{ioctl, DevConfig, NAME_MAX};
 
-use crate::lab::bus::{self, OnBus};
-use crate::lab::device::{disk_config, feature, id, net_config, unique_name, TestDevice};
-use crate::lab::expect::{fails, fails_at};
-use crate::lab::memory::PAGE;
-use crate::lab::raw::{self, Edge};
+use crate::lab::assert::expect::{fails, fails_at};
+use crate::lab::device::bus::{self, OnBus};
+use crate::lab::device::test_device::{
+    disk_config, feature, id, net_config, unique_name, TestDevice,
+};
+use crate::lab::kernel::memory::PAGE;
+use crate::lab::kernel::raw::{self, Edge};
 
 tests![
     asking_for_the_version_of_a_fresh_file_moves_it_to_1,
@@ -270,7 +272,7 @@ fn a_name_with_a_slash_is_einval() {
 
 fn an_exclamation_mark_is_a_part_of_a_name() {
     let device = TestDevice::new(&changed(|c| c.name = "a!b".to_owned()));
-    assert!(crate::lab::sysfs::folder("a!b").exists());
+    assert!(crate::lab::kernel::sysfs::folder("a!b").exists());
     device.open();
 }
 
@@ -288,7 +290,7 @@ fn a_name_of_255_bytes_works() {
     let name = "n".repeat(NAME_MAX - 1);
     let device = TestDevice::new(&changed(|c| c.name.clone_from(&name)));
     device.open();
-    assert!(crate::lab::sysfs::folder(&name).exists());
+    assert!(crate::lab::kernel::sysfs::folder(&name).exists());
 }
 
 fn a_name_in_utf_8_stays_as_it_is() {
@@ -296,7 +298,7 @@ fn a_name_in_utf_8_stays_as_it_is() {
     for name in ["b\u{fc}ro".to_owned(), "\u{fc}".repeat((NAME_MAX - 1) / 2)] {
         let device = TestDevice::new(&changed(|c| c.name.clone_from(&name)));
         device.open_ready(1);
-        assert!(crate::lab::sysfs::folder(&name).exists(), "{name}");
+        assert!(crate::lab::kernel::sysfs::folder(&name).exists(), "{name}");
     }
     let device = TestDevice::new(&changed(|c| c.name = "b\u{fc}ro".to_owned()));
     device.open_ready(1);
@@ -448,7 +450,7 @@ fn the_nodes_are_for_root_only() {
 
 fn capabilities_of_a_user_namespace_do_not_count() {
     if !std::path::Path::new("/proc/self/ns/user").exists() {
-        crate::lab::skip("this kernel has no user namespaces");
+        crate::lab::run::report::skip("this kernel has no user namespaces");
     }
     let device = TestDevice::disk();
     drop(device.open_ready(1));

@@ -16,14 +16,14 @@ use std::time::Duration;
 use vduse::request::Answer;
 use vduse::{Device, DeviceConfig};
 
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::device::{feature, net_config, TestDevice};
-use crate::lab::expect::soon;
-use crate::lab::limit::Limit;
-use crate::lab::qsd::tool;
-use crate::lab::responder::Responder;
-use crate::lab::sysfs;
-use crate::lab::vhost::Vhost;
+use crate::lab::assert::expect::soon;
+use crate::lab::assert::limit::Limit;
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::test_device::{feature, net_config, TestDevice};
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::guest::qsd::tool;
+use crate::lab::kernel::sysfs;
 
 tests![
     vhost_is_offered_the_control_queue,
@@ -155,7 +155,8 @@ fn changing_offloads_without_a_control_queue_does_no_harm() {
     let interface = bus::interface(card.device.name()).expect("an interface");
     for value in ["off", "on"] {
         // ethtool may report that the offload cannot be changed.
-        let _ = crate::modules::tool("ethtool", &["-K", &interface, "rx-gro-hw", value]);
+        let _ =
+            crate::lab::kernel::modules::tool("ethtool", &["-K", &interface, "rx-gro-hw", value]);
     }
 }
 
@@ -198,7 +199,7 @@ fn asking_for_announcements_without_a_control_queue_does_no_harm() {
     // virtio_net reads the status when it is bound, and when it is notified of a change.
     on_bus.bind(Driver::Virtio).expect("binding to virtio");
     let interface = bus::interface(device.name()).expect("an interface");
-    let _ = crate::modules::tool("ip", &["link", "set", "dev", &interface, "up"]);
+    let _ = crate::lab::kernel::modules::tool("ip", &["link", "set", "dev", &interface, "up"]);
     let carrier = std::path::Path::new("/sys/class/net")
         .join(interface)
         .join("carrier");

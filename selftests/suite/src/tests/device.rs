@@ -9,9 +9,9 @@ use rustix::io::Errno;
 use vduse::Device;
 use vduse_uapi::{ioctl, VqConfig, VqEventfd};
 
-use crate::lab::device::{disk_config, TestDevice};
-use crate::lab::expect::{fails, fails_at};
-use crate::lab::raw::{self, Edge};
+use crate::lab::assert::expect::{fails, fails_at};
+use crate::lab::device::test_device::{disk_config, TestDevice};
+use crate::lab::kernel::raw::{self, Edge};
 
 tests![
     a_second_open_is_ebusy,
@@ -187,15 +187,19 @@ fn set_config_of_nothing_is_einval() {
 fn set_config_from_nothing_is_efault_and_changes_nothing() {
     let device = TestDevice::disk();
     let file = device.open_ready(1);
-    let on_bus = crate::lab::bus::OnBus::add(device.name()).unwrap();
-    let before = crate::lab::bus::vdpa().config(on_bus.name()).unwrap();
+    let on_bus = crate::lab::device::bus::OnBus::add(device.name()).unwrap();
+    let before = crate::lab::device::bus::vdpa()
+        .config(on_bus.name())
+        .unwrap();
     // Only four of the eight bytes are mapped.
     let bytes = raw::Bytes::new().u32(0).u32(8).u32(0xffff_ffff).0;
     fails(
         Edge::new().call(&file, ioctl::DEV_SET_CONFIG, &bytes),
         Errno::FAULT,
     );
-    let after = crate::lab::bus::vdpa().config(on_bus.name()).unwrap();
+    let after = crate::lab::device::bus::vdpa()
+        .config(on_bus.name())
+        .unwrap();
     assert_eq!(before, after);
 }
 
@@ -336,19 +340,19 @@ fn kickfd_below_minus_1_is_einval() {
 fn a_failed_kickfd_keeps_the_old_one() {
     let device = TestDevice::disk();
     let file = std::sync::Arc::new(device.open_ready(1));
-    let responder = crate::lab::responder::Responder::ok(&file);
-    let on_bus = crate::lab::bus::OnBus::add(device.name()).unwrap();
-    on_bus.bind(crate::lab::bus::Driver::Vhost).unwrap();
-    let path = crate::lab::bus::vhost_path(device.name()).unwrap();
-    let vhost = crate::lab::vhost::Vhost::open(&path).unwrap();
-    let driver = crate::lab::ring::HandDriver::prepare(vhost, 0x10000);
+    let responder = crate::lab::daemon::responder::Responder::ok(&file);
+    let on_bus = crate::lab::device::bus::OnBus::add(device.name()).unwrap();
+    on_bus.bind(crate::lab::device::bus::Driver::Vhost).unwrap();
+    let path = crate::lab::device::bus::vhost_path(device.name()).unwrap();
+    let vhost = crate::lab::driver::vhost::Vhost::open(&path).unwrap();
+    let driver = crate::lab::driver::ring::HandDriver::prepare(vhost, 0x10000);
     driver.set_queue_up();
     driver.start();
     let (event, fd) = eventfd();
     kickfd(&file, 0, fd).unwrap();
     fails(kickfd(&file, 0, 1000), Errno::BADF);
     driver.kick.signal().unwrap();
-    crate::lab::expect::soon("the kick arrives", || event.take().unwrap() > 0);
+    crate::lab::assert::expect::soon("the kick arrives", || event.take().unwrap() > 0);
     drop(driver);
     drop(on_bus);
     drop(responder);

@@ -9,20 +9,21 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use vduse::DeviceConfig;
 
-use crate::lab::block::Block;
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::cgroup::Cgroup;
-use crate::lab::counts::{self, available};
-use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::{fails, soon};
-use crate::lab::pattern::assert_same;
-use crate::lab::rcu::Expedited;
-use crate::lab::responder::Responder;
-use crate::lab::ring::{self, HandQueue};
-use crate::lab::spaces::{self, agree, first_byte, page_of, Answered, ServedGroups};
-use crate::lab::vhost::Vhost;
-use crate::lab::{cpu, note, skip};
+use crate::lab::assert::counts::{self, available};
+use crate::lab::assert::expect::{fails, soon};
+use crate::lab::assert::pattern::assert_same;
+use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::spaces::{self, agree, first_byte, page_of, Answered, ServedGroups};
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::block::Block;
+use crate::lab::driver::ring::{self, HandQueue};
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::cgroup::Cgroup;
+use crate::lab::kernel::cpu;
+use crate::lab::kernel::rcu::Expedited;
+use crate::lab::run::report::{note, skip};
 
 tests![
     a_device_of_0xffff_groups_works,
@@ -273,7 +274,7 @@ fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
         });
         let block = disk.block();
         block.read(0, 4096).unwrap();
-        crate::lab::memory::unlimited_memlock();
+        crate::lab::kernel::memory::unlimited_memlock();
         if lent {
             disk.served.handle().register_umem().unwrap();
         }

@@ -22,20 +22,20 @@ use vduse::request::{Answer, Kind};
 use vduse::{Control, Device, Mapping};
 use vduse_uapi::{IovaInfo, IovaUmem};
 
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::counts::times_leave_nothing;
-use crate::lab::device::{disk_config, TestDevice};
-use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::expect::fails_at;
-use crate::lab::injection::{Below, Fault, Injection, Tally};
-use crate::lab::loading::{self, LoadAgain};
-use crate::lab::memory::{pinned_kib, unlimited_memlock, Prober, PAGE};
-use crate::lab::responder::Responder;
-use crate::lab::spaces::{self, agree, first_byte, page_of};
-use crate::lab::sysfs;
-use crate::lab::vhost::Vhost;
-use crate::lab::window::Window;
-use crate::runner::environment;
+use crate::environment;
+use crate::lab::assert::counts::times_leave_nothing;
+use crate::lab::assert::expect::fails_at;
+use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::spaces::{self, agree, first_byte, page_of};
+use crate::lab::device::test_device::{disk_config, TestDevice};
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::injection::{Below, Fault, Injection, Tally};
+use crate::lab::kernel::loading::{self, LoadAgain};
+use crate::lab::kernel::memory::{pinned_kib, unlimited_memlock, Prober, PAGE};
+use crate::lab::kernel::sysfs;
+use crate::lab::kernel::window::Window;
 
 tests![
     loading_the_module_fails_cleanly => 120,
@@ -686,7 +686,7 @@ impl Disk {
     #[track_caller]
     fn reads(&self) {
         let disk = bus::disk_name(self.device.name()).expect("a disk");
-        let block = crate::lab::block::Block::open(&disk).expect("opening the disk");
+        let block = crate::lab::driver::block::Block::open(&disk).expect("opening the disk");
         block.read(0, 4096).expect("reading");
     }
 }

@@ -11,19 +11,21 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::lab::block::{exercise, exercise_on, Block, Exerciser};
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::cpu::run_on;
-use crate::lab::daemon::{Daemon, Manner};
-use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::expect::{fails, soon, stays};
-use crate::lab::fs::{device_config, need_virtiofs, Asked, LiveFs, Mount, QUEUES, REQUEST_QUEUES};
-use crate::lab::fuse::op;
-use crate::lab::limit::in_time;
-use crate::lab::pattern::{assert_same, Random};
-use crate::lab::responder::Responder;
-use crate::lab::sysfs;
-use crate::lab::waiting::Waiting;
+use crate::lab::assert::expect::{fails, soon, stays};
+use crate::lab::assert::limit::in_time;
+use crate::lab::assert::pattern::{assert_same, Random};
+use crate::lab::assert::waiting::Waiting;
+use crate::lab::daemon::fs::{
+    device_config, need_virtiofs, Asked, LiveFs, Mount, QUEUES, REQUEST_QUEUES,
+};
+use crate::lab::daemon::fuse::op;
+use crate::lab::daemon::process::{Daemon, Manner};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::block::{exercise, exercise_on, Block, Exerciser};
+use crate::lab::kernel::cpu::run_on;
+use crate::lab::kernel::sysfs;
 
 tests![
     the_driver_finds_the_tag_and_the_queues,

@@ -7,10 +7,10 @@
 
 use std::time::Duration;
 
+use crate::environment;
 use crate::fuzz::{self, Plan};
-use crate::lab::{seed, setting};
-use crate::modules;
-use crate::runner::environment;
+use crate::lab::kernel::modules;
+use crate::lab::run::settings::{seed, setting};
 
 // The limit does not include the time for which the fuzzer runs.
 tests![hostile_userspace_does_no_harm => 90];

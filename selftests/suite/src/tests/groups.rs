@@ -13,19 +13,19 @@ use vduse::server::Server;
 use vduse::{Control, DeviceConfig};
 use vduse_uapi::{IovaInfo, VqConfig};
 
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::device::{disk_config, net_config, TestDevice};
-use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::expect::{fails, fails_at, soon};
-use crate::lab::limit::in_time;
-use crate::lab::pattern::assert_same;
-use crate::lab::responder::Responder;
-use crate::lab::ring::{self, HandQueue};
-use crate::lab::spaces::{self, agree, Answered, ServedGroups};
-use crate::lab::trace::Trace;
-use crate::lab::vhost::Vhost;
-use crate::lab::{block, cpu, sysfs};
-use crate::modules;
+use crate::lab::assert::expect::{fails, fails_at, soon};
+use crate::lab::assert::limit::in_time;
+use crate::lab::assert::pattern::assert_same;
+use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::spaces::{self, agree, Answered, ServedGroups};
+use crate::lab::device::test_device::{disk_config, net_config, TestDevice};
+use crate::lab::driver::block;
+use crate::lab::driver::ring::{self, HandQueue};
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::trace::Trace;
+use crate::lab::kernel::{cpu, modules, sysfs};
 
 tests![
     api_version_1_is_asked_for_or_found_out,
@@ -155,13 +155,13 @@ fn create_dev_reserved_fields_must_be_0_in_version_1() {
 }
 
 fn create_dev_is_charged_to_the_memory_cgroup() {
-    let cgroup = crate::lab::cgroup::Cgroup::new();
+    let cgroup = crate::lab::kernel::cgroup::Cgroup::new();
     cgroup.enter();
     let device = create(Some(1), &spaces::config(1, 1, 1)).unwrap();
     let before = cgroup.charged();
     let large = create(Some(1), &spaces::config(1, 0xffff, 0xffff)).unwrap();
     let charged = cgroup.charged() - before;
-    crate::lab::note(format_args!(
+    crate::lab::run::report::note(format_args!(
         "0xffff groups and spaces: {} KiB charged",
         charged >> 10
     ));
@@ -528,14 +528,14 @@ fn a_reset_moves_many_groups_at_once() {
     let begin = Instant::now();
     vhost.set_status(0).unwrap();
     let back = begin.elapsed();
-    crate::lab::note(format_args!(
+    crate::lab::run::report::note(format_args!(
         "{GROUPS} groups: {there:?}, and back {back:?}"
     ));
     assert!(back < there / 5);
 }
 
 fn the_example_serves_two_groups_in_two_spaces() {
-    let name = crate::lab::device::unique_name();
+    let name = crate::lab::device::test_device::unique_name();
     let mut child = std::process::Command::new("/proc/self/exe")
         .args(["--helper", "isolated", &name, "65536"])
         .spawn()

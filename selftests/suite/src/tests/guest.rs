@@ -13,15 +13,15 @@ use serde_json::json;
 use vduse::blk::{self, Disk};
 use vduse::server::Server;
 
-use crate::lab::block::Block;
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::disk::Served;
-use crate::lab::expect::{soon, within};
-use crate::lab::guest::{Guest, Setup};
-use crate::lab::pattern::{assert_same, Random};
-use crate::lab::qsd::{tool, Qsd};
-use crate::lab::scratch::Scratch;
+use crate::lab::assert::expect::{soon, within};
+use crate::lab::assert::pattern::{assert_same, Random};
+use crate::lab::daemon::disk::Served;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::block::Block;
+use crate::lab::guest::qemu::{Guest, Setup};
+use crate::lab::guest::qsd::{tool, Qsd};
+use crate::lab::run::scratch::Scratch;
 
 tests![
     a_disk_of_qemu_storage_daemon_is_mounted_and_written => 600,

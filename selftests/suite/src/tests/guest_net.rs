@@ -16,13 +16,13 @@ use vduse::net::{Command, Event, Groups, Mac, Shape, What};
 use vduse::{Device, Mapping};
 use vduse_uapi as uapi;
 
-use crate::lab::bus::Driver;
-use crate::lab::device::unique_name;
-use crate::lab::expect::within;
-use crate::lab::guest::{Guest, Setup};
-use crate::lab::guest_card::{GuestCard, Interface, Pinger};
-use crate::lab::note;
-use crate::lab::qsd::tool;
+use crate::lab::assert::expect::within;
+use crate::lab::device::bus::Driver;
+use crate::lab::device::test_device::unique_name;
+use crate::lab::guest::card::{GuestCard, Interface, Pinger};
+use crate::lab::guest::qemu::{Guest, Setup};
+use crate::lab::guest::qsd::tool;
+use crate::lab::run::report::note;
 
 tests![
     the_control_queue_is_isolated_and_the_guest_migrates => 600,

@@ -11,14 +11,14 @@ use vduse::device::Region;
 use vduse::{Device, Mapping};
 use vduse_uapi::{ioctl, IovaInfo, ACCESS_RO, ACCESS_RW, ACCESS_WO, IOVA_CAP_UMEM};
 
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::device::TestDevice;
-use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::{fails, fails_at};
-use crate::lab::memory::{self, HugePage, Prober, PAGE};
-use crate::lab::raw::{self, Edge};
-use crate::lab::responder::Responder;
-use crate::lab::vhost::Vhost;
+use crate::lab::assert::expect::{fails, fails_at};
+use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::test_device::TestDevice;
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::memory::{self, HugePage, Prober, PAGE};
+use crate::lab::kernel::raw::{self, Edge};
 
 tests![
     get_fd_finds_what_vhost_mapped,
@@ -559,13 +559,14 @@ fn a_descriptor_kept_over_a_rebind_shows_no_other_memory() {
 
 fn what_a_vhost_client_left_does_not_disturb_virtio() {
     let device = TestDevice::new(&vduse::blk::device_config(
-        &crate::lab::device::unique_name(),
+        &crate::lab::device::test_device::unique_name(),
         1 << 20,
         1,
     ));
-    let file = crate::lab::disk::memory_file(1 << 20);
+    let file = crate::lab::daemon::disk::memory_file(1 << 20);
     let served =
-        crate::lab::disk::Served::start(device.open_nonblocking(), 1, file.clone()).unwrap();
+        crate::lab::daemon::disk::Served::start(device.open_nonblocking(), 1, file.clone())
+            .unwrap();
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Vhost).unwrap();
     let vhost = Vhost::open(&bus::vhost_path(device.name()).unwrap()).unwrap();
@@ -578,7 +579,7 @@ fn what_a_vhost_client_left_does_not_disturb_virtio() {
     on_bus.unbind(Driver::Vhost).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
     let disk = bus::disk_name(device.name()).unwrap();
-    let block = crate::lab::block::Block::open(&disk).unwrap();
+    let block = crate::lab::driver::block::Block::open(&disk).unwrap();
     block.write(4096, &[7; 4096]).unwrap();
     assert_eq!(block.read(4096, 4096).unwrap()[..], [7; 4096]);
     drop(block);
@@ -631,7 +632,7 @@ fn a_client_that_maps_the_domains_own_file_leaks_nothing() {
         vhost.set_backend_features().unwrap();
         // The device's own file is mapped into the device itself.
         let mapped = [&area, &ring].map(|memory| vhost.map(memory.address() as u64, memory, 3));
-        crate::lab::note(format_args!("mapped: {mapped:?}"));
+        crate::lab::run::report::note(format_args!("mapped: {mapped:?}"));
         let _ = disk.vduse().iotlb_fd(0, u64::MAX);
     }
 }

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use crate::differences::Driver;
 use crate::kmsg::Log;
-use crate::lab::{driver, note, skip};
-use crate::modules;
+use crate::lab::kernel::modules;
+use crate::lab::run::report::{note, skip};
+use crate::lab::run::settings::driver;
 
 tests![the_modules_own_tests_pass];
 

@@ -10,20 +10,20 @@ use vduse::eventfd::EventFd;
 use vduse::request::Answer;
 use vduse::Control;
 
-use crate::lab::block::read_until_error;
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::client::Client;
-use crate::lab::counts::{has_kmemleak, leaves_nothing};
-use crate::lab::daemon::{Daemon, Manner};
-use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::{fails, soon};
-use crate::lab::memory::PAGE;
-use crate::lab::ring::{self, HandDriver};
-use crate::lab::scratch::Scratch;
-use crate::lab::skip;
-use crate::lab::spaces::{page_of, Answered};
-use crate::lab::vhost::Vhost;
+use crate::lab::assert::counts::{has_kmemleak, leaves_nothing};
+use crate::lab::assert::expect::{fails, soon};
+use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::daemon::process::{Daemon, Manner};
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::spaces::{page_of, Answered};
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::block::read_until_error;
+use crate::lab::driver::client::Client;
+use crate::lab::driver::ring::{self, HandDriver};
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::memory::PAGE;
+use crate::lab::run::report::skip;
+use crate::lab::run::scratch::Scratch;
 
 tests![
     daemons_that_die_under_io_leave_nothing => 120,

@@ -14,16 +14,15 @@ use vduse::request::{Answer, Kind};
 use vduse::Device;
 use vduse_uapi::{DevResponse, ACCESS_RW};
 
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::device::TestDevice;
-use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::{fails, soon};
-use crate::lab::memory;
-use crate::lab::raw::Edge;
-use crate::lab::responder::Responder;
-use crate::lab::sysfs;
-use crate::lab::vhost::Vhost;
-use crate::lab::waiting::Waiting;
+use crate::lab::assert::expect::{fails, soon};
+use crate::lab::assert::waiting::Waiting;
+use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::test_device::TestDevice;
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::raw::Edge;
+use crate::lab::kernel::{memory, sysfs};
 
 tests![
     opening_vhost_resets_the_device_and_waits,

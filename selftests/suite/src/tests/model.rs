@@ -19,15 +19,16 @@ use vduse::{Control, Device, Mapping};
 use vduse_uapi::{IovaInfo, IovaUmem, VqConfig};
 
 use crate::differences;
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::device::TestDevice;
-use crate::lab::memory::{self, PAGE};
-use crate::lab::pattern::Random;
-use crate::lab::rcu::Expedited;
-use crate::lab::responder::Responder;
-use crate::lab::spaces::{self, agree};
-use crate::lab::vhost::{RingAddress, Vhost};
-use crate::lab::{driver, note, seed};
+use crate::lab::assert::pattern::Random;
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::spaces::{self, agree};
+use crate::lab::device::test_device::TestDevice;
+use crate::lab::driver::vhost::{RingAddress, Vhost};
+use crate::lab::kernel::memory::{self, PAGE};
+use crate::lab::kernel::rcu::Expedited;
+use crate::lab::run::report::note;
+use crate::lab::run::settings::{driver, seed};
 
 tests![random_operations_answer_as_the_model_says => 60];
 

@@ -10,14 +10,14 @@ use std::time::Instant;
 use vduse::net::{Command, Mac, Settings, What};
 use vduse::server::Handle;
 
-use crate::lab::bus::{Driver, OnBus};
-use crate::lab::card_driver::{frame, mac_set, CardDriver, TRANSMIT};
-use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::memory::unlimited_memlock;
-use crate::lab::net::{self, Example, IsolatedCard, Peer, TapInterface, HERE, MAC, THERE};
-use crate::lab::pattern::{assert_same, Random};
-use crate::lab::ring::{self, HandQueue};
-use crate::lab::spaces;
+use crate::lab::assert::pattern::{assert_same, Random};
+use crate::lab::device::bus::{Driver, OnBus};
+use crate::lab::device::spaces;
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::card::{frame, mac_set, CardDriver, TRANSMIT};
+use crate::lab::driver::net::{self, Example, IsolatedCard, Peer, TapInterface, HERE, MAC, THERE};
+use crate::lab::driver::ring::{self, HandQueue};
+use crate::lab::kernel::memory::unlimited_memlock;
 
 tests![
     pings_go_both_ways => 60,

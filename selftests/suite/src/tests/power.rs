@@ -16,18 +16,19 @@ use rustix::io::Errno;
 use vduse::request::Kind;
 use vduse::Device;
 
-use crate::lab::block::Block;
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::daemon::{Daemon, Manner};
-use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::expect::{fails, soon, within};
-use crate::lab::responder::Responder;
-use crate::lab::scratch::Scratch;
-use crate::lab::spaces::agree;
-use crate::lab::suspend::{Depth, Machine, Sleep};
-use crate::lab::vhost::{status, Vhost};
-use crate::lab::{need, note, skip, sysfs};
+use crate::lab::assert::expect::{fails, soon, within};
+use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::daemon::process::{Daemon, Manner};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::spaces::agree;
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::block::Block;
+use crate::lab::driver::vhost::{status, Vhost};
+use crate::lab::kernel::suspend::{Depth, Machine, Sleep};
+use crate::lab::kernel::sysfs;
+use crate::lab::run::report::{need, note, skip};
+use crate::lab::run::scratch::Scratch;
 
 tests![
     a_client_that_opens_a_device_holds_no_suspend_up => 120,

@@ -13,17 +13,19 @@ use vduse::blk::{self, SECTOR};
 use vduse::request::{Answer, Kind};
 use vduse::{Device, DeviceConfig, Mapping};
 
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::disk::{memory_file, Served};
-use crate::lab::expect::{soon, within};
-use crate::lab::memory::Prober;
-use crate::lab::pattern::Random;
-use crate::lab::responder::Responder;
-use crate::lab::spaces::agree;
-use crate::lab::trace::Trace;
-use crate::lab::vhost::status::{DRIVER_OK, FAILED, FEATURES_OK};
-use crate::lab::{note, seed, sysfs};
+use crate::lab::assert::expect::{soon, within};
+use crate::lab::assert::pattern::Random;
+use crate::lab::daemon::disk::{memory_file, Served};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::spaces::agree;
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::vhost::status::{DRIVER_OK, FAILED, FEATURES_OK};
+use crate::lab::kernel::memory::Prober;
+use crate::lab::kernel::sysfs;
+use crate::lab::kernel::trace::Trace;
+use crate::lab::run::report::note;
+use crate::lab::run::settings::seed;
 
 tests![
     a_probe_after_a_failed_one_begins_with_a_reset,

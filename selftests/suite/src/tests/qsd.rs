@@ -4,17 +4,17 @@
 
 use std::path::Path;
 
-use crate::lab::block::{exercise, sectors, Block, Exerciser};
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::expect::soon;
-use crate::lab::gate::InterruptOnDrop;
-use crate::lab::need;
-use crate::lab::pattern::{assert_same, Random};
-use crate::lab::qsd::{tool, Qsd};
-use crate::lab::ring;
-use crate::lab::scratch::Scratch;
-use crate::lab::waiting::Waiting;
+use crate::lab::assert::expect::soon;
+use crate::lab::assert::pattern::{assert_same, Random};
+use crate::lab::assert::waiting::Waiting;
+use crate::lab::daemon::gate::InterruptOnDrop;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::block::{exercise, sectors, Block, Exerciser};
+use crate::lab::driver::ring;
+use crate::lab::guest::qsd::{tool, Qsd};
+use crate::lab::run::report::need;
+use crate::lab::run::scratch::Scratch;
 
 tests![
     files_survive_three_detach_attach_and_daemon_restart_cycles => 120,
@@ -91,7 +91,7 @@ struct Mounted(String);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = crate::modules::tool("umount", &[&self.0]);
+        let _ = crate::lab::kernel::modules::tool("umount", &[&self.0]);
     }
 }
 

@@ -8,16 +8,16 @@ use std::io;
 
 use rustix::io::Errno;
 
-use crate::lab::bus::{Driver, OnBus};
-use crate::lab::card_driver::{frame, mac_set, CardDriver, RECEIVE, TRANSMIT};
-use crate::lab::device::unique_name;
-use crate::lab::net::{IsolatedCard, MAC};
-use crate::lab::pattern::assert_same;
-use crate::lab::ring::{self, HandQueue};
-use crate::lab::spaces::{self, page_of};
-use crate::lab::vhost::{access, Vhost};
-use crate::lab::{note, skip};
-use crate::modules;
+use crate::lab::assert::pattern::assert_same;
+use crate::lab::device::bus::{Driver, OnBus};
+use crate::lab::device::spaces::{self, page_of};
+use crate::lab::device::test_device::unique_name;
+use crate::lab::driver::card::{frame, mac_set, CardDriver, RECEIVE, TRANSMIT};
+use crate::lab::driver::net::{IsolatedCard, MAC};
+use crate::lab::driver::ring::{self, HandQueue};
+use crate::lab::driver::vhost::{access, Vhost};
+use crate::lab::kernel::modules;
+use crate::lab::run::report::{note, skip};
 
 tests![
     a_control_queue_in_a_space_of_its_own_is_answered,

@@ -11,16 +11,16 @@ use vduse::umem::Umem;
 use vduse::{Device, Mapping};
 use vduse_uapi::{IotlbEntryV2, IovaInfo, IovaUmem, IOVA_CAP_UMEM};
 
-use crate::lab::block::Block;
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::client::{self, Client};
-use crate::lab::cpu;
-use crate::lab::expect::{fails, fails_at, soon};
-use crate::lab::memory::{self, unlimited_memlock, PAGE};
-use crate::lab::pattern::assert_same;
-use crate::lab::ring::{self, HandQueue, LEN};
-use crate::lab::spaces::{self, agree, first_byte, page_of, Answered, ServedGroups};
-use crate::lab::vhost::Vhost;
+use crate::lab::assert::expect::{fails, fails_at, soon};
+use crate::lab::assert::pattern::assert_same;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::spaces::{self, agree, first_byte, page_of, Answered, ServedGroups};
+use crate::lab::driver::block::Block;
+use crate::lab::driver::client::{self, Client};
+use crate::lab::driver::ring::{self, HandQueue, LEN};
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::cpu;
+use crate::lab::kernel::memory::{self, unlimited_memlock, PAGE};
 
 tests![
     set_map_of_a_space_leaves_the_others_alone,
@@ -586,7 +586,7 @@ fn a_space_too_small_for_a_page_is_refused_when_it_is_attached() {
     // Twice as much is enough.
     device.set_bounce_size(2 << 20);
     let file = Arc::new(file);
-    let responder = crate::lab::responder::Responder::ok(&file);
+    let responder = crate::lab::daemon::responder::Responder::ok(&file);
     let on_bus = OnBus::add(device.name()).unwrap();
     drop(on_bus);
     drop(responder);

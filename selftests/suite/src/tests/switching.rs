@@ -5,16 +5,17 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::lab::bus::{Driver, OnBus};
-use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::groups::{GroupsDaemon, MARK};
-use crate::lab::memory::PAGE;
-use crate::lab::pattern::{assert_same, Random};
-use crate::lab::rcu::Expedited;
-use crate::lab::ring::{self, HandQueue, LEN};
-use crate::lab::spaces::{self, page_of};
-use crate::lab::vhost::Vhost;
-use crate::lab::{note, seed};
+use crate::lab::assert::pattern::{assert_same, Random};
+use crate::lab::daemon::groups::{GroupsDaemon, MARK};
+use crate::lab::device::bus::{Driver, OnBus};
+use crate::lab::device::spaces::{self, page_of};
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::ring::{self, HandQueue, LEN};
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::memory::PAGE;
+use crate::lab::kernel::rcu::Expedited;
+use crate::lab::run::report::note;
+use crate::lab::run::settings::seed;
 
 tests![
     a_switch_takes_a_short_time,

@@ -6,12 +6,12 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use crate::lab::cpu::OfflineCpu;
-use crate::lab::device::{disk_config, TestDevice};
-use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::{fails, fails_at};
-use crate::lab::sysfs::{affinity, attribute, folder, read, write};
-use crate::modules;
+use crate::lab::assert::expect::{fails, fails_at};
+use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::device::test_device::{disk_config, TestDevice};
+use crate::lab::kernel::cpu::OfflineCpu;
+use crate::lab::kernel::modules;
+use crate::lab::kernel::sysfs::{affinity, attribute, folder, read, write};
 
 tests![
     the_class_has_the_device_and_its_attributes,
@@ -185,7 +185,7 @@ fn each_queue_has_an_affinity() {
 
 fn max_iotlb_entries_is_a_parameter() {
     let path = Path::new("/sys/module")
-        .join(modules::name(crate::lab::driver()))
+        .join(modules::name(crate::lab::run::settings::driver()))
         .join("parameters/max_iotlb_entries");
     assert_eq!(read(&path).unwrap(), "2048");
     fails(write(&path, "1"), Errno::ACCESS);

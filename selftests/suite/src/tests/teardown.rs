@@ -10,20 +10,20 @@ use rustix::io::Errno;
 use vduse::request::{Answer, Kind};
 use vduse::{Control, Device};
 
-use crate::lab::block::read_until_error;
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::daemon::{Daemon, Manner};
-use crate::lab::device::{disk_config, unique_name, TestDevice};
-use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::expect::{fails, soon};
-use crate::lab::limit::in_time;
-use crate::lab::memory::PAGE;
-use crate::lab::responder::Responder;
-use crate::lab::scratch::Scratch;
-use crate::lab::spaces::agree;
-use crate::lab::vhost::Vhost;
-use crate::lab::waiting::Waiting;
-use crate::modules;
+use crate::lab::assert::expect::{fails, soon};
+use crate::lab::assert::limit::in_time;
+use crate::lab::assert::waiting::Waiting;
+use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::daemon::process::{Daemon, Manner};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::spaces::agree;
+use crate::lab::device::test_device::{disk_config, unique_name, TestDevice};
+use crate::lab::driver::block::read_until_error;
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::memory::PAGE;
+use crate::lab::kernel::modules;
+use crate::lab::run::scratch::Scratch;
 
 tests![
     deleting_a_device_under_io_ends_the_io,
@@ -191,7 +191,7 @@ fn calls_during_bind_and_unbind_do_no_harm() {
             use std::os::fd::AsFd;
             let mapping = vduse::Mapping::of_file(region.file.as_fd(), region.offset, size, 3);
             let mapping = mapping.expect("mapping a region");
-            let _ = crate::lab::memory::Prober::new().read(mapping.address(), 64);
+            let _ = crate::lab::kernel::memory::Prober::new().read(mapping.address(), 64);
         }
     };
     let caller = || {
@@ -228,7 +228,7 @@ fn calls_during_bind_and_unbind_do_no_harm() {
 /// Asserts that the module cannot be unloaded now.
 #[track_caller]
 fn assert_stays() {
-    let module = modules::name(crate::lab::driver());
+    let module = modules::name(crate::lab::run::settings::driver());
     modules::tool("rmmod", &[module]).expect_err("the module was unloaded");
     assert!(modules::is_loaded(module));
     Control::open().expect("the control device");
@@ -254,7 +254,7 @@ fn the_module_stays_while_a_mapping_exists() {
     drop(region);
     drop(disk);
     assert_stays();
-    let _ = crate::lab::memory::Prober::new().read(mapping.address(), 64);
+    let _ = crate::lab::kernel::memory::Prober::new().read(mapping.address(), 64);
 }
 
 fn a_daemon_that_closes_first_is_let_go() {
@@ -265,8 +265,8 @@ fn a_daemon_that_closes_first_is_let_go() {
         ..
     } = LiveDisk::new(Shape::default());
     served.stop();
-    let timeout = crate::lab::sysfs::attribute(device.name(), "msg_timeout");
-    crate::lab::sysfs::write(&timeout, "1").unwrap();
+    let timeout = crate::lab::kernel::sysfs::attribute(device.name(), "msg_timeout");
+    crate::lab::kernel::sysfs::write(&timeout, "1").unwrap();
     fails(Control::open().unwrap().destroy(device.name()), Errno::BUSY);
     in_time(Duration::from_secs(10), "deleting", || {
         on_bus.delete().unwrap()

@@ -14,21 +14,20 @@ use vduse::request::Kind;
 use vduse::server::Server;
 use vduse::{blk, Device};
 
-use crate::lab::block::{read_until_error, Block};
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::daemon::{Daemon, Manner};
-use crate::lab::device::{unique_name, TestDevice};
-use crate::lab::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::expect::{fails, soon, stays};
-use crate::lab::fs::{self, LiveFs, Mount};
-use crate::lab::net::{self, Peer, TapInterface};
-use crate::lab::responder::Responder;
-use crate::lab::scratch::Scratch;
-use crate::lab::serving::Serving;
-use crate::lab::skip;
-use crate::lab::sysfs;
-use crate::lab::vhost::Vhost;
-use crate::modules;
+use crate::lab::assert::expect::{fails, soon, stays};
+use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::daemon::fs::{self, LiveFs, Mount};
+use crate::lab::daemon::process::{Daemon, Manner};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::daemon::serving::Serving;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::block::{read_until_error, Block};
+use crate::lab::driver::net::{self, Peer, TapInterface};
+use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::{modules, sysfs};
+use crate::lab::run::report::skip;
+use crate::lab::run::scratch::Scratch;
 
 tests![
     unbinding_virtio_blk_from_its_device_under_io_and_binding_again_works => 40,

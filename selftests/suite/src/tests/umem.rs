@@ -9,11 +9,11 @@ use vduse::umem::Umem;
 use vduse::Mapping;
 use vduse_uapi::{ioctl, IovaUmem};
 
-use crate::lab::block::{exercise, Exerciser};
-use crate::lab::disk::{LiveDisk, Served, Shape};
-use crate::lab::expect::{fails, fails_at, soon};
-use crate::lab::memory::{pinned_kib, set_memlock, unlimited_memlock, Prober, PAGE};
-use crate::lab::raw::{self, Bytes};
+use crate::lab::assert::expect::{fails, fails_at, soon};
+use crate::lab::daemon::disk::{LiveDisk, Served, Shape};
+use crate::lab::driver::block::{exercise, Exerciser};
+use crate::lab::kernel::memory::{pinned_kib, set_memlock, unlimited_memlock, Prober, PAGE};
+use crate::lab::kernel::raw::{self, Bytes};
 
 tests![
     registering_and_deregistering_works_again_and_again,
@@ -78,7 +78,7 @@ fn data_goes_through_the_memory() {
     let opened = std::sync::Arc::new(device.open_nonblocking());
     let umem = Umem::register(opened.clone()).unwrap();
     assert_eq!(umem.memory().len() as u64, SIZE);
-    let disk = crate::lab::bus::disk_name(device.name()).unwrap();
+    let disk = crate::lab::device::bus::disk_name(device.name()).unwrap();
     let mut writer = std::process::Command::new("/proc/self/exe")
         .args(["--helper", "write", &disk, "119"])
         .spawn()
@@ -205,7 +205,7 @@ fn memory_that_is_not_there_is_refused() {
     drop(memory);
     refused(&disk, &umem, Errno::FAULT);
     // The last page is missing.
-    let file = crate::lab::memory::file(SIZE - PAGE);
+    let file = crate::lab::kernel::memory::file(SIZE - PAGE);
     use std::os::fd::AsFd;
     let short = Mapping::of_file(file.as_fd(), 0, SIZE, 3).unwrap();
     let uaddr = short.address() as u64;
@@ -222,7 +222,7 @@ fn memory_that_is_not_there_is_refused() {
 fn memory_that_is_read_only_is_efault() {
     use std::os::fd::AsFd;
     let disk = disk();
-    let file = crate::lab::memory::file(SIZE);
+    let file = crate::lab::kernel::memory::file(SIZE);
     let mapping = Mapping::of_file(file.as_fd(), 0, SIZE, 1).unwrap();
     let umem = IovaUmem {
         uaddr: mapping.address() as u64,
@@ -386,7 +386,7 @@ fn the_areas_own_mapping_in_its_place_does_no_harm() {
     // SAFETY: All access to the memory is volatile, and the memory stays mapped until the device is
     // closed.
     let registered = unsafe { disk.vduse().register_umem(&umem) };
-    crate::lab::note(format_args!("registering: {registered:?}"));
+    crate::lab::run::report::note(format_args!("registering: {registered:?}"));
     let mut exerciser = Exerciser::new(&block, 2 << 20, 1 << 20, 64 << 10, 1);
     (0..20).for_each(|_| exerciser.step());
     exerciser.check_disk();

@@ -10,15 +10,15 @@ use rustix::io::Errno;
 use vduse::control::CONTROL_PATH;
 use vduse::Mapping;
 
-use crate::lab::bus;
-use crate::lab::device::TestDevice;
-use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::{fails, fails_at, soon};
-use crate::lab::loading::{self, load, try_unload, unload, LoadAgain};
-use crate::lab::memory::PAGE;
-use crate::lab::note;
-use crate::lab::spaces::{self, first_byte, Answered};
-use crate::lab::sysfs;
+use crate::lab::assert::expect::{fails, fails_at, soon};
+use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::device::bus;
+use crate::lab::device::spaces::{self, first_byte, Answered};
+use crate::lab::device::test_device::TestDevice;
+use crate::lab::kernel::loading::{self, load, try_unload, unload, LoadAgain};
+use crate::lab::kernel::memory::PAGE;
+use crate::lab::kernel::sysfs;
+use crate::lab::run::report::note;
 
 tests![
     an_idle_module_is_unloaded_and_leaves_nothing,

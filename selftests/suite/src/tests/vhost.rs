@@ -6,13 +6,13 @@ use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
 
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::device::{id, TestDevice};
-use crate::lab::disk::{memory_file, Served};
-use crate::lab::expect::{fails, soon};
-use crate::lab::pattern::assert_same;
-use crate::lab::ring::HandDriver;
-use crate::lab::vhost::Vhost;
+use crate::lab::assert::expect::{fails, soon};
+use crate::lab::assert::pattern::assert_same;
+use crate::lab::daemon::disk::{memory_file, Served};
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::test_device::{id, TestDevice};
+use crate::lab::driver::ring::HandDriver;
+use crate::lab::driver::vhost::Vhost;
 
 tests![
     a_device_says_what_it_is,
@@ -162,7 +162,7 @@ fn a_device_goes_from_one_driver_to_the_other_and_back() {
         machine.on_bus.unbind(Driver::Vhost).unwrap();
         machine.on_bus.bind(Driver::Virtio).unwrap();
         let disk = bus::disk_name(machine.device.name()).expect("a disk");
-        let block = crate::lab::block::Block::open(&disk).unwrap();
+        let block = crate::lab::driver::block::Block::open(&disk).unwrap();
         assert_same(&block.read(5 * 512, 512).unwrap(), &[expected; 512], "it");
         block.write(5 * 512, &[100 + round; 512]).unwrap();
         drop(block);

@@ -12,20 +12,18 @@ use vduse::request::{Answer, Kind};
 use vduse::Device;
 use vduse_uapi::PackedState;
 
-use crate::lab::bus::{self, Driver, OnBus};
-use crate::lab::cpu::{self, OfflineCpu};
-use crate::lab::device::{disk_config, feature, net_config, TestDevice};
-use crate::lab::disk::{LiveDisk, Shape};
-use crate::lab::expect::{fails, soon, stays};
-use crate::lab::memory;
-use crate::lab::pattern::assert_same;
-use crate::lab::responder::Responder;
-use crate::lab::ring::{HandDriver, SIZE};
-use crate::lab::spaces::agree;
-use crate::lab::sysfs;
-use crate::lab::trace::Trace;
-use crate::lab::vhost::{status, RingAddress, Vhost};
-use crate::modules;
+use crate::lab::assert::expect::{fails, soon, stays};
+use crate::lab::assert::pattern::assert_same;
+use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::device::spaces::agree;
+use crate::lab::device::test_device::{disk_config, feature, net_config, TestDevice};
+use crate::lab::driver::ring::{HandDriver, SIZE};
+use crate::lab::driver::vhost::{status, RingAddress, Vhost};
+use crate::lab::kernel::cpu::{self, OfflineCpu};
+use crate::lab::kernel::trace::Trace;
+use crate::lab::kernel::{memory, modules, sysfs};
 
 tests![
     features_are_those_that_the_driver_accepted,
@@ -760,9 +758,10 @@ fn affinity_is_not_for_vhost() {
 
 fn queues_enabled_after_driver_ok_are_served() {
     let device = TestDevice::disk();
-    let file = crate::lab::disk::memory_file(1 << 20);
+    let file = crate::lab::daemon::disk::memory_file(1 << 20);
     let served =
-        crate::lab::disk::Served::start(device.open_nonblocking(), 1, file.clone()).unwrap();
+        crate::lab::daemon::disk::Served::start(device.open_nonblocking(), 1, file.clone())
+            .unwrap();
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Vhost).unwrap();
     let mut driver = HandDriver::prepare(open_vhost(device.name()), IOVA);

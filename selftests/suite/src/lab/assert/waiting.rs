@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Calls that may block.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver};
+
+use crate::lab::assert::expect::{received, soon, stays};
+
+/// A call in progress in another thread.
+#[derive(Debug)]
+pub struct Waiting<T> {
+    returned: Receiver<io::Result<T>>,
+    /// The thread's ID.
+    tid: i32,
+}
+
+impl<T: Send + 'static> Waiting<T> {
+    /// Calls a function in a new thread, which is running when this function returns.
+    #[track_caller]
+    pub fn new(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> Self {
+        let (sender, returned) = mpsc::channel();
+        let (begin, begun) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = begin.send(rustix::thread::gettid().as_raw_nonzero().get());
+            let _ = sender.send(call());
+        });
+        let tid = begun.recv().expect("a thread");
+        Self { returned, tid }
+    }
+
+    /// Waits until the call sleeps.
+    #[track_caller]
+    pub fn falls_asleep(&self) {
+        let path = format!("/proc/self/task/{}/status", self.tid);
+        soon("it sleeps", || {
+            // A killable sleep is reported as "disk sleep".
+            std::fs::read_to_string(&path).is_ok_and(|status| {
+                ["(sleeping)", "(disk sleep)"]
+                    .iter()
+                    .any(|s| status.contains(s))
+            })
+        });
+    }
+
+    /// Asserts that the call sleeps and does not return for a while.
+    #[track_caller]
+    pub fn assert_waits(&self) {
+        self.falls_asleep();
+        stays("it waits", || self.returned.try_recv().is_err());
+    }
+
+    /// Waits for the call to return. Returns the call's result.
+    #[track_caller]
+    pub fn result(&self) -> io::Result<T> {
+        received("it returns", &self.returned)
+    }
+}

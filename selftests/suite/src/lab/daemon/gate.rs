@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A gate for a daemon's interrupts, whatever program the daemon is. Once the gate is shut, the
+//! daemon blocks in the system call that would interrupt a virtqueue, and can be killed there.
+//!
+//! The kernel asks this process about each such system call of the daemon (seccomp).
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::process::{pidfd_getfd, pidfd_open, Pid, PidfdFlags, PidfdGetfdFlags};
+use vduse::Device;
+use vduse_uapi::ioctl::VQ_INJECT_IRQ;
+
+use crate::lab::kernel::raw::{self, number, Bytes, READ, WRITE};
+
+/// File descriptor number of the seccomp listener in the daemon, where this process finds it.
+const LISTENER: i32 = 100;
+
+/// Type byte of the listener's ioctls (`include/uapi/linux/seccomp.h`).
+const SECCOMP: u8 = b'!';
+/// Receives a notification: its ID, the calling process, and the system call.
+const RECEIVE: u32 = number(READ | WRITE, SECCOMP, 0, QUESTION);
+const QUESTION: usize = 80;
+/// Sends a reply: the notification's ID, a result, an error, and flags.
+const SEND: u32 = number(READ | WRITE, SECCOMP, 1, 24);
+/// Flag of a reply: the system call is executed.
+const CONTINUE: u32 = 1;
+
+/// A daemon's gate.
+#[derive(Debug)]
+pub struct Gate {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    shut: AtomicBool,
+    held: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// Makes a program that is about to be started ask before each interrupt.
+pub fn install(command: &mut Command) {
+    // SAFETY: The closure makes system calls only.
+    unsafe { command.pre_exec(ask) };
+}
+
+fn ask() -> io::Result<()> {
+    use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
+    // Offsets in `struct seccomp_data`: the system call's number, the lower half of its second
+    // argument.
+    const NUMBER: u32 = 0;
+    const SECOND: u32 = 24;
+    let step = |code: u32, skip: u8, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: skip,
+        k,
+    };
+    let mut program = [
+        step(BPF_LD | BPF_W | BPF_ABS, 0, NUMBER),
+        step(BPF_JMP | BPF_JEQ | BPF_K, 3, libc::SYS_ioctl as u32),
+        step(BPF_LD | BPF_W | BPF_ABS, 0, SECOND),
+        step(BPF_JMP | BPF_JEQ | BPF_K, 1, VQ_INJECT_IRQ),
+        step(BPF_RET | BPF_K, 0, libc::SECCOMP_RET_USER_NOTIF),
+        step(BPF_RET | BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: The kernel only reads the program, which is valid.
+    let listener = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+            &program,
+        )
+    };
+    if listener < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: The process is about to execute another program, and has no open file of that number.
+    if unsafe { libc::dup2(listener as i32, LISTENER) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+impl Gate {
+    /// Returns the open gate of a daemon that was started with [`install`].
+    #[track_caller]
+    pub fn of(child: &Child) -> Self {
+        let pid = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("the daemon");
+        let listener =
+            pidfd_getfd(pid, LISTENER, PidfdGetfdFlags::empty()).expect("the daemon's listener");
+        let shared = Arc::new(Shared::default());
+        let ours = shared.clone();
+        let thread = std::thread::spawn(move || keep(&listener, &ours));
+        Self {
+            shared,
+            thread: Some(thread),
+        }
+    }
+
+    /// Shuts the gate.
+    pub fn shut(&self) {
+        self.shared.shut.store(true, Ordering::SeqCst);
+    }
+
+    /// Returns whether the daemon is blocked at the gate.
+    pub fn holds_one(&self) -> bool {
+        self.shared.held.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Interrupts the first virtqueues of a device on drop, if the device is not served by then. So a
+/// test that fails leaves no driver waiting for an interrupt.
+#[derive(Debug)]
+pub struct InterruptOnDrop {
+    /// The device's name.
+    pub name: String,
+    /// Number of virtqueues.
+    pub queues: u32,
+}
+
+impl Drop for InterruptOnDrop {
+    fn drop(&mut self) {
+        if let Ok(device) = Device::open_nonblocking(&self.name) {
+            for queue in 0..self.queues {
+                let _ = device.inject_vq_irq(queue);
+            }
+        }
+    }
+}
+
+/// Replies to notifications, except those received while the gate is shut.
+fn keep(listener: &OwnedFd, shared: &Shared) {
+    let moment = Timespec {
+        tv_sec: 0,
+        tv_nsec: 10_000_000,
+    };
+    while !shared.stop.load(Ordering::SeqCst) {
+        let mut fds = [PollFd::new(listener, PollFlags::IN)];
+        if poll(&mut fds, Some(&moment)).is_err() || !fds[0].revents().contains(PollFlags::IN) {
+            continue;
+        }
+        let mut question = [0; QUESTION];
+        // The calling process may be gone.
+        if raw::call(listener, RECEIVE, &mut question).is_err() {
+            continue;
+        }
+        if shared.shut.load(Ordering::SeqCst) {
+            shared.held.store(true, Ordering::SeqCst);
+            continue;
+        }
+        let id = u64::from_ne_bytes(question[..8].try_into().unwrap_or_default());
+        let answer = Bytes::new().u64(id).u64(0).u32(0).u32(CONTINUE);
+        let _ = raw::call(listener, SEND, &mut answer.0.clone());
+    }
+}

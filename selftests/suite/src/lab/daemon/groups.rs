@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A disk with one virtqueue for each group, served by a separate process.
+//!
+//! vhost maps a process's memory with the process's mmap lock held, and waits for the daemon
+//! meanwhile. If a daemon in the same process mapped memory at that time, it would wait for vhost.
+
+use std::io;
+use std::process::{Child, Command, Stdio};
+
+use vduse::blk::Disk;
+use vduse::server::Server;
+use vduse::{Control, Device};
+
+use crate::lab::assert::expect::soon;
+use crate::lab::daemon::disk::memory_file;
+use crate::lab::device::spaces;
+
+/// IOVA of the page that identifies a watched address space.
+pub const MARK: u64 = 0x4000_0000;
+
+/// A process that serves a disk.
+#[derive(Debug)]
+pub struct GroupsDaemon {
+    child: Child,
+}
+
+impl GroupsDaemon {
+    /// Starts a process that serves a device of version 1 with one queue for each group, and waits
+    /// until the process serves the device. Each byte of sector n is n + 1.
+    ///
+    /// The process continuously checks the page at [`MARK`] in each address space, and exits if the
+    /// page is mapped and does not contain the address space's number.
+    #[track_caller]
+    pub fn start(name: &str, groups: u16, spaces: u32) -> Self {
+        let mut child = Command::new("/proc/self/exe")
+            .args(["--helper", "groups", name])
+            .args([groups.to_string(), spaces.to_string()])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("starting a daemon");
+        soon("the daemon serves", || {
+            if let Ok(Some(status)) = child.try_wait() {
+                panic!("the daemon ended: {status}");
+            }
+            // The process changes its name once all of its queues are set up.
+            std::fs::read_to_string(format!("/proc/{}/comm", child.id()))
+                .is_ok_and(|comm| comm.trim() == READY)
+        });
+        Self { child }
+    }
+
+    /// Asserts that the process still runs, and so has found no wrong page.
+    #[track_caller]
+    pub fn check(&mut self) {
+        let status = self.child.try_wait().expect("asking for the daemon");
+        assert!(status.is_none(), "the daemon ended: {status:?}");
+    }
+}
+
+impl Drop for GroupsDaemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Name of a process that serves its device.
+const READY: &str = "vduse-groups";
+
+/// The helper process `groups NAME GROUPS SPACES`.
+pub fn run(arguments: &[String]) -> io::Result<()> {
+    let [name, groups, spaces] = arguments else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let groups: u16 = groups.parse().map_err(io::Error::other)?;
+    let spaces: u32 = spaces.parse().map_err(io::Error::other)?;
+    let mut config = spaces::config(groups, groups.into(), spaces);
+    config.name.clone_from(name);
+    Control::open_v1()?.create(&config)?;
+    let file = memory_file(1 << 20);
+    spaces::fill(&file);
+    let queues: Vec<_> = (0..groups).map(|group| (256, group.into())).collect();
+    let device = Device::open_nonblocking(name)?;
+    let mut server = Server::with_groups(device, &queues, spaces, Disk::new(file))?;
+    let device = server.handle().device().clone();
+    let _ = std::thread::spawn(move || loop {
+        for asid in 0..spaces {
+            match spaces::first_byte(&device, asid, MARK) {
+                Ok(byte) if u32::from(byte) != asid => {
+                    eprintln!("address space {asid} has the page of {byte}");
+                    std::process::exit(1);
+                }
+                // Most of the time, the page is not mapped.
+                _ => {}
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    });
+    std::fs::write("/proc/self/comm", READY)?;
+    server.run()
+}

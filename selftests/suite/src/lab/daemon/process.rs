@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A disk or a file system served by a separate process, which can be killed.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::Arc;
+
+use rustix::process::{kill_process, Pid, Signal};
+use vduse::blk::Disk;
+use vduse::server::{Backend, Chain, Memory, Server};
+use vduse::{Control, Device, DeviceConfig};
+
+use crate::lab::assert::expect::soon;
+use crate::lab::daemon::fs;
+use crate::lab::daemon::gate::{self, Gate};
+
+/// A process that serves a device.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    gate: Option<Gate>,
+}
+
+/// How the process handles the driver's requests.
+#[derive(Clone, Copy, Debug)]
+pub enum Manner {
+    /// Requests are served.
+    Serve,
+    /// After this number of requests, the process stalls in the next one.
+    StallAfter(u64),
+}
+
+impl Daemon {
+    /// Starts a process that serves a device, and waits until the process serves it. The device is
+    /// a disk if `file` is a file, and a file system if `file` is a directory.
+    #[track_caller]
+    pub fn start(name: &str, file: &Path, queues: u16, manner: Manner) -> Self {
+        Self::start_by(name, file, queues, manner, false)
+    }
+
+    /// Variant of [`start`](Self::start) with a [`Gate`] for the process's interrupts.
+    #[track_caller]
+    pub fn start_gated(name: &str, file: &Path, queues: u16) -> Self {
+        Self::start_by(name, file, queues, Manner::Serve, true)
+    }
+
+    #[track_caller]
+    fn start_by(name: &str, file: &Path, queues: u16, manner: Manner, gated: bool) -> Self {
+        let ready = file.with_extension("ready");
+        let _ = std::fs::remove_file(&ready);
+        let stall = match manner {
+            Manner::Serve => u64::MAX,
+            Manner::StallAfter(requests) => requests,
+        };
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args(["--helper", "daemon", name])
+            .arg(file)
+            .args([queues.to_string(), stall.to_string()])
+            .arg(&ready);
+        if gated {
+            gate::install(&mut command);
+        }
+        let child = command.spawn().expect("starting a daemon");
+        let gate = gated.then(|| Gate::of(&child));
+        let mut daemon = Self { child, gate };
+        soon("the daemon serves", || {
+            if let Ok(Some(status)) = daemon.child.try_wait() {
+                panic!("the daemon ended: {status}");
+            }
+            ready.exists()
+        });
+        daemon
+    }
+
+    /// Returns the gate of a process that was started with one.
+    #[track_caller]
+    pub fn gate(&self) -> &Gate {
+        self.gate.as_ref().expect("a gate")
+    }
+
+    /// Kills the process and waits until it has ended.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    /// Stops the process and waits until it is stopped.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let stat = format!("/proc/{}/stat", self.child.id());
+        soon("the daemon is stopped", || {
+            std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))
+        });
+    }
+
+    /// Continues a stopped process.
+    #[track_caller]
+    pub fn go_on(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    #[track_caller]
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
+        kill_process(pid, signal).expect("a signal to the daemon");
+    }
+
+    /// Returns whether the process has stalled (see [`Manner::StallAfter`]).
+    pub fn has_stalled(&self, file: &Path) -> bool {
+        file.with_extension("stalled").exists()
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// A backend that stalls after a number of requests.
+struct Stalling<B> {
+    backend: B,
+    left: u64,
+    mark: std::path::PathBuf,
+}
+
+impl<B: Backend> Backend for Stalling<B> {
+    fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32 {
+        if self.left == 0 {
+            let _ = std::fs::write(&self.mark, "");
+            loop {
+                std::thread::park();
+            }
+        }
+        self.left -= 1;
+        self.backend.serve(queue, chain, memory)
+    }
+}
+
+/// The helper process `daemon NAME FILE QUEUES STALL READY`.
+pub fn run(arguments: &[String]) -> io::Result<()> {
+    let [name, path, queues, stall, ready] = arguments else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let path = Path::new(path);
+    let queues: u16 = queues.parse().map_err(io::Error::other)?;
+    let stall = stall.parse().map_err(io::Error::other)?;
+    let ready = Path::new(ready);
+    if path.is_dir() {
+        let config = fs::device_config(name);
+        return serve(&config, path, stall, ready, fs::Files::new(path));
+    }
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let bytes = file.metadata()?.len();
+    let config = vduse::blk::device_config(name, bytes, queues);
+    serve(&config, path, stall, ready, Disk::new(Arc::new(file)))
+}
+
+/// Creates a device unless it exists, and serves it.
+fn serve<B: Backend>(
+    config: &DeviceConfig,
+    path: &Path,
+    stall: u64,
+    ready: &Path,
+    backend: B,
+) -> io::Result<()> {
+    let mark = path.with_extension("stalled");
+    let _ = std::fs::remove_file(&mark);
+    match Control::open()?.create(config) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => result?,
+    }
+    let backend = Stalling {
+        backend,
+        left: stall,
+        mark,
+    };
+    let device = Device::open_nonblocking(&config.name)?;
+    let sizes = vec![256; config.queues as usize];
+    let mut server = Server::new(device, &sizes, backend)?;
+    std::fs::write(ready, "")?;
+    server.run()
+}

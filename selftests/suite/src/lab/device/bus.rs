@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The vDPA bus: its devices, and the drivers to which they are bound.
+//!
+//! The runner disables automatic binding, so that a test decides when its device is bound to which
+//! driver.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use vdpa_netlink::Vdpa;
+
+use crate::lab::assert::expect::soon;
+use crate::lab::kernel::sysfs;
+
+const BUS: &str = "/sys/bus/vdpa";
+
+/// A driver on the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Driver {
+    /// virtio-vdpa, which creates a virtio device for the kernel's own drivers.
+    Virtio,
+    /// vhost-vdpa, which creates a character device for virtual machines.
+    Vhost,
+}
+
+impl Driver {
+    fn folder(self) -> PathBuf {
+        Path::new(BUS).join("drivers").join(match self {
+            Self::Virtio => "virtio_vdpa",
+            Self::Vhost => "vhost_vdpa",
+        })
+    }
+}
+
+/// Sets whether devices are bound automatically when they are put on the bus.
+pub fn set_autoprobe(on: bool) -> Result<(), String> {
+    let path = Path::new(BUS).join("drivers_autoprobe");
+    sysfs::write(&path, if on { "1" } else { "0" })
+        .map_err(|error| format!("{}: {error}", path.display()))
+}
+
+/// Returns the directory of a device on the bus.
+pub fn folder(name: &str) -> PathBuf {
+    Path::new(BUS).join("devices").join(name)
+}
+
+/// Opens a socket to the vDPA core.
+#[track_caller]
+pub fn vdpa() -> Vdpa {
+    Vdpa::open().expect("the vDPA netlink")
+}
+
+/// Binds a device to a driver, and waits until that is done.
+pub fn bind(name: &str, driver: Driver) -> io::Result<()> {
+    sysfs::write(&driver.folder().join("bind"), name)
+}
+
+/// Unbinds a device from its driver.
+pub fn unbind(name: &str, driver: Driver) -> io::Result<()> {
+    sysfs::write(&driver.folder().join("unbind"), name)
+}
+
+/// A device on the bus, removed from the bus on drop.
+#[derive(Debug)]
+pub struct OnBus {
+    name: String,
+    there: bool,
+}
+
+impl OnBus {
+    /// Puts a VDUSE device on the bus.
+    pub fn add(name: &str) -> io::Result<Self> {
+        Self::add_by("vduse", name)
+    }
+
+    /// Has a management device put a device on the bus.
+    pub fn add_by(management_device: &str, name: &str) -> io::Result<Self> {
+        vdpa().add(name, management_device)?;
+        Ok(Self {
+            name: name.to_owned(),
+            there: true,
+        })
+    }
+
+    /// Puts a device on the bus as soon as another process has created and set up the device.
+    #[track_caller]
+    pub fn add_soon(name: &str) -> Self {
+        let mut added = None;
+        soon("the device can be added", || {
+            added = Self::add(name).ok();
+            added.is_some()
+        });
+        added.expect("a device on the bus")
+    }
+
+    /// Binds the device to a driver, and waits until that is done.
+    pub fn bind(&self, driver: Driver) -> io::Result<()> {
+        bind(&self.name, driver)
+    }
+
+    /// Unbinds the device from its driver.
+    pub fn unbind(&self, driver: Driver) -> io::Result<()> {
+        unbind(&self.name, driver)
+    }
+
+    /// Removes the device from the bus.
+    pub fn delete(mut self) -> io::Result<()> {
+        self.there = false;
+        vdpa().delete(&self.name)
+    }
+
+    /// Returns the device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for OnBus {
+    fn drop(&mut self) {
+        if self.there {
+            // The daemon may be gone.
+            let _ = sysfs::write(&sysfs::attribute(&self.name, "msg_timeout"), "1");
+            let _ = vdpa().delete(&self.name);
+        }
+    }
+}
+
+/// Returns the names in a directory that start with `prefix`.
+pub fn children(folder: &Path, prefix: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.starts_with(prefix))
+        .collect()
+}
+
+/// Returns the directory of the virtio device that virtio-vdpa created for a vDPA device.
+pub fn virtio_folder(name: &str) -> Option<PathBuf> {
+    let folder = folder(name);
+    let child = children(&folder, "virtio").pop()?;
+    Some(folder.join(child))
+}
+
+/// Waits until the kernel's driver has negotiated features with a device and then failed.
+#[track_caller]
+pub fn driver_gives_up(name: &str) {
+    let status = virtio_folder(name).expect("a virtio device").join("status");
+    soon("the driver gives up", || {
+        sysfs::read(&status).is_ok_and(|status| status == "0x0000008b")
+    });
+}
+
+/// Returns the name of a vDPA device's block device, if the kernel has created one.
+pub fn disk_name(name: &str) -> Option<String> {
+    children(&virtio_folder(name)?.join("block"), "vd").pop()
+}
+
+/// Returns the name of a vDPA device's network interface, if the kernel has created one.
+pub fn interface(name: &str) -> Option<String> {
+    children(&virtio_folder(name)?.join("net"), "").pop()
+}
+
+/// Returns the path of the character device that vhost-vdpa created for a vDPA device.
+pub fn vhost_path(name: &str) -> Option<PathBuf> {
+    let child = children(&folder(name), "vhost-vdpa-").pop()?;
+    Some(Path::new("/dev").join(child))
+}

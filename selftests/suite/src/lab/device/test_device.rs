@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices created for a test.
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use vduse::{blk, Control, Device, DeviceConfig};
+
+use crate::lab::assert::limit::Limit;
+use crate::lab::kernel::sysfs;
+
+/// Virtio device ids.
+pub mod id {
+    /// A network card.
+    pub const NET: u32 = 1;
+    /// A disk.
+    pub const BLOCK: u32 = 2;
+    /// A console, which VDUSE does not support.
+    pub const CONSOLE: u32 = 3;
+    /// A file system.
+    pub const FS: u32 = 26;
+}
+
+/// Virtio feature bits.
+pub mod feature {
+    /// A network card has a MAC address.
+    pub const NET_MAC: u64 = 1 << 5;
+    /// A network card has a control queue.
+    pub const NET_CTRL_VQ: u64 = 1 << 17;
+    /// A disk reports its block size.
+    pub const BLK_SIZE: u64 = 1 << 6;
+    /// A disk reports its number of queues.
+    pub const BLK_MQ: u64 = 1 << 12;
+    /// A disk's cache mode can be written.
+    pub const BLK_CONFIG_WCE: u64 = 1 << 11;
+    /// A request may use an indirect descriptor table.
+    pub const RING_INDIRECT_DESC: u64 = 1 << 28;
+    /// The device complies with virtio 1.
+    pub const VERSION_1: u64 = 1 << 32;
+    /// The device uses IOVAs.
+    pub const ACCESS_PLATFORM: u64 = 1 << 33;
+    /// The virtqueues are packed.
+    pub const RING_PACKED: u64 = 1 << 34;
+}
+
+/// A device that is destroyed on drop.
+///
+/// Declare a `TestDevice` before the values that use the device, so that it is dropped last.
+#[derive(Debug)]
+pub struct TestDevice {
+    name: String,
+}
+
+/// Returns a name that no other device of this process has.
+pub fn unique_name() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("t{}-{number}", std::process::id())
+}
+
+/// Returns the configuration of a small disk with one queue.
+pub fn disk_config() -> DeviceConfig {
+    blk::device_config(&unique_name(), 1 << 20, 1)
+}
+
+/// Returns the configuration of a network card with one pair of queues.
+pub fn net_config() -> DeviceConfig {
+    let mut config = DeviceConfig::new(&unique_name(), id::NET);
+    config.features = feature::ACCESS_PLATFORM | feature::VERSION_1 | feature::NET_MAC;
+    config.queues = 2;
+    config.space = vec![0; 16];
+    config.space[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
+    config
+}
+
+impl TestDevice {
+    /// Creates a device of version 0.
+    pub fn try_new(config: &DeviceConfig) -> io::Result<Self> {
+        Control::open()?.create(config)?;
+        Ok(Self::adopt(&config.name))
+    }
+
+    /// Creates a device of version 0.
+    #[track_caller]
+    pub fn new(config: &DeviceConfig) -> Self {
+        Self::try_new(config).expect("creating a device")
+    }
+
+    /// Creates a device of version 1 with one group and `spaces` address spaces; of version 0 if
+    /// `spaces` is 0.
+    #[track_caller]
+    pub fn with_spaces(mut config: DeviceConfig, spaces: u32) -> Self {
+        if spaces == 0 {
+            return Self::new(&config);
+        }
+        config.groups = 1;
+        config.address_spaces = spaces;
+        let control = Control::open_v1().expect("opening the control device");
+        control.create(&config).expect("creating a device");
+        Self::adopt(&config.name)
+    }
+
+    /// Creates a small disk with one queue, which is not set up.
+    #[track_caller]
+    pub fn disk() -> Self {
+        Self::new(&disk_config())
+    }
+
+    /// Takes ownership of a device that was created in another way, to destroy it on drop.
+    pub fn adopt(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+        }
+    }
+
+    /// Returns the device's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Sets the total size of the device's bounce areas in bytes. The device must not be on the
+    /// bus.
+    #[track_caller]
+    pub fn set_bounce_size(&self, bytes: u64) {
+        let path = sysfs::attribute(&self.name, "bounce_size");
+        sysfs::write(&path, &bytes.to_string()).expect("setting bounce_size");
+    }
+
+    /// Opens the device.
+    #[track_caller]
+    pub fn open(&self) -> Device {
+        Device::open(&self.name).expect("opening a device")
+    }
+
+    /// Opens the device in non-blocking mode.
+    #[track_caller]
+    pub fn open_nonblocking(&self) -> Device {
+        Device::open_nonblocking(&self.name).expect("opening a device")
+    }
+
+    /// Opens the device and sets up its first `queues` virtqueues.
+    #[track_caller]
+    pub fn open_ready(&self, queues: u16) -> Device {
+        let device = self.open_nonblocking();
+        for index in 0..queues {
+            device.vq_setup(index, 256).expect("setting a queue up");
+        }
+        device
+    }
+
+    /// Destroys the device now.
+    pub fn destroy(self) -> io::Result<()> {
+        let result = Control::open()?.destroy(&self.name);
+        if result.is_ok() {
+            std::mem::forget(self);
+        }
+        result
+    }
+}
+
+impl Drop for TestDevice {
+    fn drop(&mut self) {
+        let Ok(control) = Control::open() else {
+            return;
+        };
+        // The file may have been closed by another process only a moment ago.
+        let mut limit = Limit::new(Duration::from_secs(2));
+        while let Err(error) = control.destroy(&self.name) {
+            if Errno::from_io_error(&error) != Some(Errno::BUSY) || limit.is_over() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

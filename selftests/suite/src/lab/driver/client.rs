@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A process that has mapped memory through vhost-vdpa and can be killed.
+
+use std::io;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use vduse::Device;
+
+use crate::lab::assert::expect::soon;
+use crate::lab::device::bus;
+use crate::lab::device::spaces::page_of;
+use crate::lab::driver::vhost::Vhost;
+
+/// IOVA of the process's memory in each address space.
+pub const IOVA: u64 = 0x10_0000;
+
+/// A running process.
+#[derive(Debug)]
+pub struct Client {
+    child: Child,
+}
+
+impl Client {
+    /// Starts a process that maps a page in each address space of a device of version 1, and waits
+    /// until all pages are mapped. `file` is the daemon's open device.
+    #[track_caller]
+    pub fn start(name: &str, file: &Device, spaces: u32) -> Self {
+        let child = Command::new("/proc/self/exe")
+            .args(["--helper", "client"])
+            .arg(bus::vhost_path(name).expect("a node"))
+            .arg(spaces.to_string())
+            .spawn()
+            .expect("starting a client");
+        let client = Self { child };
+        soon("the client has mapped its memory", || {
+            (0..spaces).all(|asid| file.iotlb_fd2(asid, IOVA, IOVA).is_ok())
+        });
+        client
+    }
+
+    /// Kills the process and waits until it has ended.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The helper process `client PATH SPACES`.
+pub fn run(path: &Path, spaces: u32) -> io::Result<()> {
+    let vhost = Vhost::open(path)?;
+    vhost.set_owner()?;
+    vhost.set_backend_features_asid()?;
+    let page = page_of(1);
+    for asid in 0..spaces {
+        vhost.map_in(asid, IOVA, &page, 3)?;
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+/// The helper process `moves PATH SPACES`. Moves group 0 to each of the address spaces.
+pub fn move_through(path: &Path, spaces: u32) -> io::Result<()> {
+    let vhost = Vhost::open(path)?;
+    vhost.set_owner()?;
+    (0..spaces).try_for_each(|asid| vhost.set_group_asid(0, asid))
+}

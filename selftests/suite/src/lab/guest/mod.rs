@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! QEMU: guests that use a device, and its storage daemon, which serves one.
+
+pub mod card;
+pub mod qemu;
+pub mod qmp;
+pub mod qsd;

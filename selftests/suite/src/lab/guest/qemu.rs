@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A guest inside the machine in which the tests run: the distribution's QEMU with the stock kernel
+//! and an initrd that executes lines from the serial console (see `qemu-test/guest/nested`).
+//!
+//! ```text
+//! let mut guest = Setup::new()
+//!     .arguments(["-device", "vhost-vdpa-device-pci,vhostdev=/dev/vhost-vdpa-0"])
+//!     .boot();
+//! guest.ok("modprobe virtio_blk");
+//! let (status, output) = guest.run("cat /proc/partitions");
+//! guest.power_off();
+//! ```
+//!
+//! A guest is killed on drop. If the test has failed by then, all output of QEMU is shown, so keep
+//! the guest until the last assertion of the test.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::environment;
+use crate::lab::assert::limit::Limit;
+use crate::lab::guest::qmp::Qmp;
+use crate::lab::kernel::cpu::run_on;
+use crate::lab::kernel::modules;
+use crate::lab::run::report::{note, skip};
+use crate::lab::run::scratch::Scratch;
+use crate::lab::run::settings::setting;
+
+/// Time limit for a guest's boot.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
+
+/// Time limit for a line in the guest, and for turning the guest off.
+const RUN_LIMIT: Duration = Duration::from_secs(120);
+
+/// Line that the guest prints when it accepts input.
+const READY: &str = "@ready\n";
+
+/// End of the output of a line; the line's status follows.
+const DONE: &str = "\n@done ";
+
+/// Configuration of a guest to be started.
+#[derive(Debug)]
+pub struct Setup {
+    folder: PathBuf,
+    arguments: Vec<OsString>,
+    /// Amount of memory in MiB.
+    pub memory: u32,
+}
+
+impl Setup {
+    /// Creates the configuration of a guest with 256 MiB and no devices except its console. Skips
+    /// the test if there is no guest to boot.
+    ///
+    /// The guest has one CPU: where KVM itself is emulated (SVM in QEMU 10's TCG), a second CPU
+    /// crashes the outer kernel in one boot of five, in a page fault handler that runs with the
+    /// guest's GS. The guest also stays on one CPU of the outer machine: without that, one guest of
+    /// fifty ended unexpectedly.
+    pub fn new() -> Self {
+        let Some(folder) = std::env::var_os(environment::GUEST) else {
+            skip("there is no guest to boot: --guest DIR names what qemu-test/nested makes");
+        };
+        Self {
+            folder: folder.into(),
+            arguments: Vec::new(),
+            memory: 256,
+        }
+    }
+
+    /// Adds arguments for QEMU: devices, `-trace`, `-incoming`.
+    pub fn arguments<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        let more = arguments.into_iter().map(|s| s.as_ref().to_owned());
+        self.arguments.extend(more);
+        self
+    }
+
+    /// Starts the guest, and waits until it accepts commands.
+    #[track_caller]
+    pub fn boot(self) -> Guest {
+        let begin = Instant::now();
+        let mut guest = self.start();
+        guest.wait_for(READY.as_bytes(), BOOT_LIMIT, "the guest comes up");
+        let took = begin.elapsed().as_secs_f64();
+        note(format_args!("the guest came up in {took:.1} s"));
+        guest
+    }
+
+    /// Starts QEMU without waiting, for a guest that arrives by migration.
+    #[track_caller]
+    pub fn start(self) -> Guest {
+        let scratch = Scratch::new();
+        let socket = scratch.path("qmp");
+        let command_line = std::fs::read_to_string(self.folder.join("cmdline"))
+            .expect("the guest's kernel parameters");
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            // qboot is used because SeaBIOS would start the devices before the guest does. vDPA
+            // devices need shared memory.
+            .args([
+                "-machine",
+                "q35,memory-backend=memory",
+                "-bios",
+                "qboot.rom",
+            ])
+            .args(["-accel", accelerator(), "-cpu", "max"])
+            .arg("-object")
+            .arg(format!(
+                "memory-backend-memfd,id=memory,size={}M,share=on",
+                self.memory
+            ))
+            .args(["-m", &format!("{}M", self.memory)])
+            .args(["-nodefaults", "-no-user-config", "-no-reboot"])
+            .args(["-display", "none"])
+            .args(["-chardev", "stdio,id=console,signal=off"])
+            .args(["-serial", "chardev:console"])
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", socket.display()))
+            .arg("-kernel")
+            .arg(self.folder.join("vmlinux"))
+            .arg("-initrd")
+            .arg(self.folder.join("initrd"))
+            .args(["-append", command_line.trim_end()])
+            .args(&self.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        // Emulated KVM must stay on one CPU.
+        let spawn = || {
+            run_on(1);
+            command.spawn()
+        };
+        let child = std::thread::scope(|scope| scope.spawn(spawn).join());
+        let mut child = child.expect("a thread").expect("starting QEMU");
+        Guest {
+            input: child.stdin.take().expect("a pipe"),
+            console: Said::by(child.stdout.take().expect("a pipe")),
+            errors: Said::by(child.stderr.take().expect("a pipe")),
+            read: 0,
+            child,
+            qmp: None,
+            socket,
+            _scratch: scratch,
+        }
+    }
+}
+
+/// Returns QEMU's accelerator: KVM if the machine supports it and the options allow it. Even an emulated machine does, as
+/// the CPU extensions that KVM needs are emulated too. The guest then boots several times as fast
+/// as under nested emulation.
+fn accelerator() -> &'static str {
+    if setting(environment::WITHOUT_KVM).is_some() {
+        return "tcg";
+    }
+    let vendors = ["kvm_amd", "kvm_intel"];
+    let there = Path::new("/dev/kvm").exists()
+        || vendors
+            .iter()
+            .any(|m| modules::tool("modprobe", &[m]).is_ok());
+    if there {
+        "kvm"
+    } else {
+        "tcg"
+    }
+}
+
+/// A running guest.
+#[derive(Debug)]
+pub struct Guest {
+    child: Child,
+    input: ChildStdin,
+    /// The output of the serial console and QEMU's own standard output.
+    console: Said,
+    errors: Said,
+    /// Number of console bytes that have been consumed by waiting.
+    read: usize,
+    qmp: Option<Qmp>,
+    socket: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Guest {
+    /// Evaluates a line in the guest's shell. Returns the line's status and its output, including
+    /// errors.
+    #[track_caller]
+    pub fn run(&mut self, line: &str) -> (i32, String) {
+        self.run_within(RUN_LIMIT, line)
+    }
+
+    /// Variant of [`run`](Self::run) with another time limit.
+    #[track_caller]
+    pub fn run_within(&mut self, limit: Duration, line: &str) -> (i32, String) {
+        self.send(line);
+        let output = self.wait_for(DONE.as_bytes(), limit, line);
+        let status = self.wait_for(b"\n", limit, line);
+        (status.parse().expect("a status"), output)
+    }
+
+    /// Evaluates a line in the guest's shell, which must succeed. Returns the line's output.
+    #[track_caller]
+    pub fn ok(&mut self, line: &str) -> String {
+        let (status, output) = self.run(line);
+        assert_eq!(status, 0, "{line}: {output}");
+        output
+    }
+
+    /// Sends a line to the guest's shell without waiting.
+    #[track_caller]
+    pub fn send(&mut self, line: &str) {
+        assert!(!line.contains('\n'), "several lines have several answers");
+        if let Err(error) = writeln!(self.input, "{line}") {
+            panic!("{line}: the guest is not there any more: {error}");
+        }
+    }
+
+    /// Returns the process ID of QEMU.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Migrates the guest to a QEMU that was started with `-incoming defer`, and ends this QEMU.
+    /// The guest runs in the other QEMU when this function returns.
+    #[track_caller]
+    pub fn migrate_to(mut self, there: &mut Self) {
+        let uri = json!({ "uri": format!("unix:{}", there.socket.with_extension("in").display()) });
+        there.qmp().execute("migrate-incoming", uri.clone());
+        self.qmp().execute("migrate", uri);
+        let mut limit = Limit::new(RUN_LIMIT);
+        loop {
+            let state = self.qmp().execute("query-migrate", json!({}));
+            match state["status"].as_str() {
+                Some("completed") => break,
+                Some("failed" | "cancelled") => panic!("{state}"),
+                _ => assert!(!limit.is_over(), "it does not end: {state}"),
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        there.qmp().wait_for("RESUME", RUN_LIMIT);
+        self.qmp().execute("quit", json!({}));
+        self.wait_for_end();
+    }
+
+    /// Returns a connection to QEMU's monitor.
+    #[track_caller]
+    pub fn qmp(&mut self) -> &mut Qmp {
+        self.qmp.get_or_insert_with(|| Qmp::connect(&self.socket))
+    }
+
+    /// Turns the guest off and waits until QEMU has ended successfully.
+    #[track_caller]
+    pub fn power_off(&mut self) {
+        self.qmp();
+        self.send("poweroff -f");
+        let event = self.qmp().wait_for("SHUTDOWN", RUN_LIMIT);
+        assert_eq!(event["data"]["reason"], "guest-shutdown", "{event}");
+        self.wait_for_end();
+    }
+
+    /// Waits until QEMU ends by itself, which must be with success and without a crash of the
+    /// guest.
+    #[track_caller]
+    pub fn wait_for_end(&mut self) {
+        let mut limit = Limit::new(RUN_LIMIT);
+        let status = loop {
+            if let Some(status) = self.child.try_wait().expect("waiting for QEMU") {
+                break status;
+            }
+            assert!(!limit.is_over(), "the guest does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(status.success(), "QEMU ended: {status}");
+        self.console
+            .wait(RUN_LIMIT, |said| said.ended.then_some(()));
+        let crashed = self.console.text().contains("Kernel panic");
+        assert!(!crashed, "the guest crashed");
+    }
+
+    /// Kills QEMU and waits until it has ended.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Returns all output of QEMU so far, including the guest's console.
+    pub fn said(&self) -> String {
+        format!(
+            "-- the guest's console and QEMU's standard output:\n{}\n-- QEMU's standard error:\n{}",
+            self.console.text(),
+            self.errors.text()
+        )
+    }
+
+    /// Waits for a text on the console. Returns the output before the text.
+    #[track_caller]
+    fn wait_for(&mut self, what: &[u8], limit: Duration, why: &str) -> String {
+        let from = self.read;
+        let found = self.console.wait(limit, |said| {
+            let new = &said.bytes[from..];
+            let at = new.windows(what.len()).position(|part| part == what);
+            match at {
+                Some(at) => Some(Ok(at)),
+                None => said.ended.then_some(Err(())),
+            }
+        });
+        match found {
+            Some(Ok(at)) => {
+                self.read = from + at + what.len();
+                self.console.part(from..from + at)
+            }
+            Some(Err(())) => panic!("QEMU ended before: {why}"),
+            None => panic!("not within {limit:?}: {why}"),
+        }
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            // The reader threads may still be handling the last output.
+            for said in [&self.console, &self.errors] {
+                said.wait(Duration::from_secs(5), |said| said.ended.then_some(()));
+            }
+            eprintln!("{}", self.said());
+        }
+    }
+}
+
+/// Output of a pipe, collected by a thread.
+#[derive(Debug, Default)]
+struct Said(Arc<(Mutex<Text>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Text {
+    bytes: Vec<u8>,
+    /// Whether the output has ended.
+    ended: bool,
+}
+
+impl Said {
+    fn by(mut pipe: impl Read + Send + 'static) -> Self {
+        let said = Self::default();
+        let theirs = Self(said.0.clone());
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            loop {
+                let count = match pipe.read(&mut buffer) {
+                    Ok(count) => count,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(_) => 0,
+                };
+                let mut text = theirs.lock();
+                text.bytes.extend_from_slice(&buffer[..count]);
+                text.ended = count == 0;
+                theirs.0 .1.notify_all();
+                if text.ended {
+                    return;
+                }
+            }
+        });
+        said
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Text> {
+        self.0 .0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.lock().bytes).into_owned()
+    }
+
+    fn part(&self, range: std::ops::Range<usize>) -> String {
+        String::from_utf8_lossy(&self.lock().bytes[range]).into_owned()
+    }
+
+    /// Waits until `look` finds something. Returns `None` at the time limit.
+    fn wait<T>(&self, limit: Duration, mut look: impl FnMut(&Text) -> Option<T>) -> Option<T> {
+        let mut running = Limit::new(limit);
+        let mut text = self.lock();
+        loop {
+            if let Some(found) = look(&text) {
+                return Some(found);
+            }
+            if running.is_over() {
+                return None;
+            }
+            (text, _) = self
+                .0
+                 .1
+                .wait_timeout(text, Duration::from_millis(100))
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! qemu-storage-daemon, the distribution's build, serving a disk.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use rustix::process::{kill_process, Pid, Signal};
+use serde_json::json;
+use vduse::Control;
+
+use crate::lab::assert::expect::soon;
+use crate::lab::assert::limit::Limit;
+use crate::lab::daemon::gate::{self, Gate};
+use crate::lab::device::bus::{self, OnBus};
+use crate::lab::guest::qmp::Qmp;
+use crate::lab::kernel::modules;
+use crate::lab::run::report::need;
+
+const PROGRAM: &str = "qemu-storage-daemon";
+
+/// Queue size that QEMU's vhost-vdpa uses, whatever the device allows.
+const QUEUE_SIZE: u16 = 1024;
+
+/// A running qemu-storage-daemon.
+#[derive(Debug)]
+pub struct Qsd {
+    name: String,
+    child: Child,
+    arguments: Vec<OsString>,
+    socket: PathBuf,
+    gate: Option<Gate>,
+}
+
+impl Qsd {
+    /// Starts a qemu-storage-daemon that serves a file as a device with two queues. Skips the test
+    /// if the program is not installed.
+    #[track_caller]
+    pub fn start(name: &str, file: &Path) -> Self {
+        let image = format!("driver=file,node-name=d,filename={}", file.display());
+        Self::start_with(name, file, &["--blockdev", &image])
+    }
+
+    /// Variant of [`start`](Self::start) so slow that some requests are always in progress.
+    #[track_caller]
+    pub fn start_slow(name: &str, file: &Path) -> Self {
+        let image = format!("driver=file,node-name=f,filename={}", file.display());
+        let arguments = [
+            "--object",
+            "throttle-group,id=slow,x-iops-total=50",
+            "--blockdev",
+            &image,
+            "--blockdev",
+            "driver=throttle,node-name=d,throttle-group=slow,file=f",
+        ];
+        Self::start_with(name, file, &arguments)
+    }
+
+    #[track_caller]
+    fn start_with(name: &str, file: &Path, image: &[&str]) -> Self {
+        need(PROGRAM, "--version");
+        let socket = file.with_extension("socket");
+        let export = format!(
+            "type=vduse-blk,id=e,node-name=d,name={name},num-queues=2,queue-size={QUEUE_SIZE},writable=on"
+        );
+        let chardev = format!("socket,id=c,path={},server=on,wait=off", socket.display());
+        let rest = [
+            "--export",
+            &export,
+            "--chardev",
+            &chardev,
+            "--monitor",
+            "chardev=c",
+        ];
+        let arguments: Vec<_> = image.iter().chain(&rest).map(OsString::from).collect();
+        Self {
+            name: name.to_owned(),
+            child: spawn(&mut command(&arguments)),
+            arguments,
+            socket,
+            gate: None,
+        }
+    }
+
+    /// Starts the program again.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        let _ = std::fs::remove_file(&self.socket);
+        self.child = spawn(&mut command(&self.arguments));
+        self.gate = None;
+    }
+
+    /// Starts the program again, with a [`Gate`] for its interrupts.
+    #[track_caller]
+    pub fn start_again_gated(&mut self) {
+        let _ = std::fs::remove_file(&self.socket);
+        let mut command = command(&self.arguments);
+        gate::install(&mut command);
+        self.child = spawn(&mut command);
+        self.gate = Some(Gate::of(&self.child));
+    }
+
+    /// Returns the gate of a program that was started with one.
+    #[track_caller]
+    pub fn gate(&self) -> &Gate {
+        self.gate.as_ref().expect("a gate")
+    }
+
+    /// Puts the device on the bus as soon as the program has set it up.
+    #[track_caller]
+    pub fn add(&mut self, name: &str) -> OnBus {
+        let mut on_bus = None;
+        soon("the device is added", || {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("{PROGRAM} ended: {status}");
+            }
+            // A device that is on the bus already is one that the program took over.
+            if bus::vdpa().device(name).is_err() {
+                on_bus = OnBus::add(name).ok();
+            }
+            on_bus.is_some()
+        });
+        on_bus.expect("added just now")
+    }
+
+    /// Changes the size of the disk.
+    #[track_caller]
+    pub fn resize(&self, bytes: u64) {
+        Qmp::connect(&self.socket)
+            .execute("block_resize", json!({ "node-name": "d", "size": bytes }));
+    }
+
+    /// Terminates the program and ensures that the device is destroyed, which the program itself
+    /// does up to QEMU 10.
+    #[track_caller]
+    pub fn stop(mut self) {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
+        let mut limit = Limit::new(Duration::from_secs(10));
+        while !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let stacks = || crate::process::stacks(self.child.id());
+            assert!(!limit.is_over(), "it does not end:\n{}", stacks());
+            // Sent repeatedly: the signal handler only sets a flag, and the main loop may have
+            // checked the flag just before going to sleep.
+            kill_process(pid, Signal::TERM).expect("ending the daemon");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        if leaves_its_device() {
+            let control = Control::open().expect("opening the control device");
+            // io_uring lets go of the file some time after the process.
+            soon("the device is destroyed", || {
+                control.destroy(&self.name).is_ok()
+            });
+        }
+    }
+
+    /// Kills the program.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Qsd {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Returns whether the program leaves its device behind. Since QEMU 11, io_uring still has a
+/// reference to the device's file when the program has closed the file and tries to destroy the
+/// device, which fails with EBUSY.
+fn leaves_its_device() -> bool {
+    let output = Command::new(PROGRAM).arg("--version").output();
+    let text = String::from_utf8(output.expect("asking for its version").stdout).expect("text");
+    let major = text
+        .split(|c: char| !c.is_ascii_digit())
+        .find(|word| !word.is_empty());
+    major.expect("a number").parse::<u32>().expect("a number") >= 11
+}
+
+fn command(arguments: &[OsString]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments);
+    command
+}
+
+#[track_caller]
+fn spawn(command: &mut Command) -> Child {
+    command.spawn().expect("starting qemu-storage-daemon")
+}
+
+/// Runs a program, which must succeed.
+#[track_caller]
+pub fn tool(program: &str, arguments: &[&str]) {
+    if let Err(why) = modules::tool(program, arguments) {
+        panic!("{why}");
+    }
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! CPU affinity and CPU hotplug.
+
+use std::path::Path;
+
+use crate::lab::kernel::sysfs;
+use crate::lab::run::report::skip;
+
+/// Restricts the calling thread to one CPU.
+#[track_caller]
+pub fn run_on(number: usize) {
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(number);
+    // This fails on a machine with a single CPU.
+    let _ = rustix::thread::sched_setaffinity(None, &cpus);
+}
+
+/// CPU 1, offline until dropped.
+#[derive(Debug)]
+pub struct OfflineCpu(());
+
+impl OfflineCpu {
+    const ONLINE: &str = "/sys/devices/system/cpu/cpu1/online";
+
+    /// Takes CPU 1 offline. Skips the test if that CPU does not exist or cannot be taken offline.
+    #[track_caller]
+    pub fn new() -> Self {
+        let path = Path::new(Self::ONLINE);
+        if !path.exists() {
+            skip("there is no CPU that can be taken offline");
+        }
+        sysfs::write(path, "0").expect("taking CPU 1 offline");
+        Self(())
+    }
+}
+
+impl Drop for OfflineCpu {
+    fn drop(&mut self) {
+        let _ = sysfs::write(Path::new(Self::ONLINE), "1");
+    }
+}
