@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use libc::{c_int, sockaddr_ll, socklen_t};
-use vduse_selftests::lab::assert::expect::soon;
+use vduse_selftests::lab::assert::timing::soon;
 use vduse_selftests::lab::device::bus;
 use vduse_selftests::lab::driver::namespace::ip;
 use vduse_selftests::lab::kernel::sysfs;

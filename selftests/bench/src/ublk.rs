@@ -17,7 +17,7 @@ use io_uring::{opcode, types, IoUring};
 use rustix::fs::{open, Mode, OFlags};
 use rustix::mm::{madvise, Advice};
 use vduse::Mapping;
-use vduse_selftests::lab::assert::expect::soon;
+use vduse_selftests::lab::assert::timing::soon;
 use vduse_selftests::lab::kernel::modules;
 use vm_memory::{ByteValued, Bytes};
 

@@ -5,8 +5,8 @@
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use vduse_selftests::lab::assert::expect::soon;
-use vduse_selftests::lab::assert::pattern::Random;
+use vduse_selftests::lab::assert::random::Random;
+use vduse_selftests::lab::assert::timing::soon;
 use vduse_selftests::lab::device::bus::{self, Driver};
 use vduse_selftests::lab::device::test_device::unique_name;
 use vduse_selftests::lab::driver::block::Block;

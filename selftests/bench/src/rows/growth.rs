@@ -5,8 +5,8 @@
 use std::os::fd::AsFd;
 
 use vduse::Mapping;
-use vduse_selftests::lab::assert::pattern::Random;
-use vduse_selftests::lab::device::spaces::Answered;
+use vduse_selftests::lab::assert::random::Random;
+use vduse_selftests::lab::daemon::answered::Answered;
 use vduse_selftests::lab::driver::vhost::access;
 use vduse_selftests::lab::kernel::memory::{self, PAGE};
 

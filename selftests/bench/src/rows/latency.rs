@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
 
 use rustix::event::{eventfd, EventfdFlags};
+use vduse_selftests::lab::daemon::answered::Answered;
 use vduse_selftests::lab::device::bus;
-use vduse_selftests::lab::device::spaces::Answered;
 use vduse_selftests::lab::driver::block::Aligned;
 use vduse_selftests::lab::driver::ring::HandDriver;
 use vduse_selftests::lab::driver::vhost::Vhost;

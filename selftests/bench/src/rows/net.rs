@@ -4,11 +4,11 @@
 //! trip, through the library's card and its loopback.
 
 use vduse::net::{Loopback, Net, Shape};
-use vduse_selftests::lab::assert::expect::soon;
+use vduse_selftests::lab::assert::timing::soon;
+use vduse_selftests::lab::daemon::card::MAC;
 use vduse_selftests::lab::daemon::serving::Serving;
 use vduse_selftests::lab::device::bus::{Driver, OnBus};
 use vduse_selftests::lab::device::test_device::{unique_name, TestDevice};
-use vduse_selftests::lab::driver::net::MAC;
 use vduse_selftests::lab::kernel::modules;
 
 use crate::null::{ethernet, NullCard, LAST, OTHER};

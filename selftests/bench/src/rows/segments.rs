@@ -11,7 +11,7 @@
 //! (`virtnet_create_page_pools`). Nothing calls `virtqueue_map_sync_single_range_for_cpu` or
 //! `_for_device`.
 
-use vduse_selftests::lab::kernel::memory::HugePage;
+use vduse_selftests::lab::kernel::huge_page::HugePage;
 
 use crate::null::{NullDisk, Shape};
 use crate::probes::Probes;

@@ -18,7 +18,7 @@ use crate::fuzz::stage::Stage;
 use crate::lab::device::bus;
 use crate::lab::driver::vhost::{RingAddress, Vhost};
 use crate::lab::kernel::memory::{self, PAGE};
-use crate::lab::kernel::window::Arena;
+use crate::lab::kernel::reserved_range::Arena;
 
 /// How long the range of addresses is that files are mapped in.
 const ARENA: usize = 1 << 20;

@@ -23,11 +23,13 @@ use crate::fuzz::board::Wait;
 use crate::fuzz::controller::{DISK, GROUPS, QUEUES, SPACES};
 use crate::fuzz::rings;
 use crate::fuzz::stage::Stage;
-use crate::lab::device::spaces::{find_raw, set_up};
-use crate::lab::kernel::faults::{LatePage, Manner};
-use crate::lab::kernel::memory::{Prober, PAGE};
+use crate::lab::daemon::regions::find_raw;
+use crate::lab::device::spaces::set_up;
+use crate::lab::kernel::file_mapping::Window;
+use crate::lab::kernel::late_page::{LatePage, Manner};
+use crate::lab::kernel::memory::PAGE;
+use crate::lab::kernel::probe::Prober;
 use crate::lab::kernel::raw::{self, Bytes, Edge};
-use crate::lab::kernel::window::Window;
 
 /// Opening a device.
 const OPEN: &[Errno] = &[Errno::NOENT, Errno::BUSY, Errno::NODEV, Errno::NXIO];

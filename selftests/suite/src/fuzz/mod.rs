@@ -77,7 +77,7 @@ pub fn act(arguments: &[String]) -> bool {
     let Ok(board) = Board::open(&folder.join(supervisor::BOARD), RECORDS) else {
         return false;
     };
-    crate::lab::kernel::memory::unlimited_memlock();
+    crate::lab::kernel::memlock::unlimited_memlock();
     let mut stage = Stage::new(Arc::new(board), folder, number, seed, trace == "trace");
     loop {
         stage.live();

@@ -14,7 +14,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use crate::fuzz::board::{Board, Wait};
-use crate::lab::assert::pattern::Random;
+use crate::lab::assert::random::Random;
 use crate::outcome::FAILED;
 
 /// How many threads of an actor make calls, at most.

@@ -9,14 +9,16 @@ use rustix::io::Errno;
 use vduse::request::Kind;
 use vduse::Control;
 
-use crate::lab::assert::expect::{fails, soon};
+use crate::lab::assert::errors::fails;
+use crate::lab::assert::timing::soon;
 use crate::lab::assert::waiting::Waiting;
-use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::daemon::disk::{memory_file, Served};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, disk_name, vdpa, Driver, OnBus};
 use crate::lab::device::test_device::{disk_config, feature, id, net_config, TestDevice};
 use crate::lab::driver::block;
 use crate::lab::driver::vhost::status;
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::sysfs;
 
 tests![

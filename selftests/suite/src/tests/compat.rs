@@ -8,10 +8,10 @@ use rustix::io::Errno;
 use vduse::Mapping;
 use vduse_uapi::ioctl;
 
-use crate::lab::assert::expect::{fails, fails_at};
-use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::assert::errors::{fails, fails_at};
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::compat::Low;
-use crate::lab::kernel::memory::Prober;
+use crate::lab::kernel::probe::Prober;
 use crate::lab::kernel::raw::Bytes;
 
 tests![

@@ -14,7 +14,7 @@ use vduse::control::CONTROL_PATH;
 use vduse::{Control, Device, DeviceConfig};
 use vduse_uapi::{ioctl, DevConfig, NAME_MAX};
 
-use crate::lab::assert::expect::{fails, fails_at};
+use crate::lab::assert::errors::{fails, fails_at};
 use crate::lab::device::bus::{self, OnBus};
 use crate::lab::device::test_device::{
     disk_config, feature, id, net_config, unique_name, TestDevice,

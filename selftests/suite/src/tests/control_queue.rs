@@ -16,8 +16,8 @@ use std::time::Duration;
 use vduse::request::Answer;
 use vduse::{Device, DeviceConfig};
 
-use crate::lab::assert::expect::soon;
 use crate::lab::assert::limit::Limit;
+use crate::lab::assert::timing::soon;
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{feature, net_config, TestDevice};

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use vduse::Device;
 use vduse_uapi::{ioctl, VqConfig, VqEventfd};
 
-use crate::lab::assert::expect::{fails, fails_at};
+use crate::lab::assert::errors::{fails, fails_at};
 use crate::lab::device::test_device::{disk_config, TestDevice};
 use crate::lab::kernel::raw::{self, Edge};
 
@@ -352,7 +352,7 @@ fn a_failed_kickfd_keeps_the_old_one() {
     kickfd(&file, 0, fd).unwrap();
     fails(kickfd(&file, 0, 1000), Errno::BADF);
     driver.kick.signal().unwrap();
-    crate::lab::assert::expect::soon("the kick arrives", || event.take().unwrap() > 0);
+    crate::lab::assert::timing::soon("the kick arrives", || event.take().unwrap() > 0);
     drop(driver);
     drop(on_bus);
     drop(responder);

@@ -10,19 +10,22 @@ use std::time::Duration;
 
 use vduse::blk;
 
-use crate::lab::assert::expect::soon;
+use crate::lab::assert::data::assert_same;
 use crate::lab::assert::limit::in_time;
-use crate::lab::assert::pattern::assert_same;
+use crate::lab::assert::timing::soon;
 use crate::lab::assert::waiting::Waiting;
-use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::daemon::disk::{memory_file, Served};
 use crate::lab::daemon::gate::InterruptOnDrop;
 use crate::lab::daemon::process::{Daemon, Manner};
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{feature, unique_name, TestDevice};
-use crate::lab::driver::block::{exercise, sectors, Aligned, Block, Exerciser};
+use crate::lab::driver::block::{sectors, Aligned, Block};
+use crate::lab::driver::exerciser::{exercise, Exerciser};
 use crate::lab::driver::ring;
 use crate::lab::driver::vhost::Vhost;
-use crate::lab::kernel::memory::{HugePage, PAGE};
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
+use crate::lab::kernel::huge_page::HugePage;
+use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::sysfs;
 use crate::lab::run::scratch::Scratch;
 
@@ -126,7 +129,7 @@ fn large_requests_are_intact() {
     let disk = LiveDisk::new(Shape::default());
     let block = disk.block();
     let mut data = vec![0; 1 << 20];
-    crate::lab::assert::pattern::Random::new(9).fill(&mut data);
+    crate::lab::assert::random::Random::new(9).fill(&mut data);
     block.write(0, &data).unwrap();
     assert_same(&block.read(0, 1 << 20).unwrap(), &data, "a MiB");
 }
@@ -164,7 +167,7 @@ fn a_request_of_half_the_bounce_area_ends() {
     let block = disk.block();
     let limit = format!("/sys/block/{}/queue/max_sectors_kb", block.name());
     sysfs::write(limit.as_ref(), "4096").unwrap();
-    crate::lab::assert::pattern::Random::new(11).fill(memory.bytes());
+    crate::lab::assert::random::Random::new(11).fill(memory.bytes());
     block.write_from(0, memory.bytes()).unwrap();
     let mut found = vec![0; LEN];
     disk.file.read_exact_at(&mut found, 0).unwrap();
@@ -181,7 +184,7 @@ fn large_requests_end(shape: Shape) {
     let most = sysfs::read(&queue.join("max_hw_sectors_kb")).unwrap();
     sysfs::write(&queue.join("max_sectors_kb"), &most).unwrap();
     let mut data = vec![0; shape.bytes as usize];
-    crate::lab::assert::pattern::Random::new(12).fill(&mut data);
+    crate::lab::assert::random::Random::new(12).fill(&mut data);
     block.write(0, &data).unwrap();
     let mut found = vec![0; data.len()];
     disk.file.read_exact_at(&mut found, 0).unwrap();
@@ -227,7 +230,7 @@ fn larger_pieces_find_room_after_many_pages() {
     });
     let block = disk.block();
     let mut data = vec![0; 4 << 20];
-    crate::lab::assert::pattern::Random::new(14).fill(&mut data);
+    crate::lab::assert::random::Random::new(14).fill(&mut data);
     block.write(0, &data).unwrap();
     // Without a daemon, requests for twice as many pages as the area has wait for each other.
     let in_flight = Path::new("/sys/block").join(block.name()).join("inflight");
@@ -250,7 +253,7 @@ fn larger_pieces_find_room_after_many_pages() {
     }
     // In pieces of as many pages as possible.
     let mut memory = HugePage::new();
-    crate::lab::assert::pattern::Random::new(15).fill(memory.bytes());
+    crate::lab::assert::random::Random::new(15).fill(memory.bytes());
     block.write_from(0, memory.bytes()).unwrap();
     let mut found = vec![0; HugePage::LEN];
     disk.file.read_exact_at(&mut found, 0).unwrap();
@@ -624,7 +627,7 @@ fn a_reset_leaves_no_stale_mappings() {
     let region = device.iotlb_fd(iova, iova).unwrap();
     disk.on_bus.unbind(Driver::Virtio).unwrap();
     for (first, last) in [(0, 0), (iova, iova), (0, u64::MAX)] {
-        crate::lab::assert::expect::fails(device.iotlb_fd(first, last), rustix::io::Errno::INVAL);
+        crate::lab::assert::errors::fails(device.iotlb_fd(first, last), rustix::io::Errno::INVAL);
     }
     drop(region);
 }

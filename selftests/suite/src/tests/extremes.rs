@@ -10,18 +10,23 @@ use rustix::io::Errno;
 use vduse::DeviceConfig;
 
 use crate::lab::assert::counts::{self, available};
-use crate::lab::assert::expect::{fails, soon};
-use crate::lab::assert::pattern::assert_same;
-use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::assert::data::assert_same;
+use crate::lab::assert::errors::fails;
+use crate::lab::assert::timing::soon;
+use crate::lab::daemon::answered::{agree, Answered};
+use crate::lab::daemon::regions::first_byte;
 use crate::lab::daemon::responder::Responder;
+use crate::lab::daemon::served_groups::ServedGroups;
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::spaces::{self, agree, first_byte, page_of, Answered, ServedGroups};
+use crate::lab::device::spaces;
 use crate::lab::device::test_device::{unique_name, TestDevice};
 use crate::lab::driver::block::Block;
 use crate::lab::driver::ring::{self, HandQueue};
-use crate::lab::driver::vhost::Vhost;
+use crate::lab::driver::vhost::{self, Vhost};
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::cgroup::Cgroup;
 use crate::lab::kernel::cpu;
+use crate::lab::kernel::memory::page_of;
 use crate::lab::kernel::rcu::Expedited;
 use crate::lab::run::report::{note, skip};
 
@@ -85,7 +90,7 @@ fn life(what: &str, config: &DeviceConfig, bounce: u64, with: impl FnOnce(&Vhost
     let on_bus = OnBus::add(device.name()).expect("adding");
     meter.step("putting it on the bus");
     on_bus.bind(Driver::Vhost).expect("binding");
-    let vhost = spaces::open(&device);
+    let vhost = vhost::open(&device);
     meter.step("opening it through vhost");
     assert_eq!(vhost.groups().unwrap(), config.groups);
     assert_eq!(vhost.address_spaces().unwrap(), config.address_spaces);
@@ -158,7 +163,7 @@ fn a_device_of_many_spaces_costs_no_more_than_it_uses() {
 fn a_device_of_1_queue_works() {
     let disk = ServedGroups::new(1, 1);
     disk.on_bus.bind(Driver::Vhost).unwrap();
-    let vhost = spaces::open(&disk.device);
+    let vhost = vhost::open(&disk.device);
     ring::agree(&vhost);
     assert_eq!(vhost.queues().unwrap(), 1);
     fails(vhost.set_queue_size(1, 256), Errno::NOBUFS);
@@ -192,7 +197,7 @@ fn a_device_of_128_queues_in_128_groups_and_spaces_works() {
     let disk = ServedGroups::new(COUNT as u16, COUNT);
     meter.step("creating it and putting it on the bus");
     disk.on_bus.bind(Driver::Vhost).unwrap();
-    let vhost = spaces::open(&disk.device);
+    let vhost = vhost::open(&disk.device);
     ring::agree(&vhost);
     assert_eq!(vhost.queues().unwrap(), COUNT);
     for n in 0..COUNT {
@@ -274,7 +279,7 @@ fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
         });
         let block = disk.block();
         block.read(0, 4096).unwrap();
-        crate::lab::kernel::memory::unlimited_memlock();
+        crate::lab::kernel::memlock::unlimited_memlock();
         if lent {
             disk.served.handle().register_umem().unwrap();
         }

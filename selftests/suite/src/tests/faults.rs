@@ -24,18 +24,23 @@ use vduse_uapi::{IovaInfo, IovaUmem};
 
 use crate::environment;
 use crate::lab::assert::counts::times_leave_nothing;
-use crate::lab::assert::expect::fails_at;
-use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::assert::errors::fails_at;
+use crate::lab::daemon::answered::agree;
+use crate::lab::daemon::disk::{memory_file, Served};
+use crate::lab::daemon::regions::first_byte;
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::spaces::{self, agree, first_byte, page_of};
+use crate::lab::device::spaces;
 use crate::lab::device::test_device::{disk_config, TestDevice};
-use crate::lab::driver::vhost::Vhost;
-use crate::lab::kernel::injection::{Below, Fault, Injection, Tally};
+use crate::lab::driver::vhost::{self, Vhost};
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
+use crate::lab::kernel::fault_injection::{Below, Fault, Injection, Tally};
+use crate::lab::kernel::file_mapping::Window;
 use crate::lab::kernel::loading::{self, LoadAgain};
-use crate::lab::kernel::memory::{pinned_kib, unlimited_memlock, Prober, PAGE};
+use crate::lab::kernel::memlock::{pinned_kib, unlimited_memlock};
+use crate::lab::kernel::memory::{page_of, PAGE};
+use crate::lab::kernel::probe::Prober;
 use crate::lab::kernel::sysfs;
-use crate::lab::kernel::window::Window;
 
 tests![
     loading_the_module_fails_cleanly => 120,
@@ -429,7 +434,7 @@ impl Driven {
         let on_bus = OnBus::add(stage.name()).expect("adding");
         on_bus.bind(Driver::Vhost).expect("binding");
         Self {
-            vhost: spaces::open(&stage.device),
+            vhost: vhost::open(&stage.device),
             _on_bus: on_bus,
             stage,
         }

@@ -11,19 +11,21 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::lab::assert::expect::{fails, soon, stays};
+use crate::lab::assert::data::assert_same;
+use crate::lab::assert::errors::fails;
 use crate::lab::assert::limit::in_time;
-use crate::lab::assert::pattern::{assert_same, Random};
+use crate::lab::assert::random::Random;
+use crate::lab::assert::timing::{soon, stays};
 use crate::lab::assert::waiting::Waiting;
-use crate::lab::daemon::fs::{
-    device_config, need_virtiofs, Asked, LiveFs, Mount, QUEUES, REQUEST_QUEUES,
-};
+use crate::lab::daemon::fs::{device_config, Asked, QUEUES, REQUEST_QUEUES};
 use crate::lab::daemon::fuse::op;
 use crate::lab::daemon::process::{Daemon, Manner};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
-use crate::lab::driver::block::{exercise, exercise_on, Block, Exerciser};
+use crate::lab::driver::block::Block;
+use crate::lab::driver::exerciser::{exercise, exercise_on, Exerciser};
+use crate::lab::driver::virtiofs::{need_virtiofs, LiveFs, Mount};
 use crate::lab::kernel::cpu::run_on;
 use crate::lab::kernel::sysfs;
 

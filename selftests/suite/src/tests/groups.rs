@@ -13,19 +13,23 @@ use vduse::server::Server;
 use vduse::{Control, DeviceConfig};
 use vduse_uapi::{IovaInfo, VqConfig};
 
-use crate::lab::assert::expect::{fails, fails_at, soon};
+use crate::lab::assert::data::assert_same;
+use crate::lab::assert::errors::{fails, fails_at};
 use crate::lab::assert::limit::in_time;
-use crate::lab::assert::pattern::assert_same;
-use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::assert::timing::soon;
+use crate::lab::daemon::answered::{agree, Answered};
+use crate::lab::daemon::disk::{memory_file, Served};
 use crate::lab::daemon::responder::Responder;
+use crate::lab::daemon::served_groups::ServedGroups;
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::spaces::{self, agree, Answered, ServedGroups};
+use crate::lab::device::spaces;
 use crate::lab::device::test_device::{disk_config, net_config, TestDevice};
 use crate::lab::driver::block;
 use crate::lab::driver::ring::{self, HandQueue};
-use crate::lab::driver::vhost::Vhost;
+use crate::lab::driver::vhost::{self, Vhost};
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::trace::Trace;
-use crate::lab::kernel::{cpu, modules, sysfs};
+use crate::lab::kernel::{cpu, memory, modules, sysfs};
 
 tests![
     api_version_1_is_asked_for_or_found_out,
@@ -79,7 +83,7 @@ fn version_0_clients_see_nothing_new() {
     assert_eq!(vhost.group_of(1).unwrap(), 0);
     answered.responder.take_kinds();
     // The message has no address space.
-    let page = spaces::page_of(1);
+    let page = memory::page_of(1);
     vhost.map_in(0, 0x1000, &page, 3).unwrap();
     let update = Kind::UpdateIotlb {
         first: 0,
@@ -232,7 +236,7 @@ fn vq_setup_is_refused_once_attached_unless_it_repeats_what_is_there() {
     spaces::set_up(file, 1, 2).unwrap();
     let on_bus = OnBus::add(answered.device.name()).unwrap();
     on_bus.bind(Driver::Vhost).unwrap();
-    let vhost = spaces::open(&answered.device);
+    let vhost = vhost::open(&answered.device);
     assert_eq!(vhost.group_of(1).unwrap(), 2);
     drop(vhost);
     drop(on_bus);
@@ -375,7 +379,7 @@ fn set_group_asid_that_the_daemon_refuses_changes_nothing() {
     let served = Served::run(server);
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Vhost).unwrap();
-    let vhost = spaces::open(&device);
+    let vhost = vhost::open(&device);
     fails(vhost.set_group_asid(1, 1), Errno::IO);
     drop(vhost);
     on_bus.unbind(Driver::Vhost).unwrap();
@@ -437,7 +441,7 @@ fn set_group_asid_out_of_range_is_einval() {
 fn set_group_asid_is_ebusy_once_the_driver_is_ready() {
     let disk = ServedGroups::new(2, 2);
     disk.on_bus.bind(Driver::Vhost).unwrap();
-    let vhost = spaces::open(&disk.device);
+    let vhost = vhost::open(&disk.device);
     ring::agree(&vhost);
     vhost.set_group_asid(1, 1).unwrap();
     let mut queue = HandQueue::prepare(&vhost, 1, 1, 0x10_0000);
@@ -473,7 +477,7 @@ fn a_reset_puts_the_groups_back_to_space_0() {
     let responder = Responder::new(&file, agree);
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Vhost).unwrap();
-    let vhost = spaces::open(&device);
+    let vhost = vhost::open(&device);
     vhost.set_group_asid(0, 1).unwrap();
     vhost.set_group_asid(1, 1).unwrap();
     drop(vhost);
@@ -543,7 +547,7 @@ fn the_example_serves_two_groups_in_two_spaces() {
     let device = TestDevice::adopt(&name);
     let on_bus = OnBus::add_soon(&name);
     on_bus.bind(Driver::Vhost).unwrap();
-    let vhost = spaces::open(&device);
+    let vhost = vhost::open(&device);
     assert_eq!(vhost.groups().unwrap(), 2);
     assert_eq!(vhost.address_spaces().unwrap(), 2);
     ring::agree(&vhost);

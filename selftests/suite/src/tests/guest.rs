@@ -13,8 +13,9 @@ use serde_json::json;
 use vduse::blk::{self, Disk};
 use vduse::server::Server;
 
-use crate::lab::assert::expect::{soon, within};
-use crate::lab::assert::pattern::{assert_same, Random};
+use crate::lab::assert::data::assert_same;
+use crate::lab::assert::random::Random;
+use crate::lab::assert::timing::{soon, within};
 use crate::lab::daemon::disk::Served;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};

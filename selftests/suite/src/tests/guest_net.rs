@@ -16,10 +16,12 @@ use vduse::net::{Command, Event, Groups, Mac, Shape, What};
 use vduse::{Device, Mapping};
 use vduse_uapi as uapi;
 
-use crate::lab::assert::expect::within;
+use crate::lab::assert::timing::within;
 use crate::lab::device::bus::Driver;
 use crate::lab::device::test_device::unique_name;
-use crate::lab::guest::card::{GuestCard, Interface, Pinger};
+use crate::lab::guest::card::GuestCard;
+use crate::lab::guest::interface::Interface;
+use crate::lab::guest::ping::Pinger;
 use crate::lab::guest::qemu::{Guest, Setup};
 use crate::lab::guest::qsd::tool;
 use crate::lab::run::report::note;

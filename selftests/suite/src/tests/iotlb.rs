@@ -11,13 +11,15 @@ use vduse::device::Region;
 use vduse::{Device, Mapping};
 use vduse_uapi::{ioctl, IovaInfo, ACCESS_RO, ACCESS_RW, ACCESS_WO, IOVA_CAP_UMEM};
 
-use crate::lab::assert::expect::{fails, fails_at};
-use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::assert::errors::{fails, fails_at};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::TestDevice;
 use crate::lab::driver::vhost::Vhost;
-use crate::lab::kernel::memory::{self, HugePage, Prober, PAGE};
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
+use crate::lab::kernel::huge_page::HugePage;
+use crate::lab::kernel::memory::{self, PAGE};
+use crate::lab::kernel::probe::{self, Prober};
 use crate::lab::kernel::raw::{self, Edge};
 
 tests![
@@ -456,7 +458,7 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
 
     let area = map(&region);
     let present = |from: usize, count: usize| {
-        let is_present = |number| memory::is_present(page(&area, number));
+        let is_present = |number| probe::is_present(page(&area, number));
         (from..from + count).map(is_present).collect::<Vec<_>>()
     };
     assert_eq!(present(first, count), vec![false; count]);
@@ -489,7 +491,7 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     let to_rings = Mapping::of_file(region.file.as_fd(), 0, size, ACCESS_RW).unwrap();
     let pages = [0, 1].map(|number| ring.offset as usize / PAGE as usize + number);
     for touched in 0..2 {
-        let is_present = |number| memory::is_present(page(&to_rings, number));
+        let is_present = |number| probe::is_present(page(&to_rings, number));
         assert_eq!(pages.map(is_present), [touched > 0, false]);
         prober.read(page(&to_rings, pages[touched]), 1).unwrap();
     }
@@ -497,7 +499,7 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     let offset = region.offset + first as u64 * PAGE;
     let three = Mapping::of_file(region.file.as_fd(), offset, 3 * PAGE, ACCESS_RO).unwrap();
     prober.read(page(&three, 1), 1).unwrap();
-    let is_present = |number| memory::is_present(page(&three, number));
+    let is_present = |number| probe::is_present(page(&three, number));
     assert_eq!([0, 1, 2].map(is_present), [false, true, true]);
 }
 

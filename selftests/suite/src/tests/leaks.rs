@@ -11,17 +11,18 @@ use vduse::request::Answer;
 use vduse::Control;
 
 use crate::lab::assert::counts::{has_kmemleak, leaves_nothing};
-use crate::lab::assert::expect::{fails, soon};
-use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::assert::errors::fails;
+use crate::lab::assert::timing::soon;
+use crate::lab::daemon::answered::Answered;
 use crate::lab::daemon::process::{Daemon, Manner};
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::spaces::{page_of, Answered};
 use crate::lab::device::test_device::{unique_name, TestDevice};
 use crate::lab::driver::block::read_until_error;
 use crate::lab::driver::client::Client;
 use crate::lab::driver::ring::{self, HandDriver};
 use crate::lab::driver::vhost::Vhost;
-use crate::lab::kernel::memory::PAGE;
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
+use crate::lab::kernel::memory::{page_of, PAGE};
 use crate::lab::run::report::skip;
 use crate::lab::run::scratch::Scratch;
 

@@ -14,15 +14,16 @@ use vduse::request::{Answer, Kind};
 use vduse::Device;
 use vduse_uapi::{DevResponse, ACCESS_RW};
 
-use crate::lab::assert::expect::{fails, soon};
+use crate::lab::assert::errors::fails;
+use crate::lab::assert::timing::soon;
 use crate::lab::assert::waiting::Waiting;
-use crate::lab::daemon::disk::{LiveDisk, Shape};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::TestDevice;
 use crate::lab::driver::vhost::Vhost;
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::raw::Edge;
-use crate::lab::kernel::{memory, sysfs};
+use crate::lab::kernel::{memory, missing_page, sysfs};
 
 tests![
     opening_vhost_resets_the_device_and_waits,
@@ -644,7 +645,7 @@ fn who_waits_for_an_answer_can_be_killed() {
 fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
     let mut bound = Bound::new();
     bound.set_timeout(LONGER);
-    let page = Arc::new(memory::Missing::new());
+    let page = Arc::new(missing_page::Missing::new());
     let opening = bound.open_vhost();
     soon("a request", || bound.readable().contains(PollFlags::IN));
     let (theirs, file) = (page.clone(), bound.file().clone());

@@ -19,10 +19,12 @@ use vduse::{Control, Device, Mapping};
 use vduse_uapi::{IovaInfo, IovaUmem, VqConfig};
 
 use crate::differences;
-use crate::lab::assert::pattern::Random;
+use crate::lab::assert::random::Random;
+use crate::lab::daemon::answered::agree;
+use crate::lab::daemon::regions;
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::spaces::{self, agree};
+use crate::lab::device::spaces;
 use crate::lab::device::test_device::TestDevice;
 use crate::lab::driver::vhost::{RingAddress, Vhost};
 use crate::lab::kernel::memory::{self, PAGE};
@@ -868,7 +870,7 @@ impl Real {
                 reserved,
             } => {
                 let found = if reserved {
-                    spaces::find_reserved(file, asid, first, last)
+                    regions::find_reserved(file, asid, first, last)
                 } else {
                     file.iotlb_fd2(asid, first, last)
                 };

@@ -10,14 +10,18 @@ use std::time::Instant;
 use vduse::net::{Command, Mac, Settings, What};
 use vduse::server::Handle;
 
-use crate::lab::assert::pattern::{assert_same, Random};
+use crate::lab::assert::data::assert_same;
+use crate::lab::assert::random::Random;
+use crate::lab::daemon::card::{self, Example, MAC};
+use crate::lab::daemon::tap::{TapInterface, HERE};
 use crate::lab::device::bus::{Driver, OnBus};
-use crate::lab::device::spaces;
 use crate::lab::device::test_device::{unique_name, TestDevice};
-use crate::lab::driver::card::{frame, mac_set, CardDriver, TRANSMIT};
-use crate::lab::driver::net::{self, Example, IsolatedCard, Peer, TapInterface, HERE, MAC, THERE};
+use crate::lab::driver::card_driver::{frame, mac_set, CardDriver, TRANSMIT};
+use crate::lab::driver::isolated_card::IsolatedCard;
+use crate::lab::driver::peer::{Peer, THERE};
 use crate::lab::driver::ring::{self, HandQueue};
-use crate::lab::kernel::memory::unlimited_memlock;
+use crate::lab::driver::vhost;
+use crate::lab::kernel::memlock::unlimited_memlock;
 
 tests![
     pings_go_both_ways => 60,
@@ -36,9 +40,9 @@ tests![
 
 fn pings_go_both_ways() {
     let tap = TapInterface::new(1);
-    let shape = net::shape(1);
+    let shape = card::shape(1);
     let device = TestDevice::new(&shape.config());
-    let _served = net::serve(&shape, &device, &tap);
+    let _served = card::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
     peer.ping_both_ways(64);
     peer.ping_both_ways(1400);
@@ -74,9 +78,9 @@ fn exchange(peer: &Peer, bytes: usize) {
 
 fn data_arrives_as_it_was_sent() {
     let tap = TapInterface::new(1);
-    let shape = net::shape(1);
+    let shape = card::shape(1);
     let device = TestDevice::new(&shape.config());
-    let _served = net::serve(&shape, &device, &tap);
+    let _served = card::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
     exchange(&peer, 4 << 20);
 }
@@ -86,11 +90,11 @@ fn data_arrives_as_it_was_sent() {
 fn data_is_intact_when_memory_comes_and_goes_meanwhile() {
     unlimited_memlock();
     let tap = TapInterface::new(1);
-    let shape = net::shape(1);
+    let shape = card::shape(1);
     let device = TestDevice::new(&shape.config());
     // Four times the 1,024 slots that the card's empty buffers take.
     device.set_bounce_size(16 << 20);
-    let served = net::serve(&shape, &device, &tap);
+    let served = card::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
     let handle = served.handle();
     let stop = AtomicBool::new(false);
@@ -118,9 +122,9 @@ fn data_is_intact_when_memory_comes_and_goes_meanwhile() {
 
 fn a_driver_uses_one_pair_of_two_without_mq() {
     let tap = TapInterface::new(2);
-    let shape = net::shape(2);
+    let shape = card::shape(2);
     let device = TestDevice::new(&shape.config());
-    let served = net::serve(&shape, &device, &tap);
+    let served = card::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
     // Several flows, which the TAP interface would spread over its queues.
     for _ in 0..4 {
@@ -133,7 +137,7 @@ fn a_driver_uses_one_pair_of_two_without_mq() {
 
 fn a_new_daemon_takes_a_running_card_over() {
     let tap = TapInterface::new(1);
-    let shape = net::shape(1);
+    let shape = card::shape(1);
     let device = TestDevice::new(&shape.config());
     let daemon = Example::start(device.name(), &tap, &[]);
     let peer = Peer::new(device.name());
@@ -310,7 +314,7 @@ fn the_example_says_what_the_driver_does() {
     let example = Example::start(&name, &tap, &options);
     let on_bus = OnBus::add_soon(&name);
     on_bus.bind(Driver::Vhost).unwrap();
-    let vhost = spaces::open(&device);
+    let vhost = vhost::open(&device);
     ring::agree(&vhost);
     vhost.set_group_asid(1, 1).unwrap();
     example.says("Moved { group: 1, asid: 1 }");

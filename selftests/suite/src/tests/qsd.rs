@@ -4,13 +4,15 @@
 
 use std::path::Path;
 
-use crate::lab::assert::expect::soon;
-use crate::lab::assert::pattern::{assert_same, Random};
+use crate::lab::assert::data::assert_same;
+use crate::lab::assert::random::Random;
+use crate::lab::assert::timing::soon;
 use crate::lab::assert::waiting::Waiting;
 use crate::lab::daemon::gate::InterruptOnDrop;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
-use crate::lab::driver::block::{exercise, sectors, Block, Exerciser};
+use crate::lab::driver::block::{sectors, Block};
+use crate::lab::driver::exerciser::{exercise, Exerciser};
 use crate::lab::driver::ring;
 use crate::lab::guest::qsd::{tool, Qsd};
 use crate::lab::run::report::need;

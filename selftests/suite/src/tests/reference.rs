@@ -8,14 +8,15 @@ use std::io;
 
 use rustix::io::Errno;
 
-use crate::lab::assert::pattern::assert_same;
+use crate::lab::assert::data::assert_same;
+use crate::lab::daemon::card::MAC;
 use crate::lab::device::bus::{Driver, OnBus};
-use crate::lab::device::spaces::{self, page_of};
 use crate::lab::device::test_device::unique_name;
-use crate::lab::driver::card::{frame, mac_set, CardDriver, RECEIVE, TRANSMIT};
-use crate::lab::driver::net::{IsolatedCard, MAC};
+use crate::lab::driver::card_driver::{frame, mac_set, CardDriver, RECEIVE, TRANSMIT};
+use crate::lab::driver::isolated_card::IsolatedCard;
 use crate::lab::driver::ring::{self, HandQueue};
-use crate::lab::driver::vhost::{access, Vhost};
+use crate::lab::driver::vhost::{self, access, Vhost};
+use crate::lab::kernel::memory::page_of;
 use crate::lab::kernel::modules;
 use crate::lab::run::report::{note, skip};
 
@@ -37,7 +38,7 @@ fn both<R>(check: impl Fn(&dyn Fn() -> Vhost) -> R) -> [R; 2] {
     let simulated = OnBus::add_by("vdpasim_net", &unique_name()).expect("a simulated card");
     simulated.bind(Driver::Vhost).expect("binding it");
     note("the simulator");
-    let theirs = check(&|| spaces::open_by_name(simulated.name()));
+    let theirs = check(&|| vhost::open_by_name(simulated.name()));
 
     note("ours");
     let card = IsolatedCard::new(1);

@@ -11,16 +11,21 @@ use vduse::umem::Umem;
 use vduse::{Device, Mapping};
 use vduse_uapi::{IotlbEntryV2, IovaInfo, IovaUmem, IOVA_CAP_UMEM};
 
-use crate::lab::assert::expect::{fails, fails_at, soon};
-use crate::lab::assert::pattern::assert_same;
+use crate::lab::assert::data::assert_same;
+use crate::lab::assert::errors::{fails, fails_at};
+use crate::lab::assert::timing::soon;
+use crate::lab::daemon::answered::{agree, Answered};
+use crate::lab::daemon::regions::{self, first_byte};
+use crate::lab::daemon::served_groups::ServedGroups;
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::spaces::{self, agree, first_byte, page_of, Answered, ServedGroups};
+use crate::lab::device::spaces;
 use crate::lab::driver::block::Block;
 use crate::lab::driver::client::{self, Client};
 use crate::lab::driver::ring::{self, HandQueue, LEN};
-use crate::lab::driver::vhost::Vhost;
+use crate::lab::driver::vhost::{self, Vhost};
 use crate::lab::kernel::cpu;
-use crate::lab::kernel::memory::{self, unlimited_memlock, PAGE};
+use crate::lab::kernel::memlock::{self, unlimited_memlock};
+use crate::lab::kernel::memory::{page_of, PAGE};
 
 tests![
     set_map_of_a_space_leaves_the_others_alone,
@@ -293,7 +298,7 @@ fn get_fd2_reserved_fields_must_be_0() {
         asid: 1,
         ..Default::default()
     };
-    let call = |entry: &IotlbEntryV2| spaces::find_raw(&answered.file, entry);
+    let call = |entry: &IotlbEntryV2| regions::find_raw(&answered.file, entry);
     for index in 0..entry.reserved.len() {
         let mut entry = entry;
         entry.reserved[index] = 1 << index;
@@ -414,7 +419,7 @@ fn opened_queues(
     iovas: [u64; 2],
     prepare: impl FnOnce(&Vhost),
 ) -> (Vhost, [HandQueue; 2]) {
-    let vhost = spaces::open(&disk.device);
+    let vhost = vhost::open(&disk.device);
     ring::agree(&vhost);
     vhost.set_group_asid(1, 1).unwrap();
     let queues = [0, 1].map(|n| HandQueue::prepare(&vhost, n, n, iovas[n as usize]));
@@ -482,7 +487,7 @@ fn neither_group_reaches_the_other_ones_memory() {
 fn groups_can_share_a_space_that_is_not_0() {
     let disk = ServedGroups::new(2, 3);
     disk.on_bus.bind(Driver::Vhost).unwrap();
-    let vhost = spaces::open(&disk.device);
+    let vhost = vhost::open(&disk.device);
     ring::agree(&vhost);
     for group in 0..2 {
         vhost.set_group_asid(group, 2).unwrap();
@@ -561,7 +566,7 @@ fn umem_is_registered_for_a_space() {
     fails(device.deregister_umem(&umem), Errno::NOENT);
     for round in 0..3u8 {
         disk.served.handle().register_umem().unwrap();
-        assert_eq!(memory::pinned_kib(), (size / 2) >> 10);
+        assert_eq!(memlock::pinned_kib(), (size / 2) >> 10);
         fails(Umem::register(device.clone()).map(drop), Errno::EXIST);
         // Memory registered for one address space is not registered for the other.
         fails(device.deregister_umem(&umem), Errno::NOENT);
@@ -572,7 +577,7 @@ fn umem_is_registered_for_a_space() {
             assert_same(&found, &[round; 4096], "what was written");
         }
         disk.served.handle().deregister_umem().unwrap();
-        assert_eq!(memory::pinned_kib(), 0);
+        assert_eq!(memlock::pinned_kib(), 0);
     }
 }
 

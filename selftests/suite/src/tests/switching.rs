@@ -5,14 +5,14 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::lab::assert::pattern::{assert_same, Random};
+use crate::lab::assert::data::assert_same;
+use crate::lab::assert::random::Random;
 use crate::lab::daemon::groups::{GroupsDaemon, MARK};
 use crate::lab::device::bus::{Driver, OnBus};
-use crate::lab::device::spaces::{self, page_of};
 use crate::lab::device::test_device::{unique_name, TestDevice};
 use crate::lab::driver::ring::{self, HandQueue, LEN};
-use crate::lab::driver::vhost::Vhost;
-use crate::lab::kernel::memory::PAGE;
+use crate::lab::driver::vhost::{self, Vhost};
+use crate::lab::kernel::memory::{page_of, PAGE};
 use crate::lab::kernel::rcu::Expedited;
 use crate::lab::run::report::note;
 use crate::lab::run::settings::seed;
@@ -46,7 +46,7 @@ impl Setup {
 
     #[track_caller]
     fn vhost(&self) -> Vhost {
-        spaces::open(&self.device)
+        vhost::open(&self.device)
     }
 }
 

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use crate::lab::assert::expect::{fails, fails_at};
-use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::assert::errors::{fails, fails_at};
 use crate::lab::device::test_device::{disk_config, TestDevice};
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::cpu::OfflineCpu;
 use crate::lab::kernel::modules;
 use crate::lab::kernel::sysfs::{affinity, attribute, folder, read, write};

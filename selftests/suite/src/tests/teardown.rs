@@ -10,17 +10,19 @@ use rustix::io::Errno;
 use vduse::request::{Answer, Kind};
 use vduse::{Control, Device};
 
-use crate::lab::assert::expect::{fails, soon};
+use crate::lab::assert::errors::fails;
 use crate::lab::assert::limit::in_time;
+use crate::lab::assert::timing::soon;
 use crate::lab::assert::waiting::Waiting;
-use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
+use crate::lab::daemon::answered::agree;
+use crate::lab::daemon::disk::{memory_file, Served};
 use crate::lab::daemon::process::{Daemon, Manner};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::spaces::agree;
 use crate::lab::device::test_device::{disk_config, unique_name, TestDevice};
 use crate::lab::driver::block::read_until_error;
 use crate::lab::driver::vhost::Vhost;
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::modules;
 use crate::lab::run::scratch::Scratch;
@@ -191,7 +193,7 @@ fn calls_during_bind_and_unbind_do_no_harm() {
             use std::os::fd::AsFd;
             let mapping = vduse::Mapping::of_file(region.file.as_fd(), region.offset, size, 3);
             let mapping = mapping.expect("mapping a region");
-            let _ = crate::lab::kernel::memory::Prober::new().read(mapping.address(), 64);
+            let _ = crate::lab::kernel::probe::Prober::new().read(mapping.address(), 64);
         }
     };
     let caller = || {
@@ -254,7 +256,7 @@ fn the_module_stays_while_a_mapping_exists() {
     drop(region);
     drop(disk);
     assert_stays();
-    let _ = crate::lab::kernel::memory::Prober::new().read(mapping.address(), 64);
+    let _ = crate::lab::kernel::probe::Prober::new().read(mapping.address(), 64);
 }
 
 fn a_daemon_that_closes_first_is_let_go() {

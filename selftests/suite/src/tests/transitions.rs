@@ -14,17 +14,21 @@ use vduse::request::Kind;
 use vduse::server::Server;
 use vduse::{blk, Device};
 
-use crate::lab::assert::expect::{fails, soon, stays};
-use crate::lab::daemon::disk::{memory_file, LiveDisk, Served, Shape};
-use crate::lab::daemon::fs::{self, LiveFs, Mount};
+use crate::lab::assert::errors::fails;
+use crate::lab::assert::timing::{soon, stays};
+use crate::lab::daemon::disk::{memory_file, Served};
 use crate::lab::daemon::process::{Daemon, Manner};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::daemon::serving::Serving;
+use crate::lab::daemon::tap::TapInterface;
+use crate::lab::daemon::{card, fs};
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
 use crate::lab::driver::block::{read_until_error, Block};
-use crate::lab::driver::net::{self, Peer, TapInterface};
+use crate::lab::driver::peer::Peer;
 use crate::lab::driver::vhost::Vhost;
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
+use crate::lab::driver::virtiofs::{self, LiveFs, Mount};
 use crate::lab::kernel::{modules, sysfs};
 use crate::lab::run::report::skip;
 use crate::lab::run::scratch::Scratch;
@@ -270,9 +274,9 @@ fn unloading_virtio_net_takes_its_interface_away() {
     modules::tool("modprobe", &["virtio_net"]).unwrap();
     need_unused("virtio_net", 0);
     let tap = TapInterface::new(1);
-    let shape = net::shape(1);
+    let shape = card::shape(1);
     let device = TestDevice::new(&shape.config());
-    let served = net::serve(&shape, &device, &tap);
+    let served = card::serve(&shape, &device, &tap);
     let _loaded = Loaded(&["virtio_net"]);
     {
         let peer = Peer::new(device.name());
@@ -293,7 +297,7 @@ fn unloading_virtio_net_takes_its_interface_away() {
 }
 
 fn unloading_virtiofs_takes_its_file_systems_away() {
-    fs::need_virtiofs();
+    virtiofs::need_virtiofs();
     need_unused("virtiofs", 0);
     let live = LiveFs::new();
     std::fs::write(live.behind("file"), "there").unwrap();

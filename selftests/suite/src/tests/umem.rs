@@ -9,10 +9,14 @@ use vduse::umem::Umem;
 use vduse::Mapping;
 use vduse_uapi::{ioctl, IovaUmem};
 
-use crate::lab::assert::expect::{fails, fails_at, soon};
-use crate::lab::daemon::disk::{LiveDisk, Served, Shape};
-use crate::lab::driver::block::{exercise, Exerciser};
-use crate::lab::kernel::memory::{pinned_kib, set_memlock, unlimited_memlock, Prober, PAGE};
+use crate::lab::assert::errors::{fails, fails_at};
+use crate::lab::assert::timing::soon;
+use crate::lab::daemon::disk::Served;
+use crate::lab::driver::exerciser::{exercise, Exerciser};
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
+use crate::lab::kernel::memlock::{pinned_kib, set_memlock, unlimited_memlock};
+use crate::lab::kernel::memory::PAGE;
+use crate::lab::kernel::probe::Prober;
 use crate::lab::kernel::raw::{self, Bytes};
 
 tests![

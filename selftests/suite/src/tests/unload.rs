@@ -10,13 +10,15 @@ use rustix::io::Errno;
 use vduse::control::CONTROL_PATH;
 use vduse::Mapping;
 
-use crate::lab::assert::expect::{fails, fails_at, soon};
-use crate::lab::daemon::disk::{LiveDisk, Shape};
+use crate::lab::assert::errors::{fails, fails_at};
+use crate::lab::assert::timing::soon;
+use crate::lab::daemon::answered::Answered;
+use crate::lab::daemon::regions::first_byte;
 use crate::lab::device::bus;
-use crate::lab::device::spaces::{self, first_byte, Answered};
 use crate::lab::device::test_device::TestDevice;
+use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::loading::{self, load, try_unload, unload, LoadAgain};
-use crate::lab::kernel::memory::PAGE;
+use crate::lab::kernel::memory::{self, PAGE};
 use crate::lab::kernel::sysfs;
 use crate::lab::run::report::note;
 
@@ -114,7 +116,7 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
     let _parameter = Parameter::set(&format!("max_iotlb_entries={MOST}"));
     let answered = Answered::new(&[0], 1, 3);
     let vhost = answered.vhost();
-    let page = spaces::page_of(1);
+    let page = memory::page_of(1);
     let iova = |n: u64| n * 2 * PAGE;
     for asid in 0..3 {
         for n in 0..MOST {
@@ -143,7 +145,7 @@ fn maps_that_there_is_no_room_for_take_no_time() {
     let _parameter = Parameter::set(&format!("max_iotlb_entries={MOST}"));
     let answered = Answered::new(&[0], 1, 1);
     let vhost = answered.vhost();
-    let page = spaces::page_of(1);
+    let page = memory::page_of(1);
     let iova = |n: u64| n * 2 * PAGE;
     let mut mapped = 0;
     // The time in which the device refuses so many maps. vhost has done its own part before.

@@ -6,8 +6,9 @@ use std::os::unix::fs::FileExt;
 
 use rustix::io::Errno;
 
-use crate::lab::assert::expect::{fails, soon};
-use crate::lab::assert::pattern::assert_same;
+use crate::lab::assert::data::assert_same;
+use crate::lab::assert::errors::fails;
+use crate::lab::assert::timing::soon;
 use crate::lab::daemon::disk::{memory_file, Served};
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{id, TestDevice};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Time limits that guard against hangs, and prove nothing.
+//! Time limits that only guard against hangs.
 //!
 //! The limits were chosen for an emulated machine without any other load. While a limit runs, the
 //! time for a fixed piece of work is measured now and then. If the work takes longer, because the

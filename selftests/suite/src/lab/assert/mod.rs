@@ -3,7 +3,9 @@
 //! Assertions: what a test expects, and how long it waits for that.
 
 pub mod counts;
-pub mod expect;
+pub mod data;
+pub mod errors;
 pub mod limit;
-pub mod pattern;
+pub mod random;
+pub mod timing;
 pub mod waiting;

@@ -5,7 +5,7 @@
 use std::io;
 use std::sync::mpsc::{self, Receiver};
 
-use crate::lab::assert::expect::{received, soon, stays};
+use crate::lab::assert::timing::{received, soon, stays};
 
 /// A call in progress in another thread.
 #[derive(Debug)]

@@ -1,20 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices served by a thread of the test, usually disks, and a disk bound to virtio-vdpa.
+//! Disks served by a thread of the test.
 
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vduse::blk::{self, Disk};
+use vduse::blk::Disk;
 use vduse::server::Server;
 use vduse::Device;
 
-use crate::lab::assert::expect::soon;
 use crate::lab::daemon::serving::Serving;
-use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::test_device::{unique_name, TestDevice};
-use crate::lab::driver::block::Block;
 
 /// The thread that serves a device, by default a disk.
 pub type Served<B = Disk> = Serving<B>;
@@ -28,116 +24,6 @@ impl Served {
     /// Variant of [`start`](Self::start) with queues of these sizes.
     pub fn start_sized(device: Device, sizes: &[u16], file: Arc<File>) -> io::Result<Self> {
         Ok(Self::run(Server::new(device, sizes, Disk::new(file))?))
-    }
-}
-
-/// Configuration of a disk.
-#[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    /// Size in bytes.
-    pub bytes: u64,
-    /// Number of queues.
-    pub queues: u16,
-    /// Number of descriptors of each queue.
-    pub queue_size: u16,
-    /// Maximum number of segments in a request, as announced to the driver.
-    pub seg_max: u32,
-    /// Number of address spaces that share the bounce area; 0 for version 0 of the API.
-    pub spaces: u32,
-    /// Features that the disk does not offer.
-    pub without: u64,
-    /// Size of the bounce area in bytes; 0 for the default.
-    pub bounce: u64,
-}
-
-impl Default for Shape {
-    fn default() -> Self {
-        Self {
-            bytes: 4 << 20,
-            queues: 1,
-            queue_size: 256,
-            seg_max: 126,
-            spaces: 0,
-            without: 0,
-            bounce: 0,
-        }
-    }
-}
-
-/// A disk driven by the kernel's virtio_blk.
-///
-/// The fields are dropped in this order: the driver is removed while the device is still served.
-#[derive(Debug)]
-pub struct LiveDisk {
-    /// The device on the bus.
-    pub on_bus: OnBus,
-    /// The thread that serves the disk.
-    pub served: Served,
-    /// The created device.
-    pub device: TestDevice,
-    /// The disk's data.
-    pub file: Arc<File>,
-    sizes: Vec<u16>,
-}
-
-impl LiveDisk {
-    /// Creates a disk, serves it, and binds it to virtio-vdpa.
-    #[track_caller]
-    pub fn new(shape: Shape) -> Self {
-        let mut config = blk::device_config(&unique_name(), shape.bytes, shape.queues);
-        config.features &= !shape.without;
-        config.space[12..16].copy_from_slice(&shape.seg_max.to_le_bytes());
-        let device = TestDevice::with_spaces(config, shape.spaces);
-        if shape.bounce != 0 {
-            device.set_bounce_size(shape.bounce);
-        }
-        let file = memory_file(shape.bytes);
-        let sizes = vec![shape.queue_size; shape.queues.into()];
-        let served = Served::start_sized(device.open_nonblocking(), &sizes, file.clone())
-            .expect("serving the disk");
-        let on_bus = OnBus::add(device.name()).expect("adding the disk");
-        on_bus.bind(Driver::Virtio).expect("binding the disk");
-        Self {
-            on_bus,
-            served,
-            device,
-            file,
-            sizes,
-        }
-    }
-
-    /// Returns the device's name.
-    pub fn name(&self) -> &str {
-        self.device.name()
-    }
-
-    /// Waits for the disk, and returns the kernel's name of the disk.
-    #[track_caller]
-    pub fn disk(&self) -> String {
-        soon("the disk appears", || bus::disk_name(self.name()).is_some());
-        bus::disk_name(self.name()).expect("a disk")
-    }
-
-    /// Opens the disk as the kernel's block device.
-    #[track_caller]
-    pub fn block(&self) -> Block {
-        Block::open(&self.disk()).expect("opening the disk")
-    }
-
-    /// Returns the VDUSE device.
-    pub fn vduse(&self) -> &Arc<Device> {
-        self.served.device()
-    }
-
-    /// Stops the disk's thread, calls `between`, and starts another thread.
-    #[track_caller]
-    pub fn restart(self, between: impl FnOnce()) -> Self {
-        self.served.stop();
-        between();
-        let device = self.device.open_nonblocking();
-        let served =
-            Served::start_sized(device, &self.sizes, self.file.clone()).expect("serving the disk");
-        Self { served, ..self }
     }
 }
 

@@ -437,7 +437,7 @@ fn name(bytes: &[u8]) -> io::Result<&OsStr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lab::assert::pattern::Random;
+    use crate::lab::assert::random::Random;
     use crate::lab::run::scratch::Scratch;
 
     const HEADER: usize = size_of::<abi::fuse_in_header>();

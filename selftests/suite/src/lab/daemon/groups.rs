@@ -12,8 +12,9 @@ use vduse::blk::Disk;
 use vduse::server::Server;
 use vduse::{Control, Device};
 
-use crate::lab::assert::expect::soon;
+use crate::lab::assert::timing::soon;
 use crate::lab::daemon::disk::memory_file;
+use crate::lab::daemon::{regions, served_groups};
 use crate::lab::device::spaces;
 
 /// IOVA of the page that identifies a watched address space.
@@ -79,14 +80,14 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
     config.name.clone_from(name);
     Control::open_v1()?.create(&config)?;
     let file = memory_file(1 << 20);
-    spaces::fill(&file);
+    served_groups::fill(&file);
     let queues: Vec<_> = (0..groups).map(|group| (256, group.into())).collect();
     let device = Device::open_nonblocking(name)?;
     let mut server = Server::with_groups(device, &queues, spaces, Disk::new(file))?;
     let device = server.handle().device().clone();
     let _ = std::thread::spawn(move || loop {
         for asid in 0..spaces {
-            match spaces::first_byte(&device, asid, MARK) {
+            match regions::first_byte(&device, asid, MARK) {
                 Ok(byte) if u32::from(byte) != asid => {
                     eprintln!("address space {asid} has the page of {byte}");
                     std::process::exit(1);

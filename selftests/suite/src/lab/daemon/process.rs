@@ -13,7 +13,7 @@ use vduse::blk::Disk;
 use vduse::server::{Backend, Chain, Memory, Server};
 use vduse::{Control, Device, DeviceConfig};
 
-use crate::lab::assert::expect::soon;
+use crate::lab::assert::timing::soon;
 use crate::lab::daemon::fs;
 use crate::lab::daemon::gate::{self, Gate};
 

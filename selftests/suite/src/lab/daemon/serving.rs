@@ -10,7 +10,7 @@ use std::time::Duration;
 use vduse::server::{Backend, Handle, Server};
 use vduse::Device;
 
-use crate::lab::assert::expect::soon;
+use crate::lab::assert::timing::soon;
 
 /// The thread that serves a device, which ends on drop.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use vdpa_netlink::Vdpa;
 
-use crate::lab::assert::expect::soon;
+use crate::lab::assert::timing::soon;
 use crate::lab::kernel::sysfs;
 
 const BUS: &str = "/sys/bus/vdpa";

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A process that has mapped memory through vhost-vdpa and can be killed.
+//! A client process of vhost-vdpa with mapped memory, which can be killed.
 
 use std::io;
 use std::path::Path;
@@ -8,10 +8,10 @@ use std::process::{Child, Command};
 
 use vduse::Device;
 
-use crate::lab::assert::expect::soon;
+use crate::lab::assert::timing::soon;
 use crate::lab::device::bus;
-use crate::lab::device::spaces::page_of;
 use crate::lab::driver::vhost::Vhost;
+use crate::lab::kernel::memory::page_of;
 
 /// IOVA of the process's memory in each address space.
 pub const IOVA: u64 = 0x10_0000;

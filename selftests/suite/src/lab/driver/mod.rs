@@ -3,9 +3,13 @@
 //! The driver side of a device: clients of vhost, and the kernel's own drivers.
 
 pub mod block;
-pub mod card;
+pub mod card_driver;
 pub mod client;
+pub mod exerciser;
+pub mod isolated_card;
 pub mod namespace;
-pub mod net;
+pub mod peer;
 pub mod ring;
 pub mod vhost;
+pub mod virtio_disk;
+pub mod virtiofs;

@@ -9,7 +9,7 @@ use vduse::eventfd::EventFd;
 use vduse::{Device, Mapping};
 use vm_memory::{Bytes, VolatileSlice};
 
-use crate::lab::assert::expect::soon;
+use crate::lab::assert::timing::soon;
 use crate::lab::driver::vhost::{access, status, RingAddress, Vhost};
 use crate::lab::kernel::memory;
 

@@ -7,6 +7,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
+use crate::lab::device::bus;
+use crate::lab::device::test_device::TestDevice;
 use crate::lab::kernel::raw::{self, number, Bytes, NONE, READ, WRITE};
 
 /// Type byte of vhost's ioctls.
@@ -369,4 +371,19 @@ impl AsFd for Vhost {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Opens a device as a driver that is about to map memory.
+#[track_caller]
+pub fn open(device: &TestDevice) -> Vhost {
+    open_by_name(device.name())
+}
+
+/// Variant of [`open`] for any device that is bound to vhost-vdpa.
+#[track_caller]
+pub fn open_by_name(name: &str) -> Vhost {
+    let vhost = Vhost::open(&bus::vhost_path(name).expect("a node")).expect("opening");
+    vhost.set_owner().expect("owning");
+    vhost.set_backend_features_asid().expect("backend features");
+    vhost
 }

@@ -2,7 +2,6 @@
 
 //! A network card for a guest, connected to a TAP interface of this machine.
 
-use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::Receiver;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,60 +13,7 @@ use crate::lab::assert::limit::Limit;
 use crate::lab::daemon::serving::Serving;
 use crate::lab::device::bus::{self, OnBus};
 use crate::lab::device::test_device::TestDevice;
-use crate::lab::driver::namespace::ip;
-use crate::lab::driver::net::Observed;
-
-/// A network interface of this machine, deleted on drop.
-#[derive(Debug)]
-pub struct Interface {
-    name: String,
-}
-
-impl Interface {
-    /// Creates a TAP interface with this number of queue pairs and brings it up.
-    #[track_caller]
-    pub fn tap(name: &str, pairs: u16) -> Self {
-        crate::lab::kernel::modules::tool("modprobe", &["tun"]).expect("loading tun");
-        let several = if pairs > 1 { "multi_queue" } else { "" };
-        ip(&format!("tuntap add dev {name} mode tap {several}"));
-        Self::up(name)
-    }
-
-    /// Creates a bridge and brings it up.
-    #[track_caller]
-    pub fn bridge(name: &str) -> Self {
-        crate::lab::kernel::modules::tool("modprobe", &["bridge"]).expect("loading bridge");
-        ip(&format!("link add {name} type bridge"));
-        Self::up(name)
-    }
-
-    #[track_caller]
-    fn up(name: &str) -> Self {
-        let interface = Self {
-            name: name.to_owned(),
-        };
-        ip(&format!("link set {name} up"));
-        interface
-    }
-
-    /// Adds an address to the interface.
-    #[track_caller]
-    pub fn add_address(&self, address: &str) {
-        ip(&format!("address add {address}/24 dev {}", self.name));
-    }
-
-    /// Attaches the interface to a bridge.
-    #[track_caller]
-    pub fn join(&self, bridge: &Self) {
-        ip(&format!("link set {} master {}", self.name, bridge.name));
-    }
-}
-
-impl Drop for Interface {
-    fn drop(&mut self) {
-        let _ = crate::lab::kernel::modules::tool("ip", &["link", "delete", &self.name]);
-    }
-}
+use crate::lab::driver::isolated_card::Observed;
 
 /// A network card that is served and bound to vhost-vdpa.
 ///
@@ -145,52 +91,5 @@ impl GuestCard {
             assert!(!over, "not within {limit:?}: {what}, but {:?}", self.seen);
             std::thread::sleep(Duration::from_millis(2));
         }
-    }
-}
-
-/// A `ping` process that runs until stopped.
-#[derive(Debug)]
-pub struct Pinger {
-    child: Child,
-}
-
-/// Number of pings per second.
-const PINGS: f64 = 5.0;
-
-impl Pinger {
-    /// Starts to ping an address.
-    #[track_caller]
-    pub fn start(address: &str) -> Self {
-        let interval = (1.0 / PINGS).to_string();
-        let child = Command::new("ping")
-            .args(["-n", "-i", &interval, "-W", "2", address])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("starting ping");
-        Self { child }
-    }
-
-    /// Stops the process. Returns the times of the answered pings, in seconds since the first ping.
-    #[track_caller]
-    pub fn stop(mut self) -> Vec<f64> {
-        use rustix::process::{kill_process, Pid, Signal};
-        kill_process(Pid::from_child(&self.child), Signal::INT).expect("ending ping");
-        let mut text = String::new();
-        if let Some(mut output) = self.child.stdout.take() {
-            std::io::Read::read_to_string(&mut output, &mut text).expect("reading ping's output");
-        }
-        let number = |line: &str| {
-            let (_, rest) = line.split_once("icmp_seq=")?;
-            let number: u32 = rest.split(' ').next()?.parse().ok()?;
-            line.contains("time=").then(|| f64::from(number) / PINGS)
-        };
-        text.lines().filter_map(number).collect()
-    }
-}
-
-impl Drop for Pinger {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -3,6 +3,8 @@
 //! QEMU: guests that use a device, and its storage daemon, which serves one.
 
 pub mod card;
+pub mod interface;
+pub mod ping;
 pub mod qemu;
 pub mod qmp;
 pub mod qsd;

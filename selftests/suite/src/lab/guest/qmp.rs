@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! QMP, the monitor protocol of QEMU and qemu-storage-daemon: one line of JSON for each message.
+//! QMP, the monitor protocol of QEMU's programs: one line of JSON for each message.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde_json::{json, Value};
 
-use crate::lab::assert::expect::within;
 use crate::lab::assert::limit::Limit;
+use crate::lab::assert::timing::within;
 
 /// Time limit for a reply.
 const LIMIT: Duration = Duration::from_secs(60);

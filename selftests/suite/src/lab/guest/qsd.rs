@@ -11,8 +11,8 @@ use rustix::process::{kill_process, Pid, Signal};
 use serde_json::json;
 use vduse::Control;
 
-use crate::lab::assert::expect::soon;
 use crate::lab::assert::limit::Limit;
+use crate::lab::assert::timing::soon;
 use crate::lab::daemon::gate::{self, Gate};
 use crate::lab::device::bus::{self, OnBus};
 use crate::lab::guest::qmp::Qmp;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! CPU affinity and CPU hotplug.
+//! The machine's CPUs.
 
 use std::path::Path;
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Loading and unloading of the driver's module.
+//! (Un)loading of the driver's module.
 
 use std::path::Path;
 
 use vduse::control::CONTROL_PATH;
 
 use crate::environment;
-use crate::lab::assert::expect::soon;
+use crate::lab::assert::timing::soon;
 use crate::lab::kernel::modules;
 use crate::lab::run::settings::driver;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Kernel modules: the driver's module and the other modules that the tests need.
+//! Kernel modules, of which the driver is one.
 
 use std::fs;
 use std::path::Path;

@@ -9,7 +9,7 @@ use rustix::thread::{capabilities, unshare_unsafe, CapabilitySet, UnshareFlags};
 use vdpa_netlink::Vdpa;
 use vduse::Control;
 
-use crate::lab::assert::expect::fails;
+use crate::lab::assert::errors::fails;
 use crate::lab::device::test_device::net_config;
 
 /// The helper process `outsider NAME`. Tries to create a network card, and to put an existing

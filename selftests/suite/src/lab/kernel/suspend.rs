@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! System suspend up to the level selected in `/sys/power/pm_test`, and resume.
+//! System suspend up to the level selected in `/sys/power/pm_test`.
 //!
 //! Meanwhile all tasks are frozen, including the test's other threads; only the calling thread is
 //! not.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's files in sysfs.
+//! Files in sysfs.
 
 use std::fs;
 use std::io;

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Ranges of address space in which files are mapped, moved, and accessed from outside.
+//! A shared mapping of a file with unknown contents.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -13,7 +12,7 @@ use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 /// A shared mapping of a file with unknown contents: an access may raise `SIGBUS`.
 ///
 /// This program never accesses the mapped memory itself. Only the kernel
-/// ([`Prober`](super::memory::Prober)) or a child process, which may be killed, accesses it.
+/// ([`Prober`](super::probe::Prober)) or a child process, which may be killed, accesses it.
 #[derive(Debug)]
 pub struct Window {
     base: *mut u8,
@@ -100,78 +99,6 @@ impl Window {
 impl Drop for Window {
     fn drop(&mut self) {
         // SAFETY: The mapping is ours, and no references to its memory exist.
-        let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
-    }
-}
-
-/// A reserved range of addresses, in parts of which files are mapped.
-#[derive(Debug)]
-pub struct Arena {
-    base: *mut u8,
-    len: usize,
-}
-
-impl Arena {
-    /// Reserves `len` bytes of address space.
-    pub fn new(len: usize) -> io::Result<Self> {
-        // SAFETY: A new mapping touches no other memory.
-        let base = unsafe {
-            rustix::mm::mmap_anonymous(
-                std::ptr::null_mut(),
-                len,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::NORESERVE,
-            )
-        }?;
-        Ok(Self {
-            base: base.cast(),
-            len,
-        })
-    }
-
-    /// Maps the beginning of a file at an offset of the arena, replacing any previous mapping.
-    pub fn put(&self, file: &File, at: usize, len: usize, writable: bool) -> io::Result<()> {
-        assert!(at + len <= self.len);
-        let mut prot = ProtFlags::READ;
-        prot.set(ProtFlags::WRITE, writable);
-        // SAFETY: The addresses are inside the arena, and no references to its memory exist.
-        unsafe {
-            rustix::mm::mmap(
-                self.base.wrapping_add(at).cast(),
-                len,
-                prot,
-                MapFlags::SHARED | MapFlags::FIXED,
-                file.as_fd(),
-                0,
-            )
-        }?;
-        Ok(())
-    }
-
-    /// Removes the mappings in a part of the arena.
-    pub fn clear(&self, at: usize, len: usize) -> io::Result<()> {
-        assert!(at + len <= self.len);
-        // SAFETY: As in `put`.
-        unsafe {
-            rustix::mm::mmap_anonymous(
-                self.base.wrapping_add(at).cast(),
-                len,
-                ProtFlags::empty(),
-                MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE,
-            )
-        }?;
-        Ok(())
-    }
-
-    /// Returns the arena's start address.
-    pub fn address(&self) -> u64 {
-        self.base as u64
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        // SAFETY: The range is ours, and no references to its memory exist.
         let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
     }
 }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory whose pages arrive late or turn out to be missing while the kernel is copying
-//! (userfaultfd).
+//! A page that arrives late, or not at all, while the kernel is copying (userfaultfd).
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,19 +11,8 @@ use std::time::Duration;
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, UserfaultfdFlags};
 
 use crate::lab::kernel::memory::PAGE;
-use crate::lab::kernel::raw::{self, number, Bytes, READ, WRITE};
-
-/// Type byte of userfaultfd's ioctls.
-const UFFD: u8 = 0xaa;
-const API: u32 = number(READ | WRITE, UFFD, 0x3f, 24);
-const REGISTER: u32 = number(READ | WRITE, UFFD, 0x00, 32);
-const WAKE: u32 = number(READ, UFFD, 0x02, 16);
-const COPY: u32 = number(READ | WRITE, UFFD, 0x03, 40);
-
-/// Version of the interface.
-const API_VERSION: u64 = 0xaa;
-/// Mode in which faults on missing pages are reported.
-const MODE_MISSING: u64 = 1;
+use crate::lab::kernel::raw::{self, Bytes};
+use crate::lab::kernel::userfaultfd::{API, COPY, MODE_MISSING, REGISTER, VERSION, WAKE};
 
 /// How a fault is resolved.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +50,7 @@ impl LatePage {
     fn new() -> io::Result<Self> {
         // SAFETY: The descriptor reports faults only in the page that is registered below.
         let uffd = unsafe { rustix::mm::userfaultfd(UserfaultfdFlags::CLOEXEC) }?;
-        raw::call(&uffd, API, &mut Bytes::new().u64(API_VERSION).zeroes(16).0)?;
+        raw::call(&uffd, API, &mut Bytes::new().u64(VERSION).zeroes(16).0)?;
         // SAFETY: A new mapping touches no other memory.
         let page: *mut u8 = unsafe {
             rustix::mm::mmap_anonymous(

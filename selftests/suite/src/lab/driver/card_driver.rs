@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A driver of a network card with one pair of queues and a control queue, operated by hand.
+//! A driver of a network card, operated by hand.
 
 use vduse::net::Mac;
 
-use crate::lab::driver::net::MAC;
+use crate::lab::daemon::card::MAC;
 use crate::lab::driver::ring::{self, HandQueue};
 use crate::lab::driver::vhost::Vhost;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Test data that can be distinguished from other data.
+//! Random numbers that a seed determines.
 
 /// A small pseudorandom number generator (xorshift64*) with reproducible output.
 #[derive(Clone, Debug)]
@@ -41,20 +41,6 @@ impl Random {
             let bytes = self.next().to_le_bytes();
             chunk.copy_from_slice(&bytes[..chunk.len()]);
         }
-    }
-}
-
-/// Asserts that two buffers are equal, and reports the first difference otherwise.
-#[track_caller]
-pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
-    assert_eq!(found.len(), expected.len(), "{what}: lengths");
-    if let Some(at) = found.iter().zip(expected).position(|(a, b)| a != b) {
-        let end = (at + 16).min(found.len());
-        panic!(
-            "{what}: differs from byte {at} on: {:02x?} rather than {:02x?}",
-            &found[at..end],
-            &expected[at..end]
-        );
     }
 }
 

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Network cards served by this program: by a thread of the test, or by a process.
+
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+
+use vduse::net::{Mac, Net, Shape, Tap};
+
+use crate::lab::assert::timing::received;
+use crate::lab::daemon::serving::Serving;
+use crate::lab::daemon::tap::TapInterface;
+use crate::lab::device::test_device::{unique_name, TestDevice};
+
+/// MAC address of a card.
+pub const MAC: Mac = [2, 0, 0, 0, 0, 1];
+
+/// Returns the configuration of a card without a control queue.
+pub fn shape(pairs: u16) -> Shape {
+    let mut shape = Shape::new(&unique_name(), MAC);
+    shape.pairs = pairs;
+    shape
+}
+
+/// Serves a card on a TAP interface in a new thread.
+#[track_caller]
+pub fn serve(shape: &Shape, device: &TestDevice, tap: &TapInterface) -> Serving<Net<Tap>> {
+    let ports = Tap::open(tap.name(), shape.pairs).expect("opening the TAP interface");
+    let card = Net::new(shape.mac, ports).expect("a card");
+    let server = shape.server(device.open_nonblocking(), card);
+    Serving::run(server.expect("serving the card"))
+}
+
+/// The `net` example of the `vduse` library: a process that serves a card.
+#[derive(Debug)]
+pub struct Example {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Example {
+    /// Starts the example. Soon afterwards a new card can be put on the bus, or an existing card
+    /// works again.
+    #[track_caller]
+    pub fn start(name: &str, tap: &TapInterface, options: &[&str]) -> Self {
+        let mut child = Command::new("/proc/self/exe")
+            .args(["--helper", "net", name, tap.name()])
+            .args(options)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("starting the example");
+        let output = child.stdout.take().expect("its output");
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            use std::io::BufRead;
+            let lines = std::io::BufReader::new(output).lines();
+            lines
+                .map_while(Result::ok)
+                .all(|line| sender.send(line).is_ok());
+        });
+        Self { child, lines }
+    }
+
+    /// Waits for a line of output.
+    #[track_caller]
+    pub fn says(&self, wanted: &str) {
+        while received(wanted, &self.lines) != wanted {}
+    }
+
+    /// Kills the process and waits until it has ended.
+    pub fn kill(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A network card that the kernel's virtio_net drives in another network namespace.
+
+use std::process::Command;
+
+use crate::lab::assert::timing::soon;
+use crate::lab::daemon::tap::HERE;
+use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::driver::namespace::{ip, Namespace};
+use crate::lab::kernel::modules;
+
+/// IP address of the card.
+pub const THERE: &str = "10.99.0.2";
+
+/// A card that the kernel's virtio_net drives in a separate network namespace.
+#[derive(Debug)]
+pub struct Peer {
+    namespace: Namespace,
+    _on_bus: OnBus,
+}
+
+impl Peer {
+    /// Puts a card that is served on the bus, and moves the card's interface to a new namespace.
+    #[track_caller]
+    pub fn new(name: &str) -> Self {
+        modules::tool("modprobe", &["virtio_net"]).expect("loading virtio_net");
+        let on_bus = OnBus::add_soon(name);
+        on_bus.bind(Driver::Virtio).expect("binding the card");
+        soon("the interface appears", || bus::interface(name).is_some());
+        let interface = bus::interface(name).expect("an interface");
+        let namespace = Namespace::new();
+        ip(&format!("link set {interface} netns {}", namespace.name()));
+        namespace.ip(&format!("address add {THERE}/24 dev {interface}"));
+        namespace.ip(&format!("link set {interface} up"));
+        Self {
+            namespace,
+            _on_bus: on_bus,
+        }
+    }
+
+    /// Returns the card's namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Asserts that pings of this number of bytes arrive in both directions without loss.
+    #[track_caller]
+    pub fn ping_both_ways(&self, bytes: u16) {
+        ping(Command::new("ping"), THERE, bytes);
+        ping(self.namespace.command("ping"), HERE, bytes);
+    }
+}
+
+#[track_caller]
+fn ping(mut command: Command, to: &str, bytes: u16) {
+    let count = "5";
+    command.args(["-n", "-c", count, "-i", "0.2", "-W", "5", "-s"]);
+    let output = command.args([&bytes.to_string(), to]).output();
+    let output = output.expect("running ping");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.contains(&format!("{count} received")),
+        "{said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

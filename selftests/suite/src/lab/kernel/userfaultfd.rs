@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The ioctls of userfaultfd (`include/uapi/linux/userfaultfd.h`).
+
+use crate::lab::kernel::raw::{number, READ, WRITE};
+
+/// Type byte of the ioctls.
+const TYPE: u8 = 0xaa;
+
+/// Version of the interface.
+pub const VERSION: u64 = 0xaa;
+/// Mode in which faults on missing pages are reported.
+pub const MODE_MISSING: u64 = 1;
+
+/// Negotiates the version.
+pub const API: u32 = number(READ | WRITE, TYPE, 0x3f, 24);
+/// Registers a range of addresses.
+pub const REGISTER: u32 = number(READ | WRITE, TYPE, 0x00, 32);
+/// Wakes the threads that wait for a page.
+pub const WAKE: u32 = number(READ, TYPE, 0x02, 16);
+/// Fills a missing page, and wakes the threads that wait for the page.
+pub const COPY: u32 = number(READ | WRITE, TYPE, 0x03, 40);
+/// Fills a missing page with zeroes, and wakes the threads that wait for the page.
+pub const ZEROPAGE: u32 = number(READ | WRITE, TYPE, 0x04, 32);
