@@ -13,7 +13,7 @@ use vdpa_netlink::Vdpa;
 use vduse::Control;
 
 use crate::lab::assert::limit::Limit;
-use crate::lab::daemon::rescue;
+use crate::lab::daemon::refusing;
 use crate::lab::kernel::sysfs;
 
 /// Returns the names of all existing devices.
@@ -41,14 +41,14 @@ pub fn run() -> ExitCode {
 }
 
 fn remove(name: &str) -> Result<(), String> {
-    // Pending requests are answered by the rescuer below, or time out soon.
+    // Pending requests are answered by the refusing daemon below, or time out soon.
     let _ = fs::write(sysfs::attribute(name, "msg_timeout"), "1");
-    let rescuer = rescue::Rescuer::start(name);
+    let daemon = refusing::RefusingDaemon::start(name);
     let vdpa = Vdpa::open().map_err(|error| error.to_string())?;
     if vdpa.device(name).is_ok() {
         vdpa.delete(name).map_err(|error| error.to_string())?;
     }
-    drop(rescuer);
+    drop(daemon);
     let control = Control::open().map_err(|error| error.to_string())?;
     let mut limit = Limit::new(Duration::from_secs(3));
     loop {

@@ -18,10 +18,10 @@ use crate::fuzz::stage::Stage;
 use crate::lab::device::bus;
 use crate::lab::driver::vhost::{RingAddress, Vhost};
 use crate::lab::kernel::memory::{self, PAGE};
-use crate::lab::kernel::reserved_range::Arena;
+use crate::lab::kernel::reserved_range::ReservedRange;
 
 /// How long the range of addresses is that files are mapped in.
-const ARENA: usize = 1 << 20;
+const RANGE: usize = 1 << 20;
 
 /// How many descriptors a virtqueue has.
 const SIZE: u32 = 16;
@@ -32,7 +32,7 @@ const RINGS: u64 = 0x10_0000;
 /// What a client has.
 struct Client {
     vhost: Vhost,
-    arena: Arena,
+    range: ReservedRange,
     files: Vec<File>,
     rings: Mapping,
     event: EventFd,
@@ -53,7 +53,7 @@ pub fn live(stage: &mut Stage) {
     let Some(vhost) = open else {
         return;
     };
-    let (Ok(arena), Ok(event)) = (Arena::new(ARENA), EventFd::new()) else {
+    let (Ok(range), Ok(event)) = (ReservedRange::new(RANGE), EventFd::new()) else {
         return;
     };
     // What is not mapped for the device is full of what no daemon is to see: the files that are not,
@@ -77,7 +77,7 @@ pub fn live(stage: &mut Stage) {
     };
     let client = Client {
         vhost,
-        arena,
+        range,
         files,
         rings,
         event,
@@ -191,8 +191,8 @@ fn act(stage: &mut Stage, client: &Client) {
         0..=2 => arrange(stage, client),
         3..=7 => {
             let (asid, iova, size) = (below(stage, SPACES), iova(stage), length(stage));
-            let at = client.arena.address() + stage.dice.below(64) * PAGE;
-            // Only what is in the arena: what else there is in this process is not the device's.
+            let at = client.range.address() + stage.dice.below(64) * PAGE;
+            // Only what is in the range: what else there is in this process is not the device's.
             let at = if size <= 128 * PAGE { at } else { 1 << 63 };
             let access = stage.dice.pick(&[0, 1, 2, 3, 3, 3, 5, 0xff]);
             stage.call("map", Wait::Daemon, fault, || {
@@ -302,18 +302,18 @@ fn act(stage: &mut Stage, client: &Client) {
     }
 }
 
-/// Maps and unmaps files in the arena.
+/// Maps and unmaps files in the range.
 fn arrange(stage: &mut Stage, client: &Client) {
     let at = (stage.dice.below(96) * PAGE) as usize;
     let len = ((1 + stage.dice.below(32)) * PAGE) as usize;
     let file = &client.files[stage.dice.below(3) as usize];
-    let arena = &client.arena;
+    let range = &client.range;
     if stage.dice.one_in(3) {
-        stage.call("munmap", Wait::Daemon, &[], || arena.clear(at, len));
+        stage.call("munmap", Wait::Daemon, &[], || range.clear(at, len));
     } else {
         let writable = !stage.dice.one_in(4);
         stage.call("mmap", Wait::Daemon, &[], || {
-            arena.put(file, at, len, writable)
+            range.put(file, at, len, writable)
         });
     }
 }

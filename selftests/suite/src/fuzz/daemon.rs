@@ -25,7 +25,7 @@ use crate::fuzz::rings;
 use crate::fuzz::stage::Stage;
 use crate::lab::daemon::regions::find_raw;
 use crate::lab::device::spaces::set_up;
-use crate::lab::kernel::file_mapping::Window;
+use crate::lab::kernel::file_mapping::FileMapping;
 use crate::lab::kernel::late_page::{LatePage, Manner};
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::probe::Prober;
@@ -646,13 +646,13 @@ fn look_at(stage: &mut Stage, region: &Region, may_scribble: bool) {
         _ => 1 << 31,
     };
     let writable = stage.dice.one_in(2);
-    let map = || Window::new(region.file.as_fd(), offset, len as usize, writable);
-    let Some(mut window) = stage.call("mmap a region", Wait::Short, MMAP, map) else {
+    let map = || FileMapping::new(region.file.as_fd(), offset, len as usize, writable);
+    let Some(mut mapping) = stage.call("mmap a region", Wait::Short, MMAP, map) else {
         return;
     };
     let prober = Prober::new();
     for _ in 0..1 + stage.dice.below(6) {
-        let pages = window.len() as u64 / PAGE;
+        let pages = mapping.len() as u64 / PAGE;
         let first = stage.dice.pick(&[4, 64, u64::MAX]);
         let page = stage.dice.below(pages.min(first));
         let at = (page * PAGE) as usize;
@@ -661,7 +661,7 @@ fn look_at(stage: &mut Stage, region: &Region, may_scribble: bool) {
         let inside = offset + page * PAGE < region.offset.saturating_add(whole);
         match stage.dice.below(12) {
             0..=5 => {
-                let address = window.address().wrapping_add(at);
+                let address = mapping.address().wrapping_add(at);
                 let read = || prober.read(address, PAGE as usize);
                 let read = stage.call("look at a page", Wait::Daemon, &[Errno::FAULT], read);
                 if let Some(bytes) = read.filter(|_| inside) {
@@ -669,7 +669,7 @@ fn look_at(stage: &mut Stage, region: &Region, may_scribble: bool) {
                 }
             }
             6..=7 => {
-                let byte = window
+                let byte = mapping
                     .address()
                     .wrapping_add(at + stage.dice.below(PAGE) as usize);
                 if writable && may_scribble {
@@ -681,14 +681,14 @@ fn look_at(stage: &mut Stage, region: &Region, may_scribble: bool) {
             8 => {
                 let len = (1 + stage.dice.below(64) * PAGE).next_multiple_of(PAGE) as usize;
                 let errors = &[Errno::NOMEM, Errno::FAULT, Errno::INVAL];
-                stage.call("mremap", Wait::Short, errors, || window.resize(len));
+                stage.call("mremap", Wait::Short, errors, || mapping.resize(len));
             }
             9 => {
-                stage.call("madvise", Wait::Short, &[Errno::INVAL], || window.forget());
+                stage.call("madvise", Wait::Short, &[Errno::INVAL], || mapping.forget());
             }
             10 => {
                 stage.call("look in a child", Wait::Daemon, &[], || {
-                    window.touch_in_child(at)
+                    mapping.touch_in_child(at)
                 });
             }
             _ => stage.pause(20),

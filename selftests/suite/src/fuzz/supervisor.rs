@@ -19,7 +19,7 @@ use crate::fuzz::{controller, nodes, ACTORS, RECORDS};
 use crate::lab::assert::limit::{Limit, Pace};
 use crate::lab::assert::random::Random;
 use crate::lab::assert::timing::within;
-use crate::lab::daemon::rescue::Rescuer;
+use crate::lab::daemon::refusing::RefusingDaemon;
 use crate::lab::kernel::sysfs;
 use crate::lab::run::report::note;
 use crate::lab::run::scratch::Scratch;
@@ -277,9 +277,9 @@ impl Supervisor<'_> {
             let _ = running.child.kill();
         }
         // Some wait for a daemon; there is one now, for every device.
-        let rescuers = DEVICES.map(|name| {
+        let daemons = DEVICES.map(|name| {
             let _ = sysfs::write(&sysfs::attribute(name, "msg_timeout"), "1");
-            Rescuer::start(name)
+            RefusingDaemon::start(name)
         });
         let limit = Duration::from_secs(30) * self.plan.patience;
         let mut ending = Limit::new(limit);
@@ -295,7 +295,7 @@ impl Supervisor<'_> {
                 vdpa.delete(name).expect("taking a device off the bus");
             }
         }
-        drop(rescuers);
+        drop(daemons);
         let control = Control::open().expect("the control device");
         for name in &names {
             within(limit, "a device is destroyed", || {

@@ -455,7 +455,7 @@ fn capabilities_of_a_user_namespace_do_not_count() {
     let device = TestDevice::disk();
     drop(device.open_ready(1));
     let program = std::process::Command::new("/proc/self/exe")
-        .args(["--helper", "outsider", device.name()])
+        .args(["--helper", "unprivileged", device.name()])
         .status();
     assert!(program.unwrap().success());
     // Capabilities of the initial user namespace do count.

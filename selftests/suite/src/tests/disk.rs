@@ -15,7 +15,7 @@ use crate::lab::assert::limit::in_time;
 use crate::lab::assert::timing::soon;
 use crate::lab::assert::waiting::Waiting;
 use crate::lab::daemon::disk::{memory_file, Served};
-use crate::lab::daemon::gate::InterruptOnDrop;
+use crate::lab::daemon::interrupt_on_drop::InterruptOnDrop;
 use crate::lab::daemon::process::{Daemon, Manner};
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{feature, unique_name, TestDevice};
@@ -496,21 +496,21 @@ fn a_daemon_killed_before_it_interrupts_is_taken_over() {
     let scratch = Scratch::new();
     let path = scratch.file("disk", 4 << 20);
     let name = unique_name();
-    let daemon = Daemon::start_gated(&name, &path, 1);
+    let daemon = Daemon::start_blockable(&name, &path, 1);
     let device = TestDevice::adopt(&name);
     let on_bus = OnBus::add(&name).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
     let block = Block::open(&bus::disk_name(&name).unwrap()).unwrap();
     block.write(4096, &[0xab; 4096]).unwrap();
 
-    let _rescue = InterruptOnDrop {
+    let _interrupt = InterruptOnDrop {
         name: name.clone(),
         queues: 1,
     };
-    daemon.gate().shut();
+    daemon.irq_blocker().block();
     let reading = Waiting::new(move || block.read(4096, 4096));
     soon("the daemon is about to interrupt", || {
-        daemon.gate().holds_one()
+        daemon.irq_blocker().has_blocked()
     });
     daemon.kill();
     // Everything is done except for the interrupt, and nothing in the virtqueue shows that the

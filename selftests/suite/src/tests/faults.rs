@@ -35,7 +35,7 @@ use crate::lab::device::test_device::{disk_config, TestDevice};
 use crate::lab::driver::vhost::{self, Vhost};
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::fault_injection::{Below, Fault, Injection, Tally};
-use crate::lab::kernel::file_mapping::Window;
+use crate::lab::kernel::file_mapping::FileMapping;
 use crate::lab::kernel::loading::{self, LoadAgain};
 use crate::lab::kernel::memlock::{pinned_kib, unlimited_memlock};
 use crate::lab::kernel::memory::{page_of, PAGE};
@@ -774,17 +774,17 @@ fn mapping_the_domains_file_fails_cleanly() {
     disk.block().read(0, 4096).unwrap();
     // The rings are above the bounce area.
     let region = disk.vduse().iotlb_fd(64 << 20, u64::MAX).unwrap();
-    let map = || Window::new(region.file.as_fd(), region.offset, PAGE as usize, true);
+    let map = || FileMapping::new(region.file.as_fd(), region.offset, PAGE as usize, true);
     let paths = ["mapping the domain's file", "a page of it"];
     several(TIMES, paths, || {
         [
             injection.survived(paths[0], NO_MEMORY, map, drop),
             injection.each(paths[1], |fault| {
-                let window = map().expect("mapping");
+                let mapping = map().expect("mapping");
                 let prober = Prober::new();
                 // The kernel does the access, and returns an error if there is no memory for a page
                 // table.
-                let look = || prober.read(window.address(), 64).map(drop);
+                let look = || prober.read(mapping.address(), 64).map(drop);
                 if fault.hit(&[Errno::NOMEM, Errno::FAULT], look).is_none() {
                     fault.again(look);
                 }

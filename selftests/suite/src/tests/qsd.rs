@@ -8,7 +8,7 @@ use crate::lab::assert::data::assert_same;
 use crate::lab::assert::random::Random;
 use crate::lab::assert::timing::soon;
 use crate::lab::assert::waiting::Waiting;
-use crate::lab::daemon::gate::InterruptOnDrop;
+use crate::lab::daemon::interrupt_on_drop::InterruptOnDrop;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
 use crate::lab::driver::block::{sectors, Block};
@@ -177,7 +177,7 @@ fn a_daemon_killed_before_it_interrupts_is_taken_over() {
     let name = unique_name();
     let device = TestDevice::adopt(&name);
     let (on_bus, qsd, disk) = attach(&name, &image);
-    let rescue = InterruptOnDrop {
+    let interrupt = InterruptOnDrop {
         name: name.clone(),
         queues: 2,
     };
@@ -186,14 +186,14 @@ fn a_daemon_killed_before_it_interrupts_is_taken_over() {
     let block = Block::open(&disk).unwrap();
     block.write(4096, &[0xab; 4096]).unwrap();
     qsd.kill();
-    qsd.start_again_gated();
+    qsd.start_again_blockable();
     // A daemon that serves requests has taken the device over.
     assert_same(&block.read(4096, 4096).unwrap(), &[0xab; 4096], "the disk");
 
-    qsd.gate().shut();
+    qsd.irq_blocker().block();
     let reading = Waiting::new(move || block.read(4096, 4096));
     soon("the daemon is about to interrupt", || {
-        qsd.gate().holds_one()
+        qsd.irq_blocker().has_blocked()
     });
     qsd.kill();
     for queue in 0..2 {
@@ -204,6 +204,6 @@ fn a_daemon_killed_before_it_interrupts_is_taken_over() {
     qsd.start_again();
     assert_same(&reading.result().unwrap(), &[0xab; 4096], "what was read");
     detach(on_bus, qsd);
-    drop(rescue);
+    drop(interrupt);
     drop(device);
 }

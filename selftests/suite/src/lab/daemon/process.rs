@@ -15,13 +15,13 @@ use vduse::{Control, Device, DeviceConfig};
 
 use crate::lab::assert::timing::soon;
 use crate::lab::daemon::fs;
-use crate::lab::daemon::gate::{self, Gate};
+use crate::lab::daemon::irq_blocker::{self, IrqBlocker};
 
 /// A process that serves a device.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
-    gate: Option<Gate>,
+    irq_blocker: Option<IrqBlocker>,
 }
 
 /// How the process handles the driver's requests.
@@ -41,14 +41,14 @@ impl Daemon {
         Self::start_by(name, file, queues, manner, false)
     }
 
-    /// Variant of [`start`](Self::start) with a [`Gate`] for the process's interrupts.
+    /// Variant of [`start`](Self::start) with an [`IrqBlocker`].
     #[track_caller]
-    pub fn start_gated(name: &str, file: &Path, queues: u16) -> Self {
+    pub fn start_blockable(name: &str, file: &Path, queues: u16) -> Self {
         Self::start_by(name, file, queues, Manner::Serve, true)
     }
 
     #[track_caller]
-    fn start_by(name: &str, file: &Path, queues: u16, manner: Manner, gated: bool) -> Self {
+    fn start_by(name: &str, file: &Path, queues: u16, manner: Manner, blockable: bool) -> Self {
         let ready = file.with_extension("ready");
         let _ = std::fs::remove_file(&ready);
         let stall = match manner {
@@ -61,12 +61,12 @@ impl Daemon {
             .arg(file)
             .args([queues.to_string(), stall.to_string()])
             .arg(&ready);
-        if gated {
-            gate::install(&mut command);
+        if blockable {
+            irq_blocker::install(&mut command);
         }
         let child = command.spawn().expect("starting a daemon");
-        let gate = gated.then(|| Gate::of(&child));
-        let mut daemon = Self { child, gate };
+        let irq_blocker = blockable.then(|| IrqBlocker::of(&child));
+        let mut daemon = Self { child, irq_blocker };
         soon("the daemon serves", || {
             if let Ok(Some(status)) = daemon.child.try_wait() {
                 panic!("the daemon ended: {status}");
@@ -76,10 +76,10 @@ impl Daemon {
         daemon
     }
 
-    /// Returns the gate of a process that was started with one.
+    /// Returns the IRQ blocker of a process that was started with one.
     #[track_caller]
-    pub fn gate(&self) -> &Gate {
-        self.gate.as_ref().expect("a gate")
+    pub fn irq_blocker(&self) -> &IrqBlocker {
+        self.irq_blocker.as_ref().expect("an IRQ blocker")
     }
 
     /// Kills the process and waits until it has ended.

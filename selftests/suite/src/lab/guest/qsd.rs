@@ -13,7 +13,7 @@ use vduse::Control;
 
 use crate::lab::assert::limit::Limit;
 use crate::lab::assert::timing::soon;
-use crate::lab::daemon::gate::{self, Gate};
+use crate::lab::daemon::irq_blocker::{self, IrqBlocker};
 use crate::lab::device::bus::{self, OnBus};
 use crate::lab::guest::qmp::Qmp;
 use crate::lab::kernel::modules;
@@ -31,7 +31,7 @@ pub struct Qsd {
     child: Child,
     arguments: Vec<OsString>,
     socket: PathBuf,
-    gate: Option<Gate>,
+    irq_blocker: Option<IrqBlocker>,
 }
 
 impl Qsd {
@@ -80,7 +80,7 @@ impl Qsd {
             child: spawn(&mut command(&arguments)),
             arguments,
             socket,
-            gate: None,
+            irq_blocker: None,
         }
     }
 
@@ -89,23 +89,23 @@ impl Qsd {
     pub fn start_again(&mut self) {
         let _ = std::fs::remove_file(&self.socket);
         self.child = spawn(&mut command(&self.arguments));
-        self.gate = None;
+        self.irq_blocker = None;
     }
 
-    /// Starts the program again, with a [`Gate`] for its interrupts.
+    /// Starts the program again, with an [`IrqBlocker`].
     #[track_caller]
-    pub fn start_again_gated(&mut self) {
+    pub fn start_again_blockable(&mut self) {
         let _ = std::fs::remove_file(&self.socket);
         let mut command = command(&self.arguments);
-        gate::install(&mut command);
+        irq_blocker::install(&mut command);
         self.child = spawn(&mut command);
-        self.gate = Some(Gate::of(&self.child));
+        self.irq_blocker = Some(IrqBlocker::of(&self.child));
     }
 
-    /// Returns the gate of a program that was started with one.
+    /// Returns the IRQ blocker of a program that was started with one.
     #[track_caller]
-    pub fn gate(&self) -> &Gate {
-        self.gate.as_ref().expect("a gate")
+    pub fn irq_blocker(&self) -> &IrqBlocker {
+        self.irq_blocker.as_ref().expect("an IRQ blocker")
     }
 
     /// Puts the device on the bus as soon as the program has set it up.

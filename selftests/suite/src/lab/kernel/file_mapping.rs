@@ -14,12 +14,12 @@ use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 /// This program never accesses the mapped memory itself. Only the kernel
 /// ([`Prober`](super::probe::Prober)) or a child process, which may be killed, accesses it.
 #[derive(Debug)]
-pub struct Window {
+pub struct FileMapping {
     base: *mut u8,
     len: usize,
 }
 
-impl Window {
+impl FileMapping {
     /// Maps `len` bytes of a file at an offset. Both must be multiples of the page size.
     pub fn new(file: BorrowedFd<'_>, offset: u64, len: usize, writable: bool) -> io::Result<Self> {
         let mut prot = ProtFlags::READ;
@@ -96,7 +96,7 @@ impl Window {
     }
 }
 
-impl Drop for Window {
+impl Drop for FileMapping {
     fn drop(&mut self) {
         // SAFETY: The mapping is ours, and no references to its memory exist.
         let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };

@@ -10,12 +10,12 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 /// A reserved range of addresses, in parts of which files are mapped.
 #[derive(Debug)]
-pub struct Arena {
+pub struct ReservedRange {
     base: *mut u8,
     len: usize,
 }
 
-impl Arena {
+impl ReservedRange {
     /// Reserves `len` bytes of address space.
     pub fn new(len: usize) -> io::Result<Self> {
         // SAFETY: A new mapping touches no other memory.
@@ -33,12 +33,12 @@ impl Arena {
         })
     }
 
-    /// Maps the beginning of a file at an offset of the arena, replacing any previous mapping.
+    /// Maps the beginning of a file at an offset of the range, replacing any previous mapping.
     pub fn put(&self, file: &File, at: usize, len: usize, writable: bool) -> io::Result<()> {
         assert!(at + len <= self.len);
         let mut prot = ProtFlags::READ;
         prot.set(ProtFlags::WRITE, writable);
-        // SAFETY: The addresses are inside the arena, and no references to its memory exist.
+        // SAFETY: The addresses are inside the range, and no references to its memory exist.
         unsafe {
             rustix::mm::mmap(
                 self.base.wrapping_add(at).cast(),
@@ -52,7 +52,7 @@ impl Arena {
         Ok(())
     }
 
-    /// Removes the mappings in a part of the arena.
+    /// Removes the mappings in a part of the range.
     pub fn clear(&self, at: usize, len: usize) -> io::Result<()> {
         assert!(at + len <= self.len);
         // SAFETY: As in `put`.
@@ -67,13 +67,13 @@ impl Arena {
         Ok(())
     }
 
-    /// Returns the arena's start address.
+    /// Returns the range's start address.
     pub fn address(&self) -> u64 {
         self.base as u64
     }
 }
 
-impl Drop for Arena {
+impl Drop for ReservedRange {
     fn drop(&mut self) {
         // SAFETY: The range is ours, and no references to its memory exist.
         let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };

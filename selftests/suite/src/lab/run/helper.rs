@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use crate::lab::daemon::{groups, process};
 use crate::lab::driver::block::Block;
 use crate::lab::driver::client;
-use crate::lab::kernel::{compat, outsider};
+use crate::lab::kernel::{compat, unprivileged};
 
 /// Example of the `vduse` library.
 #[allow(dead_code)]
@@ -49,7 +49,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
                     .all(|thread| thread.join().unwrap_or(false))
             })
         }),
-        [kind, name] if kind == "outsider" => outsider::run(name).is_ok(),
+        [kind, name] if kind == "unprivileged" => unprivileged::run(name).is_ok(),
         [kind, path, spaces] if kind == "client" => spaces
             .parse()
             .is_ok_and(|spaces| client::run(path.as_ref(), spaces).is_ok()),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A gate for a daemon's interrupts, whatever program the daemon is. Once the gate is shut, the
-//! daemon blocks in the system call that would interrupt a virtqueue, and can be killed there.
+//! Blocks a daemon in the system call that would interrupt a virtqueue, whatever program the daemon
+//! is. The daemon can be killed there.
 //!
 //! The kernel asks this process about each such system call of the daemon (seccomp).
 
@@ -15,7 +15,6 @@ use std::thread::JoinHandle;
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use rustix::process::{pidfd_getfd, pidfd_open, Pid, PidfdFlags, PidfdGetfdFlags};
-use vduse::Device;
 use vduse_uapi::ioctl::VQ_INJECT_IRQ;
 
 use crate::lab::kernel::raw::{self, number, Bytes, READ, WRITE};
@@ -25,25 +24,29 @@ const LISTENER: i32 = 100;
 
 /// Type byte of the listener's ioctls (`include/uapi/linux/seccomp.h`).
 const SECCOMP: u8 = b'!';
+
 /// Receives a notification: its ID, the calling process, and the system call.
 const RECEIVE: u32 = number(READ | WRITE, SECCOMP, 0, QUESTION);
+
 const QUESTION: usize = 80;
+
 /// Sends a reply: the notification's ID, a result, an error, and flags.
 const SEND: u32 = number(READ | WRITE, SECCOMP, 1, 24);
+
 /// Flag of a reply: the system call is executed.
 const CONTINUE: u32 = 1;
 
-/// A daemon's gate.
+/// Blocks a daemon's interrupts once told to.
 #[derive(Debug)]
-pub struct Gate {
+pub struct IrqBlocker {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
-    shut: AtomicBool,
-    held: AtomicBool,
+    blocking: AtomicBool,
+    blocked: AtomicBool,
     stop: AtomicBool,
 }
 
@@ -96,8 +99,8 @@ fn ask() -> io::Result<()> {
     Ok(())
 }
 
-impl Gate {
-    /// Returns the open gate of a daemon that was started with [`install`].
+impl IrqBlocker {
+    /// Returns the blocker, which does not block yet, of a daemon that was started with [`install`].
     #[track_caller]
     pub fn of(child: &Child) -> Self {
         let pid = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("the daemon");
@@ -105,25 +108,25 @@ impl Gate {
             pidfd_getfd(pid, LISTENER, PidfdGetfdFlags::empty()).expect("the daemon's listener");
         let shared = Arc::new(Shared::default());
         let ours = shared.clone();
-        let thread = std::thread::spawn(move || keep(&listener, &ours));
+        let thread = std::thread::spawn(move || reply(&listener, &ours));
         Self {
             shared,
             thread: Some(thread),
         }
     }
 
-    /// Shuts the gate.
-    pub fn shut(&self) {
-        self.shared.shut.store(true, Ordering::SeqCst);
+    /// Blocks the interrupts from now on.
+    pub fn block(&self) {
+        self.shared.blocking.store(true, Ordering::SeqCst);
     }
 
-    /// Returns whether the daemon is blocked at the gate.
-    pub fn holds_one(&self) -> bool {
-        self.shared.held.load(Ordering::SeqCst)
+    /// Returns whether the daemon is blocked in an interrupt.
+    pub fn has_blocked(&self) -> bool {
+        self.shared.blocked.load(Ordering::SeqCst)
     }
 }
 
-impl Drop for Gate {
+impl Drop for IrqBlocker {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         if let Some(thread) = self.thread.take() {
@@ -132,28 +135,8 @@ impl Drop for Gate {
     }
 }
 
-/// Interrupts the first virtqueues of a device on drop, if the device is not served by then. So a
-/// test that fails leaves no driver waiting for an interrupt.
-#[derive(Debug)]
-pub struct InterruptOnDrop {
-    /// The device's name.
-    pub name: String,
-    /// Number of virtqueues.
-    pub queues: u32,
-}
-
-impl Drop for InterruptOnDrop {
-    fn drop(&mut self) {
-        if let Ok(device) = Device::open_nonblocking(&self.name) {
-            for queue in 0..self.queues {
-                let _ = device.inject_vq_irq(queue);
-            }
-        }
-    }
-}
-
-/// Replies to notifications, except those received while the gate is shut.
-fn keep(listener: &OwnedFd, shared: &Shared) {
+/// Replies to notifications, except those received while interrupts are blocked.
+fn reply(listener: &OwnedFd, shared: &Shared) {
     let moment = Timespec {
         tv_sec: 0,
         tv_nsec: 10_000_000,
@@ -168,8 +151,8 @@ fn keep(listener: &OwnedFd, shared: &Shared) {
         if raw::call(listener, RECEIVE, &mut question).is_err() {
             continue;
         }
-        if shared.shut.load(Ordering::SeqCst) {
-            shared.held.store(true, Ordering::SeqCst);
+        if shared.blocking.load(Ordering::SeqCst) {
+            shared.blocked.store(true, Ordering::SeqCst);
             continue;
         }
         let id = u64::from_ne_bytes(question[..8].try_into().unwrap_or_default());

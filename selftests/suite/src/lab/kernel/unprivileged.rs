@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A process with all capabilities in its own user namespace, and none outside.
+//! A process that has all capabilities in its own user namespace, but none outside.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use vduse::Control;
 use crate::lab::assert::errors::fails;
 use crate::lab::device::test_device::net_config;
 
-/// The helper process `outsider NAME`. Tries to create a network card, and to put an existing
+/// The helper process `unprivileged NAME`. Tries to create a network card, and to put an existing
 /// device on the bus.
 pub fn run(name: &str) -> io::Result<()> {
     // SAFETY: The process has one thread, and none of its open files depend on its credentials.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A daemon of last resort: it answers every message and fails every request, so that the device
-//! can be removed.
+//! A daemon that answers every message but fails every request, so that the device can be removed.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,13 +34,13 @@ impl Backend for Refuse {
 /// Serves a device that has no daemon, until dropped. Whatever happens to the device, it is served
 /// again as soon as it can be opened.
 #[derive(Debug)]
-pub struct Rescuer {
+pub struct RefusingDaemon {
     stop: Arc<AtomicBool>,
     handle: Arc<Mutex<Option<Handle>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Rescuer {
+impl RefusingDaemon {
     /// Starts to serve a device. If the device cannot be opened now, opening is retried.
     pub fn start(name: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
@@ -87,7 +86,7 @@ fn lock(handle: &Mutex<Option<Handle>>) -> MutexGuard<'_, Option<Handle>> {
     handle.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Drop for Rescuer {
+impl Drop for RefusingDaemon {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         if let Some(handle) = &*lock(&self.handle) {
