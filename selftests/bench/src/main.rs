@@ -75,8 +75,8 @@ fn main() -> ExitCode {
 
 /// Measures all rows with all drivers, and returns the results and whether a measurement failed.
 fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), String> {
-    if let Some(folder) = &options.profile {
-        profile::start(folder.clone(), options.patterns.clone());
+    if let Some(directory) = &options.profile {
+        profile::start(directory.clone(), options.patterns.clone());
     }
     drivers::load_bus()?;
     bus::set_autoprobe(false)?;

@@ -20,7 +20,7 @@ As root, with neither of them loaded.
   --rounds N               how often each driver is loaded and measured (2)
   --driver-only rust|c     one driver only, to look at it with a profiler
   --ublk                   measure the rows of disks on one of ublk, too
-  --profile FOLDER         mark what the machine counts the instructions of, in one round, and tell it about that there;
+  --profile DIRECTORY         mark what the machine counts the instructions of, in one round, and tell it about that there;
                            not of memory, nor of how long virtio-blk's kicks and interrupts take
   --csv                    print the figures once more, as comma-separated values
   --list                   print the names of the rows and end

@@ -17,7 +17,7 @@ use crate::clock;
 /// An interface that is up, and a socket for the frames of one type.
 #[derive(Debug)]
 pub struct Interface {
-    folder: PathBuf,
+    directory: PathBuf,
     socket: OwnedFd,
 }
 
@@ -31,20 +31,20 @@ impl Interface {
         if ipv6.exists() {
             sysfs::write(&ipv6.join("disable_ipv6"), "1").expect("disabling IPv6");
         }
-        let folder = Path::new("/sys/class/net").join(&name);
+        let directory = Path::new("/sys/class/net").join(&name);
         let up = format!("link set {name} up");
         ip(&up);
         // Until the kernel has dealt with the link's state, sent frames are dropped without an
         // error. Setting the link up again waits for the kernel to finish, as both take the same
         // lock.
         soon("the link is up", || {
-            sysfs::read(&folder.join("operstate")).is_ok_and(|state| state == "up")
+            sysfs::read(&directory.join("operstate")).is_ok_and(|state| state == "up")
         });
         ip(&up);
-        let index = sysfs::read(&folder.join("ifindex")).expect("an index");
+        let index = sysfs::read(&directory.join("ifindex")).expect("an index");
         let index = index.parse().expect("a number");
         let socket = socket(index, ether_type).expect("a socket");
-        Self { folder, socket }
+        Self { directory, socket }
     }
 
     /// Sends a frame as soon as there is room.
@@ -61,7 +61,7 @@ impl Interface {
     /// Returns how many frames were received, excluding those too short to be frames.
     pub fn received(&self) -> u64 {
         let count = |name| -> u64 {
-            let count = sysfs::read(&self.folder.join("statistics").join(name));
+            let count = sysfs::read(&self.directory.join("statistics").join(name));
             count.expect("a counter").parse().expect("a number")
         };
         count("rx_packets") - count("rx_length_errors")

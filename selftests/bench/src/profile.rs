@@ -17,7 +17,7 @@ use crate::options::Patterns;
 #[derive(Debug)]
 struct Profile {
     /// The directory where the machine looks for what it needs.
-    folder: PathBuf,
+    directory: PathBuf,
     /// The rows that are profiled.
     patterns: Patterns,
     /// The *window* of the driver that is loaded, from 1 on; each driver is loaded once.
@@ -28,10 +28,10 @@ struct Profile {
 
 static PROFILE: OnceLock<Profile> = OnceLock::new();
 
-/// Makes the machine count what these rows do. The machine looks for what it needs in `folder`.
-pub fn start(folder: PathBuf, patterns: Patterns) {
+/// Makes the machine count what these rows do. The machine looks for what it needs in `directory`.
+pub fn start(directory: PathBuf, patterns: Patterns) {
     let profile = Profile {
-        folder,
+        directory,
         patterns,
         window: AtomicUsize::new(0),
         times: AtomicUsize::new(0),
@@ -57,7 +57,7 @@ pub fn tell(driver: Driver) {
     let times = profile.times.load(SeqCst);
     let file = format!("symbols.{}", profile.window.load(SeqCst));
     std::fs::write(
-        profile.folder.join(file),
+        profile.directory.join(file),
         format!("{title}\n{times}\n{symbols}"),
     )
     .expect("telling the machine");

@@ -16,7 +16,7 @@ without one, all of them. As root, with the driver loaded.
   --driver rust|c    which driver is loaded: ours (default) or the in-tree one
   --module FILE      the module to load again after it was unloaded (or VDUSE_MODULE;
                      default: modprobe vduse)
-  --guest DIR        what a guest inside this machine boots from: the folder that
+  --guest DIR        what a guest inside this machine boots from: the directory that
                      qemu-test/nested makes; without it, tests with a guest are skipped
   --without-kvm      guests inside this machine are emulated, even if it has KVM
   --skip PATTERN     leave tests out

@@ -29,8 +29,8 @@ pub fn open(device: &str) -> Block {
 /// Opens a disk by its name, and lets requests go to the driver as they come.
 fn open_block(name: &str) -> Block {
     let block = Block::open(name).expect("opening a disk");
-    let folder = Path::new("/sys/block").join(block.name());
-    sysfs::write(&folder.join("queue/scheduler"), "none").expect("choosing no scheduler");
+    let directory = Path::new("/sys/block").join(block.name());
+    sysfs::write(&directory.join("queue/scheduler"), "none").expect("choosing no scheduler");
     block
 }
 

@@ -62,9 +62,9 @@ const ACTORS: &[Actor] = &[
 /// How many records the board has.
 const RECORDS: usize = ACTORS.len() * THREADS;
 
-/// Is the process of an actor: `fuzz NUMBER SEED TRACE FOLDER`. Returns only when it cannot.
+/// Is the process of an actor: `fuzz NUMBER SEED TRACE DIRECTORY`. Returns only when it cannot.
 pub fn act(arguments: &[String]) -> bool {
-    let [number, seed, trace, folder] = arguments else {
+    let [number, seed, trace, directory] = arguments else {
         return false;
     };
     let (Ok(number), Ok(seed)) = (number.parse::<usize>(), seed.parse()) else {
@@ -73,12 +73,12 @@ pub fn act(arguments: &[String]) -> bool {
     let Some((_, live)) = ACTORS.get(number) else {
         return false;
     };
-    let folder = Path::new(folder);
-    let Ok(board) = Board::open(&folder.join(supervisor::BOARD), RECORDS) else {
+    let directory = Path::new(directory);
+    let Ok(board) = Board::open(&directory.join(supervisor::BOARD), RECORDS) else {
         return false;
     };
     crate::lab::kernel::memlock::unlimited_memlock();
-    let mut stage = Stage::new(Arc::new(board), folder, number, seed, trace == "trace");
+    let mut stage = Stage::new(Arc::new(board), directory, number, seed, trace == "trace");
     loop {
         stage.live();
         live(&mut stage);

@@ -36,7 +36,7 @@ pub const DEVICES: [&str; 5] = [
 #[derive(Debug)]
 pub struct Stage {
     board: Arc<Board>,
-    folder: PathBuf,
+    directory: PathBuf,
     index: usize,
     seed: u64,
     /// Decides.
@@ -55,11 +55,11 @@ fn mix(a: u64, b: u64) -> u64 {
 
 impl Stage {
     /// An actor's stage, from the run's seed and the actor's number.
-    pub fn new(board: Arc<Board>, folder: &Path, actor: usize, seed: u64, trace: bool) -> Self {
+    pub fn new(board: Arc<Board>, directory: &Path, actor: usize, seed: u64, trace: bool) -> Self {
         let trace = trace.then(|| OpenOptions::new().write(true).open("/dev/kmsg").ok());
         Self {
             board,
-            folder: folder.to_owned(),
+            directory: directory.to_owned(),
             index: actor * THREADS,
             seed: mix(seed, actor as u64),
             dice: Random::new(0),
@@ -81,7 +81,7 @@ impl Stage {
         assert!(thread < THREADS);
         Self {
             board: self.board.clone(),
-            folder: self.folder.clone(),
+            directory: self.directory.clone(),
             index: self.index + thread,
             seed: self.seed,
             dice: Random::new(self.dice.next()),
@@ -114,7 +114,7 @@ impl Stage {
 
     /// A file that all actors share.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        self.directory.join(name)
     }
 
     /// The file whose lock is held, shared, by who opens a device's vhost-vdpa node, and alone by

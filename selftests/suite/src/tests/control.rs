@@ -272,7 +272,7 @@ fn a_name_with_a_slash_is_einval() {
 
 fn an_exclamation_mark_is_a_part_of_a_name() {
     let device = TestDevice::new(&changed(|c| c.name = "a!b".to_owned()));
-    assert!(crate::lab::kernel::sysfs::folder("a!b").exists());
+    assert!(crate::lab::kernel::sysfs::directory("a!b").exists());
     device.open();
 }
 
@@ -290,7 +290,7 @@ fn a_name_of_255_bytes_works() {
     let name = "n".repeat(NAME_MAX - 1);
     let device = TestDevice::new(&changed(|c| c.name.clone_from(&name)));
     device.open();
-    assert!(crate::lab::kernel::sysfs::folder(&name).exists());
+    assert!(crate::lab::kernel::sysfs::directory(&name).exists());
 }
 
 fn a_name_in_utf_8_stays_as_it_is() {
@@ -298,12 +298,15 @@ fn a_name_in_utf_8_stays_as_it_is() {
     for name in ["b\u{fc}ro".to_owned(), "\u{fc}".repeat((NAME_MAX - 1) / 2)] {
         let device = TestDevice::new(&changed(|c| c.name.clone_from(&name)));
         device.open_ready(1);
-        assert!(crate::lab::kernel::sysfs::folder(&name).exists(), "{name}");
+        assert!(
+            crate::lab::kernel::sysfs::directory(&name).exists(),
+            "{name}"
+        );
     }
     let device = TestDevice::new(&changed(|c| c.name = "b\u{fc}ro".to_owned()));
     device.open_ready(1);
     let on_bus = OnBus::add(device.name()).unwrap();
-    assert!(bus::folder(device.name()).exists());
+    assert!(bus::directory(device.name()).exists());
     on_bus.delete().unwrap();
 }
 

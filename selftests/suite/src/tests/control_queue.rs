@@ -84,9 +84,9 @@ impl Card {
     #[track_caller]
     fn accepted_by_virtio(&self) -> u64 {
         self.on_bus.bind(Driver::Virtio).expect("binding to virtio");
-        let folder = bus::virtio_folder(self.device.name()).expect("a virtio device");
+        let directory = bus::virtio_directory(self.device.name()).expect("a virtio device");
         assert!(bus::interface(self.device.name()).is_some(), "no interface");
-        let bits = sysfs::read(&folder.join("features")).expect("the features");
+        let bits = sysfs::read(&directory.join("features")).expect("the features");
         self.on_bus.unbind(Driver::Virtio).expect("unbinding");
         (0..64)
             .zip(bits.chars())

@@ -370,8 +370,8 @@ fn a_driver_that_tries_again_after_it_has_failed_is_interrupted() {
         .device()
         .set_config(offset, &512u32.to_le_bytes())
         .unwrap();
-    let folder = bus::virtio_folder(device.name()).unwrap();
-    let name = folder.file_name().unwrap().to_str().unwrap();
+    let directory = bus::virtio_directory(device.name()).unwrap();
+    let name = directory.file_name().unwrap().to_str().unwrap();
     sysfs::write(Path::new("/sys/bus/virtio/drivers/virtio_blk/bind"), name).unwrap();
     let block = Block::open(&bus::disk_name(device.name()).unwrap()).unwrap();
     block.write(4096, &[0xab; 4096]).unwrap();

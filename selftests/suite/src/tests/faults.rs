@@ -145,7 +145,7 @@ fn loading_the_module_fails_cleanly() {
         if fault.hit(NO_MEMORY, load).is_some() {
             loading::unload();
         }
-        assert!(!sysfs::folder("control").exists(), "{fault}");
+        assert!(!sysfs::directory("control").exists(), "{fault}");
         assert!(!Path::new("/sys/devices/vduse").exists(), "{fault}");
     });
     tally.note("loading the module");
@@ -160,7 +160,7 @@ fn creating(times: i64, path: &str, control: &Control, config: &vduse::DeviceCon
         let tally = injection.each(path, |fault| {
             let made = fault.hit(NO_MEMORY, || control.create(config));
             if made.is_none() {
-                assert!(!sysfs::folder(&config.name).exists(), "{fault}");
+                assert!(!sysfs::directory(&config.name).exists(), "{fault}");
                 assert!(!Device::path(&config.name).exists(), "{fault}");
                 fault.again(|| control.create(config));
                 // The device is complete.
@@ -203,7 +203,7 @@ fn destroying_a_device_fails_cleanly() {
                 drop(device);
                 fault.again(destroy);
             }
-            assert!(!sysfs::folder(&config.name).exists(), "{fault}");
+            assert!(!sysfs::directory(&config.name).exists(), "{fault}");
         });
         [tally]
     });
@@ -330,10 +330,10 @@ fn adding(path: &str, injection: &Injection, make: impl Fn() -> Stage) -> Tally 
         let stage = make();
         let add = || vdpa.add(stage.name(), "vduse");
         if fault.hit(NO_MEMORY, add).is_none() {
-            assert!(!bus::folder(stage.name()).exists(), "{fault}");
+            assert!(!bus::directory(stage.name()).exists(), "{fault}");
             fault.again(add);
         }
-        assert!(bus::folder(stage.name()).exists(), "{fault}");
+        assert!(bus::directory(stage.name()).exists(), "{fault}");
         vdpa.delete(stage.name()).expect("deleting");
         drop(stage.daemon);
         stage.device.destroy().expect("destroying");
@@ -364,7 +364,7 @@ fn deleting_a_device_succeeds() {
                     bus::bind(stage.name(), Driver::Vhost).expect("binding");
                 }
                 fault.hit(NEVER, || vdpa.delete(stage.name()));
-                assert!(!bus::folder(stage.name()).exists(), "{fault}");
+                assert!(!bus::directory(stage.name()).exists(), "{fault}");
                 stage.mend();
             })
         })
@@ -729,7 +729,7 @@ fn deleting_a_disk_succeeds() {
             disk.reads();
             disk.mended(|| fault.hit(NEVER, || on_bus.delete()));
             disk.mend();
-            assert!(!bus::folder(disk.device.name()).exists(), "{fault}");
+            assert!(!bus::directory(disk.device.name()).exists(), "{fault}");
         });
         [tally]
     });
@@ -903,7 +903,7 @@ fn copies_from_and_to_a_daemon_fail_cleanly() {
     let config = spaces::config(1, 1, 2);
     let created = injection.each("CREATE_DEV", |fault| {
         if fault.hit(FAULT, || control.create(&config)).is_none() {
-            assert!(!sysfs::folder(&config.name).exists(), "{fault}");
+            assert!(!sysfs::directory(&config.name).exists(), "{fault}");
             fault.again(|| control.create(&config));
         }
         control.destroy(&config.name).expect("destroying");

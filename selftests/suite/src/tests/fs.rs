@@ -98,10 +98,10 @@ fn zeroes(path: &Path, len: u64) -> Block {
 
 /// Returns how many file systems the kernel knows by this tag.
 fn instances(tag: &str) -> usize {
-    let folder = Path::new("/sys/fs/virtiofs");
-    let all = bus::children(folder, "").into_iter();
+    let directory = Path::new("/sys/fs/virtiofs");
+    let all = bus::children(directory, "").into_iter();
     all.filter(|instance| {
-        let found = sysfs::read(&folder.join(instance).join("tag"));
+        let found = sysfs::read(&directory.join(instance).join("tag"));
         found.is_ok_and(|found| found == tag)
     })
     .count()
@@ -109,8 +109,8 @@ fn instances(tag: &str) -> usize {
 
 fn the_driver_finds_the_tag_and_the_queues() {
     let fs = LiveFs::new();
-    let folder = bus::virtio_folder(fs.device.name()).expect("a virtio device");
-    let driver = fs::read_link(folder.join("driver")).unwrap();
+    let directory = bus::virtio_directory(fs.device.name()).expect("a virtio device");
+    let driver = fs::read_link(directory.join("driver")).unwrap();
     assert!(driver.ends_with("virtiofs"), "{driver:?}");
     assert_eq!(instances(fs.device.name()), 1);
     for queue in 0..u32::from(QUEUES) {
@@ -136,7 +136,11 @@ fn what_is_written_is_in_the_folder_and_read_back() {
     let mut file = File::create_new(mount.path("data")).unwrap();
     file.write_all(&data).unwrap();
     file.sync_all().unwrap();
-    assert_same(&fs::read(fs.behind("data")).unwrap(), &data, "the folder");
+    assert_same(
+        &fs::read(fs.behind("data")).unwrap(),
+        &data,
+        "the directory",
+    );
     drop(file);
 
     drop_caches();
@@ -146,7 +150,7 @@ fn what_is_written_is_in_the_folder_and_read_back() {
     assert!(fs.log().asked(op::READ) >= 32, "{:?}", fs.log());
     assert_eq!(mount.path("data").metadata().unwrap().len(), LEN as u64);
     let (ours, theirs) = (
-        rustix::fs::statvfs(fs.folder()).unwrap(),
+        rustix::fs::statvfs(fs.directory()).unwrap(),
         rustix::fs::statvfs(mount.path("")).unwrap(),
     );
     assert_eq!(
@@ -225,7 +229,11 @@ fn files_are_cut_and_grow() {
     file.rewind().unwrap();
     file.write_all(b"start").unwrap();
     grown[..5].copy_from_slice(b"start");
-    assert_same(&fs::read(fs.behind("data")).unwrap(), &grown, "the folder");
+    assert_same(
+        &fs::read(fs.behind("data")).unwrap(),
+        &grown,
+        "the directory",
+    );
     // Opening the file again for writing truncates it to nothing.
     fs::write(&path, "short").unwrap();
     assert_eq!(fs::read(fs.behind("data")).unwrap(), b"short");
@@ -239,10 +247,10 @@ fn errors_of_the_device_are_errors_of_the_driver() {
     fails(File::create_new(mount.path("data")), Errno::EXIST);
     // Operations that the device does not know.
     fails(fs::remove_file(mount.path("data")), Errno::NOSYS);
-    fails(fs::create_dir(mount.path("folder")), Errno::NOSYS);
+    fails(fs::create_dir(mount.path("directory")), Errno::NOSYS);
     // Errors of the directory's own file system.
-    fs::create_dir(fs.behind("folder")).unwrap();
-    fails(File::open(mount.path("folder")), Errno::ISDIR);
+    fs::create_dir(fs.behind("directory")).unwrap();
+    fails(File::open(mount.path("directory")), Errno::ISDIR);
     fails(
         Mount::new("a tag that no device has").map(drop),
         Errno::INVAL,
@@ -346,15 +354,15 @@ fn rebinding_and_mounting_again_works() {
 /// A file system whose daemon is another process.
 type Remote = LiveFs<Option<Daemon>>;
 
-fn start(name: &str, folder: &Path, manner: Manner) -> Daemon {
-    Daemon::start(name, folder, QUEUES, manner)
+fn start(name: &str, directory: &Path, manner: Manner) -> Daemon {
+    Daemon::start(name, directory, QUEUES, manner)
 }
 
 impl Remote {
     #[track_caller]
     fn remote() -> Self {
-        Self::serve(0, |device, folder| {
-            Some(start(device.name(), folder, Manner::Serve))
+        Self::serve(0, |device, directory| {
+            Some(start(device.name(), directory, Manner::Serve))
         })
     }
 
@@ -367,15 +375,15 @@ impl Remote {
     /// Starts a daemon after the last one was killed.
     #[track_caller]
     fn start(&mut self, manner: Manner) {
-        self.served = Some(start(self.device.name(), &self.folder(), manner));
+        self.served = Some(start(self.device.name(), &self.directory(), manner));
     }
 
     /// Waits until the daemon has stalled.
     #[track_caller]
     fn stalls(&self) {
-        let folder = self.folder();
+        let directory = self.directory();
         let daemon = self.served.as_ref().expect("a daemon");
-        soon("the daemon stands still", || daemon.has_stalled(&folder));
+        soon("the daemon stands still", || daemon.has_stalled(&directory));
     }
 }
 
@@ -383,7 +391,7 @@ impl Remote {
 #[track_caller]
 fn open_noise<S>(fs: &LiveFs<S>, mount: &Mount) -> (Block, Vec<u8>) {
     let data = noise(64 << 10, 5);
-    fs::write(fs.behind("data"), &data).expect("writing to the folder");
+    fs::write(fs.behind("data"), &data).expect("writing to the directory");
     let path: PathBuf = mount.path("data");
     let block = Block::open(path.to_str().expect("a path")).expect("opening it");
     (block, data)

@@ -284,8 +284,8 @@ fn vq_setup_of_version_0_counts_for_the_next_driver() {
 fn vq_setup_of_version_0_counts_when_a_driver_of_the_kernel_begins() {
     let disk = LiveDisk::new(Shape::default());
     let device = disk.served.device();
-    let folder = bus::virtio_folder(disk.device.name()).unwrap();
-    let name = folder.file_name().unwrap().to_str().unwrap();
+    let directory = bus::virtio_directory(disk.device.name()).unwrap();
+    let name = directory.file_name().unwrap().to_str().unwrap();
     let driver = std::path::Path::new("/sys/bus/virtio/drivers/virtio_blk");
     // Unbinding resets the device, binding does not.
     sysfs::write(&driver.join("unbind"), name).unwrap();

@@ -50,10 +50,10 @@ fn boot_with(setup: Setup, name: &str) -> Guest {
 
 /// Returns the MD5 sums of all files in a directory, as md5sum prints them.
 #[track_caller]
-fn sums(folder: &Path) -> String {
+fn sums(directory: &Path) -> String {
     let output = Command::new("sh")
         .args(["-c", "md5sum *"])
-        .current_dir(folder)
+        .current_dir(directory)
         .output()
         .expect("md5sum");
     assert!(output.status.success(), "{output:?}");
@@ -62,14 +62,14 @@ fn sums(folder: &Path) -> String {
 
 /// Creates a directory with files of various sizes.
 #[track_caller]
-fn files(folder: PathBuf) -> PathBuf {
-    fs::create_dir(&folder).unwrap();
+fn files(directory: PathBuf) -> PathBuf {
+    fs::create_dir(&directory).unwrap();
     for (number, bytes) in (1..).zip([0, 1, 511, 4096, 65_537, 1 << 20]) {
         let mut data = vec![0; bytes];
         Random::new(number).fill(&mut data);
-        fs::write(folder.join(format!("file{number}")), data).unwrap();
+        fs::write(directory.join(format!("file{number}")), data).unwrap();
     }
-    folder
+    directory
 }
 
 fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {

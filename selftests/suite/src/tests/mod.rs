@@ -135,9 +135,9 @@ mod unit {
 
     #[test]
     fn mutants_are_to_be_noticed_by_tests_that_exist() {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../mutants");
+        let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../mutants");
         let mut mutants = 0;
-        for entry in std::fs::read_dir(folder).unwrap() {
+        for entry in std::fs::read_dir(directory).unwrap() {
             let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
             let tests = text.lines().find_map(|line| line.strip_prefix("Tests: "));
             for name in tests.expect("a line that names tests").split(' ') {

@@ -105,10 +105,10 @@ impl Failed {
 
 /// Makes the virtio bus probe a device once more, and waits for the probe.
 fn probe(name: &str) {
-    let Some(folder) = bus::virtio_folder(name) else {
+    let Some(directory) = bus::virtio_directory(name) else {
         return;
     };
-    let virtio = folder
+    let virtio = directory
         .file_name()
         .and_then(|name| name.to_str())
         .expect("a name");
@@ -124,7 +124,7 @@ fn serve(device: &TestDevice) -> Served {
 /// Returns the status that virtio's core reads.
 #[track_caller]
 fn status(name: &str) -> u8 {
-    let path = bus::virtio_folder(name)
+    let path = bus::virtio_directory(name)
         .expect("a virtio device")
         .join("status");
     let text = sysfs::read(&path).expect("its status");
@@ -452,7 +452,7 @@ fn probes_that_fail_under_interrupts_do_no_harm() {
             for _ in 0..random.below(3) {
                 probe(device.name());
             }
-            if bus::virtio_folder(device.name()).is_some() {
+            if bus::virtio_directory(device.name()).is_some() {
                 failures += u32::from(bus::disk_name(device.name()).is_none());
                 on_bus.unbind(Driver::Virtio).unwrap();
             }

@@ -59,9 +59,9 @@ fn files_survive_three_detach_attach_and_daemon_restart_cycles() {
     need("mkfs.ext4", "-V");
     let scratch = Scratch::new();
     let image = scratch.file("image", 128 << 20);
-    let folder = scratch.path("mounted");
-    std::fs::create_dir(&folder).unwrap();
-    let mount_point = folder.to_str().unwrap().to_owned();
+    let directory = scratch.path("mounted");
+    std::fs::create_dir(&directory).unwrap();
+    let mount_point = directory.to_str().unwrap().to_owned();
     let name = unique_name();
 
     let (on_bus, qsd, disk) = attach(&name, &image);
@@ -70,7 +70,7 @@ fn files_survive_three_detach_attach_and_daemon_restart_cycles() {
     tool("mount", &[&node, &mount_point]);
     let mounted = Mounted(mount_point.clone());
     for number in 0..FILES {
-        std::fs::write(folder.join(number.to_string()), contents(number)).unwrap();
+        std::fs::write(directory.join(number.to_string()), contents(number)).unwrap();
     }
     drop(mounted);
     detach(on_bus, qsd);
@@ -80,7 +80,7 @@ fn files_survive_three_detach_attach_and_daemon_restart_cycles() {
         tool("mount", &[&format!("/dev/{disk}"), &mount_point]);
         let mounted = Mounted(mount_point.clone());
         for number in 0..FILES {
-            let found = std::fs::read(folder.join(number.to_string())).unwrap();
+            let found = std::fs::read(directory.join(number.to_string())).unwrap();
             assert_same(&found, &contents(number), &format!("file {number}"));
         }
         drop(mounted);

@@ -11,7 +11,7 @@ use crate::lab::device::test_device::{disk_config, TestDevice};
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::cpu::OfflineCpu;
 use crate::lab::kernel::modules;
-use crate::lab::kernel::sysfs::{affinity, attribute, folder, read, write};
+use crate::lab::kernel::sysfs::{affinity, attribute, directory, read, write};
 
 tests![
     the_class_has_the_device_and_its_attributes,
@@ -33,17 +33,17 @@ tests![
 
 fn the_class_has_the_device_and_its_attributes() {
     let device = TestDevice::disk();
-    let folder = folder(device.name());
+    let directory = directory(device.name());
     for name in ["msg_timeout", "bounce_size", "vq0/irq_cb_affinity", "dev"] {
-        assert!(folder.join(name).is_file(), "{name}");
+        assert!(directory.join(name).is_file(), "{name}");
     }
     assert_eq!(
-        std::fs::canonicalize(&folder).unwrap(),
+        std::fs::canonicalize(&directory).unwrap(),
         Path::new("/sys/devices/virtual/vduse").join(device.name())
     );
     assert!(Path::new("/sys/class/vduse/control").is_dir());
     device.destroy().unwrap();
-    assert!(!folder.exists());
+    assert!(!directory.exists());
 }
 
 fn the_control_node_has_no_attributes_of_a_device() {

@@ -59,10 +59,10 @@ const VDPA: &str = "/sys/bus/vdpa";
 /// device.
 #[track_caller]
 fn virtio(name: &str) -> (PathBuf, String) {
-    let folder = bus::virtio_folder(name).expect("a virtio device");
-    let device = folder.file_name().expect("its name");
+    let directory = bus::virtio_directory(name).expect("a virtio device");
+    let device = directory.file_name().expect("its name");
     let device = device.to_str().expect("a name").to_owned();
-    (folder, device)
+    (directory, device)
 }
 
 /// Binds a virtio device to a driver of the virtio bus, or unbinds it from the driver (`unbind`).
@@ -72,8 +72,8 @@ fn on_virtio_bus(driver: &str, what: &str, device: &str) -> io::Result<()> {
 }
 
 /// Returns the driver that a device on a bus is bound to.
-fn driver_of(folder: &Path) -> Option<String> {
-    let driver = std::fs::read_link(folder.join("driver")).ok()?;
+fn driver_of(directory: &Path) -> Option<String> {
+    let driver = std::fs::read_link(directory.join("driver")).ok()?;
     Some(driver.file_name()?.to_str()?.to_owned())
 }
 
@@ -121,14 +121,17 @@ fn works(disk: &LiveDisk) {
 
 fn unbinding_virtio_blk_from_its_device_under_io_and_binding_again_works() {
     let disk = LiveDisk::new(Shape::default());
-    let (folder, device) = virtio(disk.name());
+    let (directory, device) = virtio(disk.name());
     for _ in 0..3 {
         let readers = read_until_error(&disk.disk());
         readers.go_on(1);
         on_virtio_bus("virtio_blk", "unbind", &device).unwrap();
         readers.join();
         // virtio's core acknowledges the device again.
-        assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
+        assert_eq!(
+            sysfs::read(&directory.join("status")).unwrap(),
+            "0x00000001"
+        );
         interrupts_nobody(disk.vduse());
         on_virtio_bus("virtio_blk", "bind", &device).unwrap();
         works(&disk);
@@ -138,7 +141,7 @@ fn unbinding_virtio_blk_from_its_device_under_io_and_binding_again_works() {
 /// Sets the only driver that a device on the vDPA bus may be bound to.
 #[track_caller]
 fn set_override(name: &str, driver: &str) {
-    let path = bus::folder(name).join("driver_override");
+    let path = bus::directory(name).join("driver_override");
     sysfs::write(&path, driver).expect("overriding the driver");
 }
 
@@ -150,17 +153,17 @@ fn probe(name: &str) -> io::Result<()> {
 
 fn a_device_without_a_driver_is_probed_by_the_one_it_is_overridden_to() {
     let disk = LiveDisk::new(Shape::default());
-    let folder = bus::folder(disk.name());
+    let directory = bus::directory(disk.name());
     disk.on_bus.unbind(Driver::Virtio).unwrap();
     for _ in 0..2 {
         set_override(disk.name(), "vhost_vdpa");
         probe(disk.name()).unwrap();
-        assert_eq!(driver_of(&folder).as_deref(), Some("vhost_vdpa"));
+        assert_eq!(driver_of(&directory).as_deref(), Some("vhost_vdpa"));
         drop(Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap());
         disk.on_bus.unbind(Driver::Vhost).unwrap();
         set_override(disk.name(), "virtio_vdpa");
         probe(disk.name()).unwrap();
-        assert_eq!(driver_of(&folder).as_deref(), Some("virtio_vdpa"));
+        assert_eq!(driver_of(&directory).as_deref(), Some("virtio_vdpa"));
         works(&disk);
         disk.on_bus.unbind(Driver::Virtio).unwrap();
     }
@@ -188,7 +191,7 @@ fn a_driver_that_is_loaded_takes_what_is_on_the_bus() {
     let autoprobe = Autoprobe::on();
     drop(loaded);
     drop(autoprobe);
-    let driver = driver_of(&bus::folder(disk.name()));
+    let driver = driver_of(&bus::directory(disk.name()));
     assert_eq!(driver.as_deref(), Some("virtio_vdpa"));
     works(&disk);
 }
@@ -207,8 +210,8 @@ fn unloading_virtio_vdpa_under_io_takes_its_disks_away() {
             readers.join();
         }
         for disk in &disks {
-            assert_eq!(driver_of(&bus::folder(disk.name())), None);
-            assert_eq!(bus::virtio_folder(disk.name()), None);
+            assert_eq!(driver_of(&bus::directory(disk.name())), None);
+            assert_eq!(bus::virtio_directory(disk.name()), None);
             interrupts_nobody(disk.vduse());
         }
         drop(loaded);
@@ -234,7 +237,7 @@ fn unloading_vhost_vdpa_is_refused_while_a_client_has_it_open() {
         modules::tool("rmmod", &["vhost_vdpa"]).is_ok()
     });
     assert!(!node.exists());
-    assert_eq!(driver_of(&bus::folder(disk.name())), None);
+    assert_eq!(driver_of(&bus::directory(disk.name())), None);
     interrupts_nobody(disk.vduse());
     disk.on_bus.bind(Driver::Virtio).unwrap();
     works(&disk);
@@ -259,12 +262,15 @@ fn unloading_virtio_blk_is_refused_while_a_disk_is_open() {
     readers.join();
     disk.on_bus.bind(Driver::Virtio).unwrap();
     works(&disk);
-    let (folder, _) = virtio(disk.name());
+    let (directory, _) = virtio(disk.name());
     soon("virtio_blk is unloaded", || {
         modules::tool("rmmod", &["virtio_blk"]).is_ok()
     });
     assert_eq!(bus::disk_name(disk.name()), None);
-    assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
+    assert_eq!(
+        sysfs::read(&directory.join("status")).unwrap(),
+        "0x00000001"
+    );
     interrupts_nobody(disk.vduse());
     modules::tool("modprobe", &["virtio_blk"]).unwrap();
     works(&disk);
@@ -281,10 +287,13 @@ fn unloading_virtio_net_takes_its_interface_away() {
     {
         let peer = Peer::new(device.name());
         peer.ping_both_ways(64);
-        let (folder, _) = virtio(device.name());
+        let (directory, _) = virtio(device.name());
         modules::tool("rmmod", &["virtio_net"]).unwrap();
-        assert_eq!(driver_of(&folder), None);
-        assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
+        assert_eq!(driver_of(&directory), None);
+        assert_eq!(
+            sysfs::read(&directory.join("status")).unwrap(),
+            "0x00000001"
+        );
         interrupts_nobody(served.device());
         // The driver may take other devices of this machine as well.
         modules::tool("modprobe", &["virtio_net"]).unwrap();
@@ -307,11 +316,14 @@ fn unloading_virtiofs_takes_its_file_systems_away() {
         assert_eq!(std::fs::read(mount.path("file")).unwrap(), b"there");
         modules::tool("rmmod", &["virtiofs"]).expect_err("the module was unloaded");
     }
-    let (folder, _) = virtio(live.device.name());
+    let (directory, _) = virtio(live.device.name());
     soon("virtiofs is unloaded", || {
         modules::tool("rmmod", &["virtiofs"]).is_ok()
     });
-    assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x00000001");
+    assert_eq!(
+        sysfs::read(&directory.join("status")).unwrap(),
+        "0x00000001"
+    );
     interrupts_nobody(live.served.0.device());
     modules::tool("modprobe", &["virtiofs"]).unwrap();
     let mount = live.mount();
@@ -324,9 +336,9 @@ fn fails_to_bind(file: &Arc<Device>, name: &str, status: &str) -> (OnBus, Vec<Ki
     let responder = Responder::ok(file);
     let on_bus = OnBus::add(name).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
-    let (folder, _) = virtio(name);
-    assert_eq!(driver_of(&folder), None);
-    assert_eq!(sysfs::read(&folder.join("status")).unwrap(), status);
+    let (directory, _) = virtio(name);
+    assert_eq!(driver_of(&directory), None);
+    assert_eq!(sysfs::read(&directory.join("status")).unwrap(), status);
     (on_bus, responder.take_kinds())
 }
 
@@ -365,9 +377,12 @@ fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
     let served = Served::start(device.open_nonblocking(), 2, memory_file(1 << 20)).unwrap();
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
-    let (folder, _) = virtio(device.name());
-    assert_eq!(driver_of(&folder), None);
-    assert_eq!(sysfs::read(&folder.join("status")).unwrap(), "0x0000008f");
+    let (directory, _) = virtio(device.name());
+    assert_eq!(driver_of(&directory), None);
+    assert_eq!(
+        sysfs::read(&directory.join("status")).unwrap(),
+        "0x0000008f"
+    );
     let interrupts = || {
         // The injection may be refused or not, but nothing that is gone may be called.
         let _ = served.device().inject_vq_irq(0);

@@ -163,8 +163,8 @@ impl Allocators {
             table,
             shrink: counted(&names)
                 .filter_map(|(cache, _)| {
-                    let folder = Path::new("/sys/kernel/slab").join(cache);
-                    write(&folder.join("shrink")).ok()
+                    let directory = Path::new("/sys/kernel/slab").join(cache);
+                    write(&directory.join("shrink")).ok()
                 })
                 .collect(),
             lookups: write(Path::new("/proc/sys/vm/drop_caches")).expect("what drops caches"),
@@ -209,8 +209,8 @@ fn sites() -> BTreeMap<String, i64> {
     let mut sites = BTreeMap::new();
     let table = fs::read_to_string("/proc/slabinfo").unwrap_or_default();
     for (cache, _) in counted(&table) {
-        let folder = Path::new("/sys/kernel/debug/slab").join(cache);
-        let text = fs::read_to_string(folder.join("alloc_traces")).unwrap_or_default();
+        let directory = Path::new("/sys/kernel/debug/slab").join(cache);
+        let text = fs::read_to_string(directory.join("alloc_traces")).unwrap_or_default();
         for site in text.split("\n\n") {
             // The number of objects, their ages and CPUs; then the callers, each as
             // `name+offset/size [module]`.

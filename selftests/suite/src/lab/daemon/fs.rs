@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vduse::server::{Backend, Chain, Memory};
 use vduse::{blk, DeviceConfig};
 
-use crate::lab::daemon::fuse::{Folder, MAX_REQUEST};
+use crate::lab::daemon::fuse::{Directory, MAX_REQUEST};
 use crate::lab::device::test_device::id;
 
 /// Number of request queues.
@@ -72,16 +72,16 @@ impl Log {
 /// A file system device's backend, which exports a directory.
 #[derive(Debug)]
 pub struct Files {
-    folder: Folder,
+    directory: Directory,
     log: Log,
     request: Vec<u8>,
 }
 
 impl Files {
     /// Exports a directory.
-    pub fn new(folder: &Path) -> Self {
+    pub fn new(directory: &Path) -> Self {
         Self {
-            folder: Folder::new(folder),
+            directory: Directory::new(directory),
             log: Log::default(),
             request: Vec::new(),
         }
@@ -103,7 +103,9 @@ impl Files {
             let opcode = u32::from_le_bytes([a, b, c, d]);
             self.log.lock().push(Asked { queue, opcode });
         }
-        let answer = self.folder.answer(&self.request, output.available_bytes());
+        let answer = self
+            .directory
+            .answer(&self.request, output.available_bytes());
         output.write_all(&answer)?;
         // An answer is shorter than the longest request.
         Ok(answer.len() as u32)

@@ -63,7 +63,7 @@ pub mod op {
 
 /// The server of a directory.
 #[derive(Debug)]
-pub struct Folder {
+pub struct Directory {
     path: PathBuf,
     /// Open files, by node.
     files: HashMap<u64, File>,
@@ -72,7 +72,7 @@ pub struct Folder {
 /// The answer to a request.
 type Reply = io::Result<Vec<u8>>;
 
-impl Folder {
+impl Directory {
     /// Creates a server of a directory.
     pub fn new(path: &Path) -> Self {
         Self {
@@ -464,20 +464,20 @@ mod tests {
     }
 
     #[track_caller]
-    fn fails(folder: &mut Folder, request: &[u8], errno: Errno) {
-        let answer = folder.answer(request, PLENTY);
+    fn fails(directory: &mut Directory, request: &[u8], errno: Errno) {
+        let answer = directory.answer(request, PLENTY);
         assert_eq!(parse(&answer).0, errno.raw_os_error());
     }
 
     /// Creates a directory with a file `f` that contains "hello". Returns the directory, a server,
     /// and the file's node.
-    fn folder() -> (Scratch, Folder, u64) {
+    fn directory() -> (Scratch, Directory, u64) {
         let scratch = Scratch::new();
         let path = scratch.path("f");
         std::fs::write(&path, "hello").unwrap();
         let node = path.metadata().unwrap().ino();
-        let folder = Folder::new(&scratch.path(""));
-        (scratch, folder, node)
+        let directory = Directory::new(&scratch.path(""));
+        (scratch, directory, node)
     }
 
     fn read_in(offset: u64, size: u32) -> abi::fuse_read_in {
@@ -498,34 +498,34 @@ mod tests {
 
     #[test]
     fn a_file_is_found_read_and_written() {
-        let (scratch, mut folder, node) = folder();
-        let answer = folder.answer(&request(op::LOOKUP, 1, &[b"f\0"]), PLENTY);
+        let (scratch, mut directory, node) = directory();
+        let answer = directory.answer(&request(op::LOOKUP, 1, &[b"f\0"]), PLENTY);
         let entry = abi::fuse_entry_out::read_from_bytes(parse(&answer).1).unwrap();
         assert_eq!((entry.nodeid, entry.attr.size), (node, 5));
         let write = write_in(4, 3);
-        let answer = folder.answer(
+        let answer = directory.answer(
             &request(op::WRITE, node, &[write.as_bytes(), b"p me"[..3].as_ref()]),
             PLENTY,
         );
         assert_eq!(parse(&answer).0, 0);
         assert_eq!(std::fs::read(scratch.path("f")).unwrap(), b"hellp m");
         // A server that has not reported the node finds it.
-        let mut folder = Folder::new(&scratch.path(""));
+        let mut directory = Directory::new(&scratch.path(""));
         let read = read_in(1, 100);
-        let answer = folder.answer(&request(op::READ, node, &[read.as_bytes()]), PLENTY);
+        let answer = directory.answer(&request(op::READ, node, &[read.as_bytes()]), PLENTY);
         assert_eq!(parse(&answer), (0, &b"ellp m"[..]));
     }
 
     #[test]
     fn a_list_goes_on_where_it_stopped() {
-        let (scratch, mut folder, _) = folder();
+        let (scratch, mut directory, _) = directory();
         std::fs::write(scratch.path("other"), "").unwrap();
         std::fs::create_dir(scratch.path("no-file")).unwrap();
         let (mut names, mut offset) = (Vec::new(), 0);
         loop {
             // There is room for one name.
             let read = read_in(offset, 32);
-            let answer = folder.answer(&request(op::READDIR, 1, &[read.as_bytes()]), PLENTY);
+            let answer = directory.answer(&request(op::READDIR, 1, &[read.as_bytes()]), PLENTY);
             let (error, data) = parse(&answer);
             assert_eq!(error, 0);
             let Ok((entry, name)) = abi::fuse_dirent::read_from_prefix(data) else {
@@ -540,40 +540,40 @@ mod tests {
 
     #[test]
     fn wrong_lengths_are_errors() {
-        let (_scratch, mut folder, node) = folder();
+        let (_scratch, mut directory, node) = directory();
         let read = read_in(0, 5);
         let whole = request(op::READ, node, &[read.as_bytes()]);
         for len in 0..HEADER {
-            assert_eq!(folder.answer(&whole[..len], PLENTY), b"");
+            assert_eq!(directory.answer(&whole[..len], PLENTY), b"");
         }
         for len in HEADER..whole.len() {
-            fails(&mut folder, &whole[..len], Errno::INVAL);
+            fails(&mut directory, &whole[..len], Errno::INVAL);
         }
-        fails(&mut folder, &[&whole[..], b"x"].concat(), Errno::INVAL);
+        fails(&mut directory, &[&whole[..], b"x"].concat(), Errno::INVAL);
         let longer = request(op::READ, node, &[read.as_bytes(), b"x"]);
-        fails(&mut folder, &longer, Errno::INVAL);
+        fails(&mut directory, &longer, Errno::INVAL);
         let shorter = request(op::READ, node, &[&read.as_bytes()[1..]]);
-        fails(&mut folder, &shorter, Errno::INVAL);
+        fails(&mut directory, &shorter, Errno::INVAL);
         for size in [0, 2, u32::MAX] {
             let write = write_in(0, size);
             let write = request(op::WRITE, node, &[write.as_bytes(), b"x"]);
-            fails(&mut folder, &write, Errno::INVAL);
+            fails(&mut directory, &write, Errno::INVAL);
         }
         // Room for the answer's header and four bytes.
         assert_eq!(
-            parse(&folder.answer(&whole, 20)).0,
+            parse(&directory.answer(&whole, 20)).0,
             Errno::INVAL.raw_os_error()
         );
-        assert_eq!(folder.answer(&whole, 15), b"");
+        assert_eq!(directory.answer(&whole, 15), b"");
         for size in [MAX_DATA as u32 + 1, u32::MAX] {
             let read = request(op::READ, node, &[read_in(0, size).as_bytes()]);
-            fails(&mut folder, &read, Errno::INVAL);
+            fails(&mut directory, &read, Errno::INVAL);
         }
     }
 
     #[test]
     fn wrong_names_and_nodes_are_errors() {
-        let (_scratch, mut folder, node) = folder();
+        let (_scratch, mut directory, node) = directory();
         let long = [b'x'; 256];
         for name in [
             &b""[..],
@@ -585,40 +585,44 @@ mod tests {
             b"f\0\0",
             &[&long[..], b"\0"].concat(),
         ] {
-            fails(&mut folder, &request(op::LOOKUP, 1, &[name]), Errno::INVAL);
+            fails(
+                &mut directory,
+                &request(op::LOOKUP, 1, &[name]),
+                Errno::INVAL,
+            );
             let create = abi::fuse_create_in::default();
             let create = request(op::CREATE, 1, &[create.as_bytes(), name]);
-            fails(&mut folder, &create, Errno::INVAL);
+            fails(&mut directory, &create, Errno::INVAL);
         }
         fails(
-            &mut folder,
+            &mut directory,
             &request(op::LOOKUP, 1, &[b"g\0"]),
             Errno::NOENT,
         );
         let inside = request(op::LOOKUP, node, &[b"f\0"]);
-        fails(&mut folder, &inside, Errno::NOTDIR);
+        fails(&mut directory, &inside, Errno::NOTDIR);
         for node in [0, u64::MAX] {
-            fails(&mut folder, &request(op::OPEN, node, &[]), Errno::STALE);
+            fails(&mut directory, &request(op::OPEN, node, &[]), Errno::STALE);
         }
         for offset in [i64::MAX as u64 + 1, u64::MAX] {
             let write = write_in(offset, 1);
             let write = request(op::WRITE, node, &[write.as_bytes(), b"x"]);
-            fails(&mut folder, &write, Errno::INVAL);
+            fails(&mut directory, &write, Errno::INVAL);
         }
     }
 
     #[test]
     fn what_is_not_known_is_enosys() {
-        let (_scratch, mut folder, node) = folder();
+        let (_scratch, mut directory, node) = directory();
         let unlink = fuse_opcode::FUSE_UNLINK as u32;
         for opcode in [0, unlink, 1000, u32::MAX] {
-            fails(&mut folder, &request(opcode, node, &[]), Errno::NOSYS);
+            fails(&mut directory, &request(opcode, node, &[]), Errno::NOSYS);
         }
     }
 
     #[test]
     fn anything_at_all_is_answered_within_its_room() {
-        let (_scratch, mut folder, node) = folder();
+        let (_scratch, mut directory, node) = directory();
         let mut random = Random::new(5);
         for _ in 0..20_000 {
             let mut body = vec![0; random.below(120) as usize];
@@ -633,7 +637,7 @@ mod tests {
                 request.truncate(random.below(request.len() as u64 + 1) as usize);
             }
             let room = random.below(200) as usize;
-            let answer = folder.answer(&request, room);
+            let answer = directory.answer(&request, room);
             assert!(answer.len() <= room);
             if !answer.is_empty() {
                 parse(&answer);

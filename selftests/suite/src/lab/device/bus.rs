@@ -26,7 +26,7 @@ pub enum Driver {
 }
 
 impl Driver {
-    fn folder(self) -> PathBuf {
+    fn directory(self) -> PathBuf {
         Path::new(BUS).join("drivers").join(match self {
             Self::Virtio => "virtio_vdpa",
             Self::Vhost => "vhost_vdpa",
@@ -42,7 +42,7 @@ pub fn set_autoprobe(on: bool) -> Result<(), String> {
 }
 
 /// Returns the directory of a device on the bus.
-pub fn folder(name: &str) -> PathBuf {
+pub fn directory(name: &str) -> PathBuf {
     Path::new(BUS).join("devices").join(name)
 }
 
@@ -54,12 +54,12 @@ pub fn vdpa() -> Vdpa {
 
 /// Binds a device to a driver, and waits until that is done.
 pub fn bind(name: &str, driver: Driver) -> io::Result<()> {
-    sysfs::write(&driver.folder().join("bind"), name)
+    sysfs::write(&driver.directory().join("bind"), name)
 }
 
 /// Unbinds a device from its driver.
 pub fn unbind(name: &str, driver: Driver) -> io::Result<()> {
-    sysfs::write(&driver.folder().join("unbind"), name)
+    sysfs::write(&driver.directory().join("unbind"), name)
 }
 
 /// A device on the bus, removed from the bus on drop.
@@ -128,8 +128,8 @@ impl Drop for OnBus {
 }
 
 /// Returns the names in a directory that start with `prefix`.
-pub fn children(folder: &Path, prefix: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(folder) else {
+pub fn children(directory: &Path, prefix: &str) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else {
         return Vec::new();
     };
     entries
@@ -140,16 +140,18 @@ pub fn children(folder: &Path, prefix: &str) -> Vec<String> {
 }
 
 /// Returns the directory of the virtio device that virtio-vdpa created for a vDPA device.
-pub fn virtio_folder(name: &str) -> Option<PathBuf> {
-    let folder = folder(name);
-    let child = children(&folder, "virtio").pop()?;
-    Some(folder.join(child))
+pub fn virtio_directory(name: &str) -> Option<PathBuf> {
+    let directory = directory(name);
+    let child = children(&directory, "virtio").pop()?;
+    Some(directory.join(child))
 }
 
 /// Waits until the kernel's driver has negotiated features with a device and then failed.
 #[track_caller]
 pub fn driver_gives_up(name: &str) {
-    let status = virtio_folder(name).expect("a virtio device").join("status");
+    let status = virtio_directory(name)
+        .expect("a virtio device")
+        .join("status");
     soon("the driver gives up", || {
         sysfs::read(&status).is_ok_and(|status| status == "0x0000008b")
     });
@@ -157,16 +159,16 @@ pub fn driver_gives_up(name: &str) {
 
 /// Returns the name of a vDPA device's block device, if the kernel has created one.
 pub fn disk_name(name: &str) -> Option<String> {
-    children(&virtio_folder(name)?.join("block"), "vd").pop()
+    children(&virtio_directory(name)?.join("block"), "vd").pop()
 }
 
 /// Returns the name of a vDPA device's network interface, if the kernel has created one.
 pub fn interface(name: &str) -> Option<String> {
-    children(&virtio_folder(name)?.join("net"), "").pop()
+    children(&virtio_directory(name)?.join("net"), "").pop()
 }
 
 /// Returns the path of the character device that vhost-vdpa created for a vDPA device.
 pub fn vhost_path(name: &str) -> Option<PathBuf> {
-    let child = children(&folder(name), "vhost-vdpa-").pop()?;
+    let child = children(&directory(name), "vhost-vdpa-").pop()?;
     Some(Path::new("/dev").join(child))
 }

@@ -78,10 +78,10 @@ impl<S> LiveFs<S> {
     pub fn serve(spaces: u32, serve: impl FnOnce(&TestDevice, &Path) -> S) -> Self {
         need_virtiofs();
         let scratch = Scratch::new();
-        let folder = scratch.path("files");
-        std::fs::create_dir(&folder).expect("making a folder");
+        let directory = scratch.path("files");
+        std::fs::create_dir(&directory).expect("making a directory");
         let device = TestDevice::with_spaces(device_config(&unique_name()), spaces);
-        let served = serve(&device, &folder);
+        let served = serve(&device, &directory);
         let on_bus = OnBus::add(device.name()).expect("adding the file system");
         on_bus
             .bind(Driver::Virtio)
@@ -95,13 +95,13 @@ impl<S> LiveFs<S> {
     }
 
     /// Returns the exported directory.
-    pub fn folder(&self) -> PathBuf {
+    pub fn directory(&self) -> PathBuf {
         self.scratch.path("files")
     }
 
     /// Returns the path of a file in the exported directory.
     pub fn behind(&self, name: &str) -> PathBuf {
-        self.folder().join(name)
+        self.directory().join(name)
     }
 
     /// Mounts the file system.
@@ -121,8 +121,8 @@ impl LiveFs<(Served<Files>, Log)> {
     /// Variant of [`new`](Self::new) with this number of address spaces; 0 is API version 0.
     #[track_caller]
     pub fn with_spaces(spaces: u32) -> Self {
-        Self::serve(spaces, |device, folder| {
-            let files = Files::new(folder);
+        Self::serve(spaces, |device, directory| {
+            let files = Files::new(directory);
             let log = files.log().clone();
             let sizes = [256; QUEUES as usize];
             let server = Server::new(device.open_nonblocking(), &sizes, files);

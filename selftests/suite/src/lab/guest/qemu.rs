@@ -48,7 +48,7 @@ const DONE: &str = "\n@done ";
 /// Configuration of a guest to be started.
 #[derive(Debug)]
 pub struct Setup {
-    folder: PathBuf,
+    directory: PathBuf,
     arguments: Vec<OsString>,
     /// Amount of memory in MiB.
     pub memory: u32,
@@ -63,11 +63,11 @@ impl Setup {
     /// guest's GS. The guest also stays on one CPU of the outer machine: without that, one guest of
     /// fifty ended unexpectedly.
     pub fn new() -> Self {
-        let Some(folder) = std::env::var_os(environment::GUEST) else {
+        let Some(directory) = std::env::var_os(environment::GUEST) else {
             skip("there is no guest to boot: --guest DIR names what qemu-test/nested makes");
         };
         Self {
-            folder: folder.into(),
+            directory: directory.into(),
             arguments: Vec::new(),
             memory: 256,
         }
@@ -96,7 +96,7 @@ impl Setup {
     pub fn start(self) -> Guest {
         let scratch = Scratch::new();
         let socket = scratch.path("qmp");
-        let command_line = std::fs::read_to_string(self.folder.join("cmdline"))
+        let command_line = std::fs::read_to_string(self.directory.join("cmdline"))
             .expect("the guest's kernel parameters");
         let mut command = Command::new("qemu-system-x86_64");
         command
@@ -122,9 +122,9 @@ impl Setup {
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", socket.display()))
             .arg("-kernel")
-            .arg(self.folder.join("vmlinux"))
+            .arg(self.directory.join("vmlinux"))
             .arg("-initrd")
-            .arg(self.folder.join("initrd"))
+            .arg(self.directory.join("initrd"))
             .args(["-append", command_line.trim_end()])
             .args(&self.arguments)
             .stdin(Stdio::piped())

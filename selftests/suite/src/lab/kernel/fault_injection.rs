@@ -115,7 +115,7 @@ impl Injection {
         // Without stack filters, faults cannot be limited to one kind.
         if ![SLAB, PAGES, COPIES]
             .iter()
-            .all(|kind| folder(kind).join("require-start").exists())
+            .all(|kind| directory(kind).join("require-start").exists())
         {
             skip("no faults of one kind here");
         }
@@ -129,7 +129,7 @@ impl Injection {
     /// Changes a setting, and saves the previous one.
     #[track_caller]
     fn set(&mut self, kind: &str, name: &str, value: &str) {
-        let path = folder(kind).join(name);
+        let path = directory(kind).join(name);
         let before = sysfs::read(&path).expect("reading a setting");
         sysfs::write(&path, value).expect("changing a setting");
         self.before.push((path, before));
@@ -298,7 +298,7 @@ impl Tally {
     }
 }
 
-fn folder(kind: &str) -> PathBuf {
+fn directory(kind: &str) -> PathBuf {
     Path::new("/sys/kernel/debug").join(kind)
 }
 

@@ -10,18 +10,18 @@ use std::path::{Path, PathBuf};
 pub const CLASS: &str = "/sys/class/vduse";
 
 /// Returns the directory of a device.
-pub fn folder(name: &str) -> PathBuf {
+pub fn directory(name: &str) -> PathBuf {
     Path::new(CLASS).join(name)
 }
 
 /// Returns the path of a device's attribute.
 pub fn attribute(name: &str, attribute: &str) -> PathBuf {
-    folder(name).join(attribute)
+    directory(name).join(attribute)
 }
 
 /// Returns the path of a virtqueue's interrupt affinity.
 pub fn affinity(name: &str, queue: u16) -> PathBuf {
-    folder(name)
+    directory(name)
         .join(format!("vq{queue}"))
         .join("irq_cb_affinity")
 }

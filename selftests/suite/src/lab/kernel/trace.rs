@@ -15,7 +15,7 @@ const PROBE: &str = "vduse_selftests/entered";
 /// A traced kernel event, disabled on drop.
 #[derive(Debug)]
 pub struct Trace {
-    folder: PathBuf,
+    directory: PathBuf,
     is_probe: bool,
 }
 
@@ -56,7 +56,7 @@ impl Trace {
     #[track_caller]
     pub fn of_disk(event: &str, disk: &str) -> Self {
         let trace = Self {
-            folder: Path::new(ROOT).join("events").join(event),
+            directory: Path::new(ROOT).join("events").join(event),
             is_probe: false,
         };
         let number = sysfs::read(&Path::new("/sys/block").join(disk).join("dev"));
@@ -65,7 +65,7 @@ impl Trace {
         // The kernel's own encoding of device numbers, which differs from the one in userspace.
         let dev =
             major.parse::<u32>().expect("a number") << 20 | minor.parse::<u32>().expect("a number");
-        if sysfs::write(&trace.folder.join("filter"), &format!("dev == {dev}")).is_err() {
+        if sysfs::write(&trace.directory.join("filter"), &format!("dev == {dev}")).is_err() {
             skip("no such events here");
         }
         trace.enable();
@@ -83,7 +83,7 @@ impl Trace {
         }
         sysfs::write(&events, &probe).expect("a probe");
         let trace = Self {
-            folder: Path::new(ROOT).join("events").join(PROBE),
+            directory: Path::new(ROOT).join("events").join(PROBE),
             is_probe: true,
         };
         trace.enable();
@@ -95,7 +95,7 @@ impl Trace {
     }
 
     fn enable(&self) {
-        if sysfs::write(&self.folder.join("enable"), "1").is_err() {
+        if sysfs::write(&self.directory.join("enable"), "1").is_err() {
             skip("no such events here");
         }
         sysfs::write(&Path::new(ROOT).join("tracing_on"), "1").expect("tracing");
@@ -120,8 +120,8 @@ impl Trace {
 
 impl Drop for Trace {
     fn drop(&mut self) {
-        let _ = sysfs::write(&self.folder.join("enable"), "0");
-        let _ = sysfs::write(&self.folder.join("filter"), "0");
+        let _ = sysfs::write(&self.directory.join("enable"), "0");
+        let _ = sysfs::write(&self.directory.join("filter"), "0");
         self.clear();
         if self.is_probe {
             // The probe exists until it is removed explicitly.

@@ -13,7 +13,7 @@ impl Scratch {
     #[track_caller]
     pub fn new() -> Self {
         let path = Path::new("/dev/shm").join(crate::lab::device::test_device::unique_name());
-        std::fs::create_dir_all(&path).expect("making a folder");
+        std::fs::create_dir_all(&path).expect("making a directory");
         Self(path)
     }
 
