@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Clients of vhost-vdpa, as a virtual machine is one: good, bad, and gone in the middle.
+//! Clients of vhost-vdpa, like a virtual machine: good, bad, or gone in the middle.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -11,10 +11,10 @@ use vduse::eventfd::EventFd;
 use vduse::Mapping;
 use vm_memory::Bytes;
 
-use crate::fuzz::board::Wait;
+use crate::fuzz::actor::Actor;
 use crate::fuzz::controller::{GROUPS, QUEUES, SPACES};
+use crate::fuzz::records::Wait;
 use crate::fuzz::rings;
-use crate::fuzz::stage::Stage;
 use crate::lab::device::bus;
 use crate::lab::driver::vhost::{RingAddress, Vhost};
 use crate::lab::kernel::memory::{self, PAGE};
@@ -39,16 +39,16 @@ struct Client {
 }
 
 /// A client's life.
-pub fn live(stage: &mut Stage) {
-    stage.pause(30);
-    let name = stage.device();
+pub fn live(actor: &mut Actor) {
+    actor.pause(30);
+    let name = actor.device();
     let Some(path) = bus::vhost_path(name) else {
         return;
     };
-    let Some(lock) = stage.lock(name, FlockOperation::NonBlockingLockShared) else {
+    let Some(lock) = actor.lock(name, FlockOperation::NonBlockingLockShared) else {
         return;
     };
-    let open = stage.attempt("open vhost-vdpa", Wait::Daemon, || Vhost::open(&path));
+    let open = actor.attempt("open vhost-vdpa", Wait::Daemon, || Vhost::open(&path));
     drop(lock);
     let Some(vhost) = open else {
         return;
@@ -68,7 +68,7 @@ pub fn live(stage: &mut Stage) {
     let hidden = Mapping::anonymous(16 * PAGE as usize);
     if let Ok(hidden) = &hidden {
         for at in (0..hidden.len()).step_by(8) {
-            let _ = hidden.bytes().write_obj(stage.secret, at);
+            let _ = hidden.bytes().write_obj(actor.secret, at);
         }
     }
     let file = memory::file(rings::LEN);
@@ -82,205 +82,205 @@ pub fn live(stage: &mut Stage) {
         rings,
         event,
     };
-    let milliseconds = stage.dice.below(1000);
-    stage.go_on_for(milliseconds);
-    if !stage.dice.one_in(3) {
-        begin(stage, &client);
+    let milliseconds = actor.dice.below(1000);
+    actor.go_on_for(milliseconds);
+    if !actor.dice.one_in(3) {
+        begin(actor, &client);
     }
-    while stage.goes_on() {
-        act(stage, &client);
+    while actor.goes_on() {
+        act(actor, &client);
     }
-    if stage.dice.one_in(2) {
-        reset(stage, &client, 0);
+    if actor.dice.one_in(2) {
+        reset(actor, &client, 0);
     }
 }
 
-fn reset(stage: &mut Stage, client: &Client, status: u8) {
-    stage.attempt("SET_STATUS", Wait::Daemon, || {
+fn reset(actor: &mut Actor, client: &Client, status: u8) {
+    actor.attempt("SET_STATUS", Wait::Daemon, || {
         client.vhost.set_status(status)
     });
 }
 
 /// Takes the device as far as it can be used.
-fn begin(stage: &mut Stage, client: &Client) {
+fn begin(actor: &mut Actor, client: &Client) {
     let vhost = &client.vhost;
-    stage.call("SET_OWNER", Wait::Short, &[], || vhost.set_owner());
-    stage.call("SET_BACKEND_FEATURES", Wait::Daemon, &[], || {
+    actor.call("SET_OWNER", Wait::Short, &[], || vhost.set_owner());
+    actor.call("SET_BACKEND_FEATURES", Wait::Daemon, &[], || {
         vhost.set_backend_features_asid()
     });
-    reset(stage, client, 3);
-    let offered = stage.call("GET_FEATURES", Wait::Short, &[], || vhost.features());
-    let accepted = offered.unwrap_or(0) & stage.dice.pick(&[u64::MAX, !(1 << 29), !(1 << 34)]);
-    stage.attempt("SET_FEATURES", Wait::Short, || vhost.set_features(accepted));
-    reset(stage, client, 11);
-    stage.call("map the rings", Wait::Daemon, &[Errno::FAULT], || {
+    reset(actor, client, 3);
+    let offered = actor.call("GET_FEATURES", Wait::Short, &[], || vhost.features());
+    let accepted = offered.unwrap_or(0) & actor.dice.pick(&[u64::MAX, !(1 << 29), !(1 << 34)]);
+    actor.attempt("SET_FEATURES", Wait::Short, || vhost.set_features(accepted));
+    reset(actor, client, 11);
+    actor.call("map the rings", Wait::Daemon, &[Errno::FAULT], || {
         vhost.map(RINGS, &client.rings, 3)
     });
-    let queues = stage.dice.below(3) as u32;
+    let queues = actor.dice.below(3) as u32;
     for queue in 0..=queues {
-        set_up(stage, client, queue);
+        set_up(actor, client, queue);
     }
-    reset(stage, client, 15);
+    reset(actor, client, 15);
 }
 
 /// Sets a virtqueue up, all of them in the same memory.
-fn set_up(stage: &mut Stage, client: &Client, queue: u32) {
+fn set_up(actor: &mut Actor, client: &Client, queue: u32) {
     let vhost = &client.vhost;
     let address = RingAddress {
         desc: RINGS + rings::DESC,
         avail: RINGS + rings::AVAIL,
         used: RINGS + rings::USED,
     };
-    stage.attempt("SET_VRING_NUM", Wait::Short, || {
+    actor.attempt("SET_VRING_NUM", Wait::Short, || {
         vhost.set_queue_size(queue, SIZE)
     });
-    stage.attempt("SET_VRING_ADDR", Wait::Short, || {
+    actor.attempt("SET_VRING_ADDR", Wait::Short, || {
         vhost.set_queue_address(queue, address)
     });
-    stage.attempt("SET_VRING_BASE", Wait::Short, || {
+    actor.attempt("SET_VRING_BASE", Wait::Short, || {
         vhost.set_queue_base(queue, 0)
     });
-    stage.attempt("SET_VRING_KICK", Wait::Short, || {
+    actor.attempt("SET_VRING_KICK", Wait::Short, || {
         vhost.set_kick(queue, client.event.as_fd())
     });
-    stage.attempt("SET_VRING_CALL", Wait::Short, || {
+    actor.attempt("SET_VRING_CALL", Wait::Short, || {
         vhost.set_call(queue, Some(client.event.as_fd()))
     });
-    stage.attempt("SET_VRING_ENABLE", Wait::Short, || {
+    actor.attempt("SET_VRING_ENABLE", Wait::Short, || {
         vhost.enable_queue(queue)
     });
 }
 
 /// A number below `end`, or hardly ever another.
-fn below(stage: &mut Stage, end: u64) -> u32 {
-    if stage.dice.one_in(12) {
-        stage.dice.pick(&[end as u32, 0xffff, 0x1_0000, u32::MAX])
+fn below(actor: &mut Actor, end: u64) -> u32 {
+    if actor.dice.one_in(12) {
+        actor.dice.pick(&[end as u32, 0xffff, 0x1_0000, u32::MAX])
     } else {
-        stage.dice.below(end) as u32
+        actor.dice.below(end) as u32
     }
 }
 
 /// An address for the device.
-fn iova(stage: &mut Stage) -> u64 {
-    match stage.dice.below(16) {
-        0 => stage.dice.next(),
-        1 => u64::MAX - stage.dice.below(4 * PAGE),
-        2 => stage.dice.below(64 * PAGE),
-        3 => RINGS + stage.dice.below(8) * PAGE,
-        _ => stage.dice.below(64) * PAGE,
+fn iova(actor: &mut Actor) -> u64 {
+    match actor.dice.below(16) {
+        0 => actor.dice.next(),
+        1 => u64::MAX - actor.dice.below(4 * PAGE),
+        2 => actor.dice.below(64 * PAGE),
+        3 => RINGS + actor.dice.below(8) * PAGE,
+        _ => actor.dice.below(64) * PAGE,
     }
 }
 
 /// A length.
-fn length(stage: &mut Stage) -> u64 {
-    match stage.dice.below(16) {
-        0 => stage.dice.next(),
+fn length(actor: &mut Actor) -> u64 {
+    match actor.dice.below(16) {
+        0 => actor.dice.next(),
         1 => 0,
         2 => u64::MAX,
-        3 => stage.dice.below(PAGE),
-        _ => (1 + stage.dice.below(8)) * PAGE,
+        3 => actor.dice.below(PAGE),
+        _ => (1 + actor.dice.below(8)) * PAGE,
     }
 }
 
 /// One call of a client, of any kind.
-fn act(stage: &mut Stage, client: &Client) {
+fn act(actor: &mut Actor, client: &Client) {
     let vhost = &client.vhost;
     // A length of 0 is invalid; whatever else is wrong with a mapping is told in one way.
     let fault = &[Errno::FAULT, Errno::INVAL];
-    match stage.dice.below(32) {
-        0..=2 => arrange(stage, client),
+    match actor.dice.below(32) {
+        0..=2 => arrange(actor, client),
         3..=7 => {
-            let (asid, iova, size) = (below(stage, SPACES), iova(stage), length(stage));
-            let at = client.range.address() + stage.dice.below(64) * PAGE;
+            let (asid, iova, size) = (below(actor, SPACES), iova(actor), length(actor));
+            let at = client.range.address() + actor.dice.below(64) * PAGE;
             // Only what is in the range: what else there is in this process is not the device's.
             let at = if size <= 128 * PAGE { at } else { 1 << 63 };
-            let access = stage.dice.pick(&[0, 1, 2, 3, 3, 3, 5, 0xff]);
-            stage.call("map", Wait::Daemon, fault, || {
+            let access = actor.dice.pick(&[0, 1, 2, 3, 3, 3, 5, 0xff]);
+            actor.call("map", Wait::Daemon, fault, || {
                 vhost.map_raw(asid, iova, size, at, access)
             });
         }
         8..=10 => {
-            let (asid, iova, size) = (below(stage, SPACES), iova(stage), length(stage));
-            stage.call("unmap", Wait::Daemon, fault, || {
+            let (asid, iova, size) = (below(actor, SPACES), iova(actor), length(actor));
+            actor.call("unmap", Wait::Daemon, fault, || {
                 vhost.unmap_in(asid, iova, size)
             });
         }
         11 => {
-            let asid = below(stage, SPACES);
-            stage.call("begin a batch", Wait::Daemon, fault, || {
+            let asid = below(actor, SPACES);
+            actor.call("begin a batch", Wait::Daemon, fault, || {
                 vhost.batch_begin(asid)
             });
         }
         12..=13 => {
-            let asid = below(stage, SPACES);
-            stage.call("end a batch", Wait::Daemon, fault, || vhost.batch_end(asid));
+            let asid = below(actor, SPACES);
+            actor.call("end a batch", Wait::Daemon, fault, || vhost.batch_end(asid));
         }
         14 => {
-            let (group, asid) = (below(stage, GROUPS), below(stage, SPACES));
-            stage.attempt("SET_GROUP_ASID", Wait::Daemon, || {
+            let (group, asid) = (below(actor, GROUPS), below(actor, SPACES));
+            actor.attempt("SET_GROUP_ASID", Wait::Daemon, || {
                 vhost.set_group_asid(group, asid)
             });
         }
         15 => {
-            let queue = below(stage, QUEUES);
-            set_up(stage, client, queue);
+            let queue = below(actor, QUEUES);
+            set_up(actor, client, queue);
         }
         16..=20 => {
-            rings::tempt(stage, &client.rings, RINGS, SIZE.into());
-            stage.attempt("kick", Wait::Short, || client.event.signal());
+            rings::fill_with_bad_chains(actor, &client.rings, RINGS, SIZE.into());
+            actor.attempt("kick", Wait::Short, || client.event.signal());
         }
         21 => {
-            let status = stage.dice.pick(&[0, 1, 3, 11, 15, 15, 0x40, 0x80, 0xff]);
-            reset(stage, client, status);
+            let status = actor.dice.pick(&[0, 1, 3, 11, 15, 15, 0x40, 0x80, 0xff]);
+            reset(actor, client, status);
         }
         22 => {
-            let queue = below(stage, QUEUES);
-            stage.attempt("GET_VRING_BASE", Wait::Daemon, || vhost.queue_base(queue));
+            let queue = below(actor, QUEUES);
+            actor.attempt("GET_VRING_BASE", Wait::Daemon, || vhost.queue_base(queue));
         }
         23 => {
-            let (queue, size) = (below(stage, QUEUES), below(stage, 512));
-            stage.attempt("SET_VRING_NUM", Wait::Short, || {
+            let (queue, size) = (below(actor, QUEUES), below(actor, 512));
+            actor.attempt("SET_VRING_NUM", Wait::Short, || {
                 vhost.set_queue_size(queue, size)
             });
             let address = RingAddress {
-                desc: iova(stage),
-                avail: iova(stage),
-                used: iova(stage),
+                desc: iova(actor),
+                avail: iova(actor),
+                used: iova(actor),
             };
-            stage.attempt("SET_VRING_ADDR", Wait::Short, || {
+            actor.attempt("SET_VRING_ADDR", Wait::Short, || {
                 vhost.set_queue_address(queue, address)
             });
-            let base = below(stage, 512);
-            stage.attempt("SET_VRING_BASE", Wait::Short, || {
+            let base = below(actor, 512);
+            actor.attempt("SET_VRING_BASE", Wait::Short, || {
                 vhost.set_queue_base(queue, base)
             });
         }
         24 => {
-            let (offset, len) = (below(stage, 64), stage.dice.below(5000) as usize);
-            stage.attempt("GET_CONFIG", Wait::Short, || vhost.config(offset, len));
+            let (offset, len) = (below(actor, 64), actor.dice.below(5000) as usize);
+            actor.attempt("GET_CONFIG", Wait::Short, || vhost.config(offset, len));
         }
         25 => {
-            let offset = below(stage, 64);
-            stage.attempt("SET_CONFIG", Wait::Short, || {
+            let offset = below(actor, 64);
+            actor.attempt("SET_CONFIG", Wait::Short, || {
                 vhost.set_config(offset, &[0xff; 64])
             });
         }
         26 => {
-            let features = stage.dice.next();
-            stage.attempt("SET_FEATURES", Wait::Short, || vhost.set_features(features));
+            let features = actor.dice.next();
+            actor.attempt("SET_FEATURES", Wait::Short, || vhost.set_features(features));
         }
         27 => {
-            let queue = below(stage, QUEUES);
-            let none = stage.dice.one_in(2);
-            stage.attempt("SET_VRING_CALL", Wait::Short, || {
+            let queue = below(actor, QUEUES);
+            let none = actor.dice.one_in(2);
+            actor.attempt("SET_VRING_CALL", Wait::Short, || {
                 vhost.set_call(queue, (!none).then(|| client.event.as_fd()))
             });
-            stage.attempt("SET_CONFIG_CALL", Wait::Short, || {
+            actor.attempt("SET_CONFIG_CALL", Wait::Short, || {
                 vhost.set_config_call(client.event.as_fd())
             });
         }
         28 => {
-            stage.attempt("get everything", Wait::Short, || {
+            actor.attempt("get everything", Wait::Short, || {
                 vhost.status()?;
                 vhost.queues()?;
                 vhost.groups()?;
@@ -289,30 +289,30 @@ fn act(stage: &mut Stage, client: &Client) {
                 vhost.iova_range()?;
                 vhost.device_id()
             });
-            let queue = below(stage, QUEUES);
-            stage.attempt("GET_VRING_GROUP", Wait::Short, || vhost.group_of(queue));
+            let queue = below(actor, QUEUES);
+            actor.attempt("GET_VRING_GROUP", Wait::Short, || vhost.group_of(queue));
         }
         29 => {
             // A file becomes shorter while it is mapped.
-            let file = &client.files[stage.dice.below(3) as usize];
-            let pages = stage.dice.below(33);
-            stage.attempt("truncate", Wait::Short, || file.set_len(pages * PAGE));
+            let file = &client.files[actor.dice.below(3) as usize];
+            let pages = actor.dice.below(33);
+            actor.attempt("truncate", Wait::Short, || file.set_len(pages * PAGE));
         }
-        _ => stage.pause(10),
+        _ => actor.pause(10),
     }
 }
 
 /// Maps and unmaps files in the range.
-fn arrange(stage: &mut Stage, client: &Client) {
-    let at = (stage.dice.below(96) * PAGE) as usize;
-    let len = ((1 + stage.dice.below(32)) * PAGE) as usize;
-    let file = &client.files[stage.dice.below(3) as usize];
+fn arrange(actor: &mut Actor, client: &Client) {
+    let at = (actor.dice.below(96) * PAGE) as usize;
+    let len = ((1 + actor.dice.below(32)) * PAGE) as usize;
+    let file = &client.files[actor.dice.below(3) as usize];
     let range = &client.range;
-    if stage.dice.one_in(3) {
-        stage.call("munmap", Wait::Daemon, &[], || range.clear(at, len));
+    if actor.dice.one_in(3) {
+        actor.call("munmap", Wait::Daemon, &[], || range.clear(at, len));
     } else {
-        let writable = !stage.dice.one_in(4);
-        stage.call("mmap", Wait::Daemon, &[], || {
+        let writable = !actor.dice.one_in(4);
+        actor.call("mmap", Wait::Daemon, &[], || {
             range.put(file, at, len, writable)
         });
     }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Creates and destroys devices.
+//! The control device, through which devices come or go.
 
 use rustix::io::Errno;
 use vduse::{blk, Control, DeviceConfig};
 use vduse_uapi::{ioctl, DevConfig};
 
-use crate::fuzz::board::Wait;
-use crate::fuzz::stage::Stage;
+use crate::fuzz::actor::Actor;
+use crate::fuzz::records::Wait;
 use crate::lab::device::test_device::{feature, id};
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::raw::{self, Edge};
@@ -29,42 +29,42 @@ const DESTROY: &[Errno] = &[Errno::BUSY, Errno::INVAL];
 pub const DISK: u64 = 1 << 20;
 
 /// Features that drivers accept without knowing what they are in for, by device id.
-fn features(stage: &mut Stage, device: u32) -> u64 {
+fn features(actor: &mut Actor, device: u32) -> u64 {
     let base = feature::VERSION_1 | feature::ACCESS_PLATFORM;
     match device {
-        // No packed virtqueues, which the daemons that heal a disk cannot serve; and no zones, which
+        // No packed virtqueues, which the daemons that repair a disk cannot serve; and no zones, which
         // the driver asks for before it listens.
         id::BLOCK => {
-            let more = stage.dice.next() & (blk::FEATURES | 1 << 13 | 1 << 14 | 1 << 16);
+            let more = actor.dice.next() & (blk::FEATURES | 1 << 13 | 1 << 14 | 1 << 16);
             base | more
         }
         // Not in order: a buffer of which the device says nothing is then taken to be full, which is
-        // what `rings::ruin` avoids.
-        id::NET => base | feature::NET_MAC | stage.dice.next() & !(1 << 35),
-        _ => base | stage.dice.next(),
+        // what `rings::corrupt_used_ring` avoids.
+        id::NET => base | feature::NET_MAC | actor.dice.next() & !(1 << 35),
+        _ => base | actor.dice.next(),
     }
 }
 
 /// What a device of this name is to be: the kind is the name's, the rest is up to the dice.
-pub fn config(stage: &mut Stage, name: &str) -> DeviceConfig {
+pub fn config(actor: &mut Actor, name: &str) -> DeviceConfig {
     let device = match name.as_bytes()[5] {
         b'd' => id::BLOCK,
         b'n' => id::NET,
         _ => id::FS,
     };
     let queues = match device {
-        id::NET => 2 + stage.dice.below(2) as u16,
-        _ => 1 + stage.dice.below(QUEUES) as u16,
+        id::NET => 2 + actor.dice.below(2) as u16,
+        _ => 1 + actor.dice.below(QUEUES) as u16,
     };
     let mut config = match device {
         id::BLOCK => blk::device_config(name, DISK, queues),
         _ => DeviceConfig::new(name, device),
     };
     config.queues = queues;
-    config.features = features(stage, device);
-    config.queue_align = 4 << stage.dice.below(11);
+    config.features = features(actor, device);
+    config.queue_align = 4 << actor.dice.below(11);
     if device != id::BLOCK {
-        config.space = vec![0; stage.dice.pick(&[12, 16, 24, 64, 256, 4096])];
+        config.space = vec![0; actor.dice.pick(&[12, 16, 24, 64, 256, 4096])];
         let (head, _) = config.space.split_at_mut(12);
         head[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
         // One pair of queues, and the usual size of packets.
@@ -72,40 +72,40 @@ pub fn config(stage: &mut Stage, name: &str) -> DeviceConfig {
         head[10..].copy_from_slice(&1500u16.to_le_bytes());
     }
     if name.ends_with('1') {
-        config.groups = 1 + stage.dice.below(GROUPS) as u32;
-        config.address_spaces = 1 + stage.dice.below(SPACES) as u32;
+        config.groups = 1 + actor.dice.below(GROUPS) as u32;
+        config.address_spaces = 1 + actor.dice.below(SPACES) as u32;
     }
     config
 }
 
 /// Opens the control device.
-fn open(stage: &mut Stage, version: u64) -> Option<Control> {
-    let control = stage.call("open control", Wait::Short, &[], Control::open)?;
-    stage.call("SET_API_VERSION", Wait::Short, &[], || {
+fn open(actor: &mut Actor, version: u64) -> Option<Control> {
+    let control = actor.call("open control", Wait::Short, &[], Control::open)?;
+    actor.call("SET_API_VERSION", Wait::Short, &[], || {
         control.set_api_version(version)
     })?;
     Some(control)
 }
 
 /// Creates a device of this name, as good as the dice are.
-pub fn create(stage: &mut Stage, name: &str) -> Option<()> {
-    let control = open(stage, u64::from(name.ends_with('1')))?;
-    let config = config(stage, name);
-    stage.call("CREATE_DEV", Wait::Short, CREATE, || {
+pub fn create(actor: &mut Actor, name: &str) -> Option<()> {
+    let control = open(actor, u64::from(name.ends_with('1')))?;
+    let config = config(actor, name);
+    actor.call("CREATE_DEV", Wait::Short, CREATE, || {
         control.create(&config)
     })
 }
 
 /// A configuration with something wrong, and something to ruin it for sure where it is not.
-fn create_bad(stage: &mut Stage) {
-    let name = stage.device();
-    let version = stage.dice.below(2);
-    let Some(control) = open(stage, version) else {
+fn create_bad(actor: &mut Actor) {
+    let name = actor.device();
+    let version = actor.dice.below(2);
+    let Some(control) = open(actor, version) else {
         return;
     };
-    let mut config = config(stage, name);
-    if stage.dice.one_in(3) {
-        config.name = stage
+    let mut config = config(actor, name);
+    if actor.dice.one_in(3) {
+        config.name = actor
             .dice
             .pick(&["", ".", "..", "control", "a/b", "a\nb", "\x7f"])
             .to_owned();
@@ -114,43 +114,43 @@ fn create_bad(stage: &mut Stage) {
         return;
     };
     let (mut head, space) = (head, space.to_vec());
-    for _ in 0..1 + stage.dice.below(3) {
-        match stage.dice.below(9) {
-            0 => head.vq_num = stage.dice.pick(&[0, 0x1_0000, u32::MAX]),
-            1 => head.vq_align = stage.dice.pick(&[0, 1, 3, 12, 8192, 1 << 31, u32::MAX]),
-            2 => head.ngroups = stage.dice.pick(&[0, 0x1_0000, u32::MAX]),
-            3 => head.nas = stage.dice.pick(&[0, 0x1_0000, u32::MAX]),
-            4 => head.reserved[stage.dice.below(11) as usize] = 1,
-            5 => head.device_id = stage.dice.pick(&[0, 3, 4, 18, u32::MAX]),
-            6 => head.features = stage.dice.next() & !feature::ACCESS_PLATFORM,
+    for _ in 0..1 + actor.dice.below(3) {
+        match actor.dice.below(9) {
+            0 => head.vq_num = actor.dice.pick(&[0, 0x1_0000, u32::MAX]),
+            1 => head.vq_align = actor.dice.pick(&[0, 1, 3, 12, 8192, 1 << 31, u32::MAX]),
+            2 => head.ngroups = actor.dice.pick(&[0, 0x1_0000, u32::MAX]),
+            3 => head.nas = actor.dice.pick(&[0, 0x1_0000, u32::MAX]),
+            4 => head.reserved[actor.dice.below(11) as usize] = 1,
+            5 => head.device_id = actor.dice.pick(&[0, 3, 4, 18, u32::MAX]),
+            6 => head.features = actor.dice.next() & !feature::ACCESS_PLATFORM,
             7 => head.name = [b'x'; 256],
             _ => head.name = [0xff; 256],
         }
     }
     // Nothing of the above may be wrong for this version.
     head.reserved[10] = 0xffff_ffff;
-    stage.call("CREATE_DEV (bad)", Wait::Short, &[Errno::INVAL], || {
+    actor.call("CREATE_DEV (bad)", Wait::Short, &[Errno::INVAL], || {
         control.create_raw(&head, &space)
     });
 }
 
 /// Arguments that are not there, or not all of them.
-fn torn(stage: &mut Stage) {
-    let Some(control) = open(stage, 1) else {
+fn torn(actor: &mut Actor) {
+    let Some(control) = open(actor, 1) else {
         return;
     };
-    let number = stage.dice.pick(&[
+    let number = actor.dice.pick(&[
         ioctl::CREATE_DEV,
         ioctl::DESTROY_DEV,
         ioctl::SET_API_VERSION,
         ioctl::GET_API_VERSION,
     ]);
     let fault = &[Errno::FAULT];
-    stage.call("control ioctl at nothing", Wait::Short, fault, || {
+    actor.call("control ioctl at nothing", Wait::Short, fault, || {
         raw::call_at_nothing(&control, number)
     });
-    let name = stage.device();
-    let config = config(stage, name);
+    let name = actor.device();
+    let config = config(actor, name);
     let Ok((head, _)) = config.to_abi() else {
         return;
     };
@@ -158,15 +158,15 @@ fn torn(stage: &mut Stage) {
     let mut bytes = bytes_of(&head);
     bytes.resize(bytes.len() + config.space.len(), 0);
     let most = bytes.len().min(PAGE as usize) as u64;
-    bytes.truncate(stage.dice.below(most) as usize);
+    bytes.truncate(actor.dice.below(most) as usize);
     let errors = &[Errno::FAULT, Errno::INVAL];
-    stage.call("CREATE_DEV (torn)", Wait::Short, errors, || {
+    actor.call("CREATE_DEV (torn)", Wait::Short, errors, || {
         Edge::new().call(&control, ioctl::CREATE_DEV, &bytes)
     });
-    let other = stage.dice.next() as u32;
+    let other = actor.dice.next() as u32;
     let kind = (other >> 8) & 0xff;
     if kind != u32::from(b'T') && kind != 0x81 {
-        stage.attempt("control ioctl (unknown)", Wait::Short, || {
+        actor.attempt("control ioctl (unknown)", Wait::Short, || {
             raw::call(&control, other & 0xffff, &mut [0; 4096])
         });
     }
@@ -190,46 +190,46 @@ fn bytes_of(config: &DevConfig) -> Vec<u8> {
 }
 
 /// A controller's life.
-pub fn live(stage: &mut Stage) {
-    stage.pause(20);
-    let name = stage.device();
-    match stage.dice.below(16) {
+pub fn live(actor: &mut Actor) {
+    actor.pause(20);
+    let name = actor.device();
+    match actor.dice.below(16) {
         0..=5 => {
-            create(stage, name);
+            create(actor, name);
         }
         6..=8 => {
-            if let Some(control) = open(stage, 0) {
-                stage.call("DESTROY_DEV", Wait::Short, DESTROY, || {
+            if let Some(control) = open(actor, 0) {
+                actor.call("DESTROY_DEV", Wait::Short, DESTROY, || {
                     control.destroy(name)
                 });
             }
         }
-        9..=11 => create_bad(stage),
-        12..=13 => torn(stage),
+        9..=11 => create_bad(actor),
+        12..=13 => torn(actor),
         14 => {
             let bad = &[Errno::INVAL];
-            if let Some(control) = open(stage, 0) {
-                let version = 2 + stage.dice.below(u64::MAX - 2);
-                stage.call("SET_API_VERSION (bad)", Wait::Short, bad, || {
+            if let Some(control) = open(actor, 0) {
+                let version = 2 + actor.dice.below(u64::MAX - 2);
+                actor.call("SET_API_VERSION (bad)", Wait::Short, bad, || {
                     control.set_api_version(version)
                 });
-                stage.call("GET_API_VERSION", Wait::Short, &[], || {
+                actor.call("GET_API_VERSION", Wait::Short, &[], || {
                     control.api_version()
                 });
             }
         }
         // One with many virtqueues, which is not for the bus.
         _ => {
-            let mut config = config(stage, "fuzz-fs1");
+            let mut config = config(actor, "fuzz-fs1");
             config.name = "fuzz-many".to_owned();
-            config.queues = 1 + stage.dice.below(150) as u16;
-            config.groups = 1 + stage.dice.below(0xffff) as u32;
-            config.address_spaces = 1 + stage.dice.below(0xffff) as u32;
-            if let Some(control) = open(stage, 1) {
-                stage.call("CREATE_DEV (many)", Wait::Short, CREATE, || {
+            config.queues = 1 + actor.dice.below(150) as u16;
+            config.groups = 1 + actor.dice.below(0xffff) as u32;
+            config.address_spaces = 1 + actor.dice.below(0xffff) as u32;
+            if let Some(control) = open(actor, 1) {
+                actor.call("CREATE_DEV (many)", Wait::Short, CREATE, || {
                     control.create(&config)
                 });
-                stage.call("DESTROY_DEV", Wait::Short, DESTROY, || {
+                actor.call("DESTROY_DEV", Wait::Short, DESTROY, || {
                     control.destroy(&config.name)
                 });
             }

@@ -19,68 +19,16 @@
 //!
 //! The kernel's log and the module's references are watched by the runner.
 
-mod board;
+pub mod actors;
+pub mod supervisor;
+
+mod actor;
 mod bus;
 mod client;
 mod controller;
 mod daemon;
-mod hoarder;
+mod memory_pressure;
 mod nodes;
+mod records;
 mod rings;
-mod stage;
-mod supervisor;
 mod user;
-
-use std::path::Path;
-use std::sync::Arc;
-
-use crate::fuzz::board::Board;
-use crate::fuzz::stage::{Stage, THREADS};
-
-pub use supervisor::{run, Plan};
-
-/// An actor: its name, and what its life is.
-type Actor = (&'static str, fn(&mut Stage));
-
-/// The actors, each of which is a process. Their numbers are part of what a seed means.
-const ACTORS: &[Actor] = &[
-    ("controller", controller::live),
-    ("daemon1", daemon::live),
-    ("daemon2", daemon::live),
-    ("daemon3", daemon::live),
-    ("medic", daemon::heal),
-    ("bus1", bus::live),
-    ("bus2", bus::live),
-    ("client1", client::live),
-    ("client2", client::live),
-    ("user1", user::live),
-    ("user2", user::live),
-    ("sysfs", nodes::live),
-    ("hoarder", hoarder::live),
-];
-
-/// How many records the board has.
-const RECORDS: usize = ACTORS.len() * THREADS;
-
-/// Is the process of an actor: `fuzz NUMBER SEED TRACE DIRECTORY`. Returns only when it cannot.
-pub fn act(arguments: &[String]) -> bool {
-    let [number, seed, trace, directory] = arguments else {
-        return false;
-    };
-    let (Ok(number), Ok(seed)) = (number.parse::<usize>(), seed.parse()) else {
-        return false;
-    };
-    let Some((_, live)) = ACTORS.get(number) else {
-        return false;
-    };
-    let directory = Path::new(directory);
-    let Ok(board) = Board::open(&directory.join(supervisor::BOARD), RECORDS) else {
-        return false;
-    };
-    crate::lab::kernel::memlock::unlimited_memlock();
-    let mut stage = Stage::new(Arc::new(board), directory, number, seed, trace == "trace");
-    loop {
-        stage.live();
-        live(&mut stage);
-    }
-}

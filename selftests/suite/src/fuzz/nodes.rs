@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
-use crate::fuzz::board::Wait;
-use crate::fuzz::stage::Stage;
+use crate::fuzz::actor::Actor;
+use crate::fuzz::records::Wait;
 use crate::lab::kernel::sysfs;
 
 /// Any file of a device that comes and goes.
@@ -30,25 +30,25 @@ const JUNK: &[&str] = &[
 ];
 
 /// The life of an administrator.
-pub fn live(stage: &mut Stage) {
-    stage.pause(20);
-    let name = stage.device();
-    match stage.dice.below(8) {
+pub fn live(actor: &mut Actor) {
+    actor.pause(20);
+    let name = actor.device();
+    match actor.dice.below(8) {
         0..=2 => {
-            let text = if stage.dice.one_in(2) {
-                stage.dice.pick(&["0", "1", "2", "86400", "4294967295"])
+            let text = if actor.dice.one_in(2) {
+                actor.dice.pick(&["0", "1", "2", "86400", "4294967295"])
             } else {
-                stage.dice.pick(JUNK)
+                actor.dice.pick(JUNK)
             };
-            store(stage, sysfs::attribute(name, "msg_timeout"), text);
-            stage.pause(50);
+            store(actor, sysfs::attribute(name, "msg_timeout"), text);
+            actor.pause(50);
             // Nobody is to wait for long (what waits without end already, a daemon answers).
-            patience(stage, name);
+            patience(actor, name);
         }
         3..=4 => {
             // Small ones, as there is not much memory.
-            let text = if stage.dice.one_in(2) {
-                stage.dice.pick(&[
+            let text = if actor.dice.one_in(2) {
+                actor.dice.pick(&[
                     "0",
                     "1048575",
                     "1048576",
@@ -57,28 +57,28 @@ pub fn live(stage: &mut Stage) {
                     "1073741825",
                 ])
             } else {
-                stage.dice.pick(JUNK)
+                actor.dice.pick(JUNK)
             };
-            store(stage, sysfs::attribute(name, "bounce_size"), text);
+            store(actor, sysfs::attribute(name, "bounce_size"), text);
         }
         5..=6 => {
-            let queue = stage.dice.below(4) as u16;
-            let text = if stage.dice.one_in(2) {
-                stage.dice.pick(&["0", "1", "2", "3", "ff", "80000000"])
+            let queue = actor.dice.below(4) as u16;
+            let text = if actor.dice.one_in(2) {
+                actor.dice.pick(&["0", "1", "2", "3", "ff", "80000000"])
             } else {
-                stage.dice.pick(JUNK)
+                actor.dice.pick(JUNK)
             };
-            store(stage, sysfs::affinity(name, queue), text);
+            store(actor, sysfs::affinity(name, queue), text);
         }
         _ => {
-            let queue = stage.dice.below(4) as u16;
+            let queue = actor.dice.below(4) as u16;
             for path in [
                 sysfs::attribute(name, "msg_timeout"),
                 sysfs::attribute(name, "bounce_size"),
                 sysfs::attribute(name, "uevent"),
                 sysfs::affinity(name, queue),
             ] {
-                stage.call("read an attribute", Wait::Short, GONE, || {
+                actor.call("read an attribute", Wait::Short, GONE, || {
                     sysfs::read(&path)
                 });
             }
@@ -86,18 +86,18 @@ pub fn live(stage: &mut Stage) {
     }
 }
 
-fn store(stage: &mut Stage, path: PathBuf, text: &str) {
+fn store(actor: &mut Actor, path: PathBuf, text: &str) {
     let mut errors = vec![Errno::INVAL, Errno::RANGE, Errno::PERM, Errno::OVERFLOW];
     errors.extend(GONE);
-    stage.call("write an attribute", Wait::Short, &errors, || {
+    actor.call("write an attribute", Wait::Short, &errors, || {
         sysfs::write(&path, text)
     });
 }
 
 /// Has a device's messages time out soon.
-pub fn patience(stage: &mut Stage, name: &str) {
+pub fn patience(actor: &mut Actor, name: &str) {
     let path = sysfs::attribute(name, "msg_timeout");
-    stage.call("write msg_timeout", Wait::Short, GONE, || {
+    actor.call("write msg_timeout", Wait::Short, GONE, || {
         sysfs::write(&path, "1")
     });
 }

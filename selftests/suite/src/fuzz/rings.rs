@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is in the rings: the device's side, in those of the kernel's drivers, and the driver's side, in
-//! those of a vhost-vdpa client.
+//! Corruption of rings: of the device's side, where a kernel driver has the other one; of the driver's
+//! side, by a vhost-vdpa client.
 
 use std::os::fd::AsFd;
 
@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use vduse::{Device, Mapping};
 use vm_memory::Bytes;
 
-use crate::fuzz::board::Wait;
-use crate::fuzz::stage::Stage;
+use crate::fuzz::actor::Actor;
+use crate::fuzz::records::Wait;
 
 /// Writes to memory, of which some may not be there. A daemon may die of it, as it may of anything.
 fn put(memory: &Mapping, at: u64, bytes: &[u8]) {
@@ -37,11 +37,11 @@ const FULL: std::ops::RangeInclusive<u32> = 17 * 4096..=18 * 4096;
 /// found is broken, and that is the end of other drivers of the kernel: virtio_blk waits, when it is
 /// removed, for requests that nobody can end any more; virtio_net, where it transmits, cleans up in a
 /// loop that a broken virtqueue never ends (`virtnet_poll_cleantx`), in an interrupt.
-pub fn ruin(stage: &mut Stage, device: &Device) {
+pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
     let index = RECEIVE;
     let errors = &[Errno::PERM, Errno::INVAL];
     let info = || device.vq_info(index);
-    let Some(info) = stage.call("VQ_GET_INFO", Wait::Short, errors, info) else {
+    let Some(info) = actor.call("VQ_GET_INFO", Wait::Short, errors, info) else {
         return;
     };
     if info.ready == 0 || info.num == 0 {
@@ -49,28 +49,28 @@ pub fn ruin(stage: &mut Stage, device: &Device) {
     }
     let size = u64::from(info.num);
     let find = || device.iotlb_fd(info.device_addr, info.device_addr);
-    let Some(region) = stage.call("find a ring", Wait::Short, errors, find) else {
+    let Some(region) = actor.call("find a ring", Wait::Short, errors, find) else {
         return;
     };
     let at = region.offset + (info.device_addr - region.first);
     let map = || Mapping::of_file(region.file.as_fd(), at, 4 + 8 * size + 2, region.access);
-    let Some(ring) = stage.attempt("map a ring", Wait::Short, map) else {
+    let Some(ring) = actor.attempt("map a ring", Wait::Short, map) else {
         return;
     };
     let mut used = get(&ring, 2);
-    for _ in 0..1 + stage.dice.below(8) {
+    for _ in 0..1 + actor.dice.below(8) {
         let slot = 4 + 8 * (u64::from(used) % size);
-        let id = match stage.dice.below(8) {
-            0 => stage.dice.next() as u32,
+        let id = match actor.dice.below(8) {
+            0 => actor.dice.next() as u32,
             1 => info.num,
-            _ => stage.dice.below(size) as u32,
+            _ => actor.dice.below(size) as u32,
         };
-        let len = match stage.dice.below(6) {
-            0 => stage.dice.next() as u32,
+        let len = match actor.dice.below(6) {
+            0 => actor.dice.next() as u32,
             1 => 0,
             2 => u32::MAX,
-            3 => stage.dice.below(12) as u32,
-            _ => 12 + stage.dice.below(2000) as u32,
+            3 => actor.dice.below(12) as u32,
+            _ => 12 + actor.dice.below(2000) as u32,
         };
         // Buffers for large packets have 18 pages. virtio_net takes a packet that fills them, which is
         // one page more than a packet's fragments have room for, and writes behind their end
@@ -80,19 +80,19 @@ pub fn ruin(stage: &mut Stage, device: &Device) {
         put(&ring, slot + 4, &len.to_le_bytes());
         used = used.wrapping_add(1);
     }
-    match stage.dice.below(8) {
-        0 => used = stage.dice.next() as u16,
+    match actor.dice.below(8) {
+        0 => used = actor.dice.next() as u16,
         // No interrupts for a while, or a place to interrupt at that does not come.
-        1 => put(&ring, 0, &(stage.dice.next() as u16).to_le_bytes()),
+        1 => put(&ring, 0, &(actor.dice.next() as u16).to_le_bytes()),
         2 => put(
             &ring,
             4 + 8 * size,
-            &(stage.dice.next() as u16).to_le_bytes(),
+            &(actor.dice.next() as u16).to_le_bytes(),
         ),
         _ => {}
     }
     put(&ring, 2, &used.to_le_bytes());
-    stage.call("interrupt", Wait::Short, errors, || {
+    actor.call("interrupt", Wait::Short, errors, || {
         device.inject_vq_irq(index)
     });
 }
@@ -110,34 +110,34 @@ pub const LEN: u64 = 0x8000;
 
 /// Fills a client's virtqueue of so many descriptors with chains that are too long, go round in
 /// circles, or lead out of its memory, which is at `iova`; and with good ones.
-pub fn tempt(stage: &mut Stage, memory: &Mapping, iova: u64, size: u64) {
+pub fn fill_with_bad_chains(actor: &mut Actor, memory: &Mapping, iova: u64, size: u64) {
     for index in 0..size {
-        if stage.dice.one_in(3) {
+        if actor.dice.one_in(3) {
             continue;
         }
-        let address = match stage.dice.below(8) {
-            0 => stage.dice.next(),
-            1 => u64::MAX - stage.dice.below(64),
-            2 => iova + LEN - stage.dice.below(16),
+        let address = match actor.dice.below(8) {
+            0 => actor.dice.next(),
+            1 => u64::MAX - actor.dice.below(64),
+            2 => iova + LEN - actor.dice.below(16),
             // The rings themselves.
-            3 => iova + stage.dice.below(LEN),
-            _ => iova + DATA + stage.dice.below(64) * 16,
+            3 => iova + actor.dice.below(LEN),
+            _ => iova + DATA + actor.dice.below(64) * 16,
         };
-        let len = match stage.dice.below(6) {
-            0 => stage.dice.next() as u32,
+        let len = match actor.dice.below(6) {
+            0 => actor.dice.next() as u32,
             1 => 0,
-            _ => stage.dice.pick(&[1, 16, 512]),
+            _ => actor.dice.pick(&[1, 16, 512]),
         };
-        let flags = match stage.dice.below(8) {
-            0 => stage.dice.next() as u16,
+        let flags = match actor.dice.below(8) {
+            0 => actor.dice.next() as u16,
             // A table of descriptors.
             1 => 4,
-            _ => stage.dice.below(4) as u16,
+            _ => actor.dice.below(4) as u16,
         };
-        let next = match stage.dice.below(4) {
-            0 => stage.dice.next() as u16,
+        let next = match actor.dice.below(4) {
+            0 => actor.dice.next() as u16,
             1 => index as u16,
-            _ => stage.dice.below(size) as u16,
+            _ => actor.dice.below(size) as u16,
         };
         let at = DESC + 16 * index;
         put(memory, at, &address.to_le_bytes());
@@ -146,15 +146,15 @@ pub fn tempt(stage: &mut Stage, memory: &Mapping, iova: u64, size: u64) {
         put(memory, at + 14, &next.to_le_bytes());
     }
     for slot in 0..size {
-        let head = match stage.dice.below(8) {
-            0 => stage.dice.next() as u16,
-            _ => stage.dice.below(size) as u16,
+        let head = match actor.dice.below(8) {
+            0 => actor.dice.next() as u16,
+            _ => actor.dice.below(size) as u16,
         };
         put(memory, AVAIL + 4 + 2 * slot, &head.to_le_bytes());
     }
-    let index = match stage.dice.below(8) {
-        0 => stage.dice.next() as u16,
-        _ => get(memory, AVAIL + 2).wrapping_add(stage.dice.below(size + 1) as u16),
+    let index = match actor.dice.below(8) {
+        0 => actor.dice.next() as u16,
+        _ => get(memory, AVAIL + 2).wrapping_add(actor.dice.below(size + 1) as u16),
     };
     put(memory, AVAIL + 2, &index.to_le_bytes());
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Starts the actors, watches them, kills some, and takes away what they leave.
+//! The supervisor of the actors: starts them, watches them, kills some, removes what they leave.
 
 use std::fs::File;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
@@ -13,9 +13,10 @@ use vdpa_netlink::Vdpa;
 use vduse::Control;
 
 use crate::cleanup;
-use crate::fuzz::board::{Board, Wait};
-use crate::fuzz::stage::{Stage, DEVICES, THREADS};
-use crate::fuzz::{controller, nodes, ACTORS, RECORDS};
+use crate::fuzz::actor::{Actor, DEVICES, THREADS};
+use crate::fuzz::actors::{ACTORS, RECORDS};
+use crate::fuzz::records::{Records, Wait, FILE};
+use crate::fuzz::{controller, nodes};
 use crate::lab::assert::limit::{Limit, Pace};
 use crate::lab::assert::random::Random;
 use crate::lab::assert::timing::within;
@@ -24,9 +25,6 @@ use crate::lab::kernel::sysfs;
 use crate::lab::run::report::note;
 use crate::lab::run::scratch::Scratch;
 use crate::process::{self, stacks};
-
-/// The board's file.
-pub const BOARD: &str = "board";
 
 /// What a run is to be.
 #[derive(Clone, Debug)]
@@ -60,7 +58,7 @@ impl Running {
 struct Supervisor<'a> {
     plan: &'a Plan,
     scratch: Scratch,
-    board: Arc<Board>,
+    records: Arc<Records>,
     running: Vec<Running>,
     killed: u32,
     bus_errors: u32,
@@ -72,11 +70,11 @@ struct Supervisor<'a> {
 #[track_caller]
 pub fn run(plan: &Plan) {
     let scratch = Scratch::new();
-    let board = Board::open(&scratch.path(BOARD), RECORDS).expect("the board");
+    let records = Records::open(&scratch.path(FILE), RECORDS).expect("the records");
     let mut supervisor = Supervisor {
         plan,
         scratch,
-        board: Arc::new(board),
+        records: Arc::new(records),
         running: Vec::new(),
         killed: 0,
         bus_errors: 0,
@@ -124,11 +122,11 @@ impl Supervisor<'_> {
     #[track_caller]
     fn supervise(&mut self) {
         // A device of each name from the start, so that an actor can be played alone.
-        let mut stage = self.stage();
-        stage.live();
+        let mut actor = self.own_actor();
+        actor.live();
         for name in DEVICES {
-            controller::create(&mut stage, name);
-            nodes::patience(&mut stage, name);
+            controller::create(&mut actor, name);
+            nodes::patience(&mut actor, name);
         }
         for (number, (name, _)) in ACTORS.iter().enumerate() {
             if self.takes_part(name) {
@@ -155,12 +153,18 @@ impl Supervisor<'_> {
         }
     }
 
-    /// The supervisor's own stage, of a number behind the actors'; it is not watched.
-    fn stage(&self) -> Stage {
+    /// The supervisor's own actor, of a number after the others'; it is not watched.
+    fn own_actor(&self) -> Actor {
         let path = self.scratch.path("own");
-        let board = Board::open(&path, RECORDS + THREADS).expect("a board");
+        let records = Records::open(&path, RECORDS + THREADS).expect("records");
         let (number, seed) = (ACTORS.len(), self.plan.seed);
-        Stage::new(Arc::new(board), &self.scratch.path(""), number, seed, false)
+        Actor::new(
+            Arc::new(records),
+            &self.scratch.path(""),
+            number,
+            seed,
+            false,
+        )
     }
 
     fn kill(&mut self, number: usize) {
@@ -185,7 +189,7 @@ impl Supervisor<'_> {
         for (number, status) in dead {
             self.judge(number, status);
             for thread in 0..THREADS {
-                self.board.record(number * THREADS + thread).rest();
+                self.records.record(number * THREADS + thread).rest();
             }
             self.start(number);
         }
@@ -218,7 +222,7 @@ impl Supervisor<'_> {
         for running in &mut self.running {
             let name = running.name();
             for thread in 0..THREADS {
-                let record = self.board.record(running.number * THREADS + thread);
+                let record = self.records.record(running.number * THREADS + thread);
                 let (ticks, since) = &mut running.seen[thread];
                 if *ticks != record.ticks() {
                     (*ticks, *since) = (record.ticks(), Instant::now());
@@ -259,7 +263,7 @@ impl Supervisor<'_> {
     fn stacks(&self) -> String {
         let mut text = String::new();
         for running in &self.running {
-            let record = self.board.record(running.number * THREADS);
+            let record = self.records.record(running.number * THREADS);
             text += &format!(
                 "== {}, in or after {}\n{}",
                 running.name(),
@@ -310,7 +314,7 @@ impl Supervisor<'_> {
         for (number, (name, _)) in ACTORS.iter().enumerate() {
             let (mut c, mut g) = (0, 0);
             for thread in 0..THREADS {
-                let record = self.board.record(number * THREADS + thread);
+                let record = self.records.record(number * THREADS + thread);
                 c += record.calls();
                 g += record.good();
             }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All parties do everything at random, all at once: see the module [`fuzz`](crate::fuzz).
+//! All parties do everything at random, all at once: see the module [`crate::fuzz`].
 //!
 //! `--seed` repeats a run, `--fuzz-seconds` sets its duration, `--fuzz-actors` selects the parties,
 //! and `--fuzz-trace` writes each call to the kernel's log.
@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use crate::environment;
-use crate::fuzz::{self, Plan};
+use crate::fuzz::supervisor::{self, Plan};
 use crate::lab::kernel::modules;
 use crate::lab::run::settings::{seed, setting};
 
@@ -19,7 +19,7 @@ fn hostile_userspace_does_no_harm() {
     modules::tool("modprobe", &["virtio_net"]).expect("the kernel's network driver");
     let actors = setting(environment::FUZZ_ACTORS).unwrap_or_default();
     let number = |name| setting(name).and_then(|text| text.parse().ok());
-    fuzz::run(&Plan {
+    supervisor::run(&Plan {
         seed: seed(),
         time: Duration::from_secs(number(environment::FUZZ_SECONDS).unwrap_or(30)),
         actors: actors

@@ -70,7 +70,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
                 false
             }
         },
-        [kind, rest @ ..] if kind == "fuzz" => crate::fuzz::act(rest),
+        [kind, rest @ ..] if kind == "fuzz" => crate::fuzz::actors::run(rest),
         // Opens a file, which may block forever.
         [kind, path] if kind == "open" => std::fs::OpenOptions::new()
             .read(true)

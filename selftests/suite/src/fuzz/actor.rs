@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What an actor acts on: its dice, and the calls that it makes, which are counted, watched, and
-//! held against the errors that they may fail with.
+//! A thread of an actor, which makes calls.
+//!
+//! The calls are counted, watched, and held against the errors that they may fail with.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use crate::fuzz::board::{Board, Wait};
+use crate::fuzz::records::{Records, Wait};
 use crate::lab::assert::random::Random;
 use crate::outcome::FAILED;
 
@@ -34,8 +35,8 @@ pub const DEVICES: [&str; 5] = [
 
 /// A thread of an actor.
 #[derive(Debug)]
-pub struct Stage {
-    board: Arc<Board>,
+pub struct Actor {
+    records: Arc<Records>,
     directory: PathBuf,
     index: usize,
     seed: u64,
@@ -53,12 +54,18 @@ fn mix(a: u64, b: u64) -> u64 {
     Random::new(a ^ Random::new(b.wrapping_add(0x5eed)).next()).next()
 }
 
-impl Stage {
-    /// An actor's stage, from the run's seed and the actor's number.
-    pub fn new(board: Arc<Board>, directory: &Path, actor: usize, seed: u64, trace: bool) -> Self {
+impl Actor {
+    /// The first thread of an actor, from the run's seed and the actor's number.
+    pub fn new(
+        records: Arc<Records>,
+        directory: &Path,
+        actor: usize,
+        seed: u64,
+        trace: bool,
+    ) -> Self {
         let trace = trace.then(|| OpenOptions::new().write(true).open("/dev/kmsg").ok());
         Self {
-            board,
+            records,
             directory: directory.to_owned(),
             index: actor * THREADS,
             seed: mix(seed, actor as u64),
@@ -72,15 +79,15 @@ impl Stage {
 
     /// Begins a life: from here on, the dice fall as the seed and the life's number say.
     pub fn live(&mut self) {
-        let life = self.board.record(self.index).next_life();
+        let life = self.records.record(self.index).next_life();
         self.dice = Random::new(mix(self.seed, life));
     }
 
-    /// The stage of another thread of the same actor.
+    /// Another thread of the same actor.
     pub fn beside(&mut self, thread: usize) -> Self {
         assert!(thread < THREADS);
         Self {
-            board: self.board.clone(),
+            records: self.records.clone(),
             directory: self.directory.clone(),
             index: self.index + thread,
             seed: self.seed,
@@ -160,7 +167,7 @@ impl Stage {
         errors: Option<&[Errno]>,
         call: impl FnOnce() -> io::Result<T>,
     ) -> Option<T> {
-        let record = self.board.record(self.index);
+        let record = self.records.record(self.index);
         record.begin(name, wait);
         if let Some(trace) = &mut self.trace {
             let _ = writeln!(trace, "fuzz {}: {name}", self.index);

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the supervisor and the actors' processes share: a file in memory with a word or two for
-//! each.
+//! The records that the supervisor and the actors' processes share, in a file in memory.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -12,6 +11,9 @@ use std::time::Duration;
 
 use vduse::Mapping;
 use vm_memory::Bytes;
+
+/// Name of the file in the directory that all actors share.
+pub const FILE: &str = "records";
 
 /// Size in bytes of a record.
 const RECORD: usize = 128;
@@ -51,13 +53,13 @@ impl Wait {
     }
 }
 
-/// The shared memory.
+/// The records, in shared memory.
 #[derive(Debug)]
-pub struct Board {
+pub struct Records {
     memory: Mapping,
 }
 
-impl Board {
+impl Records {
     /// Makes the file, for so many records, or opens it.
     pub fn open(path: &Path, records: usize) -> io::Result<Self> {
         let len = (records * RECORD) as u64;
@@ -76,7 +78,7 @@ impl Board {
     pub fn record(&self, index: usize) -> Record<'_> {
         assert!((index + 1) * RECORD <= self.memory.len());
         Record {
-            board: self,
+            records: self,
             start: index * RECORD,
         }
     }
@@ -85,18 +87,18 @@ impl Board {
 /// What a thread says of itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    board: &'a Board,
+    records: &'a Records,
     start: usize,
 }
 
 impl Record<'_> {
     fn get(&self, at: usize) -> u64 {
-        let bytes = self.board.memory.bytes();
+        let bytes = self.records.memory.bytes();
         bytes.load(self.start + at, Ordering::SeqCst).unwrap_or(0)
     }
 
     fn set(&self, at: usize, value: u64) {
-        let bytes = self.board.memory.bytes();
+        let bytes = self.records.memory.bytes();
         let _ = bytes.store(value, self.start + at, Ordering::SeqCst);
     }
 
@@ -129,7 +131,7 @@ impl Record<'_> {
     pub fn name(&self) -> String {
         let mut bytes = [0; NAME];
         let _ = self
-            .board
+            .records
             .memory
             .bytes()
             .read_slice(&mut bytes, self.start + at::NAME);
@@ -142,7 +144,7 @@ impl Record<'_> {
         let mut bytes = [0; NAME];
         let len = name.len().min(NAME - 1);
         bytes[..len].copy_from_slice(&name.as_bytes()[..len]);
-        let all = self.board.memory.bytes();
+        let all = self.records.memory.bytes();
         let _ = all.write_slice(&bytes, self.start + at::NAME);
         self.set(at::CALLS, self.calls() + 1);
         let patience = match wait {

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Random arguments of a daemon's calls, most of them valid.
+
+use std::time::Duration;
+
+use crate::fuzz::actor::Actor;
+use crate::fuzz::controller::{QUEUES, SPACES};
+use crate::lab::kernel::late_page::Manner;
+use crate::lab::kernel::memory::PAGE;
+
+/// An index of a virtqueue, mostly a good one.
+pub fn queue(actor: &mut Actor) -> u32 {
+    match actor.dice.below(12) {
+        0 => actor.dice.next() as u32,
+        1 => actor
+            .dice
+            .pick(&[QUEUES as u32, u32::MAX, 0x1_0000, 0xffff]),
+        _ => actor.dice.below(3) as u32,
+    }
+}
+
+/// An address space, mostly a good one.
+pub fn asid(actor: &mut Actor) -> u32 {
+    match actor.dice.below(8) {
+        0 => actor.dice.pick(&[SPACES as u32, u32::MAX, 0x1_0000]),
+        _ => actor.dice.below(SPACES) as u32,
+    }
+}
+
+/// A first and a last address.
+pub fn range(actor: &mut Actor) -> (u64, u64) {
+    let mut address = || match actor.dice.below(8) {
+        0..=2 => actor.dice.below(64) * PAGE,
+        3 => actor.dice.below(1 << 31),
+        4 => u64::MAX - actor.dice.below(2 * PAGE),
+        5 => actor.dice.next(),
+        6 => 0,
+        _ => u64::MAX,
+    };
+    (address(), address())
+}
+
+/// How a page comes.
+pub fn manner(actor: &mut Actor) -> Manner {
+    Manner {
+        delay: Duration::from_millis(actor.dice.below(20)),
+        comes: !actor.dice.one_in(3),
+    }
+}

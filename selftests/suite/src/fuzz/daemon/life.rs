@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The lives of daemons.
+
+use std::sync::Arc;
+
+use vduse::Device;
+
+use crate::fuzz::actor::Actor;
+use crate::fuzz::controller::GROUPS;
+use crate::fuzz::daemon::answers::{answer, converse};
+use crate::fuzz::daemon::calls::act;
+use crate::fuzz::daemon::errors::{BROKEN, INVALID, OPEN};
+use crate::fuzz::daemon::serve::{queues, serve};
+use crate::fuzz::records::Wait;
+use crate::fuzz::rings;
+use crate::lab::device::spaces::set_up;
+
+/// Opens any of the devices, and sets its virtqueues up if they are not yet.
+fn open(actor: &mut Actor) -> Option<(&'static str, Arc<Device>)> {
+    let name = actor.device();
+    let device = actor.call("open a device", Wait::Short, OPEN, || {
+        Device::open_nonblocking(name)
+    })?;
+    let count = queues(&device);
+    if !actor.dice.one_in(12) {
+        // A size that a vhost client can use, and a group that may be there. On a device of version
+        // 1 that is on the bus it is refused.
+        for index in 0..count {
+            let group = match name.ends_with('1') {
+                true => actor.dice.below(GROUPS) as u32,
+                false => 0,
+            };
+            let refused = actor.call("VQ_SETUP", Wait::Short, INVALID, || {
+                set_up(&device, index, group)
+            });
+            if refused.is_none() {
+                actor.call("VQ_SETUP", Wait::Short, INVALID, || {
+                    set_up(&device, index, 0)
+                });
+            }
+        }
+    }
+    Some((name, Arc::new(device)))
+}
+
+/// The life of one that goes where a daemon is missing.
+pub fn repair(actor: &mut Actor) {
+    actor.pause(5);
+    let name = actor.device();
+    let open = || Device::open_nonblocking(name);
+    if let Some(device) = actor.call("open a device", Wait::Short, OPEN, open) {
+        let milliseconds = 100 + actor.dice.below(300);
+        serve(actor, name, device, milliseconds);
+    }
+}
+
+/// A daemon's life.
+pub fn live(actor: &mut Actor) {
+    actor.pause(50);
+    let Some((name, device)) = open(actor) else {
+        return;
+    };
+    match actor.dice.below(8) {
+        0..=2 => {
+            let milliseconds = 50 + actor.dice.below(1200);
+            if let Some(device) = Arc::into_inner(device) {
+                serve(actor, name, device, milliseconds);
+            }
+        }
+        // One that reads and waits: the supervisor ends it.
+        3 if actor.dice.one_in(4) => {
+            drop(device);
+            let open = || Device::open(name);
+            if let Some(device) = actor.call("open to wait", Wait::Short, OPEN, open) {
+                for _ in 0..3 {
+                    let read = || device.read_request();
+                    let request = actor.call("read and wait", Wait::Endless, &[BROKEN], read);
+                    if let Some(request) = request {
+                        answer(actor, &device, &request);
+                    }
+                }
+            }
+        }
+        // Threads that all use the same open file.
+        _ => {
+            let milliseconds = 100 + actor.dice.below(1000);
+            actor.go_on_for(milliseconds);
+            let threads = actor.dice.below(3) as usize;
+            std::thread::scope(|scope| {
+                for thread in 1..=threads {
+                    let (mut beside, device) = (actor.beside(thread), device.clone());
+                    scope.spawn(move || {
+                        while beside.goes_on() {
+                            act(&mut beside, &device);
+                        }
+                    });
+                }
+                // One in four answers nothing.
+                let answers = !actor.dice.one_in(4);
+                while actor.goes_on() {
+                    if answers {
+                        converse(actor, &device);
+                    }
+                    if name.starts_with("fuzz-net") && actor.dice.one_in(3) {
+                        rings::corrupt_used_ring(actor, &device);
+                    }
+                    act(actor, &device);
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! User pages that a daemon registers for the bounce area.
+
+use rustix::io::Errno;
+use vduse::{Device, Mapping};
+use vduse_uapi::{IovaInfo, IovaUmem};
+
+use crate::fuzz::actor::Actor;
+use crate::fuzz::daemon::arguments::asid;
+use crate::fuzz::daemon::errors::{BROKEN, INVALID};
+use crate::fuzz::records::Wait;
+use crate::lab::kernel::memory::PAGE;
+use crate::lab::kernel::probe::Prober;
+
+/// Registers memory for the bounce area, or for what is none, and mostly takes it back.
+pub fn umem(actor: &mut Actor, device: &Device) {
+    let asid = if actor.dice.one_in(3) { asid(actor) } else { 0 };
+    let mut umem = IovaUmem {
+        asid,
+        ..Default::default()
+    };
+    let info = actor.call("IOTLB_GET_INFO", Wait::Short, INVALID, || {
+        device.iotlb_info(IovaInfo {
+            asid,
+            ..Default::default()
+        })
+    });
+    umem.size = match (info, actor.dice.below(8)) {
+        (_, 0) => actor.dice.next(),
+        (_, 1) => PAGE,
+        (Some(info), _) if info.capability != 0 => info.last - info.start + 1,
+        _ => 1 << 20,
+    };
+    umem.iova = if actor.dice.one_in(12) { PAGE } else { 0 };
+    // Twice as much as there is to be, so that what is registered is always inside.
+    let len = umem.size.clamp(PAGE, 64 << 20) as usize;
+    let anonymous = || Mapping::anonymous(2 * len);
+    let Some(memory) = actor.call("mmap umem", Wait::Short, &[Errno::NOMEM], anonymous) else {
+        return;
+    };
+    umem.uaddr = match actor.dice.below(12) {
+        0 => 0,
+        1 => memory.address() as u64 + 8,
+        2 => u64::MAX - PAGE + 1,
+        3..=4 => memory.address() as u64 + len as u64 / 2 / PAGE * PAGE,
+        _ => memory.address() as u64,
+    };
+    let errors = &[
+        BROKEN,
+        Errno::INVAL,
+        Errno::EXIST,
+        Errno::NOMEM,
+        Errno::FAULT,
+    ];
+    // SAFETY: What is registered is inside this function's own mapping, to whose memory there is
+    // volatile access only, or nothing is there.
+    let register = || unsafe { device.register_umem(&umem) };
+    let registered = actor.call("IOTLB_REG_UMEM", Wait::Short, errors, register);
+    if registered.is_some() {
+        let pages = len as u64 / PAGE;
+        let prober = Prober::new();
+        for _ in 0..actor.dice.below(8) {
+            let at = actor.dice.below(pages) * PAGE;
+            let page = prober.read(memory.address().wrapping_add(at as usize), PAGE as usize);
+            actor.inspect(&page.unwrap_or_default(), "registered memory");
+        }
+        actor.pause(10);
+    }
+    if actor.dice.one_in(4) {
+        umem.size = actor.dice.next();
+    }
+    let errors = &[BROKEN, Errno::INVAL, Errno::NOENT];
+    actor.call("IOTLB_DEREG_UMEM", Wait::Short, errors, || {
+        device.deregister_umem(&umem)
+    });
+}
