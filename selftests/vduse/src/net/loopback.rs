@@ -6,8 +6,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::Port;
 use crate::eventfd::EventFd;
+use crate::net::port::Port;
 
 /// Maximum number of queued frames; further frames are lost.
 const ROOM: usize = 4096;

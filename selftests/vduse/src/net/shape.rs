@@ -12,8 +12,9 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
-use super::control::Mac;
-use super::{Net, Port};
+use crate::net::card::Net;
+use crate::net::control::Mac;
+use crate::net::port::Port;
 use crate::server::Server;
 use crate::{Control, Device, DeviceConfig};
 

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{open, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::Port;
+use crate::net::port::Port;
 use crate::sys::{self, InterfaceRequest};
 
 const DEVICE: &str = "/dev/net/tun";

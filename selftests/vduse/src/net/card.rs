@@ -1,0 +1,350 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The card itself: virtqueues, commands, frames.
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read, Write};
+use std::os::fd::BorrowedFd;
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ, VIRTIO_NET_OK, VIRTIO_NET_S_ANNOUNCE,
+    VIRTIO_NET_S_LINK_UP,
+};
+
+use crate::net::control::{Command, Mac, Settings};
+use crate::net::event::{Event, Observer, What};
+use crate::net::port::Port;
+use crate::server::{Backend, Chain, Memory};
+use crate::Device;
+
+/// Length in bytes of the header before each frame in a virtqueue, `struct virtio_net_hdr`.
+const HEADER: usize = 12;
+
+/// Offset in that header of the number of buffers that a frame takes up, which is always one.
+const NUM_BUFFERS: usize = 10;
+
+/// Maximum length of a frame in bytes, header included.
+const LONGEST: usize = HEADER + 65_550;
+
+/// Maximum length of a command in bytes: room for about 10,000 addresses.
+const LONGEST_COMMAND: usize = 1 << 16;
+
+/// Maximum number of frames that one call skips because the driver does not want them.
+const PATIENCE: usize = 64;
+
+/// Offset of the status in the configuration space.
+const STATUS_OFFSET: u32 = 6;
+
+/// Offset of the card's MAC address in the configuration space.
+const MAC_OFFSET: u32 = 0;
+
+/// Asks the driver to announce itself on the network, which requires [`shape::GUEST_ANNOUNCE`](crate::net::shape::GUEST_ANNOUNCE).
+///
+/// # Errors
+///
+/// Returns the error of the ioctl that failed: `EINVAL` when no driver is ready.
+pub fn announce(device: &Device) -> io::Result<()> {
+    let status = (VIRTIO_NET_S_LINK_UP | VIRTIO_NET_S_ANNOUNCE) as u16;
+    device.set_config(STATUS_OFFSET, &status.to_le_bytes())?;
+    device.inject_config_irq()
+}
+
+/// A pair of queues.
+struct Pair<P> {
+    port: P,
+    /// The received frame, after room for its header.
+    buffer: Vec<u8>,
+    /// Length of the frame in the buffer, header included; `None` when there is no frame.
+    waiting: Option<usize>,
+}
+
+/// The role of a virtqueue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Receive(usize),
+    Transmit(usize),
+    Control,
+    /// No role with the features that the driver has accepted.
+    Unused,
+}
+
+/// A network card.
+pub struct Net<P> {
+    mac: Mac,
+    pairs: Vec<Pair<P>>,
+    settings: Settings,
+    /// The features that the driver has accepted, once the driver has started.
+    features: Option<u64>,
+    /// Pending changes to the configuration space.
+    changed: Vec<(u32, Vec<u8>)>,
+    scratch: Vec<u8>,
+    observer: Option<Observer>,
+}
+
+impl<P: Port> Net<P> {
+    /// Creates a card with this MAC address and one pair of queues for each port.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of a port that cannot be enabled or disabled.
+    pub fn new(mac: Mac, ports: Vec<P>) -> io::Result<Self> {
+        let pair = |port| Pair {
+            port,
+            buffer: vec![0; LONGEST],
+            waiting: None,
+        };
+        let mut card = Self {
+            mac,
+            pairs: ports.into_iter().map(pair).collect(),
+            settings: Settings::new(mac),
+            features: None,
+            changed: Vec::new(),
+            scratch: Vec::new(),
+            observer: None,
+        };
+        card.enable(1)?;
+        Ok(card)
+    }
+
+    /// Calls `observer` for each event on the card.
+    pub fn observed_by(mut self, observer: impl FnMut(Event) + Send + 'static) -> Self {
+        self.observer = Some(Box::new(observer));
+        self
+    }
+
+    fn tell(&mut self, what: What) {
+        if let Some(observer) = &mut self.observer {
+            observer(Event {
+                what,
+                settings: self.settings.clone(),
+            });
+        }
+    }
+
+    /// Enables the first `count` pairs and disables all others.
+    fn enable(&mut self, count: u16) -> io::Result<()> {
+        for (index, pair) in (0..).zip(&mut self.pairs) {
+            pair.port.enable(index < count)?;
+        }
+        Ok(())
+    }
+
+    /// Enables `count` pairs, if the card has that many and the ports can. Returns whether that
+    /// succeeded.
+    fn set_pairs(&mut self, count: u16) -> bool {
+        if !(1..=self.pairs.len()).contains(&count.into()) {
+            return false;
+        }
+        if self.enable(count).is_ok() {
+            return true;
+        }
+        // The previous setting, which the ports have accepted before.
+        let _ = self.enable(self.settings.pairs);
+        false
+    }
+
+    /// Returns the role of a virtqueue (virtio 1.3, section 5.1.2). The control queue follows the
+    /// pairs that the driver knows of: all pairs if the driver has accepted `MQ`, otherwise one.
+    fn role(&self, queue: u16) -> Role {
+        let Some(features) = self.features else {
+            return Role::Unused;
+        };
+        let has = |bit: u32| features & 1 << bit != 0;
+        let pairs = if has(VIRTIO_NET_F_MQ) {
+            self.pairs.len()
+        } else {
+            1
+        };
+        let queue = usize::from(queue);
+        match queue / 2 {
+            pair if pair < pairs && queue % 2 == 0 => Role::Receive(pair),
+            pair if pair < pairs => Role::Transmit(pair),
+            _ if queue == 2 * pairs && has(VIRTIO_NET_F_CTRL_VQ) => Role::Control,
+            _ => Role::Unused,
+        }
+    }
+
+    /// Returns whether the driver uses a pair.
+    fn is_used(&self, pair: usize) -> bool {
+        pair < self.settings.pairs.into()
+    }
+
+    /// Fetches a frame that the driver wants. Returns whether there is one.
+    fn fetch(&mut self, index: usize) -> bool {
+        if !self.is_used(index) {
+            return false;
+        }
+        let pair = &mut self.pairs[index];
+        for _ in 0..PATIENCE {
+            if pair.waiting.is_some() {
+                return true;
+            }
+            // A failed port has no frame now, but may have one later.
+            let Ok(Some(len)) = pair.port.receive(&mut pair.buffer[HEADER..]) else {
+                return false;
+            };
+            let end = HEADER + len;
+            if self.settings.wants(&pair.buffer[HEADER..end]) {
+                pair.waiting = Some(end);
+            }
+        }
+        false
+    }
+
+    /// Sends the frame in a chain.
+    fn transmit(&mut self, index: usize, input: &mut impl Read, len: usize) {
+        if !(HEADER..=LONGEST).contains(&len) {
+            return;
+        }
+        self.scratch.resize(len, 0);
+        if input.read_exact(&mut self.scratch).is_ok() {
+            // Networks may lose frames.
+            let _ = self.pairs[index].port.send(&self.scratch[HEADER..]);
+        }
+    }
+
+    /// Copies the waiting frame into a chain. Returns the number of bytes written.
+    fn receive(&mut self, index: usize, output: &mut impl Write, room: usize) -> u32 {
+        let pair = &mut self.pairs[index];
+        // A frame that does not fit the chain is lost.
+        let Some(len) = pair.waiting.take().filter(|&len| len <= room) else {
+            return 0;
+        };
+        pair.buffer[..HEADER].fill(0);
+        pair.buffer[NUM_BUFFERS..HEADER].copy_from_slice(&1u16.to_le_bytes());
+        match output.write_all(&pair.buffer[..len]) {
+            Ok(()) => len as u32,
+            Err(_) => 0,
+        }
+    }
+
+    /// Executes the command in `bytes`. Returns the command's status.
+    fn command(&mut self, bytes: &[u8]) -> u32 {
+        let features = self.features.unwrap_or(0);
+        let done = Command::parse(bytes, features).filter(|command| self.obey(command));
+        match done {
+            Some(command) => {
+                self.tell(What::Done(command));
+                VIRTIO_NET_OK
+            }
+            None => self.refuse(),
+        }
+    }
+
+    fn obey(&mut self, command: &Command) -> bool {
+        match *command {
+            Command::Pairs(count) if !self.set_pairs(count) => return false,
+            Command::MacAddress(mac) => self.changed.push((MAC_OFFSET, mac.to_vec())),
+            Command::AnnounceAck => {
+                let status = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
+                self.changed.push((STATUS_OFFSET, status.to_vec()));
+            }
+            _ => {}
+        }
+        self.settings.apply(command);
+        true
+    }
+
+    fn refuse(&mut self) -> u32 {
+        self.tell(What::Refused);
+        VIRTIO_NET_ERR
+    }
+
+    /// Serves a request whose buffers are in any memory.
+    fn serve_in<M, T>(
+        &mut self,
+        queue: u16,
+        chain: virtio_queue::DescriptorChain<T>,
+        memory: &M,
+    ) -> u32
+    where
+        M: vm_memory::GuestMemory<Bitmap = ()>,
+        T: std::ops::Deref<Target = M> + Clone,
+    {
+        let input = virtio_queue::Reader::<()>::new(memory, chain.clone());
+        let output = virtio_queue::Writer::<()>::new(memory, chain);
+        match (self.role(queue), input, output) {
+            (Role::Transmit(pair), Ok(mut input), _) => {
+                let len = input.available_bytes();
+                self.transmit(pair, &mut input, len);
+                0
+            }
+            (Role::Receive(pair), _, Ok(mut output)) => {
+                let room = output.available_bytes();
+                self.receive(pair, &mut output, room)
+            }
+            (Role::Control, input, Ok(mut output)) if output.available_bytes() > 0 => {
+                // The answer is a single byte, and nothing else may be returned.
+                let fits = output.available_bytes() == 1;
+                let mut bytes = Vec::new();
+                let read = input.ok().filter(|_| fits).and_then(|mut input| {
+                    bytes.resize(input.available_bytes().min(LONGEST_COMMAND + 1), 0);
+                    input.read_exact(&mut bytes).ok()
+                });
+                let answer = match read {
+                    Some(()) if bytes.len() <= LONGEST_COMMAND => self.command(&bytes),
+                    _ => self.refuse(),
+                };
+                output.write(&[answer as u8]).map_or(0, |n| n as u32)
+            }
+            // A command without room for the answer is not executed.
+            (Role::Control, _, _) => {
+                self.refuse();
+                0
+            }
+            _ => 0,
+        }
+    }
+}
+
+impl<P: Port> Backend for Net<P> {
+    fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32 {
+        self.serve_in(queue, chain, &**memory)
+    }
+
+    fn ready(&mut self, queue: u16) -> bool {
+        match self.role(queue) {
+            Role::Receive(pair) => self.fetch(pair),
+            Role::Transmit(_) | Role::Control => true,
+            Role::Unused => false,
+        }
+    }
+
+    fn source(&self, queue: u16) -> Option<BorrowedFd<'_>> {
+        match self.role(queue) {
+            Role::Receive(pair) if self.is_used(pair) => self.pairs[pair].port.descriptor(),
+            _ => None,
+        }
+    }
+
+    fn config_changes(&mut self) -> Vec<(u32, Vec<u8>)> {
+        std::mem::take(&mut self.changed)
+    }
+
+    fn start(&mut self, features: u64) {
+        // Called again for each queue that is enabled later.
+        if self.features.is_none() {
+            self.features = Some(features);
+            self.tell(What::Started(features));
+        }
+    }
+
+    fn moved(&mut self, group: u32, asid: u32) {
+        self.tell(What::Moved { group, asid });
+    }
+
+    fn reset(&mut self) {
+        self.features = None;
+        self.settings = Settings::new(self.mac);
+        self.changed = vec![(MAC_OFFSET, self.mac.to_vec())];
+        for pair in &mut self.pairs {
+            pair.waiting = None;
+        }
+        if let Err(error) = self.enable(1) {
+            eprintln!("the ports stay as they were: {error}");
+        }
+        self.tell(What::Reset);
+    }
+}

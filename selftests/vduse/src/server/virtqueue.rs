@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A virtqueue that a server serves.
+
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::Bytes;
+
+use crate::eventfd::EventFd;
+use crate::server::backend::Memory;
+
+/// A virtqueue and its kick eventfd.
+#[derive(Debug)]
+pub(super) struct VirtQueue {
+    pub(super) queue: Queue,
+    pub(super) group: u32,
+    pub(super) kick: EventFd,
+    pub(super) state: State,
+    pub(super) waits: Waits,
+}
+
+/// Condition for which an active virtqueue waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// A kick: the virtqueue has no more requests.
+    Kick,
+    /// The backend, whose source becomes readable. The driver need not kick.
+    Source,
+    /// The other virtqueues, which are served first. The driver need not kick.
+    Turn,
+}
+
+/// The state of a virtqueue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// The driver has not enabled the virtqueue.
+    Idle,
+    /// The virtqueue is served.
+    Active,
+    /// The driver's configuration or rings are invalid: the virtqueue is not served until the next
+    /// reset.
+    Broken,
+}
+
+/// Returns whether the driver wants to be interrupted for the entries added to the used ring.
+pub(super) fn wants_interrupt(
+    queue: &mut Queue,
+    memory: &Memory,
+) -> Result<bool, virtio_queue::Error> {
+    if !queue.needs_notification(&**memory)? {
+        return Ok(false);
+    }
+    if queue.event_idx_enabled() {
+        return Ok(true);
+    }
+    // Without the event index, a flag decides, which `needs_notification` does not check.
+    let address = vm_memory::GuestAddress(queue.avail_ring());
+    let flags: u16 = memory
+        .load(address, Ordering::Relaxed)
+        .map_err(virtio_queue::Error::GuestMemory)?;
+    Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+}
