@@ -6,7 +6,7 @@ use std::io;
 
 use netlink_packet_core::{DecodeError, DefaultNla, Emitable, Nla, NlasIterator, Parseable};
 
-use crate::{DeviceConfig, DeviceInfo, ManagementDevice};
+use crate::info::{DeviceConfig, DeviceInfo, ManagementDevice};
 
 /// The attributes (`enum vdpa_attr` of `include/uapi/linux/vdpa.h`).
 #[derive(Clone, Copy, Debug)]

@@ -9,6 +9,9 @@ use netlink_packet_generic::{GenlFamily, GenlHeader};
 
 use crate::attributes::Attributes;
 
+/// The name of the generic netlink family.
+pub(crate) const FAMILY: &str = "vdpa";
+
 /// The commands (`enum vdpa_command` of `include/uapi/linux/vdpa.h`).
 #[derive(Clone, Copy, Debug)]
 #[repr(u8)]
@@ -46,7 +49,7 @@ pub(crate) struct Message {
 
 impl GenlFamily for Message {
     fn family_name() -> &'static str {
-        crate::FAMILY
+        FAMILY
     }
 
     fn command(&self) -> u8 {
