@@ -16,6 +16,7 @@
 mod aio;
 mod clock;
 mod drivers;
+mod measurement;
 mod null;
 mod options;
 mod packet;
@@ -31,8 +32,8 @@ use std::time::Duration;
 
 use vduse_selftests::lab::device::bus;
 
+use crate::measurement::Bench;
 use crate::options::Options;
-use crate::rows::Bench;
 use crate::table::Results;
 
 fn main() -> ExitCode {

@@ -8,7 +8,7 @@ use std::fmt::Write;
 use vduse_selftests::differences::Driver;
 
 use crate::drivers;
-use crate::rows::{Better, Row};
+use crate::measurement::{Better, Row};
 
 /// The title of ublk's column; a driver's column has the driver's [title](drivers::title).
 pub const UBLK: &str = "ublk";

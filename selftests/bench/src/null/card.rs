@@ -18,8 +18,8 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use virtio_queue::Queue;
 use vm_memory::Bytes;
 
-use super::{NullDevice, Work};
 use crate::clock;
+use crate::null::device::{NullDevice, Work};
 
 /// The virtqueue for received frames; the next virtqueue is for sent frames.
 const RECEIVE: u32 = 0;

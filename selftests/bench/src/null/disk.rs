@@ -13,7 +13,9 @@ use virtio_queue::desc::split::Descriptor;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Gate, NullDevice, Stamps, Work};
+use crate::null::device::{NullDevice, Work};
+use crate::null::pause::Paused;
+use crate::null::stamps::Stamps;
 
 /// The capacity of a disk, in bytes.
 pub const CAPACITY: u64 = 1 << 30;
@@ -83,9 +85,9 @@ impl NullDisk {
         &self.0.shared.stamps
     }
 
-    /// Returns the gate that requests go through.
-    pub fn gate(&self) -> &Gate {
-        &self.0.shared.gate
+    /// Pauses the serving of requests until the returned guard is dropped.
+    pub fn pause(&self) -> Paused<'_> {
+        self.0.shared.pause.begin()
     }
 
     /// Returns the daemon's side of the device.

@@ -15,8 +15,8 @@ use vduse_selftests::lab::kernel::sysfs;
 use vduse_selftests::lab::run::scratch::Scratch;
 
 use crate::aio::{Direction, Flight};
+use crate::measurement::{Bench, Row};
 use crate::null::{NullDisk, Shape, CAPACITY};
-use crate::rows::{Bench, Row};
 use crate::ublk::UblkDisk;
 use crate::{clock, profile};
 

@@ -11,8 +11,9 @@ use vduse_selftests::lab::driver::vhost::access;
 use vduse_selftests::lab::kernel::memory::{self, PAGE};
 
 use crate::aio::Direction;
+use crate::measurement::{Bench, Row};
 use crate::null::{NullDisk, Shape};
-use crate::rows::{disk, Bench, Row};
+use crate::rows::disk;
 use crate::{clock, profile};
 
 const COUNTS: [u32; 4] = [1, 16, 256, 4096];

@@ -12,8 +12,9 @@ use vduse_selftests::lab::driver::block::Aligned;
 use vduse_selftests::lab::driver::ring::HandDriver;
 use vduse_selftests::lab::driver::vhost::Vhost;
 
+use crate::measurement::{Bench, Row};
 use crate::null::{NullDisk, Shape};
-use crate::rows::{disk, Bench, Row};
+use crate::rows::disk;
 use crate::{clock, profile};
 
 /// Some measured times, in ns.

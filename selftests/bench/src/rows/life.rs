@@ -4,8 +4,8 @@
 
 use vduse_selftests::lab::device::bus::OnBus;
 
+use crate::measurement::{Bench, Row};
 use crate::null::Shape;
-use crate::rows::{Bench, Row};
 use crate::{clock, profile};
 
 fn live(shape: Shape) {

@@ -14,8 +14,9 @@ use vduse_selftests::lab::kernel::memory::PAGE;
 use vduse_selftests::lab::kernel::sysfs;
 
 use crate::aio::{Direction, Flight};
+use crate::measurement::{Bench, Row};
 use crate::null::{NullDisk, Shape};
-use crate::rows::{disk, Bench, Row};
+use crate::rows::disk;
 use crate::{clock, profile};
 
 const GET_FD: &str = "IOTLB_GET_FD";
@@ -46,7 +47,7 @@ fn faults() -> Vec<f64> {
     let block = disk::open(disk.name());
     let mut flight = Flight::new(DEPTH, BYTES).expect("asynchronous I/O");
     // All requests are mapped before the first one is served.
-    let closed = disk.gate().close();
+    let paused = disk.pause();
     let mut next = 0;
     let what = || {
         next += BYTES as u64;
@@ -89,7 +90,7 @@ fn faults() -> Vec<f64> {
 
     profile::end(FIRST_TOUCH, TIMES as usize * there.len());
 
-    drop(closed);
+    drop(paused);
     let mut left = DEPTH;
     while left != 0 {
         let mut done = Vec::new();

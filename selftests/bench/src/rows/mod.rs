@@ -11,65 +11,7 @@ mod net;
 mod parallel;
 mod segments;
 
-/// The figures that are better.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Better {
-    /// Large figures.
-    Higher,
-    /// Small figures.
-    Lower,
-}
-
-/// A row of the table.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// What is measured.
-    pub name: String,
-    /// The unit of the figures.
-    pub unit: &'static str,
-    /// The figures that are better.
-    pub better: Better,
-    /// The target, as our driver's figure divided by that of the in-tree driver.
-    pub target: f64,
-}
-
-impl Row {
-    fn higher(name: impl Into<String>, unit: &'static str, target: f64) -> Self {
-        Self {
-            name: name.into(),
-            unit,
-            better: Better::Higher,
-            target,
-        }
-    }
-
-    fn lower(name: impl Into<String>, unit: &'static str, target: f64) -> Self {
-        Self {
-            better: Better::Lower,
-            ..Self::higher(name, unit, target)
-        }
-    }
-}
-
-/// A measurement, of one row or several.
-pub struct Bench {
-    /// The rows.
-    pub rows: Vec<Row>,
-    /// Measures the rows once, with the driver that is loaded.
-    pub run: Box<dyn Fn() -> Vec<f64>>,
-    /// Measures the same with ublk, which needs neither driver.
-    pub on_ublk: Option<Box<dyn Fn() -> Vec<f64>>>,
-}
-
-impl Bench {
-    fn new(rows: Vec<Row>, run: impl Fn() -> Vec<f64> + 'static) -> Self {
-        Self {
-            rows,
-            run: Box::new(run),
-            on_ublk: None,
-        }
-    }
-}
+use crate::measurement::Bench;
 
 /// Returns all measurements that make sense on `cpus` CPUs.
 pub fn all(cpus: usize) -> Vec<Bench> {

@@ -11,9 +11,9 @@ use vduse_selftests::lab::device::bus::{Driver, OnBus};
 use vduse_selftests::lab::device::test_device::{unique_name, TestDevice};
 use vduse_selftests::lab::kernel::modules;
 
+use crate::measurement::{Bench, Row};
 use crate::null::{ethernet, NullCard, LAST, OTHER};
 use crate::packet::Interface;
-use crate::rows::{Bench, Row};
 use crate::{clock, profile};
 
 /// The number of frames that are timed, after `WARM_UP` others that are not. The library's loopback

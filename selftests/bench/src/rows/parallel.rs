@@ -8,8 +8,9 @@ use std::sync::Barrier;
 use vduse_selftests::lab::kernel::cpu;
 
 use crate::aio::{Direction, Flight};
+use crate::measurement::{Bench, Row};
 use crate::null::{NullDisk, Shape};
-use crate::rows::{disk, Bench, Row};
+use crate::rows::disk;
 use crate::{clock, profile};
 
 /// The number of tries, of which the best counts: other load on the host can only slow a try down.

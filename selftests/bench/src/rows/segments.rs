@@ -13,10 +13,11 @@
 
 use vduse_selftests::lab::kernel::huge_page::HugePage;
 
+use crate::measurement::{Bench, Row};
 use crate::null::{NullDisk, Shape};
 use crate::probes::Probes;
 use crate::profile;
-use crate::rows::{disk, Bench, Row};
+use crate::rows::disk;
 
 /// The number of requests of each kind that are timed, after `WARM_UP` others that are not.
 const REQUESTS: usize = 100;

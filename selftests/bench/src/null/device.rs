@@ -1,19 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices that do nothing: what the driver sends succeeds without being looked at, so that only
-//! the round trip is measured. Each virtqueue has a thread.
-//!
-//! - `disk` is a disk whose requests succeed.
-//! - `card` is a network card that counts what is sent and makes up what is received.
-
-mod card;
-mod disk;
+//! A device whose virtqueues have a thread each.
 
 use std::fmt::Debug;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{eventfd, EventfdFlags};
@@ -29,16 +22,14 @@ use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;
 
-use crate::clock;
-
-pub use card::{ethernet, NullCard, LAST, OTHER};
-pub use disk::{NullDisk, Shape, CAPACITY};
+use crate::null::pause::Pause;
+use crate::null::stamps::Stamps;
 
 /// The length of a virtqueue, in descriptors.
 const QUEUE_SIZE: u16 = 256;
 
 /// What a device does.
-trait Work: Send + Sync + Debug {
+pub(super) trait Work: Send + Sync + Debug {
     /// Returns whether the next request of a virtqueue should be served.
     fn wants(&self, _index: u32) -> bool {
         true
@@ -50,91 +41,25 @@ trait Work: Send + Sync + Debug {
 
 /// A null device that is bound to the kernel's driver. The fields are dropped in this order.
 #[derive(Debug)]
-struct NullDevice {
+pub(super) struct NullDevice {
     /// The device's place on the bus.
     _on_bus: OnBus,
     /// The thread that answers requests, and starts the virtqueues' threads.
     _responder: Responder,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// The created device.
-    device: TestDevice,
+    pub(super) device: TestDevice,
 }
 
 /// What a device's threads share.
 #[derive(Debug)]
-struct Shared {
-    device: Arc<Device>,
+pub(super) struct Shared {
+    pub(super) device: Arc<Device>,
     work: Arc<dyn Work>,
     queues: u16,
     threads: Mutex<Vec<QueueThread>>,
-    stamps: Stamps,
-    gate: Gate,
-}
-
-/// The times when the last request came and went, recorded only on demand.
-#[derive(Debug, Default)]
-pub struct Stamps {
-    wanted: AtomicBool,
-    woken: AtomicU64,
-    injecting: AtomicU64,
-}
-
-impl Stamps {
-    /// Records the times from now on.
-    pub fn want(&self) {
-        self.wanted.store(true, Ordering::Relaxed);
-    }
-
-    /// Returns when a virtqueue's thread was woken by a kick, in ns.
-    pub fn woken(&self) -> u64 {
-        self.woken.load(Ordering::Acquire)
-    }
-
-    /// Returns when a virtqueue's thread was about to interrupt the driver, in ns.
-    pub fn injecting(&self) -> u64 {
-        self.injecting.load(Ordering::Acquire)
-    }
-
-    fn take(&self, which: &AtomicU64) {
-        if self.wanted.load(Ordering::Relaxed) {
-            which.store(clock::now(), Ordering::Release);
-        }
-    }
-}
-
-/// A gate that stops the virtqueues' threads while the gate is closed.
-#[derive(Debug, Default)]
-pub struct Gate {
-    closed: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Gate {
-    /// Closes the gate until the returned guard is dropped.
-    pub fn close(&self) -> Closed<'_> {
-        self.set_closed(true);
-        Closed(self)
-    }
-
-    fn set_closed(&self, closed: bool) {
-        *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = closed;
-        self.changed.notify_all();
-    }
-
-    fn pass(&self) {
-        let closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
-        drop(self.changed.wait_while(closed, |closed| *closed));
-    }
-}
-
-/// A guard that keeps a gate closed.
-#[derive(Debug)]
-pub struct Closed<'a>(&'a Gate);
-
-impl Drop for Closed<'_> {
-    fn drop(&mut self) {
-        self.0.set_closed(false);
-    }
+    pub(super) stamps: Stamps,
+    pub(super) pause: Pause,
 }
 
 /// A virtqueue's thread.
@@ -223,7 +148,7 @@ impl Shared {
     }
 
     /// Makes a virtqueue's thread look for something to do.
-    fn wake(&self, index: u32) {
+    pub(super) fn wake(&self, index: u32) {
         let threads = self.threads();
         let thread = threads.iter().find(|thread| thread.index == index);
         thread.expect("a virtqueue that is served").wake();
@@ -253,11 +178,11 @@ impl Served {
     fn run(mut self) {
         loop {
             rustix::io::read(&self.kick, &mut [0; 8]).expect("waiting for a kick");
-            self.shared.stamps.take(&self.shared.stamps.woken);
+            self.shared.stamps.take_woken();
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
-            self.shared.gate.pass();
+            self.shared.pause.wait();
             self.process().expect("serving a virtqueue");
         }
     }
@@ -279,7 +204,7 @@ impl Served {
             }
             let more = self.queue.enable_notification(memory)?;
             if any && self.queue.needs_notification(memory)? {
-                self.shared.stamps.take(&self.shared.stamps.injecting);
+                self.shared.stamps.take_injecting();
                 // Refused while the driver resets the device, when nothing waits for the interrupt.
                 let _ = self.shared.device.inject_vq_irq(self.index);
             }
@@ -293,7 +218,7 @@ impl Served {
 impl NullDevice {
     /// Serves a created device with `queues` virtqueues, and binds the device to the kernel's
     /// driver.
-    fn new(device: TestDevice, queues: u16, work: Arc<dyn Work>) -> Self {
+    pub(super) fn new(device: TestDevice, queues: u16, work: Arc<dyn Work>) -> Self {
         let file = Arc::new(device.open_nonblocking());
         for index in 0..queues {
             file.vq_setup(index, QUEUE_SIZE).expect("a virtqueue");
@@ -304,7 +229,7 @@ impl NullDevice {
             queues,
             threads: Mutex::default(),
             stamps: Stamps::default(),
-            gate: Gate::default(),
+            pause: Pause::default(),
         });
         let ours = shared.clone();
         let responder = Responder::new(&file, move |request| Some(ours.answer(request)));
