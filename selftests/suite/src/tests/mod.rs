@@ -123,6 +123,7 @@ pub fn selected(options: &Options) -> impl Iterator<Item = Test> + '_ {
 #[cfg(test)]
 mod unit {
     use super::*;
+    use crate::differences;
 
     #[test]
     fn names_are_all_different() {
@@ -146,6 +147,17 @@ mod unit {
             mutants += 1;
         }
         assert!(mutants > 20, "{mutants}");
+    }
+
+    #[test]
+    fn the_table_of_differences_names_tests_that_exist_each_once() {
+        let names: Vec<String> = all().map(|test| test.name).collect();
+        let mut seen = Vec::new();
+        for difference in differences::all() {
+            assert!(names.contains(&difference.test), "{}", difference.test);
+            assert!(!seen.contains(&difference.test), "{}", difference.test);
+            seen.push(difference.test);
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use vduse::blk::{self};
+use vduse::blk;
 use vduse::request::{Answer, Kind, Request};
 use vduse::Device;
 

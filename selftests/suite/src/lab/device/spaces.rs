@@ -4,7 +4,7 @@
 
 use std::io;
 
-use vduse::blk::{self};
+use vduse::blk;
 use vduse::{Control, Device, DeviceConfig};
 use vduse_uapi::VqConfig;
 

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use vduse::blk::{self};
+use vduse::blk;
 use vduse::Device;
 
 use crate::lab::assert::timing::soon;

@@ -2,7 +2,7 @@
 
 //! The kernel's virtiofs on a file system device.
 
-use std::io::{self};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
