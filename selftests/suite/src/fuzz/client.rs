@@ -9,6 +9,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use vduse::eventfd::EventFd;
 use vduse::Mapping;
+use vduse_uapi::ACCESS_RW;
 use vm_memory::Bytes;
 
 use crate::fuzz::actor::Actor;
@@ -16,7 +17,11 @@ use crate::fuzz::controller::{GROUPS, QUEUES, SPACES};
 use crate::fuzz::records::Wait;
 use crate::fuzz::rings;
 use crate::lab::device::bus;
-use crate::lab::driver::vhost::{RingAddress, Vhost};
+use crate::lab::device::virtio::feature;
+use crate::lab::device::virtio::status::{
+    ACKNOWLEDGE, DRIVER, FAILED, RESET, UP_TO_DRIVER_OK, UP_TO_FEATURES_OK,
+};
+use crate::lab::driver::vhost::{access, RingAddress, Vhost};
 use crate::lab::kernel::memory::{self, PAGE};
 use crate::lab::kernel::reserved_range::ReservedRange;
 
@@ -72,7 +77,7 @@ pub fn live(actor: &mut Actor) {
         }
     }
     let file = memory::file(rings::LEN);
-    let Ok(rings) = Mapping::of_file(file.as_fd(), 0, rings::LEN, 3) else {
+    let Ok(rings) = Mapping::of_file(file.as_fd(), 0, rings::LEN, ACCESS_RW) else {
         return;
     };
     let client = Client {
@@ -91,15 +96,28 @@ pub fn live(actor: &mut Actor) {
         act(actor, &client);
     }
     if actor.dice.one_in(2) {
-        reset(actor, &client, 0);
+        set_status(actor, &client, RESET);
     }
 }
 
-fn reset(actor: &mut Actor, client: &Client, status: u8) {
+fn set_status(actor: &mut Actor, client: &Client, status: u8) {
     actor.attempt("SET_STATUS", Wait::Daemon, || {
         client.vhost.set_status(status)
     });
 }
+
+/// Statuses that make sense, or do not.
+const STATUSES: &[u8] = &[
+    RESET,
+    ACKNOWLEDGE,
+    ACKNOWLEDGE | DRIVER,
+    UP_TO_FEATURES_OK,
+    UP_TO_DRIVER_OK,
+    UP_TO_DRIVER_OK,
+    0x40,
+    FAILED,
+    0xff,
+];
 
 /// Takes the device as far as it can be used.
 fn begin(actor: &mut Actor, client: &Client) {
@@ -108,19 +126,22 @@ fn begin(actor: &mut Actor, client: &Client) {
     actor.call("SET_BACKEND_FEATURES", Wait::Daemon, &[], || {
         vhost.set_backend_features_asid()
     });
-    reset(actor, client, 3);
+    set_status(actor, client, ACKNOWLEDGE | DRIVER);
     let offered = actor.call("GET_FEATURES", Wait::Short, &[], || vhost.features());
-    let accepted = offered.unwrap_or(0) & actor.dice.pick(&[u64::MAX, !(1 << 29), !(1 << 34)]);
+    let accepted = offered.unwrap_or(0)
+        & actor
+            .dice
+            .pick(&[u64::MAX, !feature::RING_EVENT_IDX, !feature::RING_PACKED]);
     actor.attempt("SET_FEATURES", Wait::Short, || vhost.set_features(accepted));
-    reset(actor, client, 11);
+    set_status(actor, client, UP_TO_FEATURES_OK);
     actor.call("map the rings", Wait::Daemon, &[Errno::FAULT], || {
-        vhost.map(RINGS, &client.rings, 3)
+        vhost.map(RINGS, &client.rings, access::RW)
     });
     let queues = actor.dice.below(3) as u32;
     for queue in 0..=queues {
         set_up(actor, client, queue);
     }
-    reset(actor, client, 15);
+    set_status(actor, client, UP_TO_DRIVER_OK);
 }
 
 /// Sets a virtqueue up, all of them in the same memory.
@@ -230,8 +251,8 @@ fn act(actor: &mut Actor, client: &Client) {
             actor.attempt("kick", Wait::Short, || client.event.signal());
         }
         21 => {
-            let status = actor.dice.pick(&[0, 1, 3, 11, 15, 15, 0x40, 0x80, 0xff]);
-            reset(actor, client, status);
+            let status = actor.dice.pick(STATUSES);
+            set_status(actor, client, status);
         }
         22 => {
             let queue = below(actor, QUEUES);

@@ -8,7 +8,7 @@ use vduse_uapi::{ioctl, DevConfig};
 
 use crate::fuzz::actor::Actor;
 use crate::fuzz::records::Wait;
-use crate::lab::device::test_device::{feature, id};
+use crate::lab::device::virtio::{feature, id};
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::raw::{self, Edge};
 
@@ -35,12 +35,16 @@ fn features(actor: &mut Actor, device: u32) -> u64 {
         // No packed virtqueues, which the daemons that repair a disk cannot serve; and no zones, which
         // the driver asks for before it listens.
         id::BLOCK => {
-            let more = actor.dice.next() & (blk::FEATURES | 1 << 13 | 1 << 14 | 1 << 16);
+            let more = actor.dice.next()
+                & (blk::FEATURES
+                    | feature::BLK_DISCARD
+                    | feature::BLK_WRITE_ZEROES
+                    | feature::BLK_SECURE_ERASE);
             base | more
         }
         // Not in order: a buffer of which the device says nothing is then taken to be full, which is
         // what `rings::corrupt_used_ring` avoids.
-        id::NET => base | feature::NET_MAC | actor.dice.next() & !(1 << 35),
+        id::NET => base | feature::NET_MAC | actor.dice.next() & !feature::IN_ORDER,
         _ => base | actor.dice.next(),
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use vduse::Mapping;
+use vduse_uapi::ACCESS_RW;
 use vm_memory::Bytes;
 
 /// Name of the file in the directory that all actors share.
@@ -70,7 +71,7 @@ impl Records {
             .truncate(false)
             .open(path)?;
         file.set_len(len)?;
-        let memory = Mapping::of_file(file.as_fd(), 0, len, 3)?;
+        let memory = Mapping::of_file(file.as_fd(), 0, len, ACCESS_RW)?;
         Ok(Self { memory })
     }
 

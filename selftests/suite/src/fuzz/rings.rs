@@ -11,6 +11,7 @@ use vm_memory::Bytes;
 
 use crate::fuzz::actor::Actor;
 use crate::fuzz::records::Wait;
+use crate::lab::device::virtio::descriptor;
 
 /// Writes to memory, of which some may not be there. A daemon may die of it, as it may of anything.
 fn put(memory: &Mapping, at: u64, bytes: &[u8]) {
@@ -130,8 +131,7 @@ pub fn fill_with_bad_chains(actor: &mut Actor, memory: &Mapping, iova: u64, size
         };
         let flags = match actor.dice.below(8) {
             0 => actor.dice.next() as u16,
-            // A table of descriptors.
-            1 => 4,
+            1 => descriptor::INDIRECT,
             _ => actor.dice.below(4) as u16,
         };
         let next = match actor.dice.below(4) {

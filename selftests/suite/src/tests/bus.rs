@@ -15,9 +15,10 @@ use crate::lab::assert::waiting::Waiting;
 use crate::lab::daemon::disk::{memory_file, Served};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, disk_name, vdpa, Driver, OnBus};
-use crate::lab::device::test_device::{disk_config, feature, id, net_config, TestDevice};
+use crate::lab::device::test_device::{disk_config, net_config, TestDevice};
+use crate::lab::device::virtio::status::DRIVER_OK;
+use crate::lab::device::virtio::{feature, id};
 use crate::lab::driver::block;
-use crate::lab::driver::vhost::status;
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::sysfs;
 
@@ -248,7 +249,7 @@ fn adding_a_disk_that_serves_no_data_ends_with_the_next_daemon() {
     let name = device.name().to_owned();
     let adding = Waiting::new(move || OnBus::add(&name));
     soon("the driver is ready", || {
-        let ready = |kind| matches!(kind, Kind::SetStatus(s) if s & status::DRIVER_OK != 0);
+        let ready = |kind| matches!(kind, Kind::SetStatus(s) if s & DRIVER_OK != 0);
         responder.seen().iter().any(|request| ready(request.kind))
     });
     let asking = Waiting::new(|| vdpa().devices());

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use rustix::io::Errno;
 use vduse::Mapping;
 use vduse_uapi::ioctl;
+use vduse_uapi::ACCESS_RW;
 
 use crate::lab::assert::errors::{fails, fails_at};
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
@@ -68,7 +69,7 @@ fn get_fd_has_a_layout_of_its_own() {
         );
         assert_eq!((bytes[24], &bytes[28..]), (wanted.access, &[0xee; 4][..]));
         if iova == ring {
-            let mapping = Mapping::of_file(fd.as_fd(), wanted.offset, 4096, 3).unwrap();
+            let mapping = Mapping::of_file(fd.as_fd(), wanted.offset, 4096, ACCESS_RW).unwrap();
             Prober::new().read(mapping.address(), 16).unwrap();
         }
     }

@@ -16,9 +16,8 @@ use vduse_uapi::{ioctl, DevConfig, NAME_MAX};
 
 use crate::lab::assert::errors::{fails, fails_at};
 use crate::lab::device::bus::{self, OnBus};
-use crate::lab::device::test_device::{
-    disk_config, feature, id, net_config, unique_name, TestDevice,
-};
+use crate::lab::device::test_device::{disk_config, net_config, unique_name, TestDevice};
+use crate::lab::device::virtio::{feature, id};
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::raw::{self, Edge};
 

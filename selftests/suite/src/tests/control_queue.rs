@@ -20,7 +20,8 @@ use crate::lab::assert::limit::Limit;
 use crate::lab::assert::timing::soon;
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::test_device::{feature, net_config, TestDevice};
+use crate::lab::device::test_device::{net_config, TestDevice};
+use crate::lab::device::virtio::{feature, link};
 use crate::lab::driver::vhost::Vhost;
 use crate::lab::guest::qsd::tool;
 use crate::lab::kernel::sysfs;
@@ -38,14 +39,27 @@ tests![
     a_daemon_that_dies_holds_nobody_up => 60,
 ];
 
-/// The feature bits that a card with a control queue offers in addition to the rest. The last one
-/// says that the card is a standby for another card.
-const CONTROL: [u32; 14] = [2, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 57, 60, 62];
+/// The features that a card with a control queue offers in addition to the rest. The last one says
+/// that the card is a standby for another card.
+const CONTROL: u64 = feature::NET_CTRL_GUEST_OFFLOADS
+    | feature::NET_CTRL_VQ
+    | feature::NET_CTRL_RX
+    | feature::NET_CTRL_VLAN
+    | feature::NET_CTRL_RX_EXTRA
+    | feature::NET_GUEST_ANNOUNCE
+    | feature::NET_MQ
+    | feature::NET_CTRL_MAC_ADDR
+    | feature::NET_DEVICE_STATS
+    | feature::NET_VQ_NOTF_COAL
+    | feature::NET_NOTF_COAL
+    | feature::NET_HASH_REPORT
+    | feature::NET_RSS
+    | feature::NET_STANDBY;
 
 /// Returns the configuration of a card that offers every feature related to its control queue.
 fn card() -> DeviceConfig {
     let mut config = net_config();
-    config.features |= CONTROL.iter().fold(0, |bits, bit| bits | 1 << bit);
+    config.features |= CONTROL;
     config.queues = 3;
     config
 }
@@ -139,7 +153,7 @@ fn netlink_shows_what_the_device_can_do() {
 fn statistics_without_a_control_queue_do_no_harm() {
     load_virtio_net();
     let mut config = net_config();
-    config.features |= 1 << 50;
+    config.features |= feature::NET_DEVICE_STATS;
     assert_eq!(Card::new(&config).accepted_by_virtio(), WITHOUT);
 }
 
@@ -148,8 +162,11 @@ fn changing_offloads_without_a_control_queue_does_no_harm() {
     let mut config = net_config();
     // Changeable offloads: checksums, and TCP segments, which are the ones to change. The TCP
     // segments are offered because packets may be spread over several buffers.
-    let offloads = 1 << 0 | 1 << 1 | 1 << 7 | MERGEABLE_BUFFERS;
-    config.features |= 1 << 2 | offloads;
+    let offloads = feature::NET_CSUM
+        | feature::NET_GUEST_CSUM
+        | feature::NET_GUEST_TSO4
+        | feature::NET_MRG_RXBUF;
+    config.features |= feature::NET_CTRL_GUEST_OFFLOADS | offloads;
     let card = Card::new(&config);
     card.on_bus.bind(Driver::Virtio).expect("binding");
     let interface = bus::interface(card.device.name()).expect("an interface");
@@ -160,37 +177,37 @@ fn changing_offloads_without_a_control_queue_does_no_harm() {
     }
 }
 
-/// The feature bits by which the driver may receive packets longer than those of the link.
-const LARGE_PACKETS: [u32; 6] = [7, 8, 9, 10, 54, 55];
-
-/// Feature bit: a packet may be spread over several buffers.
-const MERGEABLE_BUFFERS: u64 = 1 << 15;
+/// The features by which the driver may receive packets longer than those of the link.
+const LARGE_PACKETS: u64 = feature::NET_GUEST_TSO4
+    | feature::NET_GUEST_TSO6
+    | feature::NET_GUEST_ECN
+    | feature::NET_GUEST_UFO
+    | feature::NET_GUEST_USO4
+    | feature::NET_GUEST_USO6;
 
 fn large_packets_in_one_buffer_are_hidden_from_virtio() {
     load_virtio_net();
-    // Bit 1 is the checksum feature that large packets need.
-    let large = LARGE_PACKETS
-        .iter()
-        .fold(1 << 1, |bits, bit| bits | 1 << bit);
+    // Large packets need the feature of checksums.
+    let large = LARGE_PACKETS | feature::NET_GUEST_CSUM;
     let mut config = net_config();
     config.features |= large;
     let card = Card::new(&config);
     assert_eq!(card.offered_by_vhost(), config.features);
-    assert_eq!(card.accepted_by_virtio(), WITHOUT | 1 << 1);
+    assert_eq!(card.accepted_by_virtio(), WITHOUT | feature::NET_GUEST_CSUM);
     drop(card);
-    config.features |= MERGEABLE_BUFFERS;
+    config.features |= feature::NET_MRG_RXBUF;
     assert_eq!(
         Card::new(&config).accepted_by_virtio(),
-        WITHOUT | large | MERGEABLE_BUFFERS
+        WITHOUT | large | feature::NET_MRG_RXBUF
     );
 }
 
 fn asking_for_announcements_without_a_control_queue_does_no_harm() {
     load_virtio_net();
     // The card has a link status: the link is up, and the driver should announce itself.
-    let status = [3, 0];
+    let status = (link::UP | link::ANNOUNCE).to_le_bytes();
     let mut config = net_config();
-    config.features |= 1 << 16;
+    config.features |= feature::NET_STATUS;
     config.space[6..8].copy_from_slice(&status);
     let device = TestDevice::new(&config);
     let file = Arc::new(device.open_ready(config.queues));
@@ -203,8 +220,9 @@ fn asking_for_announcements_without_a_control_queue_does_no_harm() {
     let carrier = std::path::Path::new("/sys/class/net")
         .join(interface)
         .join("carrier");
-    for (status, expected) in [([2, 0], "0"), ([3, 0], "1")] {
-        file.set_config(6, &status).expect("setting the status");
+    for (status, expected) in [(link::ANNOUNCE, "0"), (link::UP | link::ANNOUNCE, "1")] {
+        file.set_config(6, &status.to_le_bytes())
+            .expect("setting the status");
         file.inject_config_irq().expect("telling of it");
         soon("the driver looks at it", || {
             sysfs::read(&carrier).is_ok_and(|found| found == expected)

@@ -18,7 +18,8 @@ use crate::lab::daemon::disk::{memory_file, Served};
 use crate::lab::daemon::interrupt_on_drop::InterruptOnDrop;
 use crate::lab::daemon::process::{Daemon, Manner};
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::test_device::{feature, unique_name, TestDevice};
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::device::virtio::feature;
 use crate::lab::driver::block::{sectors, Aligned, Block};
 use crate::lab::driver::exerciser::{exercise, Exerciser};
 use crate::lab::driver::ring;
@@ -88,7 +89,7 @@ fn random_requests_are_intact() {
 fn random_requests_are_intact_without_event_index() {
     let shape = Shape {
         // Neither event index nor indirect descriptors.
-        without: 1 << 29 | 1 << 28,
+        without: feature::RING_EVENT_IDX | feature::RING_INDIRECT_DESC,
         ..Default::default()
     };
     random(shape, 100, 2);

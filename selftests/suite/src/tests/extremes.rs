@@ -22,7 +22,7 @@ use crate::lab::device::spaces;
 use crate::lab::device::test_device::{unique_name, TestDevice};
 use crate::lab::driver::block::Block;
 use crate::lab::driver::ring::{self, HandQueue};
-use crate::lab::driver::vhost::{self, Vhost};
+use crate::lab::driver::vhost::{self, access, Vhost};
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::cgroup::Cgroup;
 use crate::lab::kernel::cpu;
@@ -113,7 +113,7 @@ fn use_ends(spaces: u32) -> impl FnOnce(&Vhost, &vduse::Device) {
         let pages = [page_of(1), page_of(2)];
         for (asid, page) in [0, spaces - 1].into_iter().zip(&pages) {
             vhost.set_group_asid(0, asid).unwrap();
-            vhost.map_in(asid, 0x1000, page, 3).unwrap();
+            vhost.map_in(asid, 0x1000, page, access::RW).unwrap();
         }
         assert_eq!(first_byte(file, 0, 0x1000).unwrap(), 1);
         assert_eq!(first_byte(file, spaces - 1, 0x1000).unwrap(), 2);

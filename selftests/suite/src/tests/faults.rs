@@ -32,7 +32,8 @@ use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::spaces;
 use crate::lab::device::test_device::{disk_config, TestDevice};
-use crate::lab::driver::vhost::{self, Vhost};
+use crate::lab::device::virtio::status::{ACKNOWLEDGE, RESET};
+use crate::lab::driver::vhost::{self, access, Vhost};
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::fault_injection::{Below, Fault, Injection, Tally};
 use crate::lab::kernel::file_mapping::FileMapping;
@@ -402,7 +403,9 @@ fn opening_through_vhost_fails_cleanly() {
                 let opened = Vhost::open(&path).expect("opening");
                 opened.set_owner().expect("owning");
                 opened.set_backend_features().expect("backend features");
-                opened.map(0x10_0000, &page_of(1), 3).expect("mapping");
+                opened
+                    .map(0x10_0000, &page_of(1), access::RW)
+                    .expect("mapping");
                 fault.hit(NEVER, || {
                     drop(opened);
                     Ok(())
@@ -467,13 +470,16 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
     let paths = ["mapping through vhost", "unmapping"];
     several(TIMES, paths, || {
         let mut driven = Driven::new(3);
-        driven.vhost.map_in(1, THERE, &other, 3).expect("mapping");
+        driven
+            .vhost
+            .map_in(1, THERE, &other, access::RW)
+            .expect("mapping");
         // The other mapping stays.
         let check = |driven: &Driven, fault: &Fault<'_>| {
             assert_eq!(driven.byte(THERE).expect("another page"), 2, "{fault}");
         };
         let mapped = injection.each(paths[0], |fault| {
-            let map = |driven: &Driven| driven.vhost.map_in(1, HERE, &page, 3);
+            let map = |driven: &Driven| driven.vhost.map_in(1, HERE, &page, access::RW);
             let done = fault.hit(REFUSED, || map(&driven));
             driven.mend();
             check(&driven, fault);
@@ -485,7 +491,10 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
             driven.vhost.unmap_in(1, HERE, PAGE).expect("unmapping");
         });
         let unmapped = injection.each(paths[1], |fault| {
-            driven.vhost.map_in(1, HERE, &page, 3).expect("mapping");
+            driven
+                .vhost
+                .map_in(1, HERE, &page, access::RW)
+                .expect("mapping");
             // vhost ignores the result: the page belongs to the client again in any case.
             fault.hit(NEVER, || driven.vhost.unmap_in(1, HERE, PAGE));
             driven.mend();
@@ -523,7 +532,6 @@ fn moving_a_group_fails_cleanly() {
 }
 
 fn requests_fail_cleanly() {
-    const ACKNOWLEDGE: u8 = 1;
     let injection = Injection::of_allocations(Below::Driver);
     let paths = [
         "setting the status",
@@ -550,7 +558,7 @@ fn requests_fail_cleanly() {
                     .expect("setting the status");
                 driven.stage.take_kinds();
                 // vhost ignores the failure of a status, but reports the failure of a reset.
-                let errors = if status == 0 { UNTOLD } else { NEVER };
+                let errors = if status == RESET { UNTOLD } else { NEVER };
                 let done = fault.hit(errors, || driven.vhost.set_status(status));
                 let now = driven.vhost.status().expect("reading the status");
                 if told(&mut driven, &Kind::SetStatus(status), fault) {
@@ -597,7 +605,7 @@ fn requests_fail_cleanly() {
 fn finding_a_mapping_fails_cleanly() {
     let injection = Injection::of_allocations(Below::Anything);
     let driven = Driven::new(2);
-    driven.vhost.map_in(1, 0, &page_of(1), 3).unwrap();
+    driven.vhost.map_in(1, 0, &page_of(1), access::RW).unwrap();
     let file = driven.stage.file();
     let info = IovaInfo {
         asid: 1,
@@ -910,7 +918,7 @@ fn copies_from_and_to_a_daemon_fail_cleanly() {
     });
     created.note("CREATE_DEV");
     let driven = Driven::new(2);
-    driven.vhost.map_in(1, 0, &page_of(1), 3).unwrap();
+    driven.vhost.map_in(1, 0, &page_of(1), access::RW).unwrap();
     let file = driven.stage.file();
     let kick = EventFd::new().unwrap();
     let info = IovaInfo {

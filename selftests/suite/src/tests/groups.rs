@@ -24,9 +24,10 @@ use crate::lab::daemon::served_groups::ServedGroups;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::spaces;
 use crate::lab::device::test_device::{disk_config, net_config, TestDevice};
+use crate::lab::device::virtio::status::RESET;
 use crate::lab::driver::block;
 use crate::lab::driver::ring::{self, HandQueue};
-use crate::lab::driver::vhost::{self, Vhost};
+use crate::lab::driver::vhost::{self, access, Vhost};
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::trace::Trace;
 use crate::lab::kernel::{cpu, memory, modules, sysfs};
@@ -84,7 +85,7 @@ fn version_0_clients_see_nothing_new() {
     answered.responder.take_kinds();
     // The message has no address space.
     let page = memory::page_of(1);
-    vhost.map_in(0, 0x1000, &page, 3).unwrap();
+    vhost.map_in(0, 0x1000, &page, access::RW).unwrap();
     let update = Kind::UpdateIotlb {
         first: 0,
         last: u64::MAX,
@@ -96,7 +97,7 @@ fn version_0_clients_see_nothing_new() {
     for asid in [0, 1] {
         fails(file.iotlb_fd2(asid, 0x1000, 0x1000), Errno::NOTTY);
     }
-    fails(vhost.map_in(1, 0x2000, &page, 3), Errno::FAULT);
+    fails(vhost.map_in(1, 0x2000, &page, access::RW), Errno::FAULT);
     assert_eq!(answered.responder.take_kinds(), []);
 }
 
@@ -263,7 +264,7 @@ fn vq_setup_of_version_0_counts_for_the_next_driver() {
     let vhost = answered.vhost();
     file.vq_setup(0, 128).unwrap();
     assert_eq!(sizes(&vhost), (256, 256));
-    vhost.set_status(0).unwrap();
+    vhost.set_status(RESET).unwrap();
     assert_eq!(sizes(&vhost), (128, 128));
     file.vq_setup(0, 64).unwrap();
     drop(vhost);
@@ -513,7 +514,7 @@ fn moving_groups_interrupts_no_cpus() {
         vhost.set_group_asid(1, (n as u32 + 1) % 2).unwrap();
     }
     vhost.set_group_asid(1, 1).unwrap();
-    vhost.set_status(0).unwrap();
+    vhost.set_status(RESET).unwrap();
     // Other parts of the kernel may call the function once in a while.
     let times = trace.events().len();
     assert!(times < MOVES / 4, "{times} times in {MOVES} moves");
@@ -530,7 +531,7 @@ fn a_reset_moves_many_groups_at_once() {
     }
     let there = begin.elapsed();
     let begin = Instant::now();
-    vhost.set_status(0).unwrap();
+    vhost.set_status(RESET).unwrap();
     let back = begin.elapsed();
     crate::lab::run::report::note(format_args!(
         "{GROUPS} groups: {there:?}, and back {back:?}"

@@ -15,7 +15,7 @@ use crate::lab::assert::errors::{fails, fails_at};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::TestDevice;
-use crate::lab::driver::vhost::Vhost;
+use crate::lab::driver::vhost::{access, Vhost};
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::huge_page::HugePage;
 use crate::lab::kernel::memory::{self, PAGE};
@@ -93,7 +93,7 @@ impl Client {
 
 fn get_fd_finds_what_vhost_mapped() {
     let client = Client::new();
-    let theirs = client.map(0x10_0000, 4, 3);
+    let theirs = client.map(0x10_0000, 4, access::RW);
     let prober = Prober::new();
     prober.write(theirs.address(), 0x5a).unwrap();
     for (first, last) in [
@@ -118,7 +118,7 @@ fn map(region: &Region) -> Mapping {
 
 fn get_fd_gives_the_first_of_several() {
     let client = Client::new();
-    let _kept = [0x30_0000, 0x10_0000, 0x20_0000].map(|iova| client.map(iova, 1, 3));
+    let _kept = [0x30_0000, 0x10_0000, 0x20_0000].map(|iova| client.map(iova, 1, access::RW));
     for (first, last, found) in [
         (0, u64::MAX, 0x10_0000),
         (0x10_1000, u64::MAX, 0x20_0000),
@@ -132,7 +132,7 @@ fn get_fd_gives_the_first_of_several() {
 
 fn get_fd_with_start_behind_last_is_einval() {
     let client = Client::new();
-    let _kept = client.map(0x10_0000, 4, 3);
+    let _kept = client.map(0x10_0000, 4, access::RW);
     for (first, last) in [(1, 0), (u64::MAX, 0), (0x10_1000, 0x10_0000)] {
         fails_at(client.file.iotlb_fd(first, last), Errno::INVAL, first);
         let info = IovaInfo {
@@ -147,7 +147,7 @@ fn get_fd_with_start_behind_last_is_einval() {
 fn get_fd_where_nothing_is_mapped_is_einval() {
     let client = Client::new();
     fails(client.file.iotlb_fd(0, u64::MAX), Errno::INVAL);
-    let _kept = client.map(0x10_0000, 1, 3);
+    let _kept = client.map(0x10_0000, 1, access::RW);
     for (first, last) in [(0, 0xf_ffff), (0x10_1000, u64::MAX), (u64::MAX, u64::MAX)] {
         fails_at(client.file.iotlb_fd(first, last), Errno::INVAL, first);
     }
@@ -155,8 +155,8 @@ fn get_fd_where_nothing_is_mapped_is_einval() {
 
 fn get_fd_of_what_was_unmapped_is_einval() {
     let client = Client::new();
-    let _kept = client.map(0x10_0000, 2, 3);
-    let _other = client.map(0x20_0000, 2, 3);
+    let _kept = client.map(0x10_0000, 2, access::RW);
+    let _other = client.map(0x20_0000, 2, access::RW);
     client.vhost.unmap(0x10_0000, 2 * PAGE).unwrap();
     fails(client.file.iotlb_fd(0x10_0000, 0x10_1fff), Errno::INVAL);
     client.file.iotlb_fd(0x20_0000, 0x20_0000).unwrap();
@@ -169,7 +169,7 @@ fn descriptors() -> usize {
 
 fn get_fd_that_cannot_answer_is_efault_and_makes_no_descriptor() {
     let client = Client::new();
-    let _kept = client.map(0x10_0000, 1, 3);
+    let _kept = client.map(0x10_0000, 1, access::RW);
     let before = descriptors();
     // The argument can be read but not written.
     let file = memory::file(PAGE);
@@ -189,7 +189,7 @@ fn get_fd_that_cannot_answer_is_efault_and_makes_no_descriptor() {
 
 fn get_fd_is_close_on_exec() {
     let client = Client::new();
-    let _kept = client.map(0x10_0000, 1, 3);
+    let _kept = client.map(0x10_0000, 1, access::RW);
     let region = client.file.iotlb_fd(0, u64::MAX).unwrap();
     let flags = rustix::io::fcntl_getfd(&region.file).unwrap();
     assert!(flags.contains(FdFlags::CLOEXEC));
@@ -207,7 +207,7 @@ fn get_fd_tells_the_permission() {
 
 fn get_fd_from_several_threads() {
     let client = Client::new();
-    let _kept = client.map(0x10_0000, 1, 3);
+    let _kept = client.map(0x10_0000, 1, access::RW);
     let before = descriptors();
     std::thread::scope(|scope| {
         for _ in 0..4 {
@@ -236,14 +236,14 @@ fn a_map_without_a_valid_permission_does_no_harm() {
         }
     }
     // The device still works.
-    let _kept = client.map(0x20_0000, 1, 3);
+    let _kept = client.map(0x20_0000, 1, access::RW);
     client.file.iotlb_fd(0x20_0000, 0x20_0000).unwrap();
 }
 
 fn a_map_of_the_whole_address_space_does_no_harm() {
     let client = Client::new();
     // The highest page, and unmapping everything at once.
-    let _kept = client.map(u64::MAX - PAGE + 1, 1, 3);
+    let _kept = client.map(u64::MAX - PAGE + 1, 1, access::RW);
     let region = client.file.iotlb_fd(u64::MAX, u64::MAX).unwrap();
     assert_eq!((region.first, region.last), (u64::MAX - PAGE + 1, u64::MAX));
     client.vhost.unmap(0, u64::MAX).unwrap();
@@ -251,7 +251,7 @@ fn a_map_of_the_whole_address_space_does_no_harm() {
 
 fn get_info_finds_regions() {
     let client = Client::new();
-    let _kept = client.map(0x10_0000, 4, 3);
+    let _kept = client.map(0x10_0000, 4, access::RW);
     let info = client
         .file
         .iotlb_info(IovaInfo {
@@ -268,7 +268,7 @@ fn get_info_finds_regions() {
 
 fn get_info_reserved_fields_must_be_0() {
     let client = Client::new();
-    let _kept = client.map(0, 1, 3);
+    let _kept = client.map(0, 1, access::RW);
     for index in 0..5 {
         let mut info = IovaInfo::default();
         info.reserved[index] = 1;
@@ -278,7 +278,7 @@ fn get_info_reserved_fields_must_be_0() {
 
 fn get_info_asid_must_be_0_in_version_0() {
     let client = Client::new();
-    let _kept = client.map(0, 1, 3);
+    let _kept = client.map(0, 1, access::RW);
     for asid in [1, u32::MAX] {
         let info = IovaInfo {
             asid,
@@ -294,7 +294,7 @@ fn each_of_a_hundred_maps_is_found() {
     let mapping = Mapping::of_file(file.as_fd(), 0, PAGE, ACCESS_RW).unwrap();
     let iova = |n: u64| n * 2 * PAGE;
     for n in 0..100 {
-        client.vhost.map(iova(n), &mapping, 3).unwrap();
+        client.vhost.map(iova(n), &mapping, access::RW).unwrap();
     }
     for n in 0..100 {
         assert_eq!(
@@ -549,7 +549,7 @@ fn a_descriptor_kept_over_a_rebind_shows_no_other_memory() {
     vhost.set_backend_features().unwrap();
     let theirs = memory::file(PAGE);
     let theirs = Mapping::of_file(theirs.as_fd(), 0, PAGE, ACCESS_RW).unwrap();
-    vhost.map(iova, &theirs, 3).unwrap();
+    vhost.map(iova, &theirs, access::RW).unwrap();
     // The descriptor refers to what was there before.
     let ring = map(&region);
     fails(Prober::new().read(ring.address(), 1), Errno::FAULT);
@@ -576,7 +576,7 @@ fn what_a_vhost_client_left_does_not_disturb_virtio() {
     vhost.set_backend_features().unwrap();
     let theirs = memory::file(64 * PAGE);
     let theirs = Mapping::of_file(theirs.as_fd(), 0, 64 * PAGE, ACCESS_RW).unwrap();
-    vhost.map(0, &theirs, 3).unwrap();
+    vhost.map(0, &theirs, access::RW).unwrap();
     drop(vhost);
     on_bus.unbind(Driver::Vhost).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
@@ -633,7 +633,8 @@ fn a_client_that_maps_the_domains_own_file_leaks_nothing() {
         vhost.set_owner().unwrap();
         vhost.set_backend_features().unwrap();
         // The device's own file is mapped into the device itself.
-        let mapped = [&area, &ring].map(|memory| vhost.map(memory.address() as u64, memory, 3));
+        let mapped =
+            [&area, &ring].map(|memory| vhost.map(memory.address() as u64, memory, access::RW));
         crate::lab::run::report::note(format_args!("mapped: {mapped:?}"));
         let _ = disk.vduse().iotlb_fd(0, u64::MAX);
     }

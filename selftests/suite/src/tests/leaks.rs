@@ -17,10 +17,11 @@ use crate::lab::daemon::answered::Answered;
 use crate::lab::daemon::process::{Daemon, Manner};
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::device::virtio::status::RESET;
 use crate::lab::driver::block::read_until_error;
 use crate::lab::driver::client::Client;
 use crate::lab::driver::ring::{self, HandDriver};
-use crate::lab::driver::vhost::Vhost;
+use crate::lab::driver::vhost::{access, Vhost};
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::memory::{page_of, PAGE};
 use crate::lab::run::report::skip;
@@ -118,7 +119,7 @@ fn rebinding_between_virtio_and_vhost_leaves_nothing() {
         let vhost = Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap();
         vhost.set_owner().unwrap();
         vhost.set_backend_features().unwrap();
-        vhost.map(0x10_0000, &page_of(1), 3).unwrap();
+        vhost.map(0x10_0000, &page_of(1), access::RW).unwrap();
         drop(vhost);
         disk.on_bus.unbind(Driver::Vhost).unwrap();
         disk.on_bus.bind(Driver::Virtio).unwrap();
@@ -161,7 +162,7 @@ fn switching_spaces_while_others_map_leaves_nothing() {
                 scope.spawn(move || {
                     together.wait();
                     for _ in 0..5 {
-                        vhost.map_in(asid, 0x10_0000, page, 3).unwrap();
+                        vhost.map_in(asid, 0x10_0000, page, access::RW).unwrap();
                         vhost.unmap_in(asid, 0x10_0000, PAGE).unwrap();
                     }
                 });
@@ -205,7 +206,7 @@ fn interrupts_kicks_and_resets_leave_nothing() {
             for _ in 0..4 {
                 driver.set_queue_up();
                 driver.start();
-                driver.vhost.set_status(0).unwrap();
+                driver.vhost.set_status(RESET).unwrap();
                 ring::agree(&driver.vhost);
             }
             stop.store(true, Ordering::Relaxed);

@@ -20,7 +20,10 @@ use crate::lab::assert::waiting::Waiting;
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::TestDevice;
-use crate::lab::driver::vhost::Vhost;
+use crate::lab::device::virtio::status::{
+    ACKNOWLEDGE, DRIVER, RESET, UP_TO_DRIVER_OK, UP_TO_FEATURES_OK,
+};
+use crate::lab::driver::vhost::{access, Vhost};
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::raw::Edge;
 use crate::lab::kernel::{memory, missing_page, sysfs};
@@ -162,11 +165,11 @@ fn opening_vhost_resets_the_device_and_waits() {
     let bound = Bound::new();
     let opening = bound.open_vhost();
     let request = bound.request();
-    assert_eq!(request.kind, Kind::SetStatus(0));
+    assert_eq!(request.kind, Kind::SetStatus(RESET));
     opening.assert_waits();
     bound.file().answer(&request, Answer::Ok).unwrap();
     let vhost = opening.result().unwrap();
-    assert_eq!(vhost.status().unwrap(), 0);
+    assert_eq!(vhost.status().unwrap(), RESET);
     let _responder = Responder::ok(bound.file());
     drop(vhost);
 }
@@ -175,14 +178,24 @@ fn requests_come_in_order_with_ids_of_their_own() {
     let bound = Bound::new();
     let responder = Responder::ok(bound.file());
     let vhost = Vhost::open(&bound.path()).unwrap();
-    for status in [1, 3, 3, 11, 15] {
+    let begun = ACKNOWLEDGE | DRIVER;
+    let steps = [
+        ACKNOWLEDGE,
+        begun,
+        begun,
+        UP_TO_FEATURES_OK,
+        UP_TO_DRIVER_OK,
+    ];
+    for status in steps {
         vhost.set_status(status).unwrap();
         assert_eq!(vhost.status().unwrap(), status);
     }
-    vhost.set_status(0).unwrap();
+    vhost.set_status(RESET).unwrap();
     let seen = responder.seen();
     let kinds: Vec<Kind> = seen.iter().map(|request| request.kind).collect();
-    assert_eq!(kinds, [0, 1, 3, 3, 11, 15, 0].map(Kind::SetStatus));
+    let told = [&[RESET][..], &steps, &[RESET]].concat();
+    let told: Vec<Kind> = told.into_iter().map(Kind::SetStatus).collect();
+    assert_eq!(kinds, told);
     let mut ids: Vec<u32> = seen.iter().map(|request| request.id).collect();
     ids.dedup();
     assert_eq!(ids.len(), seen.len());
@@ -199,7 +212,7 @@ fn virtio_sends_the_steps_of_the_status() {
     on_bus.bind(Driver::Virtio).unwrap();
     assert_eq!(
         responder.take_kinds(),
-        [Kind::SetStatus(0), Kind::SetStatus(1)]
+        [Kind::SetStatus(RESET), Kind::SetStatus(ACKNOWLEDGE)]
     );
     on_bus.delete().unwrap();
     drop(autoprobe);
@@ -232,7 +245,7 @@ fn mapping_sends_update_iotlb_of_everything() {
     let file = memory::file(8192);
     let memory = vduse::Mapping::of_file(file.as_fd(), 0, 8192, ACCESS_RW).unwrap();
     responder.take_kinds();
-    vhost.map(0x10000, &memory, 3).unwrap();
+    vhost.map(0x10000, &memory, access::RW).unwrap();
     let update = Kind::UpdateIotlb {
         first: 0,
         last: u64::MAX,
@@ -281,13 +294,13 @@ impl Bound {
 fn a_failed_answer_keeps_the_status() {
     let bound = Bound::new();
     let vhost = Arc::new(bound.answered_vhost());
-    let setting = set_status(&vhost, 1);
-    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(1));
+    let setting = set_status(&vhost, ACKNOWLEDGE);
+    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(ACKNOWLEDGE));
     setting.result().unwrap();
-    assert_eq!(vhost.status().unwrap(), 0);
+    assert_eq!(vhost.status().unwrap(), RESET);
     let _responder = Responder::ok(bound.file());
-    vhost.set_status(1).unwrap();
-    assert_eq!(vhost.status().unwrap(), 1);
+    vhost.set_status(ACKNOWLEDGE).unwrap();
+    assert_eq!(vhost.status().unwrap(), ACKNOWLEDGE);
     drop(vhost);
 }
 
@@ -305,7 +318,7 @@ fn a_failed_answer_fails_the_map() {
     let file = memory::file(4096);
     let memory = vduse::Mapping::of_file(file.as_fd(), 0, 4096, ACCESS_RW).unwrap();
     // vhost returns EFAULT for everything that goes wrong with a message.
-    fails(vhost.map(0x10000, &memory, 3), Errno::FAULT);
+    fails(vhost.map(0x10000, &memory, access::RW), Errno::FAULT);
     fails(bound.file().iotlb_fd(0, u64::MAX), Errno::INVAL);
 }
 
@@ -381,7 +394,7 @@ fn a_short_read_is_einval_and_loses_nothing() {
         let result = rustix::io::read(bound.file(), &mut buffer[..]);
         fails(result.map_err(io::Error::from), Errno::INVAL);
     }
-    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(0));
+    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(RESET));
     fails(opening.result(), Errno::IO);
 }
 
@@ -421,7 +434,7 @@ fn a_fault_in_the_buffer_is_efault_and_loses_nothing() {
         fails(edge.read(bound.file(), len, 152), Errno::FAULT);
         assert_eq!(bound.readable(), PollFlags::IN);
     }
-    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(0));
+    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(RESET));
     fails(opening.result(), Errno::IO);
 }
 
@@ -460,7 +473,7 @@ fn blocking_read_waits_for_a_request() {
     reading.assert_waits();
     let opening = bound.open_vhost();
     let request = reading.result().unwrap();
-    assert_eq!(request.kind, Kind::SetStatus(0));
+    assert_eq!(request.kind, Kind::SetStatus(RESET));
     file.answer(&request, Answer::Failed).unwrap();
     fails(opening.result(), Errno::IO);
 }
@@ -483,7 +496,7 @@ fn a_request_that_nobody_read_goes_to_the_next_daemon() {
     let opening = bound.open_vhost();
     opening.assert_waits();
     bound.reopen();
-    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(0));
+    assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(RESET));
     fails(opening.result(), Errno::IO);
 }
 
@@ -596,8 +609,8 @@ fn a_new_daemon_mends_a_broken_device() {
     bound.reopen();
     bound.set_timeout("30");
     let (vhost, _responder) = bound.answered_vhost_kept();
-    vhost.set_status(1).unwrap();
-    assert_eq!(vhost.status().unwrap(), 1);
+    vhost.set_status(ACKNOWLEDGE).unwrap();
+    assert_eq!(vhost.status().unwrap(), ACKNOWLEDGE);
     drop(vhost);
 }
 
@@ -664,8 +677,8 @@ fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
     bound.set_timeout("30");
     assert_eq!(bound.readable(), PollFlags::empty());
     let (vhost, _responder) = bound.answered_vhost_kept();
-    vhost.set_status(1).unwrap();
-    assert_eq!(vhost.status().unwrap(), 1);
+    vhost.set_status(ACKNOWLEDGE).unwrap();
+    assert_eq!(vhost.status().unwrap(), ACKNOWLEDGE);
     drop(vhost);
 }
 

@@ -16,6 +16,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 use vduse::request::{Answer, Kind};
 use vduse::{Control, Device, Mapping};
+use vduse_uapi::ACCESS_RW;
 use vduse_uapi::{IovaInfo, IovaUmem, VqConfig};
 
 use crate::differences;
@@ -26,6 +27,10 @@ use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::spaces;
 use crate::lab::device::test_device::TestDevice;
+use crate::lab::device::virtio::feature;
+use crate::lab::device::virtio::status::{
+    ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, RESET, UP_TO_DRIVER_OK, UP_TO_FEATURES_OK,
+};
 use crate::lab::driver::vhost::{RingAddress, Vhost};
 use crate::lab::kernel::memory::{self, PAGE};
 use crate::lab::kernel::rcu::Expedited;
@@ -42,10 +47,15 @@ const FILES: usize = 4;
 /// The number of operations.
 const OPERATIONS: usize = 5000;
 
-/// The status bit of a driver that is ready.
-const DRIVER_OK: u8 = 4;
-/// The status bit of features that are agreed on.
-const FEATURES_OK: u8 = 8;
+/// The statuses that a client writes.
+const STATUSES: [u8; 6] = [
+    RESET,
+    RESET,
+    ACKNOWLEDGE,
+    ACKNOWLEDGE | DRIVER,
+    UP_TO_FEATURES_OK,
+    UP_TO_DRIVER_OK,
+];
 
 /// An operation.
 #[derive(Clone, Debug)]
@@ -257,7 +267,7 @@ impl Model {
     }
 
     fn reset(&mut self) -> bool {
-        let agreed = self.ask(Kind::SetStatus(0));
+        let agreed = self.ask(Kind::SetStatus(RESET));
         self.status = 0;
         self.features = 0;
         for queue in &mut self.queues {
@@ -673,8 +683,8 @@ impl Model {
                     19..=21 => Op::End {
                         asid: client.batch.unwrap_or(asid),
                     },
-                    22..=25 => Op::Status([0, 0, 1, 3, 11, 15][below(6) as usize]),
-                    26 => Op::SetFeatures(offered() & (1 << 33 | below(1 << 32))),
+                    22..=25 => Op::Status(STATUSES[below(6) as usize]),
+                    26 => Op::SetFeatures(offered() & (feature::ACCESS_PLATFORM | below(1 << 32))),
                     27 => Op::Size {
                         queue,
                         size: [0, 1, 3, 8, 256, 512, 0x1_0000][below(7) as usize],
@@ -746,7 +756,7 @@ impl Files {
     fn new() -> Self {
         let files: Vec<_> = (0..FILES).map(|_| memory::file(3 * PAGE)).collect();
         let map = |file: &std::fs::File, pages: u64| {
-            Mapping::of_file(file.as_fd(), 0, pages * PAGE, 3).expect("mapping")
+            Mapping::of_file(file.as_fd(), 0, pages * PAGE, ACCESS_RW).expect("mapping")
         };
         Self {
             inodes: files

@@ -16,6 +16,8 @@ use crate::lab::daemon::card::{self, Example, MAC};
 use crate::lab::daemon::tap::{TapInterface, HERE};
 use crate::lab::device::bus::{Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::device::virtio::feature;
+use crate::lab::device::virtio::status::RESET;
 use crate::lab::driver::card_driver::{frame, mac_set, CardDriver, TRANSMIT};
 use crate::lab::driver::isolated_card::IsolatedCard;
 use crate::lab::driver::peer::{Peer, THERE};
@@ -156,9 +158,6 @@ fn a_new_daemon_takes_a_running_card_over() {
 const OTHER: Mac = [2, 0, 0, 0, 0, 2];
 const GROUP: Mac = [1, 0, 0x5e, 0, 0, 1];
 
-/// Feature bit: several pairs of queues.
-const MQ: u64 = 1 << 22;
-
 /// Starts a driver, and checks that the card notices.
 #[track_caller]
 fn start(card: &IsolatedCard, control: u32) -> CardDriver {
@@ -246,7 +245,7 @@ fn a_reset_undoes_what_was_set_and_moved() {
     assert_eq!(driver.control.command(&mac_set(OTHER)), Some(0));
     assert_eq!(card.next().settings.mac, OTHER);
     assert_eq!(card.served.handle().address_space(1), 1);
-    driver.vhost.set_status(0).unwrap();
+    driver.vhost.set_status(RESET).unwrap();
     let event = card.until(&What::Reset);
     assert_eq!(event.settings, Settings::new(MAC));
     assert_eq!(card.served.handle().address_space(1), 0);
@@ -279,7 +278,7 @@ fn without_mq_the_control_queue_is_at_2() {
     let vhost = card.vhost();
     let groups = [0, 1, 2, 3, 4].map(|queue| vhost.group_of(queue).unwrap());
     assert_eq!(groups, [0, 0, 0, 0, 1]);
-    ring::agree_without(&vhost, MQ);
+    ring::agree_without(&vhost, feature::NET_MQ);
     vhost.set_group_asid(1, 1).unwrap();
     // Queue 2 is in group 0, which is not the group that moved.
     let mut control = HandQueue::prepare(&vhost, 2, 0, TRANSMIT);
@@ -326,7 +325,7 @@ fn the_example_says_what_the_driver_does() {
     example.says("Done(MacAddress([2, 0, 0, 0, 0, 2]))");
     assert_eq!(control.command(&[7, 7, 7]), Some(1));
     example.says("Refused");
-    vhost.set_status(0).unwrap();
+    vhost.set_status(RESET).unwrap();
     example.says("Reset");
     drop(vhost);
     drop(on_bus);

@@ -24,8 +24,9 @@ use crate::lab::daemon::process::{Daemon, Manner};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::device::virtio::status::{ACKNOWLEDGE, DRIVER_OK};
 use crate::lab::driver::block::Block;
-use crate::lab::driver::vhost::{status, Vhost};
+use crate::lab::driver::vhost::Vhost;
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::suspend::{Depth, Machine, Sleep};
 use crate::lab::kernel::sysfs;
@@ -101,7 +102,7 @@ fn a_client_that_opens_a_device_holds_no_suspend_up() {
 }
 
 fn a_client_that_writes_the_status_holds_no_suspend_up() {
-    let call: Call = |vhost| vhost.set_status(status::ACKNOWLEDGE).map(|()| Some(vhost));
+    let call: Call = |vhost| vhost.set_status(ACKNOWLEDGE).map(|()| Some(vhost));
     client_waits(Some(call), Depth::Freezer);
     client_waits(Some(call), Depth::Devices);
 }
@@ -182,14 +183,14 @@ fn a_client_of_a_stopped_daemon_holds_no_suspend_up() {
     remote.on_bus.bind(Driver::Vhost).unwrap();
     let vhost = Vhost::open(&bus::vhost_path(remote.on_bus.name()).unwrap()).unwrap();
     remote.daemon.stop();
-    let caller = Caller::spawn(move || vhost.set_status(status::ACKNOWLEDGE).map(|()| vhost));
+    let caller = Caller::spawn(move || vhost.set_status(ACKNOWLEDGE).map(|()| vhost));
     caller.waits_for_a_daemon();
     let suspended = machine.suspend(Sleep::Idle, Depth::Freezer);
     remote.daemon.go_on();
     let vhost = caller.returns();
     suspended.expect("the machine is suspended");
     let vhost = vhost.expect("the status is written");
-    assert_eq!(vhost.status().unwrap(), status::ACKNOWLEDGE);
+    assert_eq!(vhost.status().unwrap(), ACKNOWLEDGE);
 }
 
 /// Suspends the machine while a kernel driver that is being bound to a device waits for a daemon.
@@ -263,7 +264,7 @@ fn a_driver_that_says_it_is_ready_is_waited_for_and_works() {
     let asked = Arc::new(AtomicBool::new(false));
     let ours = asked.clone();
     let responder = Responder::new(&file, move |request| match request.kind {
-        Kind::SetStatus(status) if status & status::DRIVER_OK != 0 => {
+        Kind::SetStatus(status) if status & DRIVER_OK != 0 => {
             ours.store(true, Ordering::Release);
             None
         }
@@ -285,7 +286,7 @@ fn a_driver_that_says_it_is_ready_is_waited_for_and_works() {
     drop(file);
     let file = device.open_nonblocking();
     let request = file.read_request().expect("the driver still says so");
-    assert!(matches!(request.kind, Kind::SetStatus(status) if status & status::DRIVER_OK != 0));
+    assert!(matches!(request.kind, Kind::SetStatus(status) if status & DRIVER_OK != 0));
     drop(file);
     let served = Served::start(device.open_nonblocking(), 1, memory_file(1 << 20)).unwrap();
     caller.returns().expect("the disk is bound");

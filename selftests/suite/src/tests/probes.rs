@@ -20,7 +20,10 @@ use crate::lab::daemon::disk::{memory_file, Served};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
-use crate::lab::driver::vhost::status::{DRIVER_OK, FAILED, FEATURES_OK};
+use crate::lab::device::virtio::feature;
+use crate::lab::device::virtio::status::{
+    ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK, RESET, UP_TO_DRIVER_OK, UP_TO_FEATURES_OK,
+};
 use crate::lab::kernel::probe::Prober;
 use crate::lab::kernel::sysfs;
 use crate::lab::kernel::trace::Trace;
@@ -40,14 +43,12 @@ tests![
 ];
 
 const BYTES: u64 = 1 << 20;
-/// Device feature: the disk has zones.
-const ZONED: u64 = 1 << 17;
 
 /// Returns the configuration of a disk of zones, which virtio_blk asks for after it is ready.
 /// [`blk::Disk`] does not know zones and answers with an error, so that each probe fails then.
 fn zoned() -> DeviceConfig {
     let mut config = blk::device_config(&unique_name(), BYTES, 1);
-    config.features |= ZONED;
+    config.features |= feature::BLK_ZONED;
     config.space.resize(96, 0);
     // The size of a zone, how many zones can be open and active, and the largest append, all sizes
     // in sectors; then the granularity of writes, in bytes (virtio 1.3, section 5.2.4).
@@ -79,7 +80,7 @@ impl Failed {
         let served = serve(&device);
         let on_bus = OnBus::add(device.name()).expect("adding");
         on_bus.bind(Driver::Virtio).expect("binding");
-        assert_eq!(status(device.name()), 0x8f);
+        assert_eq!(status(device.name()), UP_TO_DRIVER_OK | FAILED);
         served.stop();
         Self { on_bus, device }
     }
@@ -92,7 +93,7 @@ impl Failed {
         let responder = refusing(&file, FEATURES_OK);
         let on_bus = OnBus::add(device.name()).expect("adding");
         on_bus.bind(Driver::Virtio).expect("binding");
-        assert_eq!(status(device.name()), FAILED | 3);
+        assert_eq!(status(device.name()), ACKNOWLEDGE | DRIVER | FAILED);
         drop(responder);
         Self { on_bus, device }
     }
@@ -124,11 +125,7 @@ fn serve(device: &TestDevice) -> Served {
 /// Returns the status that virtio's core reads.
 #[track_caller]
 fn status(name: &str) -> u8 {
-    let path = bus::virtio_directory(name)
-        .expect("a virtio device")
-        .join("status");
-    let text = sysfs::read(&path).expect("its status");
-    u8::from_str_radix(text.trim_start_matches("0x"), 16).expect("a number")
+    bus::virtio_status(name).expect("a virtio device")
 }
 
 /// Starts a responder that agrees to everything but a status with `bit` as its highest bit.
@@ -147,7 +144,13 @@ fn a_probe_after_a_failed_one_begins_with_a_reset() {
         let responder = refusing(&file, FEATURES_OK);
         failed.probe();
         let kinds = responder.take_kinds();
-        let told = [0, 3, 11, FAILED | 3].map(Kind::SetStatus);
+        let told = [
+            RESET,
+            ACKNOWLEDGE | DRIVER,
+            UP_TO_FEATURES_OK,
+            ACKNOWLEDGE | DRIVER | FAILED,
+        ]
+        .map(Kind::SetStatus);
         assert_eq!(kinds, told);
     }
 }
@@ -180,7 +183,7 @@ fn a_driver_is_not_called_before_its_second_probe_is_done() {
         // The probe waits for the zones, and must get an error.
         let served = serve(&failed.device);
         within(Duration::from_secs(10), "the probe fails", || {
-            status(failed.device.name()) == 0x8f
+            status(failed.device.name()) == UP_TO_DRIVER_OK | FAILED
         });
         served.stop();
         assert_eq!(early, 0);
@@ -304,7 +307,7 @@ fn a_daemon_that_interrupts_a_second_probe_does_no_harm() {
             file.inject_vq_irq(0).unwrap();
             probing.join().unwrap();
         });
-        assert_eq!(status(failed.device.name()), 0x8f);
+        assert_eq!(status(failed.device.name()), UP_TO_DRIVER_OK | FAILED);
         drop(responder);
     }
 }
@@ -313,7 +316,7 @@ fn a_driver_that_failed_twice_is_not_called() {
     let failed = Failed::when_ready();
     let served = serve(&failed.device);
     failed.probe();
-    assert_eq!(status(failed.device.name()), 0x8f);
+    assert_eq!(status(failed.device.name()), UP_TO_DRIVER_OK | FAILED);
     failed.on_bus.unbind(Driver::Virtio).unwrap();
     let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_config_cb");
     for _ in 0..20 {
@@ -327,7 +330,7 @@ fn a_driver_that_failed_twice_is_not_called() {
 fn a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that() {
     let failed = Failed::when_ready();
     let file = Arc::new(failed.device.open_nonblocking());
-    let (responder, ready) = watching(&file, &[0x8f]);
+    let (responder, ready) = watching(&file, &[UP_TO_DRIVER_OK | FAILED]);
     std::thread::scope(|scope| {
         let probing = scope.spawn(|| failed.probe());
         soon("the driver is ready", || ready.load(Ordering::Acquire));
@@ -339,7 +342,7 @@ fn a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that() {
         probing.join().unwrap();
     });
     // As far as the daemon has acknowledged, the driver is ready.
-    assert_eq!(status(failed.device.name()), 0x0f);
+    assert_eq!(status(failed.device.name()), UP_TO_DRIVER_OK);
     failed.on_bus.unbind(Driver::Virtio).unwrap();
     let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_config_cb");
     let _ = file.inject_config_irq();
@@ -394,7 +397,7 @@ fn a_reset_that_was_not_acknowledged_is_told_again() {
     let file = Arc::new(device.open_ready(1));
     let mut resets = 0;
     let responder = Responder::new(&file, move |request| match request.kind {
-        Kind::SetStatus(0) => {
+        Kind::SetStatus(RESET) => {
             resets += 1;
             Some(if resets == 1 {
                 Answer::Failed
@@ -402,13 +405,21 @@ fn a_reset_that_was_not_acknowledged_is_told_again() {
                 Answer::Ok
             })
         }
-        Kind::SetStatus(status) if status == FEATURES_OK | 3 => Some(Answer::Failed),
+        Kind::SetStatus(UP_TO_FEATURES_OK) => Some(Answer::Failed),
         _ => agree(request),
     });
     let on_bus = OnBus::add(device.name()).unwrap();
     // Kernel drivers do not check whether a reset succeeded.
     on_bus.bind(Driver::Virtio).unwrap();
-    let told = [0, 1, 0, 3, 11, FAILED | 3].map(Kind::SetStatus);
+    let told = [
+        RESET,
+        ACKNOWLEDGE,
+        RESET,
+        ACKNOWLEDGE | DRIVER,
+        UP_TO_FEATURES_OK,
+        ACKNOWLEDGE | DRIVER | FAILED,
+    ]
+    .map(Kind::SetStatus);
     assert_eq!(responder.take_kinds(), told);
     drop(on_bus);
 }

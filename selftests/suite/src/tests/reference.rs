@@ -12,6 +12,7 @@ use crate::lab::assert::data::assert_same;
 use crate::lab::daemon::card::MAC;
 use crate::lab::device::bus::{Driver, OnBus};
 use crate::lab::device::test_device::unique_name;
+use crate::lab::device::virtio::status::RESET;
 use crate::lab::driver::card_driver::{frame, mac_set, CardDriver, RECEIVE, TRANSMIT};
 use crate::lab::driver::isolated_card::IsolatedCard;
 use crate::lab::driver::ring::{self, HandQueue};
@@ -71,7 +72,7 @@ fn a_reset_puts_the_control_queue_back_to_space_0() {
         let mut driver = CardDriver::start(open(), 2);
         assert_eq!(driver.control.command(&mac_set(MAC)), Some(0));
         let CardDriver { vhost, .. } = driver;
-        vhost.set_status(0).unwrap();
+        vhost.set_status(RESET).unwrap();
         // The next driver does not use address spaces.
         ring::agree(&vhost);
         let at = RECEIVE + (TRANSMIT - RECEIVE) * 2;
@@ -110,7 +111,7 @@ fn what_is_refused_is_refused_alike() {
         moves(&vhost, "with features");
         ring::start(&vhost);
         moves(&vhost, "ready");
-        vhost.set_status(0).unwrap();
+        vhost.set_status(RESET).unwrap();
         moves(&vhost, "reset");
         // Each of the two spaces can map this address once.
         for asid in [0, 1, 0, 2, u32::MAX] {

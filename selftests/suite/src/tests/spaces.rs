@@ -22,7 +22,7 @@ use crate::lab::device::spaces;
 use crate::lab::driver::block::Block;
 use crate::lab::driver::client::{self, Client};
 use crate::lab::driver::ring::{self, HandQueue, LEN};
-use crate::lab::driver::vhost::{self, Vhost};
+use crate::lab::driver::vhost::{self, access, Vhost};
 use crate::lab::kernel::cpu;
 use crate::lab::kernel::memlock::{self, unlimited_memlock};
 use crate::lab::kernel::memory::{page_of, PAGE};
@@ -66,7 +66,9 @@ fn update(asid: u32) -> Kind {
 #[track_caller]
 fn map(vhost: &Vhost, asid: u32, iova: u64, byte: u8) -> Mapping {
     let page = page_of(byte);
-    vhost.map_in(asid, iova, &page, 3).expect("mapping a page");
+    vhost
+        .map_in(asid, iova, &page, access::RW)
+        .expect("mapping a page");
     page
 }
 
@@ -134,7 +136,7 @@ fn set_map_that_the_daemon_refuses_leaves_what_was_there() {
     let _kept = [map(&vhost, 0, 0x1000, 1), map(&vhost, 1, 0x1000, 2)];
     refuse.store(true, Ordering::Relaxed);
     let page = page_of(3);
-    fails(vhost.map_in(1, 0x2000, &page, 3), Errno::FAULT);
+    fails(vhost.map_in(1, 0x2000, &page, access::RW), Errno::FAULT);
     refuse.store(false, Ordering::Relaxed);
     let file = &answered.file;
     assert_eq!(first_byte(file, 0, 0x1000).unwrap(), 1);
@@ -191,7 +193,11 @@ fn set_map_of_a_space_out_of_range_fails() {
     answered.responder.take_kinds();
     let page = page_of(1);
     for asid in [2, 3, 0xffff, u32::MAX] {
-        fails_at(vhost.map_in(asid, 0x1000, &page, 3), Errno::FAULT, asid);
+        fails_at(
+            vhost.map_in(asid, 0x1000, &page, access::RW),
+            Errno::FAULT,
+            asid,
+        );
         fails_at(vhost.unmap_in(asid, 0x1000, PAGE), Errno::FAULT, asid);
     }
     assert_eq!(answered.responder.take_kinds(), []);
@@ -216,7 +222,7 @@ fn the_same_iova_in_two_spaces_is_two_files() {
     // A page that both spaces share is the same one in both.
     let shared = page_of(0xcc);
     for asid in 0..2 {
-        vhost.map_in(asid, 0x9000, &shared, 3).unwrap();
+        vhost.map_in(asid, 0x9000, &shared, access::RW).unwrap();
     }
     assert_eq!(place(file, 0, 0x9000), place(file, 1, 0x9000));
 }
@@ -233,10 +239,10 @@ fn each_space_has_as_many_maps_as_vhost_allows() {
     for asid in 0..2 {
         vhost.batch_begin(asid).unwrap();
         for n in 0..most {
-            vhost.map_in(asid, n * 2 * PAGE, &page, 3).unwrap();
+            vhost.map_in(asid, n * 2 * PAGE, &page, access::RW).unwrap();
         }
         vhost.batch_end(asid).unwrap();
-        fails(vhost.map_in(asid, 1 << 40, &page, 3), Errno::FAULT);
+        fails(vhost.map_in(asid, 1 << 40, &page, access::RW), Errno::FAULT);
     }
     for asid in 0..2 {
         let last = (most - 1) * 2 * PAGE;
@@ -456,7 +462,9 @@ fn neither_group_reaches_the_other_ones_memory() {
     // everything is mapped before the server accesses any memory.
     let foreign = page_of(0x77);
     let (_vhost, mut queues) = two_queues(&disk, iovas, |vhost| {
-        vhost.map_in(0, 0x50_0000, &foreign, 3).expect("mapping");
+        vhost
+            .map_in(0, 0x50_0000, &foreign, access::RW)
+            .expect("mapping");
     });
     let device = disk.served.device();
     for asid in 0..2 {

@@ -10,6 +10,7 @@ use crate::lab::assert::random::Random;
 use crate::lab::daemon::groups::{GroupsDaemon, MARK};
 use crate::lab::device::bus::{Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::device::virtio::status::RESET;
 use crate::lab::driver::ring::{self, HandQueue, LEN};
 use crate::lab::driver::vhost::{self, Vhost};
 use crate::lab::kernel::memory::{page_of, PAGE};
@@ -154,7 +155,7 @@ fn burst(vhost: &Vhost, random: &mut Random) {
             assert_same(&queue.read(sector), &[sector as u8 + 1; 512], "a sector");
         }
     }
-    vhost.set_status(0).expect("a reset");
+    vhost.set_status(RESET).expect("a reset");
     for n in 0..2 {
         vhost.unmap_in(asids[n], iovas[n], LEN).expect("unmapping");
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use vduse::request::{Answer, Kind};
 use vduse::{Control, Device};
+use vduse_uapi::ACCESS_RW;
 
 use crate::lab::assert::errors::fails;
 use crate::lab::assert::limit::in_time;
@@ -20,6 +21,7 @@ use crate::lab::daemon::process::{Daemon, Manner};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{disk_config, unique_name, TestDevice};
+use crate::lab::device::virtio::status::{DRIVER_OK, RESET};
 use crate::lab::driver::block::read_until_error;
 use crate::lab::driver::vhost::Vhost;
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
@@ -83,7 +85,7 @@ fn a_disk_that_was_refused_to_be_ready_can_be_taken_away() {
     let device = TestDevice::disk();
     let file = Arc::new(device.open_ready(1));
     let responder = Responder::new(&file, |request| {
-        if matches!(request.kind, Kind::SetStatus(status) if status & 4 != 0) {
+        if matches!(request.kind, Kind::SetStatus(status) if status & DRIVER_OK != 0) {
             return Some(Answer::Failed);
         }
         agree(request)
@@ -96,7 +98,7 @@ fn a_disk_that_was_refused_to_be_ready_can_be_taken_away() {
             responder
                 .seen()
                 .iter()
-                .any(|request| matches!(request.kind, Kind::SetStatus(status) if status & 4 != 0))
+                .any(|request| matches!(request.kind, Kind::SetStatus(status) if status & DRIVER_OK != 0))
         });
         drop(responder);
         drop(file);
@@ -191,7 +193,8 @@ fn calls_during_bind_and_unbind_do_no_harm() {
         if let Ok(region) = device.iotlb_fd(0, u64::MAX) {
             let size = (region.last - region.first + 1).min(16 * PAGE);
             use std::os::fd::AsFd;
-            let mapping = vduse::Mapping::of_file(region.file.as_fd(), region.offset, size, 3);
+            let mapping =
+                vduse::Mapping::of_file(region.file.as_fd(), region.offset, size, ACCESS_RW);
             let mapping = mapping.expect("mapping a region");
             let _ = crate::lab::kernel::probe::Prober::new().read(mapping.address(), 64);
         }
@@ -252,7 +255,7 @@ fn the_module_stays_while_a_mapping_exists() {
     use std::os::fd::AsFd;
     let disk = LiveDisk::new(Shape::default());
     let region = disk.vduse().iotlb_fd(0, 0).unwrap();
-    let mapping = vduse::Mapping::of_file(region.file.as_fd(), 0, 1 << 20, 3).unwrap();
+    let mapping = vduse::Mapping::of_file(region.file.as_fd(), 0, 1 << 20, ACCESS_RW).unwrap();
     drop(region);
     drop(disk);
     assert_stays();
@@ -290,7 +293,7 @@ fn deleting_a_device_beside_an_open_that_is_refused_ends() {
         request.is_some()
     });
     let request = request.unwrap();
-    assert_eq!(request.kind, Kind::SetStatus(0));
+    assert_eq!(request.kind, Kind::SetStatus(RESET));
     let deleting = Waiting::new(move || on_bus.delete());
     // Deleting first removes the node, and then waits for the device to be closed.
     soon("the node goes", || !node.exists());

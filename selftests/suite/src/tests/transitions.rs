@@ -24,6 +24,10 @@ use crate::lab::daemon::tap::TapInterface;
 use crate::lab::daemon::{card, fs};
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::device::virtio::feature;
+use crate::lab::device::virtio::status::{
+    ACKNOWLEDGE, DRIVER, FAILED, RESET, UP_TO_DRIVER_OK, UP_TO_FEATURES_OK,
+};
 use crate::lab::driver::block::{read_until_error, Block};
 use crate::lab::driver::peer::Peer;
 use crate::lab::driver::vhost::Vhost;
@@ -230,7 +234,7 @@ fn unloading_vhost_vdpa_is_refused_while_a_client_has_it_open() {
     let vhost = Vhost::open(&node).unwrap();
     let _loaded = Loaded(&["vhost_vdpa"]);
     modules::tool("rmmod", &["vhost_vdpa"]).expect_err("the module was unloaded");
-    assert_eq!(vhost.status().unwrap(), 0);
+    assert_eq!(vhost.status().unwrap(), RESET);
     drop(vhost);
     // The final release of a file is deferred.
     soon("vhost_vdpa is unloaded", || {
@@ -262,15 +266,11 @@ fn unloading_virtio_blk_is_refused_while_a_disk_is_open() {
     readers.join();
     disk.on_bus.bind(Driver::Virtio).unwrap();
     works(&disk);
-    let (directory, _) = virtio(disk.name());
     soon("virtio_blk is unloaded", || {
         modules::tool("rmmod", &["virtio_blk"]).is_ok()
     });
     assert_eq!(bus::disk_name(disk.name()), None);
-    assert_eq!(
-        sysfs::read(&directory.join("status")).unwrap(),
-        "0x00000001"
-    );
+    assert_eq!(bus::virtio_status(disk.name()), Some(ACKNOWLEDGE));
     interrupts_nobody(disk.vduse());
     modules::tool("modprobe", &["virtio_blk"]).unwrap();
     works(&disk);
@@ -316,14 +316,10 @@ fn unloading_virtiofs_takes_its_file_systems_away() {
         assert_eq!(std::fs::read(mount.path("file")).unwrap(), b"there");
         modules::tool("rmmod", &["virtiofs"]).expect_err("the module was unloaded");
     }
-    let (directory, _) = virtio(live.device.name());
     soon("virtiofs is unloaded", || {
         modules::tool("rmmod", &["virtiofs"]).is_ok()
     });
-    assert_eq!(
-        sysfs::read(&directory.join("status")).unwrap(),
-        "0x00000001"
-    );
+    assert_eq!(bus::virtio_status(live.device.name()), Some(ACKNOWLEDGE));
     interrupts_nobody(live.served.0.device());
     modules::tool("modprobe", &["virtiofs"]).unwrap();
     let mount = live.mount();
@@ -332,13 +328,13 @@ fn unloading_virtiofs_takes_its_file_systems_away() {
 
 /// Binds a device to virtio-vdpa, where its driver must fail, and returns what the daemon was told.
 #[track_caller]
-fn fails_to_bind(file: &Arc<Device>, name: &str, status: &str) -> (OnBus, Vec<Kind>) {
+fn fails_to_bind(file: &Arc<Device>, name: &str, status: u8) -> (OnBus, Vec<Kind>) {
     let responder = Responder::ok(file);
     let on_bus = OnBus::add(name).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
     let (directory, _) = virtio(name);
     assert_eq!(driver_of(&directory), None);
-    assert_eq!(sysfs::read(&directory.join("status")).unwrap(), status);
+    assert_eq!(bus::virtio_status(name), Some(status));
     (on_bus, responder.take_kinds())
 }
 
@@ -348,8 +344,15 @@ fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
     config.space[20..24].copy_from_slice(&3u32.to_le_bytes());
     let device = TestDevice::new(&config);
     let file = Arc::new(device.open_ready(1));
-    let (on_bus, told) = fails_to_bind(&file, device.name(), "0x0000008b");
-    let told_all = [0, 1, 3, 0xb, 0x8b].map(Kind::SetStatus);
+    let (on_bus, told) = fails_to_bind(&file, device.name(), UP_TO_FEATURES_OK | FAILED);
+    let told_all = [
+        RESET,
+        ACKNOWLEDGE,
+        ACKNOWLEDGE | DRIVER,
+        UP_TO_FEATURES_OK,
+        UP_TO_FEATURES_OK | FAILED,
+    ]
+    .map(Kind::SetStatus);
     assert_eq!(told, told_all);
     interrupts_nobody(&file);
     // No driver is bound that could reset the device.
@@ -362,10 +365,9 @@ fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
 }
 
 fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
-    // VIRTIO_BLK_F_ZONED. The library's disk does not know the request for a report of zones.
-    const ZONED: u64 = 1 << 17;
     let mut config = blk::device_config(&unique_name(), 1 << 20, 2);
-    config.features |= ZONED;
+    // The library's disk does not know the request for a report of zones.
+    config.features |= feature::BLK_ZONED;
     config.space.resize(96, 0);
     // The size of a zone and of one append, in sectors, and the granularity of writes; zones are
     // managed by the host.
@@ -380,8 +382,8 @@ fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
     let (directory, _) = virtio(device.name());
     assert_eq!(driver_of(&directory), None);
     assert_eq!(
-        sysfs::read(&directory.join("status")).unwrap(),
-        "0x0000008f"
+        bus::virtio_status(device.name()),
+        Some(UP_TO_DRIVER_OK | FAILED)
     );
     let interrupts = || {
         // The injection may be refused or not, but nothing that is gone may be called.
@@ -395,7 +397,7 @@ fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
     interrupts();
     on_bus.bind(Driver::Vhost).unwrap();
     let vhost = Vhost::open(&bus::vhost_path(device.name()).unwrap()).unwrap();
-    assert_eq!(vhost.status().unwrap(), 0);
+    assert_eq!(vhost.status().unwrap(), RESET);
     interrupts_nobody(served.device());
     drop(vhost);
     drop(on_bus);
@@ -412,8 +414,17 @@ fn a_file_system_whose_tag_is_taken_fails_and_is_bound_later() {
     let device = TestDevice::new(&config);
     let file = Arc::new(device.open_ready(fs::QUEUES));
     // The driver was ready before it found that the tag is taken, and has reset the device.
-    let (on_bus, told) = fails_to_bind(&file, device.name(), "0x00000080");
-    let told_all = [0, 1, 3, 0xb, 0xf, 0, 0x80].map(Kind::SetStatus);
+    let (on_bus, told) = fails_to_bind(&file, device.name(), FAILED);
+    let told_all = [
+        RESET,
+        ACKNOWLEDGE,
+        ACKNOWLEDGE | DRIVER,
+        UP_TO_FEATURES_OK,
+        UP_TO_DRIVER_OK,
+        RESET,
+        FAILED,
+    ]
+    .map(Kind::SetStatus);
     assert_eq!(told, told_all);
     interrupts_nobody(&file);
     drop(first);
@@ -435,7 +446,6 @@ fn a_file_system_whose_tag_is_taken_fails_and_is_bound_later() {
 }
 
 fn a_client_that_gives_up_leaves_nothing_to_interrupt() {
-    const FAILED: u8 = 0x80;
     let device = TestDevice::disk();
     let file = Arc::new(device.open_ready(1));
     let on_bus = OnBus::add(device.name()).unwrap();
@@ -447,14 +457,14 @@ fn a_client_that_gives_up_leaves_nothing_to_interrupt() {
     vhost.set_call(0, Some(call.as_fd())).unwrap();
     vhost.set_config_call(config.as_fd()).unwrap();
     vhost.enable_queue(0).unwrap();
-    vhost.set_status(0xf).unwrap();
+    vhost.set_status(UP_TO_DRIVER_OK).unwrap();
     file.inject_vq_irq(0).unwrap();
     soon("the interrupt arrives", || call.take().unwrap() == 1);
-    vhost.set_status(0xf | FAILED).unwrap();
+    vhost.set_status(UP_TO_DRIVER_OK | FAILED).unwrap();
     let _ = file.inject_vq_irq(0);
     let _ = file.inject_config_irq();
     // The driver is not ready again either, as long as it has not reset the device.
-    vhost.set_status(0xf | FAILED).unwrap();
+    vhost.set_status(UP_TO_DRIVER_OK | FAILED).unwrap();
     let _ = file.inject_vq_irq(0);
     let _ = file.inject_config_irq();
     stays("nobody is interrupted", || {

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use rustix::io::Errno;
 use vduse::umem::Umem;
 use vduse::Mapping;
+use vduse_uapi::ACCESS_RW;
 use vduse_uapi::{ioctl, IovaUmem};
 
 use crate::lab::assert::errors::{fails, fails_at};
@@ -211,7 +212,7 @@ fn memory_that_is_not_there_is_refused() {
     // The last page is missing.
     let file = crate::lab::kernel::memory::file(SIZE - PAGE);
     use std::os::fd::AsFd;
-    let short = Mapping::of_file(file.as_fd(), 0, SIZE, 3).unwrap();
+    let short = Mapping::of_file(file.as_fd(), 0, SIZE, ACCESS_RW).unwrap();
     let uaddr = short.address() as u64;
     let mut bytes = Bytes::new().u64(uaddr).u64(0).u64(SIZE).zeroes(24).0;
     let result = raw::call(disk.vduse(), ioctl::IOTLB_REG_UMEM, &mut bytes);
@@ -295,7 +296,7 @@ fn the_area_cannot_be_mapped_meanwhile() {
     use std::os::fd::AsFd;
     let disk = disk();
     let region = disk.vduse().iotlb_fd(0, 0).unwrap();
-    let map = || Mapping::of_file(region.file.as_fd(), 0, SIZE, 3).unwrap();
+    let map = || Mapping::of_file(region.file.as_fd(), 0, SIZE, ACCESS_RW).unwrap();
     let prober = Prober::new();
     let is_there = |area: &Mapping, at| prober.read(area.address().wrapping_add(at), 1).is_ok();
     let pages = || (0..SIZE as usize).step_by(PAGE as usize);
@@ -335,7 +336,7 @@ fn data_is_intact_when_it_comes_and_goes_under_io() {
 fn own_mapping(disk: &LiveDisk) -> Mapping {
     use std::os::fd::AsFd;
     let region = disk.vduse().iotlb_fd(0, 0).expect("the area");
-    Mapping::of_file(region.file.as_fd(), 0, SIZE, 3).expect("mapping it")
+    Mapping::of_file(region.file.as_fd(), 0, SIZE, ACCESS_RW).expect("mapping it")
 }
 
 /// Writes a byte all over the area's present pages, and returns the number of these pages.

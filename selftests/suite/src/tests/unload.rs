@@ -9,6 +9,7 @@ use std::time::Instant;
 use rustix::io::Errno;
 use vduse::control::CONTROL_PATH;
 use vduse::Mapping;
+use vduse_uapi::ACCESS_RW;
 
 use crate::lab::assert::errors::{fails, fails_at};
 use crate::lab::assert::timing::soon;
@@ -16,6 +17,7 @@ use crate::lab::daemon::answered::Answered;
 use crate::lab::daemon::regions::first_byte;
 use crate::lab::device::bus;
 use crate::lab::device::test_device::TestDevice;
+use crate::lab::driver::vhost::access;
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::loading::{self, load, try_unload, unload, LoadAgain};
 use crate::lab::kernel::memory::{self, PAGE};
@@ -82,7 +84,7 @@ fn a_descriptor_of_a_domain_keeps_the_module_until_it_is_closed() {
 fn a_mapping_of_a_domain_keeps_the_module_until_it_is_gone() {
     let disk = LiveDisk::new(Shape::default());
     let region = disk.vduse().iotlb_fd(0, 0).unwrap();
-    let mapping = Mapping::of_file(region.file.as_fd(), 0, 1 << 20, 3).unwrap();
+    let mapping = Mapping::of_file(region.file.as_fd(), 0, 1 << 20, ACCESS_RW).unwrap();
     drop(region);
     drop(disk);
     is_kept_by(mapping);
@@ -120,10 +122,14 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
     let iova = |n: u64| n * 2 * PAGE;
     for asid in 0..3 {
         for n in 0..MOST {
-            vhost.map_in(asid, iova(n), &page, 3).unwrap();
+            vhost.map_in(asid, iova(n), &page, access::RW).unwrap();
         }
         // vhost returns EFAULT for everything that goes wrong with a message.
-        fails_at(vhost.map_in(asid, iova(MOST), &page, 3), Errno::FAULT, asid);
+        fails_at(
+            vhost.map_in(asid, iova(MOST), &page, access::RW),
+            Errno::FAULT,
+            asid,
+        );
     }
     let found = |asid, n| first_byte(&answered.file, asid, iova(n));
     for asid in 0..3 {
@@ -134,7 +140,7 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
     }
     // There is room for another mapping again.
     vhost.unmap_in(1, iova(3), PAGE).unwrap();
-    vhost.map_in(1, iova(MOST), &page, 3).unwrap();
+    vhost.map_in(1, iova(MOST), &page, access::RW).unwrap();
     assert_eq!(found(1, MOST).unwrap(), 1);
 }
 
@@ -152,7 +158,7 @@ fn maps_that_there_is_no_room_for_take_no_time() {
     let [few, many] = [MOST + 1, MANY].map(|count| {
         vhost.batch_begin(0).unwrap();
         for n in mapped..count {
-            vhost.map_in(0, iova(n), &page, 3).unwrap();
+            vhost.map_in(0, iova(n), &page, access::RW).unwrap();
         }
         mapped = count;
         let times = (0..100).map(|_| {

@@ -11,9 +11,11 @@ use crate::lab::assert::errors::fails;
 use crate::lab::assert::timing::soon;
 use crate::lab::daemon::disk::{memory_file, Served};
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::test_device::{id, TestDevice};
+use crate::lab::device::test_device::TestDevice;
+use crate::lab::device::virtio::id;
+use crate::lab::device::virtio::status::{ACKNOWLEDGE, DRIVER, RESET, UP_TO_FEATURES_OK};
 use crate::lab::driver::ring::HandDriver;
-use crate::lab::driver::vhost::Vhost;
+use crate::lab::driver::vhost::{backend, Vhost};
 
 tests![
     a_device_says_what_it_is,
@@ -82,8 +84,8 @@ fn a_device_says_what_it_is() {
     assert_eq!(vhost.config_size().unwrap(), 60);
     assert_eq!(vhost.iova_range().unwrap(), (0, u64::MAX));
     assert_eq!(vhost.features().unwrap(), vduse::blk::FEATURES);
-    assert_ne!(vhost.backend_features().unwrap() & 1 << 1, 0);
-    assert_eq!(vhost.status().unwrap(), 0);
+    assert_ne!(vhost.backend_features().unwrap() & backend::IOTLB_MSG_V2, 0);
+    assert_eq!(vhost.status().unwrap(), RESET);
 }
 
 fn the_config_space_is_read_and_not_written() {
@@ -117,9 +119,9 @@ fn features_cannot_change_after_features_ok() {
     let machine = Machine::new();
     let vhost = machine.vhost();
     let features = vhost.features().unwrap();
-    vhost.set_status(3).unwrap();
+    vhost.set_status(ACKNOWLEDGE | DRIVER).unwrap();
     vhost.set_features(features).unwrap();
-    vhost.set_status(11).unwrap();
+    vhost.set_status(UP_TO_FEATURES_OK).unwrap();
     fails(vhost.set_features(features), Errno::BUSY);
 }
 
@@ -157,7 +159,7 @@ fn a_device_goes_from_one_driver_to_the_other_and_back() {
         let expected = if round == 0 { 6 } else { 100 + round - 1 };
         assert_same(&driver.read(5), &[expected; 512], "a sector");
         // Unmap what the client mapped, as a virtual machine does at its end.
-        driver.vhost.set_status(0).unwrap();
+        driver.vhost.set_status(RESET).unwrap();
         driver.vhost.unmap(0, u64::MAX).unwrap();
         drop(driver);
         machine.on_bus.unbind(Driver::Vhost).unwrap();

@@ -18,9 +18,13 @@ use crate::lab::assert::timing::{soon, stays};
 use crate::lab::daemon::answered::agree;
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{self, Driver, OnBus};
-use crate::lab::device::test_device::{disk_config, feature, net_config, TestDevice};
+use crate::lab::device::test_device::{disk_config, net_config, TestDevice};
+use crate::lab::device::virtio::feature;
+use crate::lab::device::virtio::status::{
+    ACKNOWLEDGE, DRIVER, RESET, UP_TO_DRIVER_OK, UP_TO_FEATURES_OK,
+};
 use crate::lab::driver::ring::{HandDriver, SIZE};
-use crate::lab::driver::vhost::{status, RingAddress, Vhost};
+use crate::lab::driver::vhost::{RingAddress, Vhost};
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::cpu::{self, OfflineCpu};
 use crate::lab::kernel::trace::Trace;
@@ -120,7 +124,7 @@ fn features_are_those_that_the_driver_accepted() {
     let bare = Bare::new();
     let accepted = bare.file.features().unwrap();
     let offered = bare.driver.vhost.features().unwrap();
-    assert_eq!(accepted, offered & !(1 << 29));
+    assert_eq!(accepted, offered & !feature::RING_EVENT_IDX);
     assert_eq!(
         bus::vdpa()
             .config(bare.device.name())
@@ -137,7 +141,7 @@ fn features_that_were_not_offered_are_refused() {
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Vhost).unwrap();
     let vhost = open_vhost(device.name());
-    vhost.set_status(3).unwrap();
+    vhost.set_status(ACKNOWLEDGE | DRIVER).unwrap();
     let offered = vhost.features().unwrap();
     for bit in [1u64 << 20, feature::RING_PACKED, 1 << 63] {
         fails(vhost.set_features(offered | bit), Errno::INVAL);
@@ -224,7 +228,7 @@ fn packed_state_is_asked_for_and_masked() {
 
 fn a_reset_clears_queues_and_features() {
     let bare = Bare::started();
-    bare.driver.vhost.set_status(0).unwrap();
+    bare.driver.vhost.set_status(RESET).unwrap();
     let info = bare.file.vq_info(0).unwrap();
     assert_eq!((info.num, info.ready), (0, 0));
     assert_eq!((info.desc_addr, info.driver_addr), (0, 0));
@@ -278,13 +282,13 @@ fn a_kick_of_a_queue_that_is_not_ready_is_dropped() {
 fn a_reset_takes_the_eventfd_away() {
     let bare = Bare::started();
     let before = bare.kick_fd();
-    bare.driver.vhost.set_status(0).unwrap();
+    bare.driver.vhost.set_status(RESET).unwrap();
     // The next driver's kicks must not reach the former eventfd.
     let driver = &bare.driver;
-    driver.vhost.set_status(3).unwrap();
-    let features = driver.vhost.features().unwrap() & !(1 << 29);
+    driver.vhost.set_status(ACKNOWLEDGE | DRIVER).unwrap();
+    let features = driver.vhost.features().unwrap() & !feature::RING_EVENT_IDX;
     driver.vhost.set_features(features).unwrap();
-    driver.vhost.set_status(11).unwrap();
+    driver.vhost.set_status(UP_TO_FEATURES_OK).unwrap();
     driver.set_queue_up();
     driver.start();
     driver.kick.signal().unwrap();
@@ -429,7 +433,7 @@ fn an_interrupt_before_a_reset_is_answered_arrives() {
     let daemon = file.clone();
     // The daemon knows of no reset until it answers the request.
     let _responder = Responder::new(&file, move |request| {
-        if request.kind == Kind::SetStatus(0) {
+        if request.kind == Kind::SetStatus(RESET) {
             let _ = daemon.inject_vq_irq(0);
         }
         agree(request)
@@ -440,7 +444,7 @@ fn an_interrupt_before_a_reset_is_answered_arrives() {
     driver.set_queue_up();
     driver.start();
     assert_eq!(driver.call.take().unwrap(), 0);
-    driver.vhost.set_status(0).unwrap();
+    driver.vhost.set_status(RESET).unwrap();
     soon("the interrupt arrives", || driver.call.take().unwrap() == 1);
     drop(driver);
     drop(on_bus);
@@ -452,7 +456,7 @@ fn a_driver_of_the_kernel_that_resets_is_not_interrupted() {
     let file = Arc::new(device.open_ready(2));
     let daemon = file.clone();
     let responder = Responder::new(&file, move |request| {
-        if request.kind == Kind::SetStatus(0) {
+        if request.kind == Kind::SetStatus(RESET) {
             let _ = daemon.inject_vq_irq(0);
         }
         agree(request)
@@ -468,7 +472,7 @@ fn a_driver_of_the_kernel_that_resets_is_not_interrupted() {
     soon("the driver is called", || trace.events().len() == 1);
     responder.take_kinds();
     on_bus.unbind(Driver::Virtio).unwrap();
-    assert!(responder.take_kinds().contains(&Kind::SetStatus(0)));
+    assert!(responder.take_kinds().contains(&Kind::SetStatus(RESET)));
     assert_eq!(trace.events().len(), 1);
     drop(on_bus);
 }
@@ -554,17 +558,17 @@ fn interrupts_kicks_and_resets_do_each_other_no_harm() {
         together.wait();
         for _ in 0..60 {
             let driver = &bare.driver;
-            driver.vhost.set_status(0).unwrap();
-            driver.vhost.set_status(3).unwrap();
+            driver.vhost.set_status(RESET).unwrap();
+            driver.vhost.set_status(ACKNOWLEDGE | DRIVER).unwrap();
             let features = driver.vhost.features().unwrap();
             driver.vhost.set_features(features).unwrap();
-            driver.vhost.set_status(11).unwrap();
+            driver.vhost.set_status(UP_TO_FEATURES_OK).unwrap();
             driver.set_queue_up();
             driver.start();
         }
         stop.store(true, Ordering::Relaxed);
     });
-    assert_eq!(bare.driver.vhost.status().unwrap(), 15);
+    assert_eq!(bare.driver.vhost.status().unwrap(), UP_TO_DRIVER_OK);
 }
 
 /// Runs `other` repeatedly in a thread, and `here` repeatedly in this one, for a while and until
@@ -767,15 +771,14 @@ fn queues_enabled_after_driver_ok_are_served() {
     on_bus.bind(Driver::Vhost).unwrap();
     let mut driver = HandDriver::prepare(open_vhost(device.name()), IOVA);
     driver.start();
-    let ready = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
-    assert_eq!(driver.vhost.status().unwrap(), ready);
+    assert_eq!(driver.vhost.status().unwrap(), UP_TO_DRIVER_OK);
     // vhost-vdpa no longer accepts an address, but enabling the queue late is enough.
     let vhost = &driver.vhost;
-    vhost.set_status(0).unwrap();
-    vhost.set_status(3).unwrap();
-    let features = vhost.features().unwrap() & !(1 << 29);
+    vhost.set_status(RESET).unwrap();
+    vhost.set_status(ACKNOWLEDGE | DRIVER).unwrap();
+    let features = vhost.features().unwrap() & !feature::RING_EVENT_IDX;
     vhost.set_features(features).unwrap();
-    vhost.set_status(11).unwrap();
+    vhost.set_status(UP_TO_FEATURES_OK).unwrap();
     vhost.set_queue_size(0, SIZE.into()).unwrap();
     vhost.set_queue_address(0, driver.address()).unwrap();
     vhost.set_queue_base(0, 0).unwrap();

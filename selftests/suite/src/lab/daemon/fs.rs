@@ -10,7 +10,7 @@ use vduse::server::{Backend, Chain, Memory};
 use vduse::{blk, DeviceConfig};
 
 use crate::lab::daemon::fuse::{Directory, MAX_REQUEST};
-use crate::lab::device::test_device::id;
+use crate::lab::device::virtio::id;
 
 /// Number of request queues.
 pub const REQUEST_QUEUES: u16 = 2;

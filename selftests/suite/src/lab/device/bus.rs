@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use vdpa_netlink::Vdpa;
 
 use crate::lab::assert::timing::soon;
+use crate::lab::device::virtio::status::{FAILED, UP_TO_FEATURES_OK};
 use crate::lab::kernel::sysfs;
 
 const BUS: &str = "/sys/bus/vdpa";
@@ -146,14 +147,17 @@ pub fn virtio_directory(name: &str) -> Option<PathBuf> {
     Some(directory.join(child))
 }
 
+/// Returns the status that virtio's core reads from the virtio device of a vDPA device.
+pub fn virtio_status(name: &str) -> Option<u8> {
+    let text = sysfs::read(&virtio_directory(name)?.join("status")).ok()?;
+    u8::from_str_radix(text.trim_start_matches("0x"), 16).ok()
+}
+
 /// Waits until the kernel's driver has negotiated features with a device and then failed.
 #[track_caller]
 pub fn driver_gives_up(name: &str) {
-    let status = virtio_directory(name)
-        .expect("a virtio device")
-        .join("status");
     soon("the driver gives up", || {
-        sysfs::read(&status).is_ok_and(|status| status == "0x0000008b")
+        virtio_status(name) == Some(UP_TO_FEATURES_OK | FAILED)
     });
 }
 

@@ -5,3 +5,4 @@
 pub mod bus;
 pub mod spaces;
 pub mod test_device;
+pub mod virtio;

@@ -10,41 +10,8 @@ use rustix::io::Errno;
 use vduse::{blk, Control, Device, DeviceConfig};
 
 use crate::lab::assert::limit::Limit;
+use crate::lab::device::virtio::{feature, id};
 use crate::lab::kernel::sysfs;
-
-/// Virtio device ids.
-pub mod id {
-    /// A network card.
-    pub const NET: u32 = 1;
-    /// A disk.
-    pub const BLOCK: u32 = 2;
-    /// A console, which VDUSE does not support.
-    pub const CONSOLE: u32 = 3;
-    /// A file system.
-    pub const FS: u32 = 26;
-}
-
-/// Virtio feature bits.
-pub mod feature {
-    /// A network card has a MAC address.
-    pub const NET_MAC: u64 = 1 << 5;
-    /// A network card has a control queue.
-    pub const NET_CTRL_VQ: u64 = 1 << 17;
-    /// A disk reports its block size.
-    pub const BLK_SIZE: u64 = 1 << 6;
-    /// A disk reports its number of queues.
-    pub const BLK_MQ: u64 = 1 << 12;
-    /// A disk's cache mode can be written.
-    pub const BLK_CONFIG_WCE: u64 = 1 << 11;
-    /// A request may use an indirect descriptor table.
-    pub const RING_INDIRECT_DESC: u64 = 1 << 28;
-    /// The device complies with virtio 1.
-    pub const VERSION_1: u64 = 1 << 32;
-    /// The device uses IOVAs.
-    pub const ACCESS_PLATFORM: u64 = 1 << 33;
-    /// The virtqueues are packed.
-    pub const RING_PACKED: u64 = 1 << 34;
-}
 
 /// A device that is destroyed on drop.
 ///

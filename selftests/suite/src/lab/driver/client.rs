@@ -10,7 +10,7 @@ use vduse::Device;
 
 use crate::lab::assert::timing::soon;
 use crate::lab::device::bus;
-use crate::lab::driver::vhost::Vhost;
+use crate::lab::driver::vhost::{access, Vhost};
 use crate::lab::kernel::memory::page_of;
 
 /// IOVA of the process's memory in each address space.
@@ -64,7 +64,7 @@ pub fn run(path: &Path, spaces: u32) -> io::Result<()> {
     vhost.set_backend_features_asid()?;
     let page = page_of(1);
     for asid in 0..spaces {
-        vhost.map_in(asid, IOVA, &page, 3)?;
+        vhost.map_in(asid, IOVA, &page, access::RW)?;
     }
     loop {
         std::thread::park();

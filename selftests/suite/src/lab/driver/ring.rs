@@ -7,10 +7,14 @@ use std::os::fd::AsFd;
 
 use vduse::eventfd::EventFd;
 use vduse::{Device, Mapping};
+use vduse_uapi::ACCESS_RW;
 use vm_memory::{Bytes, VolatileSlice};
 
 use crate::lab::assert::timing::soon;
-use crate::lab::driver::vhost::{access, status, RingAddress, Vhost};
+use crate::lab::device::virtio::descriptor::{NEXT, WRITE};
+use crate::lab::device::virtio::feature;
+use crate::lab::device::virtio::status::{ACKNOWLEDGE, DRIVER, UP_TO_DRIVER_OK, UP_TO_FEATURES_OK};
+use crate::lab::driver::vhost::{access, RingAddress, Vhost};
 use crate::lab::kernel::memory;
 
 /// Number of descriptors of the queue.
@@ -29,11 +33,6 @@ const NET_HEADER: usize = 12;
 
 /// Size of the queue's memory in bytes.
 pub const LEN: u64 = 0x6000;
-
-/// Descriptor flag: another descriptor follows.
-const NEXT: u16 = 1;
-/// Descriptor flag: the device writes to the buffer.
-const WRITE: u16 = 2;
 
 /// A queue of a disk or a network card, operated by hand in its own memory.
 #[derive(Debug)]
@@ -353,7 +352,7 @@ impl DerefMut for HandDriver {
 #[track_caller]
 fn new_memory() -> Mapping {
     let file = memory::file(LEN);
-    Mapping::of_file(file.as_fd(), 0, LEN, 3).expect("mapping memory")
+    Mapping::of_file(file.as_fd(), 0, LEN, ACCESS_RW).expect("mapping memory")
 }
 
 /// Prepares a device up to feature negotiation.
@@ -365,24 +364,21 @@ pub fn agree(vhost: &Vhost) {
 /// Variant of [`agree`] without some of the features.
 #[track_caller]
 pub fn agree_without(vhost: &Vhost, without: u64) {
-    let begun = status::ACKNOWLEDGE | status::DRIVER;
-    vhost.set_status(begun).expect("driver");
+    vhost.set_status(ACKNOWLEDGE | DRIVER).expect("driver");
     let features = vhost.features().expect("reading features");
     // The event index is not needed for one request at a time.
     vhost
-        .set_features(features & !(1 << 29) & !without)
+        .set_features(features & !feature::RING_EVENT_IDX & !without)
         .expect("accepting features");
     vhost
-        .set_status(begun | status::FEATURES_OK)
+        .set_status(UP_TO_FEATURES_OK)
         .expect("features agreed on");
 }
 
 /// Sets `DRIVER_OK`.
 #[track_caller]
 pub fn start(vhost: &Vhost) {
-    vhost
-        .set_status(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK)
-        .expect("driver ready");
+    vhost.set_status(UP_TO_DRIVER_OK).expect("driver ready");
 }
 
 /// Returns the available index and the used index, two 16-bit counters, of a split virtqueue of a

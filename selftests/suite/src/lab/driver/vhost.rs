@@ -42,20 +42,6 @@ const GET_VRING_GROUP: u32 = number(READ | WRITE, VHOST, 0x7b, 8);
 const GET_VRING_SIZE: u32 = number(READ | WRITE, VHOST, 0x82, 8);
 const SET_GROUP_ASID: u32 = number(WRITE, VHOST, 0x7c, 8);
 
-/// Bits of the device status (virtio 1.3, section 2.1).
-pub mod status {
-    /// The driver has seen the device.
-    pub const ACKNOWLEDGE: u8 = 1;
-    /// The driver is able to drive the device.
-    pub const DRIVER: u8 = 2;
-    /// The driver is ready.
-    pub const DRIVER_OK: u8 = 4;
-    /// Feature negotiation is complete.
-    pub const FEATURES_OK: u8 = 8;
-    /// The driver has given up.
-    pub const FAILED: u8 = 128;
-}
-
 /// Access permissions that a mapping gives the device.
 pub mod access {
     /// Reading and writing.

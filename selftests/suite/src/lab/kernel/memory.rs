@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{ftruncate, memfd_create, MemfdFlags};
 use vduse::Mapping;
+use vduse_uapi::ACCESS_RW;
 
 /// Page size in bytes.
 pub const PAGE: u64 = 4096;
@@ -26,5 +27,5 @@ pub fn page_of(byte: u8) -> Mapping {
     let file = file(PAGE);
     file.write_all_at(&[byte; PAGE as usize], 0)
         .expect("filling a page");
-    Mapping::of_file(file.as_fd(), 0, PAGE, 3).expect("mapping a page")
+    Mapping::of_file(file.as_fd(), 0, PAGE, ACCESS_RW).expect("mapping a page")
 }
