@@ -3,14 +3,21 @@
 //! A device's file: opening it, its commands and their arguments, while the device has no driver.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use vduse::Device;
 use vduse_uapi::{ioctl, VqConfig, VqEventfd};
 
+use crate::lab::assert::data::assert_same;
 use crate::lab::assert::errors::{fails, fails_at};
+use crate::lab::assert::race::beside;
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{Driver, OnBus};
 use crate::lab::device::test_device::{disk_config, TestDevice};
+use crate::lab::driver::bare_disk::open_vhost;
+use crate::lab::kernel::memory;
 use crate::lab::kernel::raw::{self, Edge};
 
 tests![
@@ -45,6 +52,7 @@ tests![
     read_without_requests_is_eagain,
     write_without_requests_is_enoent,
     seeking_does_no_harm,
+    a_config_space_is_written_as_a_whole => 40,
 ];
 
 fn a_second_open_is_ebusy() {
@@ -420,4 +428,30 @@ fn seeking_does_no_harm() {
     let file = device.open_nonblocking();
     rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(100)).unwrap();
     fails(file.read_raw(), Errno::AGAIN);
+}
+
+fn a_config_space_is_written_as_a_whole() {
+    // The largest possible configuration space.
+    let len = memory::PAGE as usize;
+    let mut config = disk_config();
+    config.space = vec![0; len];
+    let device = TestDevice::new(&config);
+    let file = Arc::new(device.open_ready(1));
+    let _responder = Responder::ok(&file);
+    let on_bus = OnBus::add(device.name()).unwrap();
+    on_bus.bind(Driver::Vhost).unwrap();
+    let vhost = open_vhost(device.name());
+    beside(
+        || {
+            for byte in [0x11, 0xee] {
+                file.set_config(0, &vec![byte; len]).unwrap();
+            }
+        },
+        || {
+            let found = vhost.config(0, len).unwrap();
+            assert_same(&found, &vec![found[0]; len], "the configuration space");
+        },
+    );
+    drop(vhost);
+    drop(on_bus);
 }

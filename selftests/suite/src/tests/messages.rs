@@ -1,32 +1,29 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The requests of the driver side, and their answers.
+//! The requests of the driver side, which a daemon answers.
 
 use std::io;
 use std::os::fd::AsFd;
-use std::process::{Child, Command};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use rustix::event::{poll, PollFd, PollFlags, Timespec};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use vduse::request::{Answer, Kind};
-use vduse::Device;
-use vduse_uapi::{DevResponse, ACCESS_RW};
+use vduse_uapi::ACCESS_RW;
 
 use crate::lab::assert::errors::fails;
 use crate::lab::assert::timing::soon;
 use crate::lab::assert::waiting::Waiting;
 use crate::lab::daemon::responder::Responder;
-use crate::lab::device::bus::{self, Driver, OnBus};
+use crate::lab::daemon::unanswered::Unanswered;
+use crate::lab::device::bus::{Driver, OnBus};
 use crate::lab::device::test_device::TestDevice;
 use crate::lab::device::virtio::status::{
     ACKNOWLEDGE, DRIVER, RESET, UP_TO_DRIVER_OK, UP_TO_FEATURES_OK,
 };
 use crate::lab::driver::vhost::{access, Vhost};
-use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::raw::Edge;
-use crate::lab::kernel::{memory, missing_page, sysfs};
+use crate::lab::kernel::{memory, sysfs};
 
 tests![
     opening_vhost_resets_the_device_and_waits,
@@ -53,107 +50,7 @@ tests![
     a_request_that_nobody_read_goes_to_the_next_daemon,
     a_request_read_and_not_answered_is_read_again,
     an_answer_from_before_the_takeover_is_enoent,
-    msg_timeout_ends_the_wait_and_breaks_the_device,
-    a_late_answer_is_enoent,
-    a_broken_device_is_eperm_and_polls_an_error,
-    a_blocked_reader_wakes_when_the_device_breaks,
-    a_nonblocking_read_of_a_broken_device_is_eperm,
-    a_broken_device_fails_at_once,
-    a_broken_device_can_be_taken_away,
-    a_new_daemon_mends_a_broken_device,
-    msg_timeout_0_is_without_end,
-    msg_timeout_of_all_ones_is_long,
-    who_waits_for_an_answer_can_be_killed,
-    a_request_that_times_out_while_it_is_handed_out_is_gone,
-    netlink_is_held_for_no_longer_than_the_timeout,
 ];
-
-/// A device bound to vhost-vdpa, without a daemon that answers.
-///
-/// The fields are dropped in this order.
-struct Bound {
-    on_bus: OnBus,
-    file: Option<Arc<Device>>,
-    device: TestDevice,
-}
-
-impl Bound {
-    #[track_caller]
-    fn new() -> Self {
-        let device = TestDevice::disk();
-        let file = Arc::new(device.open_ready(1));
-        let on_bus = OnBus::add(device.name()).expect("adding");
-        on_bus.bind(Driver::Vhost).expect("binding to vhost-vdpa");
-        Self {
-            on_bus,
-            file: Some(file),
-            device,
-        }
-    }
-
-    fn file(&self) -> &Arc<Device> {
-        self.file.as_ref().expect("an open device")
-    }
-
-    /// Closes the device and opens it again.
-    #[track_caller]
-    fn reopen(&mut self) {
-        self.file = None;
-        self.file = Some(Arc::new(self.device.open_nonblocking()));
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        bus::vhost_path(self.device.name()).expect("a vhost-vdpa device")
-    }
-
-    /// Opens the driver side in a thread, as opening waits for an answer.
-    fn open_vhost(&self) -> Waiting<Vhost> {
-        let path = self.path();
-        Waiting::new(move || Vhost::open(&path))
-    }
-
-    /// Opens the driver side, and answers all requests meanwhile.
-    #[track_caller]
-    fn answered_vhost(&self) -> Vhost {
-        let _responder = Responder::ok(self.file());
-        Vhost::open(&self.path()).expect("opening vhost-vdpa")
-    }
-
-    fn set_timeout(&self, seconds: &str) {
-        let path = sysfs::attribute(self.on_bus.name(), "msg_timeout");
-        sysfs::write(&path, seconds).expect("setting msg_timeout");
-    }
-
-    /// Waits for a request that can be read, and reads it.
-    #[track_caller]
-    fn request(&self) -> vduse::request::Request {
-        soon("a request", || self.readable().contains(PollFlags::IN));
-        self.file().read_request().expect("reading a request")
-    }
-
-    fn readable(&self) -> PollFlags {
-        events(self.file())
-    }
-
-    #[track_caller]
-    fn answer(&self, answer: Answer) -> Kind {
-        let request = self.request();
-        self.file().answer(&request, answer).expect("answering");
-        request.kind
-    }
-}
-
-/// Returns the events that a device polls now.
-fn events(file: &Device) -> PollFlags {
-    let all = PollFlags::IN | PollFlags::OUT | PollFlags::ERR;
-    let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), all)];
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    poll(&mut fds, Some(&now)).expect("polling");
-    fds[0].revents()
-}
 
 /// Writes the status in a thread.
 fn set_status(vhost: &Arc<Vhost>, status: u8) -> Waiting<()> {
@@ -162,7 +59,7 @@ fn set_status(vhost: &Arc<Vhost>, status: u8) -> Waiting<()> {
 }
 
 fn opening_vhost_resets_the_device_and_waits() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let opening = bound.open_vhost();
     let request = bound.request();
     assert_eq!(request.kind, Kind::SetStatus(RESET));
@@ -175,7 +72,7 @@ fn opening_vhost_resets_the_device_and_waits() {
 }
 
 fn requests_come_in_order_with_ids_of_their_own() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let responder = Responder::ok(bound.file());
     let vhost = Vhost::open(&bound.path()).unwrap();
     let begun = ACKNOWLEDGE | DRIVER;
@@ -237,7 +134,7 @@ impl Drop for VirtioAutoprobe {
 }
 
 fn mapping_sends_update_iotlb_of_everything() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let responder = Responder::ok(bound.file());
     let vhost = Vhost::open(&bound.path()).unwrap();
     vhost.set_owner().unwrap();
@@ -257,7 +154,7 @@ fn mapping_sends_update_iotlb_of_everything() {
 }
 
 fn the_state_of_a_queue_is_asked_for() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let _responder = Responder::new(bound.file(), |request| {
         Some(match request.kind {
             Kind::GetVqState { index } => Answer::SplitState {
@@ -273,7 +170,7 @@ fn the_state_of_a_queue_is_asked_for() {
 }
 
 fn a_failed_answer_fails_the_reset() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let opening = bound.open_vhost();
     bound.answer(Answer::Failed);
     fails(opening.result(), Errno::IO);
@@ -281,18 +178,8 @@ fn a_failed_answer_fails_the_reset() {
     drop(bound.answered_vhost_kept());
 }
 
-impl Bound {
-    /// Does the same as [`answered_vhost`](Self::answered_vhost), and keeps answering.
-    #[track_caller]
-    fn answered_vhost_kept(&self) -> (Vhost, Responder) {
-        let responder = Responder::ok(self.file());
-        let vhost = Vhost::open(&self.path()).expect("opening vhost-vdpa");
-        (vhost, responder)
-    }
-}
-
 fn a_failed_answer_keeps_the_status() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let vhost = Arc::new(bound.answered_vhost());
     let setting = set_status(&vhost, ACKNOWLEDGE);
     assert_eq!(bound.answer(Answer::Failed), Kind::SetStatus(ACKNOWLEDGE));
@@ -305,7 +192,7 @@ fn a_failed_answer_keeps_the_status() {
 }
 
 fn a_failed_answer_fails_the_map() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let _responder = Responder::new(bound.file(), |request| {
         Some(match request.kind {
             Kind::UpdateIotlb { .. } => Answer::Failed,
@@ -323,7 +210,7 @@ fn a_failed_answer_fails_the_map() {
 }
 
 fn any_result_but_ok_is_a_failure() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     for result in [1, 2, 0xff, u32::MAX] {
         let opening = bound.open_vhost();
         let request = bound.request();
@@ -335,7 +222,7 @@ fn any_result_but_ok_is_a_failure() {
 }
 
 fn an_answer_to_nothing_is_enoent() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let opening = bound.open_vhost();
     let request = bound.request();
     for id in [request.id.wrapping_add(1), request.id.wrapping_sub(1)] {
@@ -347,7 +234,7 @@ fn an_answer_to_nothing_is_enoent() {
 }
 
 fn an_answer_with_a_reserved_field_is_einval() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let opening = bound.open_vhost();
     let request = bound.request();
     for index in 0..4 {
@@ -361,7 +248,7 @@ fn an_answer_with_a_reserved_field_is_einval() {
 }
 
 fn an_answer_can_be_given_once() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let opening = bound.open_vhost();
     let request = bound.request();
     bound.file().answer(&request, Answer::Failed).unwrap();
@@ -370,7 +257,7 @@ fn an_answer_can_be_given_once() {
 }
 
 fn a_request_must_be_read_to_be_answered() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     // The id of the next request follows from the id of the one before.
     let opening = bound.open_vhost();
     let request = bound.request();
@@ -386,7 +273,7 @@ fn a_request_must_be_read_to_be_answered() {
 }
 
 fn a_short_read_is_einval_and_loses_nothing() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let opening = bound.open_vhost();
     soon("a request", || bound.readable().contains(PollFlags::IN));
     for len in [0, 1, 151] {
@@ -399,7 +286,7 @@ fn a_short_read_is_einval_and_loses_nothing() {
 }
 
 fn a_short_write_is_einval() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let opening = bound.open_vhost();
     let request = bound.request();
     for len in [0, 4, 151] {
@@ -414,7 +301,7 @@ fn a_short_write_is_einval() {
 }
 
 fn a_long_buffer_gets_one_request() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let opening = bound.open_vhost();
     soon("a request", || bound.readable().contains(PollFlags::IN));
     let mut buffer = [0xff; 1000];
@@ -426,7 +313,7 @@ fn a_long_buffer_gets_one_request() {
 }
 
 fn a_fault_in_the_buffer_is_efault_and_loses_nothing() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let opening = bound.open_vhost();
     soon("a request", || bound.readable().contains(PollFlags::IN));
     let edge = Edge::new();
@@ -439,7 +326,7 @@ fn a_fault_in_the_buffer_is_efault_and_loses_nothing() {
 }
 
 fn a_fault_in_the_answer_is_not_an_answer() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     let opening = bound.open_vhost();
     let request = bound.request();
     let result = Edge::new().write(bound.file(), 100, 152);
@@ -455,7 +342,7 @@ fn a_fault_in_the_answer_is_not_an_answer() {
 }
 
 fn nonblocking_read_is_eagain_until_there_is_a_request() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     fails(bound.file().read_raw(), Errno::AGAIN);
     let opening = bound.open_vhost();
     let request = bound.request();
@@ -465,7 +352,7 @@ fn nonblocking_read_is_eagain_until_there_is_a_request() {
 }
 
 fn blocking_read_waits_for_a_request() {
-    let mut bound = Bound::new();
+    let mut bound = Unanswered::new();
     bound.file = None;
     let file = Arc::new(bound.device.open());
     let reader = file.clone();
@@ -479,7 +366,7 @@ fn blocking_read_waits_for_a_request() {
 }
 
 fn poll_says_what_there_is_to_do() {
-    let bound = Bound::new();
+    let bound = Unanswered::new();
     assert_eq!(bound.readable(), PollFlags::empty());
     let opening = bound.open_vhost();
     soon("a request", || bound.readable() == PollFlags::IN);
@@ -491,7 +378,7 @@ fn poll_says_what_there_is_to_do() {
 }
 
 fn a_request_that_nobody_read_goes_to_the_next_daemon() {
-    let mut bound = Bound::new();
+    let mut bound = Unanswered::new();
     bound.file = None;
     let opening = bound.open_vhost();
     opening.assert_waits();
@@ -501,7 +388,7 @@ fn a_request_that_nobody_read_goes_to_the_next_daemon() {
 }
 
 fn a_request_read_and_not_answered_is_read_again() {
-    let mut bound = Bound::new();
+    let mut bound = Unanswered::new();
     let opening = bound.open_vhost();
     let before = bound.request();
     bound.reopen();
@@ -512,7 +399,7 @@ fn a_request_read_and_not_answered_is_read_again() {
 }
 
 fn an_answer_from_before_the_takeover_is_enoent() {
-    let mut bound = Bound::new();
+    let mut bound = Unanswered::new();
     let opening = bound.open_vhost();
     let request = bound.request();
     bound.reopen();
@@ -521,199 +408,4 @@ fn an_answer_from_before_the_takeover_is_enoent() {
     assert_eq!(bound.request(), request);
     bound.file().answer(&request, Answer::Failed).unwrap();
     fails(opening.result(), Errno::IO);
-}
-
-fn msg_timeout_ends_the_wait_and_breaks_the_device() {
-    let bound = Bound::new();
-    bound.set_timeout("1");
-    let begin = Instant::now();
-    let opening = bound.open_vhost();
-    fails(opening.result(), Errno::IO);
-    let took = begin.elapsed();
-    assert!(took >= Duration::from_millis(900), "{took:?}");
-    assert!(bound.readable().contains(PollFlags::ERR));
-}
-
-fn a_late_answer_is_enoent() {
-    let bound = broken();
-    let response = DevResponse::default();
-    fails(bound.file().write_raw(&response), Errno::NOENT);
-}
-
-/// The timeout, in seconds, of a request that must be handled in some way before the timeout.
-const LONGER: &str = "3";
-
-/// Returns a device that was given up.
-#[track_caller]
-fn broken() -> Bound {
-    let bound = Bound::new();
-    bound.set_timeout("1");
-    fails(bound.open_vhost().result(), Errno::IO);
-    bound
-}
-
-fn a_broken_device_is_eperm_and_polls_an_error() {
-    let bound = broken();
-    fails(bound.file().features(), Errno::PERM);
-    fails(bound.file().vq_info(0), Errno::PERM);
-    fails(bound.file().vq_setup(0, 64), Errno::PERM);
-    fails(bound.file().iotlb_fd(0, u64::MAX), Errno::PERM);
-    assert_eq!(bound.readable(), PollFlags::ERR);
-}
-
-fn a_blocked_reader_wakes_when_the_device_breaks() {
-    let mut bound = Bound::new();
-    bound.set_timeout(LONGER);
-    bound.file = None;
-    let file = Arc::new(bound.device.open());
-    let opening = bound.open_vhost();
-    file.read_request().unwrap();
-    let reader = file.clone();
-    let reading = Waiting::new(move || reader.read_request());
-    reading.falls_asleep();
-    fails(opening.result(), Errno::IO);
-    fails(reading.result(), Errno::PERM);
-}
-
-fn a_nonblocking_read_of_a_broken_device_is_eperm() {
-    let bound = broken();
-    fails(bound.file().read_raw(), Errno::PERM);
-}
-
-fn a_broken_device_fails_at_once() {
-    let bound = broken();
-    // The call does not even wait for the minimum that a request waits.
-    bound.set_timeout("30");
-    let begin = Instant::now();
-    fails(Vhost::open(&bound.path()), Errno::IO);
-    assert!(begin.elapsed() < Duration::from_secs(30));
-}
-
-fn a_broken_device_can_be_taken_away() {
-    let bound = broken();
-    bound.set_timeout("30");
-    let Bound {
-        on_bus,
-        file,
-        device,
-    } = bound;
-    let begin = Instant::now();
-    on_bus.delete().unwrap();
-    drop(file);
-    device.destroy().unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(30));
-}
-
-fn a_new_daemon_mends_a_broken_device() {
-    let mut bound = broken();
-    bound.reopen();
-    bound.set_timeout("30");
-    let (vhost, _responder) = bound.answered_vhost_kept();
-    vhost.set_status(ACKNOWLEDGE).unwrap();
-    assert_eq!(vhost.status().unwrap(), ACKNOWLEDGE);
-    drop(vhost);
-}
-
-fn msg_timeout_0_is_without_end() {
-    let bound = Bound::new();
-    bound.set_timeout("0");
-    let opening = bound.open_vhost();
-    let request = bound.request();
-    std::thread::sleep(Duration::from_millis(1500));
-    opening.assert_waits();
-    bound.file().answer(&request, Answer::Failed).unwrap();
-    fails(opening.result(), Errno::IO);
-    assert_eq!(bound.readable(), PollFlags::empty());
-}
-
-fn msg_timeout_of_all_ones_is_long() {
-    let bound = Bound::new();
-    bound.set_timeout("4294967295");
-    let opening = bound.open_vhost();
-    let request = bound.request();
-    opening.assert_waits();
-    bound.file().answer(&request, Answer::Failed).unwrap();
-    fails(opening.result(), Errno::IO);
-    assert_eq!(bound.readable(), PollFlags::empty());
-}
-
-fn who_waits_for_an_answer_can_be_killed() {
-    let bound = Bound::new();
-    let mut child: Child = Command::new("/proc/self/exe")
-        .args(["--helper", "open"])
-        .arg(bound.path())
-        .spawn()
-        .unwrap();
-    let request = bound.request();
-    child.kill().unwrap();
-    soon("the process is gone", || {
-        child.try_wait().unwrap().is_some()
-    });
-    // Nothing waits for the answer, and the device is not broken.
-    fails(bound.file().answer(&request, Answer::Ok), Errno::NOENT);
-    assert_eq!(bound.readable(), PollFlags::empty());
-    drop(bound.answered_vhost_kept());
-}
-
-fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
-    let mut bound = Bound::new();
-    bound.set_timeout(LONGER);
-    let page = Arc::new(missing_page::Missing::new());
-    let opening = bound.open_vhost();
-    soon("a request", || bound.readable().contains(PollFlags::IN));
-    let (theirs, file) = (page.clone(), bound.file().clone());
-    let reading = Waiting::new(move || theirs.read(&*file, 152));
-    soon("the reader waits for its page", || page.is_waited_for());
-    fails(opening.result(), Errno::IO);
-    reading.assert_waits();
-    page.resolve();
-    // The reader is too late, whether the read itself reports that or a later call does.
-    let _ = reading.result();
-    for id in 0..4 {
-        fails(bound.file().write_raw(&Answer::Ok.to_abi(id)), Errno::NOENT);
-    }
-    fails(bound.file().features(), Errno::PERM);
-    bound.reopen();
-    bound.set_timeout("30");
-    assert_eq!(bound.readable(), PollFlags::empty());
-    let (vhost, _responder) = bound.answered_vhost_kept();
-    vhost.set_status(ACKNOWLEDGE).unwrap();
-    assert_eq!(vhost.status().unwrap(), ACKNOWLEDGE);
-    drop(vhost);
-}
-
-fn netlink_is_held_for_no_longer_than_the_timeout() {
-    // The seconds that the machine needs to delete a device if there are answers.
-    let needs = {
-        let disk = LiveDisk::new(Shape::default());
-        let begin = Instant::now();
-        disk.on_bus.delete().unwrap();
-        begin.elapsed().as_secs()
-    };
-    let LiveDisk {
-        on_bus,
-        served,
-        device,
-        ..
-    } = LiveDisk::new(Shape::default());
-    served.stop();
-    let file = device.open_nonblocking();
-    // So long that one timeout plus the machine's own time is not mistaken for two timeouts.
-    let timeout = Duration::from_secs(3 + 5 * needs);
-    let seconds = timeout.as_secs().to_string();
-    sysfs::write(&sysfs::attribute(device.name(), "msg_timeout"), &seconds).unwrap();
-    let begin = Instant::now();
-    let deleting = Waiting::new(move || on_bus.delete());
-    // The request is never answered.
-    soon("a request", || events(&file).contains(PollFlags::IN));
-    bus::vdpa().devices().unwrap();
-    let took = begin.elapsed();
-    deleting.result().unwrap();
-    // The query did wait, but for one request only, though there are several.
-    assert!(
-        took + Duration::from_millis(100) >= timeout,
-        "{took:?} of {timeout:?}"
-    );
-    assert!(took < 2 * timeout, "{took:?} of {timeout:?}");
-    drop(file);
 }

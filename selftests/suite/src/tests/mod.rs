@@ -11,6 +11,7 @@ mod control;
 mod control_queue;
 mod device;
 mod disk;
+mod disk_faults;
 mod extremes;
 mod faults;
 mod fs;
@@ -18,7 +19,9 @@ mod fuzz;
 mod groups;
 mod guest;
 mod guest_net;
+mod interrupts;
 mod iotlb;
+mod kicks;
 mod kunit;
 mod leaks;
 mod messages;
@@ -32,10 +35,13 @@ mod spaces;
 mod switching;
 mod sysfs;
 mod teardown;
+mod timeouts;
 mod transitions;
 mod umem;
+mod umem_faults;
 mod unload;
 mod vhost;
+mod vhost_faults;
 mod vq;
 
 use std::time::Duration;
@@ -71,9 +77,12 @@ const GROUPS: &[Group] = groups![
     sysfs,
     bus,
     messages,
+    timeouts,
     iotlb,
     umem,
     vq,
+    kicks,
+    interrupts,
     vhost,
     groups,
     spaces,
@@ -97,6 +106,9 @@ const GROUPS: &[Group] = groups![
     power,
     unload,
     faults,
+    vhost_faults,
+    disk_faults,
+    umem_faults,
 ];
 
 /// Returns all tests, in the order in which they run.

@@ -5,7 +5,9 @@
 pub mod counts;
 pub mod data;
 pub mod errors;
+pub mod fault_paths;
 pub mod limit;
+pub mod race;
 pub mod random;
 pub mod timing;
 pub mod waiting;

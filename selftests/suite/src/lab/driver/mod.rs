@@ -2,6 +2,7 @@
 
 //! The driver side of a device: clients of vhost, and the kernel's own drivers.
 
+pub mod bare_disk;
 pub mod block;
 pub mod card_driver;
 pub mod client;

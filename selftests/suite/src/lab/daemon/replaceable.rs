@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A daemon that is replaced when its device breaks.
+
+use std::io;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use vduse::request::Kind;
+use vduse::Device;
+
+use crate::lab::daemon::answered::agree;
+use crate::lab::daemon::regions::first_byte;
+use crate::lab::daemon::responder::Responder;
+use crate::lab::device::bus::{Driver, OnBus};
+use crate::lab::device::spaces;
+use crate::lab::device::test_device::TestDevice;
+use crate::lab::driver::vhost::{self, Vhost};
+
+/// A device that is not on the bus yet, and whose daemon answers.
+pub struct ReplaceableDaemon {
+    /// The thread that answers requests, and the open device, if there is a daemon.
+    pub running: Option<(Responder, Arc<Device>)>,
+    /// The created device.
+    pub device: TestDevice,
+}
+
+impl ReplaceableDaemon {
+    /// Creates a device of version 0.
+    #[track_caller]
+    pub fn disk() -> Self {
+        Self::new(TestDevice::disk(), &[0])
+    }
+
+    /// Creates a device of version 1.
+    #[track_caller]
+    pub fn of_groups(queues: &[u32], groups: u32, spaces: u32) -> Self {
+        let config = spaces::config(queues.len() as u16, groups, spaces);
+        Self::new(spaces::create(&config).expect("creating"), queues)
+    }
+
+    #[track_caller]
+    fn new(device: TestDevice, queues: &[u32]) -> Self {
+        let mut daemon = Self {
+            running: None,
+            device,
+        };
+        daemon.begin();
+        for (index, &group) in (0..).zip(queues) {
+            spaces::set_up(daemon.file(), index, group).expect("setting a queue up");
+        }
+        daemon
+    }
+
+    #[track_caller]
+    fn begin(&mut self) {
+        let file = Arc::new(self.device.open_nonblocking());
+        self.running = Some((Responder::new(&file, agree), file));
+    }
+
+    /// Returns the daemon's side of the device.
+    pub fn file(&self) -> &Device {
+        &self.running.as_ref().expect("a daemon").1
+    }
+
+    /// Returns the device's name.
+    pub fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    /// Starts another daemon, which fixes the device, if the device has broken because a request to
+    /// the daemon could not be allocated.
+    #[track_caller]
+    pub fn replace_if_broken(&mut self) {
+        if let Err(error) = self.file().features() {
+            assert_eq!(Errno::from_io_error(&error), Some(Errno::PERM));
+            self.running = None;
+            self.begin();
+        }
+    }
+
+    /// Returns the requests so far, and forgets them.
+    pub fn take_kinds(&self) -> Vec<Kind> {
+        self.running.as_ref().expect("a daemon").0.take_kinds()
+    }
+}
+
+/// A device of version 1, bound to vhost.
+pub struct Driven {
+    /// The client.
+    pub vhost: Vhost,
+    _on_bus: OnBus,
+    /// The device's daemon.
+    pub daemon: ReplaceableDaemon,
+}
+
+impl Driven {
+    /// Creates a device with one virtqueue and this number of address spaces.
+    #[track_caller]
+    pub fn new(spaces: u32) -> Self {
+        let daemon = ReplaceableDaemon::of_groups(&[0], 1, spaces);
+        let on_bus = OnBus::add(daemon.name()).expect("adding");
+        on_bus.bind(Driver::Vhost).expect("binding");
+        Self {
+            vhost: vhost::open(&daemon.device),
+            _on_bus: on_bus,
+            daemon,
+        }
+    }
+
+    /// Starts another daemon, which fixes the device, if the device has broken.
+    ///
+    /// The new daemon has begun to answer when this returns: while vhost waits for an answer to a
+    /// map, no thread of this process can be started, as the process's memory is locked.
+    #[track_caller]
+    pub fn replace_if_broken(&mut self) {
+        self.daemon.replace_if_broken();
+        self.vhost.queue_base(0).expect("an answer");
+    }
+
+    /// Returns the first byte of what is mapped at `iova` in address space 1.
+    pub fn byte(&self, iova: u64) -> io::Result<u8> {
+        first_byte(self.daemon.file(), 1, iova)
+    }
+}

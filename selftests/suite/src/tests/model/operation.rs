@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The operations, with their outcomes.
+
+use rustix::io::Errno;
+use vduse::request::Kind;
+
+pub(super) const QUEUES: u32 = 3;
+
+pub(super) const GROUPS: u32 = 4;
+
+pub(super) const SPACES: u32 = 3;
+
+pub(super) const FILES: usize = 4;
+
+/// An operation.
+#[derive(Clone, Debug)]
+pub(super) enum Op {
+    // Operations of the control device.
+    CreateAgain,
+    CreateBad {
+        groups: u32,
+        spaces: u32,
+        version: u64,
+    },
+    Destroy,
+    Renew,
+    // Operations of the daemon.
+    OpenAgain,
+    SetUp {
+        queue: u32,
+        size: u16,
+        group: u32,
+        reserved: bool,
+    },
+    QueueInfo {
+        queue: u32,
+    },
+    Features,
+    Interrupt {
+        queue: u32,
+    },
+    Find {
+        asid: u32,
+        first: u64,
+        last: u64,
+        reserved: bool,
+    },
+    FindOld {
+        first: u64,
+        last: u64,
+    },
+    Info {
+        asid: u32,
+        first: u64,
+        last: u64,
+    },
+    Register {
+        asid: u32,
+    },
+    Deregister {
+        asid: u32,
+    },
+    /// Whether requests fail from now on.
+    Refuse(bool),
+    // Operations of the bus.
+    Attach,
+    Open,
+    Close,
+    // Operations of the driver.
+    Own,
+    Backend,
+    Group {
+        queue: u32,
+    },
+    Move {
+        group: u32,
+        asid: u32,
+    },
+    Map {
+        asid: u32,
+        iova: u64,
+        file: usize,
+        pages: u64,
+        access: u8,
+    },
+    Unmap {
+        asid: u32,
+        iova: u64,
+        pages: u64,
+    },
+    Begin {
+        asid: u32,
+    },
+    End {
+        asid: u32,
+    },
+    Status(u8),
+    SetFeatures(u64),
+    Size {
+        queue: u32,
+        size: u32,
+    },
+    Address {
+        queue: u32,
+        at: u64,
+    },
+    Base {
+        queue: u32,
+        base: u32,
+    },
+    State {
+        queue: u32,
+    },
+    Enable {
+        queue: u32,
+    },
+}
+
+/// The result of an operation, numbers or an error, and the requests that the daemon had to answer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) answer: Result<Vec<u64>, Errno>,
+    pub(super) requests: Vec<Kind>,
+}
+
+/// Returns the features that the device offers.
+pub(super) fn offered() -> u64 {
+    vduse::blk::FEATURES
+}
