@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Time, and waiting. In a machine that counts instructions, a nanosecond is one instruction.
+//! The clock. In a machine that counts instructions, a nanosecond is one instruction.
 
 use std::os::fd::AsFd;
 

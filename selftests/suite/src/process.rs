@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Processes with a time limit, and the cleanup of their children.
+//! Processes with a time limit, whose children are cleaned up.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

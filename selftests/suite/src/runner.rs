@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Runs tests, each in its own process, and determines their verdicts.
+//! The runner of tests: runs each in its own process, determines its verdict.
 
 use std::io::Write;
 use std::process::{Command, ExitCode};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The attributes of messages, and the types parsed from them.
+//! The attributes of messages, from which the types are parsed.
 
 use std::io;
 

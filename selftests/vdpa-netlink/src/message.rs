@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Messages of the family: a command and its attributes.
+//! Messages of the family: a command with its attributes.
 
 use std::fmt::Debug;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The control device, which creates and destroys devices.
+//! The control device, through which devices are created or destroyed.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A device's own file: its ioctls and messages.
+//! A device's own file: its ioctls, its messages.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Requests of the driver side, and the answers to them.
+//! Requests of the driver side, with the answers to them.
 
 use vduse_uapi as uapi;
 

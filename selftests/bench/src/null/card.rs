@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card that does nothing: it counts the frames that are sent, and receives frames of
-//! which only the header is made up.
+//! A network card that does nothing: it only counts the frames that are sent; of a frame that it
+//! receives, only the header is made up.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

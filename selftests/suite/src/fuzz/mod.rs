@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hostile userspace: processes that call whatever there is to call, with arguments good and bad, all
+//! Hostile userspace: processes that make every call there is, with valid or invalid arguments, all
 //! at once.
 //!
 //! Each *actor* is a process: the controller, daemons, the bus, clients of vhost-vdpa, users of disks

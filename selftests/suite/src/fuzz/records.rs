@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The records that the supervisor and the actors' processes share, in a file in memory.
+//! The records that all processes share, in a file in memory.
 
 use std::fs::OpenOptions;
 use std::io;

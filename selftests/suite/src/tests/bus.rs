@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The vDPA bus: the management device, and devices that come and go.
+//! The vDPA bus: the management device, through which devices come or go.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The control device: API versions, creating and destroying devices.
+//! The control device: API versions, the creation of devices, their destruction.
 
 use std::fs::OpenOptions;
 use std::io;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The largest and the smallest numbers of everything, and what they cost.
+//! The largest or smallest number of everything.
 
 use std::process::Command;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's attributes in sysfs, and where they are.
+//! The driver's attributes in sysfs.
 
 use std::path::Path;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Daemons: those that serve a device well, those that do not, and those that look at all they can.
+//! Daemons: some serve a device well, some do not, some look at all they can.
 
 pub mod life;
 

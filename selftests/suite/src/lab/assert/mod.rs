@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Assertions: what a test expects, and how long it waits for that.
+//! Assertions: what a test expects, how long it waits.
 
 pub mod counts;
 pub mod data;

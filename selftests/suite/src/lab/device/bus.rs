@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The vDPA bus: its devices, and the drivers to which they are bound.
+//! The vDPA bus: its devices, the drivers to which they are bound.
 //!
 //! The runner disables automatic binding, so that a test decides when its device is bound to which
 //! driver.

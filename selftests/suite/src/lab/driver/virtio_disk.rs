@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk that a thread of the test serves and virtio_blk drives.
+//! A disk that virtio_blk drives, served by a thread of the test.
 
 use std::fs::File;
 use std::sync::Arc;
