@@ -2,7 +2,7 @@
 #
 # `make help` says what there is. How the module itself is put together is in Kbuild.
 
-export KVER FLAVOUR QEMU VDUSE_RS_CACHE DEBIAN_MIRROR
+export KVER FLAVOUR QEMU FAST VDUSE_RS_CACHE DEBIAN_MIRROR
 
 # Blanks and colons separate paths, in make and kbuild.
 ifneq ($(words $(CURDIR))$(findstring :,$(CURDIR)),1)
@@ -126,6 +126,7 @@ help:
 #: FLAVOUR=rt-amd64       of this flavour (amd64, cloud-amd64, rt-amd64)
 #: DRIVER=c               demo, test, shell and vng use the in-tree driver (none: neither)
 #: KERNEL=debug           demo, test and shell use a kernel that finds mistakes (KASAN, lockdep, kmemleak and more)
+#: FAST=n                 builds the module without what knows x86-64 (bindings/fast.rs)
 #: QEMU=backports         the newer QEMU, of trixie-backports, runs the virtual machine and is what there is in it
 #: VDUSE_RS_CACHE=DIR     where what is expensive is kept (default ~/.cache/vduse_rs; may be deleted)
 #: DEBIAN_MIRROR=URL      where Debian's packages come from (default: what this host's apt uses)

@@ -27,7 +27,10 @@
 //! progress of the migration between the two kinds of pages.
 
 use super::{
-    atomic::Inlined,
+    fast::{
+        page_to_phys,
+        Inlined, //
+    },
     iova,
     lock::{
         new_spinlock_irqsave,
@@ -35,7 +38,6 @@ use super::{
     },
     once::OnceBox,
     page::{
-        page_to_phys,
         Page,
         PAGE_SHIFT,
         PAGE_SIZE, //

@@ -7,7 +7,6 @@
 mod raw;
 
 pub(crate) mod anon_inode;
-pub(crate) mod atomic;
 pub(crate) mod atomic_cpumask;
 pub(crate) mod bounce;
 pub(crate) mod capability;
@@ -17,6 +16,7 @@ pub(crate) mod completion;
 pub(crate) mod cpumask;
 pub(crate) mod device;
 pub(crate) mod eventfd;
+pub(crate) mod fast;
 pub(crate) mod fd;
 pub(crate) mod file_ops;
 pub(crate) mod iova;
@@ -33,7 +33,6 @@ pub(crate) mod pod;
 pub(crate) mod rcu;
 pub(crate) mod sched;
 mod slots;
-mod smp;
 pub(crate) mod sysfs;
 pub(crate) mod system;
 pub(crate) mod vdpa;

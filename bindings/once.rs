@@ -2,7 +2,7 @@
 
 //! Boxes that are filled at most once, by the first of several concurrent callers.
 
-use super::atomic::Inlined;
+use super::fast::Inlined;
 use core::ptr;
 use kernel::{
     alloc::Flags,

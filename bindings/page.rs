@@ -78,31 +78,6 @@ impl Page {
     }
 }
 
-/// Returns the physical address of a page.
-///
-/// # Safety
-///
-/// `page` must be a page.
-#[inline(always)]
-pub(super) unsafe fn page_to_phys(page: *mut bindings::page) -> u64 {
-    #[cfg(all(CONFIG_X86_64, not(CONFIG_UML)))]
-    {
-        // On x86-64, all page structures are in one array, indexed as if there were memory
-        // everywhere. The array's address differs from boot to boot.
-        // SAFETY: `vmemmap_base` is written when the kernel starts, and never again.
-        let first = unsafe { bindings::vmemmap_base };
-
-        let pfn = (page as usize).wrapping_sub(first) / size_of::<bindings::page>();
-
-        (pfn << PAGE_SHIFT) as u64
-    }
-    #[cfg(not(all(CONFIG_X86_64, not(CONFIG_UML))))]
-    // SAFETY: By the safety requirements.
-    unsafe {
-        bindings::page_to_phys(page)
-    }
-}
-
 /// Contiguous pages of memory that a driver has allocated, kept for as long as they may be looked
 /// at.
 ///

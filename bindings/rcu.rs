@@ -6,8 +6,8 @@
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 
 use super::{
-    raw as bindings,
-    smp::is_preemptible, //
+    fast::is_preemptible,
+    raw as bindings, //
 };
 use core::marker::PhantomData;
 use kernel::sync::rcu::{

@@ -19,7 +19,8 @@
 //! locks are taken except those of the domain.
 
 use super::{
-    atomic::{
+    fast::{
+        current_cpu,
         Inlined,
         InlinedBits, //
     },
@@ -27,8 +28,7 @@ use super::{
     page::{
         PAGE_SHIFT,
         PAGE_SIZE, //
-    },
-    smp::current_cpu, //
+    }, //
 };
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,

@@ -11,12 +11,12 @@
 //! C header: [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
 use super::{
-    atomic::Inlined,
     bounce::{
         Area,
         Buffer,
         Direction, //
     },
+    fast::Inlined,
     page::{
         Pages,
         PAGE_SIZE, //

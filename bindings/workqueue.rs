@@ -5,8 +5,8 @@
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
 use super::{
+    fast::current_cpu, //
     raw as bindings,
-    smp::current_cpu, //
 };
 use core::ptr::{
     self,

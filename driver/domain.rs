@@ -23,9 +23,8 @@ use super::iotlb::{
 };
 use crate::{
     bindings::{
-        anon_inode,
-        atomic::Inlined,
-        bounce,
+        anon_inode, bounce,
+        fast::Inlined,
         file_ops::FileOperations,
         iova,
         lock::{

@@ -110,7 +110,7 @@ bool vduse_rs_helper_spin_trylock_bh(spinlock_t *lock)
 	return spin_trylock_bh(lock);
 }
 
-#ifdef CONFIG_X86_64
+#ifdef VDUSE_RS_FAST_X86_64
 /*
  * As memcpy(), but copies whole pages with copy_page(). On a CPU without FSRM, memcpy() is a loop;
  * copy_page() is a shorter loop or, on all but very old CPUs, `rep movsq`. KASAN and similar tools
@@ -134,7 +134,7 @@ static __always_inline void memcpy_or_copy_page(void *to, void *from, size_t len
  */
 void vduse_rs_helper_memcpy_phys(phys_addr_t to, phys_addr_t from, size_t len)
 {
-#ifdef CONFIG_X86_64
+#ifdef VDUSE_RS_FAST_X86_64
 	/* All memory is mapped linearly, and no cache needs flushing: one copy for all pages. */
 	memcpy_or_copy_page(phys_to_virt(to), phys_to_virt(from), len);
 #else
