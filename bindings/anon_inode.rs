@@ -9,7 +9,7 @@ use super::{
         FileOperations,
         VTable, //
     },
-    raw, //
+    raw as bindings, //
 };
 use core::{
     marker::PhantomData,
@@ -33,7 +33,7 @@ use kernel::{
 struct AnonFile<T: FileOperations>(PhantomData<T>);
 
 impl<T: FileOperations> AnonFile<T> {
-    const FILE_OPERATIONS: raw::file_operations = {
+    const FILE_OPERATIONS: bindings::file_operations = {
         // SAFETY: Only `open` below uses the table. It passes a pointer from
         // `T::Data::into_foreign()` to `anon_inode_getfile()`, which stores it before any other
         // code has the file.
@@ -73,7 +73,7 @@ pub(crate) fn open<T: FileOperations>(
     // SAFETY: The table is static, and `private` is the private data that its functions expect. The
     // name is copied.
     let file = from_err_ptr(unsafe {
-        raw::anon_inode_getfile(
+        bindings::anon_inode_getfile(
             name.as_char_ptr(),
             &AnonFile::<T>::FILE_OPERATIONS,
             private,

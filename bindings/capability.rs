@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/capability.h`](srctree/include/linux/capability.h)
 
-use super::raw;
+use super::raw as bindings;
 use kernel::prelude::*;
 
 /// A capability, of those that [`capable`] is called for.
@@ -20,10 +20,10 @@ pub(crate) enum Capability {
 /// on the result. May sleep.
 pub(crate) fn capable(capability: Capability) -> bool {
     let number = match capability {
-        Capability::NetAdmin => raw::CAP_NET_ADMIN,
+        Capability::NetAdmin => bindings::CAP_NET_ADMIN,
     };
 
     // SAFETY: `number` is a valid capability, which is the only requirement.
     // CAST: All capabilities are below 64.
-    unsafe { raw::capable(number as c_int) }
+    unsafe { bindings::capable(number as c_int) }
 }

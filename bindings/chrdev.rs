@@ -13,7 +13,7 @@ use super::{
         FileOperations,
         VTable, //
     },
-    raw,
+    raw as bindings,
     sysfs::Attributes, //
 };
 use core::{
@@ -44,16 +44,16 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// The `count` device numbers from `first` on are allocated to this region, all with the same
+/// The `count` device numbers from `first` on are allocated to this value, all with the same
 /// major.
-pub(crate) struct Region {
-    first: raw::dev_t,
+pub(crate) struct DeviceNumbers {
+    first: bindings::dev_t,
     count: u32,
 }
 
-impl Region {
-    /// The number of device numbers of a major, which is the maximum size of a region.
-    pub(crate) const MAX: u32 = 1 << raw::MINORBITS;
+impl DeviceNumbers {
+    /// The number of device numbers of a major, which is the maximum size of a range.
+    pub(crate) const MAX: u32 = 1 << bindings::MINORBITS;
 
     /// Allocates `count` device numbers, the minors from 0 on, under `name` in `/proc/devices`.
     ///
@@ -72,26 +72,28 @@ impl Region {
 
         let mut first = 0;
         // SAFETY: `first` is valid for a write; the name is copied.
-        to_result(unsafe { raw::alloc_chrdev_region(&mut first, 0, count, name.as_char_ptr()) })?;
+        to_result(unsafe {
+            bindings::alloc_chrdev_region(&mut first, 0, count, name.as_char_ptr())
+        })?;
 
         // INVARIANT: The numbers have just been allocated.
         Ok(Self { first, count })
     }
 
-    /// Returns the device number at `index`, or `EINVAL` if the region is not that large.
-    fn device_number(&self, index: u32) -> Result<raw::dev_t> {
+    /// Returns the device number at `index`, or `EINVAL` if the range is not that large.
+    fn device_number(&self, index: u32) -> Result<bindings::dev_t> {
         if index >= self.count {
             return Err(EINVAL);
         }
-        // OVERFLOW: The sum is within the region, by the type invariant.
+        // OVERFLOW: The sum is within the range, by the type invariant.
         Ok(self.first + index)
     }
 }
 
-impl Drop for Region {
+impl Drop for DeviceNumbers {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant, the numbers are allocated to this region.
-        unsafe { raw::unregister_chrdev_region(self.first, self.count) };
+        // SAFETY: By the type invariant, the numbers are allocated to this value.
+        unsafe { bindings::unregister_chrdev_region(self.first, self.count) };
     }
 }
 
@@ -100,7 +102,7 @@ pub(crate) trait CharDevice: FileOperations {
     /// The data that all files of one [`Registration`] share.
     type Context: Send + Sync + 'static;
 
-    /// Opens the device at `index` of the region, and returns the file's private data.
+    /// Opens the device at `index` of the range, and returns the file's private data.
     ///
     /// Called from the moment of registration on, possibly before [`Registration::new`] returns. A
     /// call is also possible after the registration was dropped, if the open began before that or
@@ -121,20 +123,20 @@ pub(crate) trait CharDevice: FileOperations {
 /// `CONFIG_DEBUG_KOBJECT_RELEASE`, which delays the release function on purpose: with it, unloading
 /// any module that has a character device is unsafe.)
 struct Shared<T: CharDevice> {
-    cdev: Opaque<raw::cdev>,
-    owner: Opaque<raw::kobject>,
+    cdev: Opaque<bindings::cdev>,
+    owner: Opaque<bindings::kobject>,
     context: T::Context,
-    region: Arc<Region>,
+    numbers: Arc<DeviceNumbers>,
 }
 
 impl<T: CharDevice> Shared<T> {
-    const FILE_OPERATIONS: raw::file_operations = {
+    const FILE_OPERATIONS: bindings::file_operations = {
         // SAFETY: Only `Registration` uses the table, for the files of its character device, and
         // `open` stores a `T::Data` in each of them.
         unsafe { VTable::<T>::build(Some(Self::open)) }
     };
 
-    const OWNER: raw::kobj_type = raw::kobj_type {
+    const OWNER: bindings::kobj_type = bindings::kobj_type {
         release: Some(Self::release),
         ..pin_init::zeroed()
     };
@@ -142,7 +144,7 @@ impl<T: CharDevice> Shared<T> {
     /// # Safety
     ///
     /// `inode` and `file` must be those of a file that is being opened through a `Shared<T>`.
-    unsafe extern "C" fn open(inode: *mut raw::inode, file: *mut raw::file) -> c_int {
+    unsafe extern "C" fn open(inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         // SAFETY: The inode is that of a character device, and valid for the duration of this call.
         let (cdev, number) = unsafe { ((*inode).__bindgen_anon_5.i_cdev, (*inode).i_rdev) };
         // SAFETY: By the safety requirements, `cdev` is the field of a `Shared<T>`.
@@ -154,8 +156,8 @@ impl<T: CharDevice> Shared<T> {
         // SAFETY: `file` is valid for the duration of this call; no descriptor refers to it yet.
         let rust_file = unsafe { File::from_raw_file(file) };
 
-        // The device covers only numbers of the region, so the subtraction cannot wrap.
-        let index = number.wrapping_sub(shared.region.first);
+        // The device covers only numbers of the range, so the subtraction cannot wrap.
+        let index = number.wrapping_sub(shared.numbers.first);
         match T::open(&shared.context, index, rust_file) {
             Ok(data) => {
                 // SAFETY: The `open` of a file may set the file's private data.
@@ -170,7 +172,7 @@ impl<T: CharDevice> Shared<T> {
     ///
     /// `owner` must be that of a `Shared<T>` that came from `KBox::into_raw()`, with no reference
     /// left.
-    unsafe extern "C" fn release(owner: *mut raw::kobject) {
+    unsafe extern "C" fn release(owner: *mut bindings::kobject) {
         // SAFETY: By the safety requirements, `owner` is the field of a `Shared<T>`.
         let shared = unsafe { container_of!(Opaque::cast_from(owner), Self, owner) };
         // SAFETY: By the safety requirements, `shared` came from `KBox::into_raw()`, and no
@@ -179,7 +181,7 @@ impl<T: CharDevice> Shared<T> {
     }
 }
 
-/// A registered character device, for a range of a region; unregistered when dropped.
+/// A registered character device, for some of the numbers of a range; unregistered when dropped.
 ///
 /// Files that are open at the drop stay open and keep the context alive. In a module's
 /// initialization, registering must be the last step that can fail: a module that fails to load is
@@ -202,31 +204,31 @@ unsafe impl<T: CharDevice> Send for Registration<T> {}
 unsafe impl<T: CharDevice> Sync for Registration<T> {}
 
 impl<T: CharDevice> Registration<T> {
-    /// Registers a character device for the given `indices` of `region`.
+    /// Registers a character device for the given `indices` of `numbers`.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if `indices` is empty or not entirely in the region; `ENOMEM`.
+    /// `EINVAL` if `indices` is empty or not entirely in the range; `ENOMEM`.
     ///
     /// # Context
     ///
     /// May sleep.
     pub(crate) fn new(
-        region: Arc<Region>,
+        numbers: Arc<DeviceNumbers>,
         indices: Range<u32>,
         context: T::Context,
     ) -> Result<Self> {
-        if indices.is_empty() || indices.end > region.count {
+        if indices.is_empty() || indices.end > numbers.count {
             return Err(EINVAL);
         }
-        let first = region.device_number(indices.start)?;
+        let first = numbers.device_number(indices.start)?;
 
         let shared = KBox::into_raw(KBox::new(
             Shared::<T> {
                 cdev: Opaque::zeroed(),
                 owner: Opaque::zeroed(),
                 context,
-                region,
+                numbers,
             },
             GFP_KERNEL,
         )?);
@@ -235,22 +237,22 @@ impl<T: CharDevice> Registration<T> {
 
         // SAFETY: `owner` is zeroed and at its final address. From here on, its release function
         // frees `shared`, which came from `KBox::into_raw()`.
-        unsafe { raw::kobject_init(owner, &Shared::<T>::OWNER) };
+        unsafe { bindings::kobject_init(owner, &Shared::<T>::OWNER) };
         // SAFETY: `cdev` is at its final address, and no other code has access to it.
-        unsafe { raw::cdev_init(cdev, &Shared::<T>::FILE_OPERATIONS) };
+        unsafe { bindings::cdev_init(cdev, &Shared::<T>::FILE_OPERATIONS) };
         // SAFETY: `cdev` is initialized, and not yet registered.
         unsafe { (*cdev).owner = this_module() };
         // SAFETY: Both are initialized, and `cdev` is not yet registered.
-        unsafe { raw::cdev_set_parent(cdev, owner) };
+        unsafe { bindings::cdev_set_parent(cdev, owner) };
 
         // OVERFLOW: The range is not empty.
         let count = indices.end - indices.start;
         // SAFETY: `cdev` is complete. It holds a reference to `owner`, and so keeps itself alive as
         // long as it is in use.
-        if let Err(error) = to_result(unsafe { raw::cdev_add(cdev, first, count) }) {
+        if let Err(error) = to_result(unsafe { bindings::cdev_add(cdev, first, count) }) {
             // SAFETY: This is the only reference to `owner`: `cdev` holds one only while
             // registered.
-            unsafe { raw::kobject_put(owner) };
+            unsafe { bindings::kobject_put(owner) };
             return Err(error);
         }
 
@@ -269,9 +271,9 @@ impl<T: CharDevice> Drop for Registration<T> {
         let shared = unsafe { self.shared.as_ref() };
         let (cdev, owner) = (shared.cdev.get(), shared.owner.get());
         // SAFETY: `cdev` is registered by the type invariant; this releases our reference to it.
-        unsafe { raw::cdev_del(cdev) };
+        unsafe { bindings::cdev_del(cdev) };
         // SAFETY: This releases our reference to `owner`. `shared` may be freed by it.
-        unsafe { raw::kobject_put(owner) };
+        unsafe { bindings::kobject_put(owner) };
     }
 }
 
@@ -284,10 +286,10 @@ impl<T: CharDevice> Drop for Registration<T> {
 /// `dev` is a registered device of `_class`, and this value owns a reference to it. The device's
 /// driver data points to the value that `_data` holds.
 pub(crate) struct Node<D: Send + Sync + 'static> {
-    dev: NonNull<raw::device>,
+    dev: NonNull<bindings::device>,
     _data: Arc<D>,
     _class: Arc<Class>,
-    _region: Arc<Region>,
+    _numbers: Arc<DeviceNumbers>,
 }
 
 // SAFETY: A device can be unregistered by any thread, and the other fields are `Send`.
@@ -298,14 +300,14 @@ unsafe impl<D: Send + Sync + 'static> Send for Node<D> {}
 unsafe impl<D: Send + Sync + 'static> Sync for Node<D> {}
 
 impl<D: Send + Sync + 'static> Node<D> {
-    /// Creates a device called `name` for the device number at `index` of `region`.
+    /// Creates a device called `name` for the device number at `index` of `numbers`.
     ///
     /// When this returns, the device's sysfs directory has all attributes of `A` (see
     /// [`super::sysfs`]), its node in `/dev` exists, and userspace has been notified.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if `index` is not in the region or `name` is empty; `EEXIST` if there is a device
+    /// `EINVAL` if `index` is not in the range or `name` is empty; `EEXIST` if there is a device
     /// of that name or number; `ENOMEM`.
     ///
     /// # Context
@@ -313,12 +315,12 @@ impl<D: Send + Sync + 'static> Node<D> {
     /// May sleep.
     pub(crate) fn new<A: Attributes<D>>(
         class: Arc<Class>,
-        region: Arc<Region>,
+        numbers: Arc<DeviceNumbers>,
         index: u32,
         name: &CStr,
         data: Arc<D>,
     ) -> Result<Self> {
-        let number = region.device_number(index)?;
+        let number = numbers.device_number(index)?;
         if name.is_empty() {
             // The driver core would warn about an empty name.
             return Err(EINVAL);
@@ -328,7 +330,7 @@ impl<D: Send + Sync + 'static> Node<D> {
         // new value holds it. The format takes one string, which is copied. The attributes are
         // static and find a `D` at the driver data, which lives until they are gone, see `drop()`.
         let dev = from_err_ptr(unsafe {
-            raw::device_create_with_groups(
+            bindings::device_create_with_groups(
                 class.as_raw(),
                 ptr::null_mut(),
                 number,
@@ -344,7 +346,7 @@ impl<D: Send + Sync + 'static> Node<D> {
             dev: NonNull::new(dev).ok_or(ENOMEM)?,
             _data: data,
             _class: class,
-            _region: region,
+            _numbers: numbers,
         })
     }
 }
@@ -365,6 +367,6 @@ impl<D: Send + Sync + 'static> Drop for Node<D> {
     fn drop(&mut self) {
         // SAFETY: The device is registered by the type invariant; this releases our reference to
         // it. No attribute is called after this, so none uses the data, which is dropped next.
-        unsafe { raw::device_unregister(self.dev.as_ptr()) };
+        unsafe { bindings::device_unregister(self.dev.as_ptr()) };
     }
 }

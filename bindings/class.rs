@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/device/class.h`](srctree/include/linux/device/class.h)
 
-use super::raw;
+use super::raw as bindings;
 use core::{
     marker::PhantomData,
     ptr, //
@@ -32,7 +32,7 @@ pub(crate) trait ClassInfo: 'static {
 struct RawClass<T: ClassInfo>(PhantomData<T>);
 
 impl<T: ClassInfo> RawClass<T> {
-    const RAW: raw::class = raw::class {
+    const RAW: bindings::class = bindings::class {
         name: kernel::str::as_char_ptr_in_const_context(T::NAME),
         devnode: Some(Self::devnode),
         ..pin_init::zeroed()
@@ -43,15 +43,18 @@ impl<T: ClassInfo> RawClass<T> {
     /// # Safety
     ///
     /// `dev` must be a valid device with a positive reference count during this call.
-    unsafe extern "C" fn devnode(dev: *const raw::device, _mode: *mut raw::umode_t) -> *mut c_char {
+    unsafe extern "C" fn devnode(
+        dev: *const bindings::device,
+        _mode: *mut bindings::umode_t,
+    ) -> *mut c_char {
         // SAFETY: By the safety requirements of this function.
         let dev: &Device = unsafe { Device::from_raw(dev.cast_mut()) };
 
         // SAFETY: The format takes two strings, and two strings are passed. The caller, the driver
         // core, frees the string that is allocated here, and accepts a null pointer.
         unsafe {
-            raw::kasprintf(
-                raw::GFP_KERNEL,
+            bindings::kasprintf(
+                bindings::GFP_KERNEL,
                 c"%s/%s".as_char_ptr(),
                 T::DIRECTORY.as_char_ptr(),
                 dev.name().as_char_ptr(),
@@ -66,7 +69,7 @@ impl<T: ClassInfo> RawClass<T> {
 ///
 /// The class that `raw` points to is registered.
 pub(crate) struct Class {
-    raw: &'static raw::class,
+    raw: &'static bindings::class,
 }
 
 // SAFETY: A class can be unregistered by any thread.
@@ -89,14 +92,14 @@ impl Class {
         let raw = &RawClass::<T>::RAW;
 
         // SAFETY: The structure is complete, and lives as long as the module.
-        to_result(unsafe { raw::class_register(raw) })?;
+        to_result(unsafe { bindings::class_register(raw) })?;
 
         // INVARIANT: The class has just been registered, and stays so until this value is dropped.
         Ok(Self { raw })
     }
 
     /// Returns the C structure, registered as long as `self` exists.
-    pub(super) fn as_raw(&self) -> *const raw::class {
+    pub(super) fn as_raw(&self) -> *const bindings::class {
         ptr::from_ref(self.raw)
     }
 }
@@ -104,6 +107,6 @@ impl Class {
 impl Drop for Class {
     fn drop(&mut self) {
         // SAFETY: By the type invariant, the class is registered, at this very address.
-        unsafe { raw::class_unregister(self.raw) };
+        unsafe { bindings::class_unregister(self.raw) };
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/cpumask.h`](srctree/include/linux/cpumask.h)
 
-use super::raw;
+use super::raw as bindings;
 use core::{
     fmt,
     ops::Deref, //
@@ -68,7 +68,7 @@ impl Mask {
         // bits, rounded up to a word, and no other code has access to it.
         // CAST: There are at most thousands of CPUs.
         to_result(unsafe {
-            raw::bitmap_parse(
+            bindings::bitmap_parse(
                 text.as_char_ptr(),
                 c_uint::MAX,
                 mask.as_raw().cast::<c_ulong>(),
@@ -100,9 +100,9 @@ impl Mask {
         // SAFETY: Both masks have room for `nr_cpu_ids()` bits, rounded up to a word. The function
         // allows for bits that change meanwhile, and accepts any `start`.
         let cpu = unsafe {
-            raw::_find_next_and_bit(
+            bindings::_find_next_and_bit(
                 self.0.as_raw().cast::<c_ulong>(),
-                (&raw const raw::__cpu_online_mask).cast::<c_ulong>(),
+                (&raw const bindings::__cpu_online_mask).cast::<c_ulong>(),
                 nr_cpu_ids() as c_ulong,
                 start,
             )
@@ -113,7 +113,7 @@ impl Mask {
     }
 
     /// Returns the C structure, valid as long as `self` is.
-    pub(crate) fn as_raw(&self) -> *const raw::cpumask {
+    pub(crate) fn as_raw(&self) -> *const bindings::cpumask {
         self.0.as_raw()
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/device.h`](srctree/include/linux/device.h)
 
-use super::raw;
+use super::raw as bindings;
 use core::ptr::{
     self,
     NonNull, //
@@ -43,7 +43,7 @@ unsafe impl<T: Registered> Registered for Arc<T> {
 ///
 /// `dev` came from `__root_device_register()` and has not been unregistered.
 pub(crate) struct RootDevice {
-    dev: NonNull<raw::device>,
+    dev: NonNull<bindings::device>,
 }
 
 // SAFETY: A device can be unregistered by any thread.
@@ -71,7 +71,7 @@ impl RootDevice {
         // SAFETY: The name is copied. The module is only used for a symbolic link, which a null
         // pointer omits: the device's memory and release function belong to the driver core.
         let dev = from_err_ptr(unsafe {
-            raw::__root_device_register(name.as_char_ptr(), ptr::null_mut())
+            bindings::__root_device_register(name.as_char_ptr(), ptr::null_mut())
         })?;
 
         // INVARIANT: The device has just been registered.
@@ -94,6 +94,6 @@ impl Drop for RootDevice {
     fn drop(&mut self) {
         // SAFETY: By the type invariant, `dev` came from `__root_device_register()` and is
         // registered.
-        unsafe { raw::root_device_unregister(self.dev.as_ptr()) };
+        unsafe { bindings::root_device_unregister(self.dev.as_ptr()) };
     }
 }

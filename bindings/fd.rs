@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/file.h`](srctree/include/linux/file.h)
 
-use super::raw;
+use super::raw as bindings;
 use core::ptr;
 use kernel::{
     fs::{
@@ -33,14 +33,14 @@ use kernel::{
 /// May sleep.
 pub(crate) fn receive(file: &File) -> Result<u32> {
     // SAFETY: The current task is valid, and only the task itself changes this pointer.
-    if unsafe { (*raw::get_current()).files }.is_null() {
+    if unsafe { (*bindings::get_current()).files }.is_null() {
         return Err(EBADF);
     }
 
     // SAFETY: The file is valid, and the descriptor gets a reference of its own. By the invariant
     // of `File`, no use of the file's position is in progress that could race with a use through
     // the new descriptor. The task has a table of descriptors, as checked above.
-    let fd = unsafe { raw::receive_fd(file.as_ptr(), ptr::null_mut(), O_CLOEXEC) };
+    let fd = unsafe { bindings::receive_fd(file.as_ptr(), ptr::null_mut(), O_CLOEXEC) };
 
     u32::try_from(fd).map_err(|_| Error::from_errno(fd))
 }

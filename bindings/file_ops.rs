@@ -11,7 +11,7 @@ use super::{
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
-    raw, //
+    raw as bindings, //
 };
 use core::{
     marker::PhantomData,
@@ -49,24 +49,24 @@ use kernel::{
 ///
 /// This is the right owner for any C table of generic functions of this crate: the functions are in
 /// this module, wherever their type parameters come from.
-pub(crate) const fn this_module() -> *mut raw::module {
+pub(crate) const fn this_module() -> *mut bindings::module {
     // The equivalent of `THIS_MODULE` in C. Where `module!` puts its own differs between kernels.
-    &raw mut raw::__this_module
+    &raw mut bindings::__this_module
 }
 
 /// A set of poll events: what can be done with a file without waiting.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Events(raw::__poll_t);
+pub(crate) struct Events(bindings::__poll_t);
 
 impl Events {
     /// No event.
     pub(crate) const NONE: Self = Self(0);
     /// The file can be read.
-    pub(crate) const READABLE: Self = Self(raw::POLLIN | raw::POLLRDNORM);
+    pub(crate) const READABLE: Self = Self(bindings::POLLIN | bindings::POLLRDNORM);
     /// The file can be written.
-    pub(crate) const WRITABLE: Self = Self(raw::POLLOUT | raw::POLLWRNORM);
+    pub(crate) const WRITABLE: Self = Self(bindings::POLLOUT | bindings::POLLWRNORM);
     /// Something is wrong with the file.
-    pub(crate) const ERROR: Self = Self(raw::POLLERR);
+    pub(crate) const ERROR: Self = Self(bindings::POLLERR);
 
     /// Returns these events, with `others` added if `condition` holds.
     pub(crate) const fn with(self, others: Self, condition: bool) -> Self {
@@ -198,7 +198,7 @@ pub(crate) fn must_not_block<T: ForeignOwnable>(kiocb: &Kiocb<'_, T>) -> bool {
     let kiocb = kiocb.as_raw();
     // SAFETY: A `Kiocb` points to a valid `struct kiocb`, and its flags do not change while a read
     // or write handler has it.
-    let nowait = unsafe { (*kiocb).ki_flags } & raw::RUST_CONST_HELPER_IOCB_NOWAIT != 0;
+    let nowait = unsafe { (*kiocb).ki_flags } & bindings::RUST_CONST_HELPER_IOCB_NOWAIT != 0;
     // SAFETY: As above; a `struct kiocb` has a reference to its file. The volatile read is that of
     // `READ_ONCE`: userspace can change the flags meanwhile.
     let flags = unsafe { (&raw const (*(*kiocb).ki_filp).f_flags).read_volatile() };
@@ -207,7 +207,7 @@ pub(crate) fn must_not_block<T: ForeignOwnable>(kiocb: &Kiocb<'_, T>) -> bool {
 }
 
 /// The C function that opens a file.
-pub(super) type Open = unsafe extern "C" fn(*mut raw::inode, *mut raw::file) -> c_int;
+pub(super) type Open = unsafe extern "C" fn(*mut bindings::inode, *mut bindings::file) -> c_int;
 
 /// The C functions that call those of [`FileOperations`], and the table of them.
 pub(super) struct VTable<T: FileOperations>(PhantomData<T>);
@@ -221,12 +221,12 @@ impl<T: FileOperations> VTable<T> {
     /// `T::Data::into_foreign()` returned for this file alone: either `open` stores the pointer in
     /// the file if it succeeds, or the pointer is stored before any other code has the file. Only
     /// the functions of this table may convert the pointer back.
-    pub(super) const unsafe fn build(open: Option<Open>) -> raw::file_operations {
-        raw::file_operations {
+    pub(super) const unsafe fn build(open: Option<Open>) -> bindings::file_operations {
+        bindings::file_operations {
             owner: this_module(),
             open,
             release: Some(Self::release),
-            llseek: Some(raw::noop_llseek),
+            llseek: Some(bindings::noop_llseek),
             read_iter: if T::HAS_READ_ITER {
                 Some(Self::read_iter)
             } else {
@@ -247,7 +247,7 @@ impl<T: FileOperations> VTable<T> {
             compat_ioctl: if T::HAS_COMPAT_IOCTL {
                 Some(Self::compat_ioctl)
             } else if T::HAS_IOCTL {
-                raw::compat_ptr_ioctl
+                bindings::compat_ptr_ioctl
             } else {
                 None
             },
@@ -261,7 +261,7 @@ impl<T: FileOperations> VTable<T> {
     /// # Safety
     ///
     /// `file` must be a valid file with a table of `Self`, and must not be released during `'a`.
-    unsafe fn data<'a>(file: *mut raw::file) -> <T::Data as ForeignOwnable>::Borrowed<'a> {
+    unsafe fn data<'a>(file: *mut bindings::file) -> <T::Data as ForeignOwnable>::Borrowed<'a> {
         // SAFETY: The file is valid, and its private data does not change until it is released.
         let private = unsafe { (*file).private_data };
         // SAFETY: The pointer came from `into_foreign()`, see `build()`, and only `release()`
@@ -272,7 +272,7 @@ impl<T: FileOperations> VTable<T> {
     /// # Safety
     ///
     /// `file` must be a file with this table that is being released.
-    unsafe extern "C" fn release(_inode: *mut raw::inode, file: *mut raw::file) -> c_int {
+    unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         // SAFETY: The file is valid until this returns.
         let private = unsafe { (*file).private_data };
         // SAFETY: The pointer came from `into_foreign()`, see `build()`. A file is released once,
@@ -285,7 +285,10 @@ impl<T: FileOperations> VTable<T> {
     ///
     /// `kiocb` must be for a file with this table, and `iov` a destination, both for the duration
     /// of this call.
-    unsafe extern "C" fn read_iter(kiocb: *mut raw::kiocb, iov: *mut raw::iov_iter) -> isize {
+    unsafe extern "C" fn read_iter(
+        kiocb: *mut bindings::kiocb,
+        iov: *mut bindings::iov_iter,
+    ) -> isize {
         // SAFETY: By the safety requirements; the private data is a `T::Data`, see `build()`.
         let kiocb = unsafe { Kiocb::from_raw(kiocb) };
         // SAFETY: By the safety requirements; the caller does not access `iov` during this call.
@@ -298,7 +301,10 @@ impl<T: FileOperations> VTable<T> {
     ///
     /// `kiocb` must be for a file with this table, and `iov` a source, both for the duration of
     /// this call.
-    unsafe extern "C" fn write_iter(kiocb: *mut raw::kiocb, iov: *mut raw::iov_iter) -> isize {
+    unsafe extern "C" fn write_iter(
+        kiocb: *mut bindings::kiocb,
+        iov: *mut bindings::iov_iter,
+    ) -> isize {
         // SAFETY: By the safety requirements; the private data is a `T::Data`, see `build()`.
         let kiocb = unsafe { Kiocb::from_raw(kiocb) };
         // SAFETY: By the safety requirements; the caller does not access `iov` during this call.
@@ -312,9 +318,9 @@ impl<T: FileOperations> VTable<T> {
     /// `file` must be a file with this table and `table` null or a poll table, both valid for the
     /// duration of this call.
     unsafe extern "C" fn poll(
-        file: *mut raw::file,
-        table: *mut raw::poll_table_struct,
-    ) -> raw::__poll_t {
+        file: *mut bindings::file,
+        table: *mut bindings::poll_table_struct,
+    ) -> bindings::__poll_t {
         // SAFETY: The caller holds a reference to the file during this call.
         let data = unsafe { Self::data(file) };
         // SAFETY: As above; polling does not use the file position.
@@ -328,7 +334,7 @@ impl<T: FileOperations> VTable<T> {
     /// # Safety
     ///
     /// `file` must be a file with this table, valid for the duration of this call.
-    unsafe extern "C" fn ioctl(file: *mut raw::file, cmd: c_uint, arg: c_ulong) -> c_long {
+    unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: The caller holds a reference to the file during this call.
         let data = unsafe { Self::data(file) };
         // SAFETY: As above; ioctls do not use the file position.
@@ -341,7 +347,11 @@ impl<T: FileOperations> VTable<T> {
     ///
     /// `file` must be a file with this table, valid for the duration of this call.
     #[cfg(CONFIG_COMPAT)]
-    unsafe extern "C" fn compat_ioctl(file: *mut raw::file, cmd: c_uint, arg: c_ulong) -> c_long {
+    unsafe extern "C" fn compat_ioctl(
+        file: *mut bindings::file,
+        cmd: c_uint,
+        arg: c_ulong,
+    ) -> c_long {
         // SAFETY: The caller holds a reference to the file during this call.
         let data = unsafe { Self::data(file) };
         // SAFETY: As above; ioctls do not use the file position.
@@ -354,7 +364,10 @@ impl<T: FileOperations> VTable<T> {
     ///
     /// `file` must be a file with this table, valid for the duration of this call, and `vma` a
     /// mapping of it that is being set up.
-    unsafe extern "C" fn mmap(file: *mut raw::file, vma: *mut raw::vm_area_struct) -> c_int {
+    unsafe extern "C" fn mmap(
+        file: *mut bindings::file,
+        vma: *mut bindings::vm_area_struct,
+    ) -> c_int {
         // SAFETY: By the safety requirements.
         let new = unsafe { VmaNew::from_raw(vma) };
         new.set_dontdump();
@@ -376,7 +389,7 @@ impl<T: FileOperations> VTable<T> {
         0
     }
 
-    const VM_OPERATIONS: raw::vm_operations_struct = raw::vm_operations_struct {
+    const VM_OPERATIONS: bindings::vm_operations_struct = bindings::vm_operations_struct {
         fault: Some(Self::fault),
         ..pin_init::zeroed()
     };
@@ -385,7 +398,7 @@ impl<T: FileOperations> VTable<T> {
     ///
     /// `vmf` must be a fault, valid for the duration of this call, in a mapping of a file with this
     /// table.
-    unsafe extern "C" fn fault(vmf: *mut raw::vm_fault) -> raw::vm_fault_t {
+    unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
         // SAFETY: By the safety requirements, the fault is valid, and these fields are constant.
         let (vma, address, offset) = unsafe {
             let about = &(*vmf).__bindgen_anon_1;
@@ -408,7 +421,7 @@ impl<T: FileOperations> VTable<T> {
                 unsafe { (*vmf).page = ARef::into_raw(page).as_ptr().cast() };
                 0
             }
-            None => raw::vm_fault_reason_VM_FAULT_SIGBUS,
+            None => bindings::vm_fault_reason_VM_FAULT_SIGBUS,
         }
     }
 
@@ -451,7 +464,7 @@ impl<T: FileOperations> VTable<T> {
         // lock is held. The address is that of the page after the one that was accessed, and inside
         // the mapping. Pages that could not be mapped fault when they are accessed.
         let _ = unsafe {
-            raw::vm_insert_pages(
+            bindings::vm_insert_pages(
                 vma.as_ptr(),
                 address + PAGE_SIZE,
                 pages.as_mut_ptr(),

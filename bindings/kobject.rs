@@ -6,7 +6,7 @@
 
 use super::{
     device::Registered,
-    raw,
+    raw as bindings,
     sysfs::{
         Attributes,
         Entry, //
@@ -34,7 +34,7 @@ use kernel::{
 /// `kobj` came from `kobject_create_and_add()`, and this value owns a reference to it. The contents
 /// of `entries` do not move, and the `data` of each entry points to the value that `_data` holds.
 pub(crate) struct KObject<D: Send + Sync + 'static> {
-    kobj: NonNull<raw::kobject>,
+    kobj: NonNull<bindings::kobject>,
     entries: KVec<Entry>,
     _data: Arc<D>,
 }
@@ -84,12 +84,12 @@ impl<D: Send + Sync + 'static> KObject<D> {
             entries.push(entry, GFP_KERNEL_ACCOUNT)?;
         }
 
-        let device = ptr::from_ref::<Device>(parent.device()).cast::<raw::device>();
+        let device = ptr::from_ref::<Device>(parent.device()).cast::<bindings::device>();
         // SAFETY: A `Device` is a `struct device`, valid for as long as `parent` is borrowed.
         let device = unsafe { &raw const (*device).kobj }.cast_mut();
         // SAFETY: The parent is registered until after this call, because `parent` is borrowed.
         // The name is copied.
-        let kobj = unsafe { raw::kobject_create_and_add(name.as_char_ptr(), device) };
+        let kobj = unsafe { bindings::kobject_create_and_add(name.as_char_ptr(), device) };
 
         // INVARIANT: The kobject has just been created, and the vector is not modified again.
         let this = Self {
@@ -105,7 +105,7 @@ impl<D: Send + Sync + 'static> KObject<D> {
             // SAFETY: `kobj` is in sysfs. The attribute is at its final address. The safety
             // requirements of `Attributes` hold: the attribute is in an `Entry` with a `D`, and
             // `drop()` removes the attribute before the entry and the data are dropped.
-            to_result(unsafe { raw::sysfs_create_file_ns(kobj, attribute, ptr::null()) })?;
+            to_result(unsafe { bindings::sysfs_create_file_ns(kobj, attribute, ptr::null()) })?;
         }
         Ok(this)
     }
@@ -119,8 +119,8 @@ impl<D: Send + Sync + 'static> Drop for KObject<D> {
         // SAFETY: By the type invariant, `kobj` is valid. This removes the directory and the files
         // in it, and waits for those in use, so that the entries and the data, which are dropped
         // next, are not in use any more.
-        unsafe { raw::kobject_del(self.kobj.as_ptr()) };
+        unsafe { bindings::kobject_del(self.kobj.as_ptr()) };
         // SAFETY: By the type invariant, this value owns the reference that is released here.
-        unsafe { raw::kobject_put(self.kobj.as_ptr()) };
+        unsafe { bindings::kobject_put(self.kobj.as_ptr()) };
     }
 }

@@ -54,87 +54,80 @@ macro_rules! new_spinlock_bh {
 }
 pub(crate) use new_spinlock_bh;
 
-/// The backend of [`SpinLockIrqSave`].
-pub(crate) struct SpinLockIrqSaveBackend;
+/// Defines the backend of a spinlock that is taken and released by a certain set of C functions,
+/// which are called as the expressions say, under the safety requirements of [`Backend`].
+macro_rules! spinlock_backend {
+    (
+        $(#[$doc:meta])*
+        $name:ident: $guard_state:ty,
+        lock: |$lock_ptr:ident| $lock:expr,
+        try_lock: |$try_ptr:ident| $try_lock:expr,
+        unlock: |$unlock_ptr:ident, $state:pat_param| $unlock:expr $(,)?
+    ) => {
+        $(#[$doc])*
+        pub(crate) struct $name;
 
-// SAFETY: The underlying `spinlock_t` ensures mutual exclusion. `relock` is the default, which
-// locks by the same method.
-unsafe impl Backend for SpinLockIrqSaveBackend {
-    type State = bindings::spinlock_t;
-    type GuardState = usize;
+        // SAFETY: The underlying `spinlock_t` ensures mutual exclusion. `relock` is the default,
+        // which locks by the same method.
+        unsafe impl Backend for $name {
+            type State = bindings::spinlock_t;
+            type GuardState = $guard_state;
 
-    #[inline]
-    unsafe fn init(ptr: *mut Self::State, name: *const c_char, key: *mut bindings::lock_class_key) {
-        // SAFETY: By the safety requirements, `ptr` is valid for writes, and `name` and `key` are
-        // valid for reads indefinitely.
-        unsafe { bindings::__spin_lock_init(ptr, name, key) }
-    }
+            #[inline]
+            unsafe fn init(
+                ptr: *mut Self::State,
+                name: *const c_char,
+                key: *mut bindings::lock_class_key,
+            ) {
+                // SAFETY: By the safety requirements, `ptr` is valid for writes, and `name` and
+                // `key` are valid for reads indefinitely.
+                unsafe { bindings::__spin_lock_init(ptr, name, key) }
+            }
 
-    #[inline]
-    unsafe fn lock(ptr: *mut Self::State) -> Self::GuardState {
-        // SAFETY: By the safety requirements, `ptr` is an initialised lock.
-        unsafe { bindings::spin_lock_irqsave(ptr) }
-    }
+            #[inline]
+            unsafe fn lock($lock_ptr: *mut Self::State) -> Self::GuardState {
+                // SAFETY: By the safety requirements, the pointer is an initialised lock.
+                unsafe { $lock }
+            }
 
-    #[inline]
-    unsafe fn try_lock(ptr: *mut Self::State) -> Option<Self::GuardState> {
-        let mut flags = 0;
+            #[inline]
+            unsafe fn try_lock($try_ptr: *mut Self::State) -> Option<Self::GuardState> {
+                // SAFETY: By the safety requirements, the pointer is an initialised lock.
+                unsafe { $try_lock }
+            }
 
-        // SAFETY: By the safety requirements, `ptr` is an initialised lock.
-        unsafe { bindings::spin_trylock_irqsave(ptr, &mut flags) }.then_some(flags)
-    }
+            #[inline]
+            unsafe fn unlock($unlock_ptr: *mut Self::State, $state: &Self::GuardState) {
+                // SAFETY: By the safety requirements, the caller owns the lock; the guard state is
+                // what `lock` or `try_lock` returned.
+                unsafe { $unlock }
+            }
 
-    #[inline]
-    unsafe fn unlock(ptr: *mut Self::State, guard_state: &Self::GuardState) {
-        // SAFETY: By the safety requirements, the caller owns the lock; `guard_state` is what
-        // `lock` returned.
-        unsafe { bindings::spin_unlock_irqrestore(ptr, *guard_state) }
-    }
-
-    #[inline]
-    unsafe fn assert_is_held(ptr: *mut Self::State) {
-        // SAFETY: By the safety requirements, `ptr` is an initialised lock.
-        unsafe { bindings::spin_assert_is_held(ptr) }
-    }
+            #[inline]
+            unsafe fn assert_is_held(ptr: *mut Self::State) {
+                // SAFETY: By the safety requirements, `ptr` is an initialised lock.
+                unsafe { bindings::spin_assert_is_held(ptr) }
+            }
+        }
+    };
 }
 
-/// The backend of [`SpinLockBh`].
-pub(crate) struct SpinLockBhBackend;
+spinlock_backend! {
+    /// The backend of [`SpinLockIrqSave`]. The guard state is the interrupt state that was found.
+    SpinLockIrqSaveBackend: usize,
+    lock: |lock| bindings::spin_lock_irqsave(lock),
+    try_lock: |lock| {
+        let mut flags = 0;
 
-// SAFETY: The underlying `spinlock_t` ensures mutual exclusion. `relock` is the default, which
-// locks by the same method.
-unsafe impl Backend for SpinLockBhBackend {
-    type State = bindings::spinlock_t;
-    type GuardState = ();
+        bindings::spin_trylock_irqsave(lock, &mut flags).then_some(flags)
+    },
+    unlock: |lock, flags| bindings::spin_unlock_irqrestore(lock, *flags),
+}
 
-    #[inline]
-    unsafe fn init(ptr: *mut Self::State, name: *const c_char, key: *mut bindings::lock_class_key) {
-        // SAFETY: By the safety requirements, `ptr` is valid for writes, and `name` and `key` are
-        // valid for reads indefinitely.
-        unsafe { bindings::__spin_lock_init(ptr, name, key) }
-    }
-
-    #[inline]
-    unsafe fn lock(ptr: *mut Self::State) -> Self::GuardState {
-        // SAFETY: By the safety requirements, `ptr` is an initialised lock.
-        unsafe { bindings::spin_lock_bh(ptr) }
-    }
-
-    #[inline]
-    unsafe fn try_lock(ptr: *mut Self::State) -> Option<Self::GuardState> {
-        // SAFETY: By the safety requirements, `ptr` is an initialised lock.
-        unsafe { bindings::spin_trylock_bh(ptr) }.then_some(())
-    }
-
-    #[inline]
-    unsafe fn unlock(ptr: *mut Self::State, _guard_state: &Self::GuardState) {
-        // SAFETY: By the safety requirements, the caller owns the lock.
-        unsafe { bindings::spin_unlock_bh(ptr) }
-    }
-
-    #[inline]
-    unsafe fn assert_is_held(ptr: *mut Self::State) {
-        // SAFETY: By the safety requirements, `ptr` is an initialised lock.
-        unsafe { bindings::spin_assert_is_held(ptr) }
-    }
+spinlock_backend! {
+    /// The backend of [`SpinLockBh`].
+    SpinLockBhBackend: (),
+    lock: |lock| bindings::spin_lock_bh(lock),
+    try_lock: |lock| bindings::spin_trylock_bh(lock).then_some(()),
+    unlock: |lock, ()| bindings::spin_unlock_bh(lock),
 }

@@ -6,7 +6,7 @@
 
 use super::{
     file_ops::this_module,
-    raw, //
+    raw as bindings, //
 };
 use kernel::{
     module_param::KernelParam,
@@ -39,17 +39,17 @@ impl IntParam {
     /// Returns the description by which the module loader finds the parameter.
     #[doc(hidden)]
     pub(crate) const fn description(&'static self, name: &'static CStr) -> KernelParam {
-        KernelParam::new(raw::kernel_param {
+        KernelParam::new(bindings::kernel_param {
             name: kernel::str::as_char_ptr_in_const_context(name),
             mod_: this_module(),
-            ops: &raw const raw::param_ops_int,
+            ops: &raw const bindings::param_ops_int,
             perm: 0o444,
             level: -1,
             flags: 0,
             // An atomic integer has the memory layout of an integer. C code writes to the integer
             // before the module's initialization, in the thread that then runs the initialization,
             // and only reads the integer afterwards.
-            __bindgen_anon_1: raw::kernel_param__bindgen_ty_1 {
+            __bindgen_anon_1: bindings::kernel_param__bindgen_ty_1 {
                 arg: self.value.as_ptr().cast(),
             },
         })

@@ -8,7 +8,7 @@
 //!
 //! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
-use super::raw;
+use super::raw as bindings;
 use core::{
     fmt,
     ptr, //
@@ -84,7 +84,7 @@ impl fmt::Write for Output<'_> {
 pub(crate) fn parse_u32(text: &CStr) -> Result<u32> {
     let mut value = 0;
     // SAFETY: The text ends in a NUL, and `value` is valid for a write.
-    to_result(unsafe { raw::kstrtouint(text.as_char_ptr(), 10, &mut value) })?;
+    to_result(unsafe { bindings::kstrtouint(text.as_char_ptr(), 10, &mut value) })?;
     Ok(value)
 }
 
@@ -100,10 +100,10 @@ pub(crate) fn parse_u32(text: &CStr) -> Result<u32> {
 /// - Everything that the constants point to has static lifetime.
 pub(crate) unsafe trait Attributes<D> {
     #[doc(hidden)]
-    const DEVICE: *const *const raw::attribute_group;
+    const DEVICE: *const *const bindings::attribute_group;
 
     #[doc(hidden)]
-    const KOBJECT: &'static [raw::kobj_attribute];
+    const KOBJECT: &'static [bindings::kobj_attribute];
 }
 
 /// An attribute of one kobject.
@@ -113,21 +113,21 @@ pub(crate) unsafe trait Attributes<D> {
 /// which might be after the module's code is gone.
 #[repr(C)]
 pub(super) struct Entry {
-    pub(super) attribute: raw::kobj_attribute,
+    pub(super) attribute: bindings::kobj_attribute,
     pub(super) data: *const c_void,
 }
 
 /// The C structures of an attribute.
 trait RawAttribute: Attribute {
-    const COMMON: raw::attribute = {
-        let mut attribute: raw::attribute = pin_init::zeroed();
+    const COMMON: bindings::attribute = {
+        let mut attribute: bindings::attribute = pin_init::zeroed();
         attribute.name = kernel::str::as_char_ptr_in_const_context(Self::NAME);
         attribute.mode = if Self::HAS_STORE { 0o644 } else { 0o444 };
         attribute
     };
 
-    const DEVICE: raw::device_attribute = {
-        let mut attribute: raw::device_attribute = pin_init::zeroed();
+    const DEVICE: bindings::device_attribute = {
+        let mut attribute: bindings::device_attribute = pin_init::zeroed();
         attribute.attr = Self::COMMON;
         attribute.__bindgen_anon_1.show = Some(show_device::<Self>);
         if Self::HAS_STORE {
@@ -136,8 +136,8 @@ trait RawAttribute: Attribute {
         attribute
     };
 
-    const KOBJECT: raw::kobj_attribute = {
-        let mut attribute: raw::kobj_attribute = pin_init::zeroed();
+    const KOBJECT: bindings::kobj_attribute = {
+        let mut attribute: bindings::kobj_attribute = pin_init::zeroed();
         attribute.attr = Self::COMMON;
         #[cfg(kobj_attribute_has_unions)]
         {
@@ -194,12 +194,12 @@ unsafe fn store<A: Attribute>(data: &A::Data, text: *const c_char, count: usize)
 /// The call must be that of sysfs to the `show` function of a device attribute, with a zeroed page.
 /// The driver data of `dev` must point to an `A::Data` that is valid during this call.
 unsafe extern "C" fn show_device<A: Attribute>(
-    dev: *mut raw::device,
-    _attribute: *mut raw::device_attribute,
+    dev: *mut bindings::device,
+    _attribute: *mut bindings::device_attribute,
     page: *mut c_char,
 ) -> isize {
     // SAFETY: By the safety requirements of this function.
-    let data = unsafe { &*raw::dev_get_drvdata(dev).cast::<A::Data>() };
+    let data = unsafe { &*bindings::dev_get_drvdata(dev).cast::<A::Data>() };
     // SAFETY: As above.
     unsafe { show::<A>(data, page) }
 }
@@ -210,13 +210,13 @@ unsafe extern "C" fn show_device<A: Attribute>(
 /// NUL-terminated text. The driver data of `dev` must point to an `A::Data` that is valid during
 /// this call.
 unsafe extern "C" fn store_device<A: Attribute>(
-    dev: *mut raw::device,
-    _attribute: *mut raw::device_attribute,
+    dev: *mut bindings::device,
+    _attribute: *mut bindings::device_attribute,
     text: *const c_char,
     count: usize,
 ) -> isize {
     // SAFETY: By the safety requirements of this function.
-    let data = unsafe { &*raw::dev_get_drvdata(dev).cast::<A::Data>() };
+    let data = unsafe { &*bindings::dev_get_drvdata(dev).cast::<A::Data>() };
     // SAFETY: As above.
     unsafe { store::<A>(data, text, count) }
 }
@@ -224,7 +224,7 @@ unsafe extern "C" fn store_device<A: Attribute>(
 /// # Safety
 ///
 /// `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during `'a`.
-unsafe fn entry_data<'a, A: Attribute>(attribute: *mut raw::kobj_attribute) -> &'a A::Data {
+unsafe fn entry_data<'a, A: Attribute>(attribute: *mut bindings::kobj_attribute) -> &'a A::Data {
     // SAFETY: By the safety requirements of this function.
     let entry = unsafe { container_of!(attribute, Entry, attribute) };
     // SAFETY: As above.
@@ -236,8 +236,8 @@ unsafe fn entry_data<'a, A: Attribute>(attribute: *mut raw::kobj_attribute) -> &
 /// The call must be that of sysfs to the `show` function of a kobject's attribute, with a zeroed
 /// page. `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during this call.
 unsafe extern "C" fn show_kobject<A: Attribute>(
-    _kobj: *mut raw::kobject,
-    attribute: *mut raw::kobj_attribute,
+    _kobj: *mut bindings::kobject,
+    attribute: *mut bindings::kobj_attribute,
     page: *mut c_char,
 ) -> isize {
     // SAFETY: By the safety requirements of this function.
@@ -252,8 +252,8 @@ unsafe extern "C" fn show_kobject<A: Attribute>(
 /// NUL-terminated text. `attribute` must be part of an [`Entry`] with an `A::Data` that is valid
 /// during this call.
 unsafe extern "C" fn store_kobject<A: Attribute>(
-    _kobj: *mut raw::kobject,
-    attribute: *mut raw::kobj_attribute,
+    _kobj: *mut bindings::kobject,
+    attribute: *mut bindings::kobj_attribute,
     text: *const c_char,
     count: usize,
 ) -> isize {
@@ -265,13 +265,13 @@ unsafe extern "C" fn store_kobject<A: Attribute>(
 
 // SAFETY: There are no attributes.
 unsafe impl<D> Attributes<D> for () {
-    const DEVICE: *const *const raw::attribute_group = ptr::null();
-    const KOBJECT: &'static [raw::kobj_attribute] = &[];
+    const DEVICE: *const *const bindings::attribute_group = ptr::null();
+    const KOBJECT: &'static [bindings::kobj_attribute] = &[];
 }
 
 /// Returns the attribute group of a null-terminated array of attributes.
-const fn group(attributes: &'static [*const raw::attribute]) -> raw::attribute_group {
-    let mut group: raw::attribute_group = pin_init::zeroed();
+const fn group(attributes: &'static [*const bindings::attribute]) -> bindings::attribute_group {
+    let mut group: bindings::attribute_group = pin_init::zeroed();
     group.__bindgen_anon_2.attrs_const = attributes.as_ptr();
     group
 }
@@ -281,23 +281,23 @@ macro_rules! impl_attributes {
         // SAFETY: `RawAttribute` builds the attributes from constants, with functions that require
         // no more than the trait allows, for the attribute's `Data`, which is `D`.
         unsafe impl<D, $($attribute: Attribute<Data = D>),*> Attributes<D> for ($($attribute,)*) {
-            const DEVICE: *const *const raw::attribute_group = {
+            const DEVICE: *const *const bindings::attribute_group = {
                 struct List<T>(core::marker::PhantomData<T>);
 
                 impl<$($attribute: Attribute),*> List<($($attribute,)*)> {
-                    const ATTRIBUTES: &'static [*const raw::attribute] = &[
+                    const ATTRIBUTES: &'static [*const bindings::attribute] = &[
                         $(&raw const (&<$attribute as RawAttribute>::DEVICE).attr,)*
                         ptr::null(),
                     ];
-                    const GROUP: &'static raw::attribute_group = &group(Self::ATTRIBUTES);
-                    const GROUPS: &'static [*const raw::attribute_group] =
+                    const GROUP: &'static bindings::attribute_group = &group(Self::ATTRIBUTES);
+                    const GROUPS: &'static [*const bindings::attribute_group] =
                         &[ptr::from_ref(Self::GROUP), ptr::null()];
                 }
 
                 List::<($($attribute,)*)>::GROUPS.as_ptr()
             };
 
-            const KOBJECT: &'static [raw::kobj_attribute] =
+            const KOBJECT: &'static [bindings::kobj_attribute] =
                 &[$(<$attribute as RawAttribute>::KOBJECT,)*];
         }
     };

@@ -25,7 +25,7 @@ pub(crate) use self::{
     },
     device::Operations,
     state::{
-        PackedState,
+        PackedPosition,
         VqAddress,
         VqState, //
     },

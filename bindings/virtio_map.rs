@@ -114,18 +114,18 @@ impl<T: Owner> Space<T> {
 ///
 /// - `space` came from [`Arc::into_raw`], and the token owns a reference. `former` is the previous
 ///   space, of which the token owns a reference as well, or null.
-/// - Both change only while `closed` is not 0, by the call that has set `closed`, once and after an
+/// - Both change only while `quiesced_by` is not 0, by the call that has set `quiesced_by`, once and after an
 ///   RCU grace period: so by then no readers are left of the space in `former`.
 pub(crate) struct Token<T: Owner> {
     space: Atomic<*mut Space<T>>,
     former: Atomic<*mut Space<T>>,
-    /// 0 while the token is open; otherwise a value that identifies the call that has closed it.
-    closed: Atomic<usize>,
+    /// 0 while the token is open; otherwise a value that identifies the call that has quiesced it.
+    quiesced_by: Atomic<usize>,
 }
 
-/// Value of [`Token::closed`] in a token closed by [`Token::quiesce`]. Other values are addresses,
-/// and this is none.
-const CLOSED_ALONE: usize = 1;
+/// Value of [`Token::quiesced_by`] in a token quiesced by [`Token::quiesce`]. Other values are
+/// addresses, and this is none.
+const ALONE: usize = 1;
 
 // SAFETY: A token owns references to spaces, which move with the token.
 unsafe impl<T: Owner> Send for Token<T> {}
@@ -139,7 +139,7 @@ impl<T: Owner> Token<T> {
         Self {
             space: Atomic::new(Arc::into_raw(space).cast_mut()),
             former: Atomic::new(ptr::null_mut()),
-            closed: Atomic::new(0),
+            quiesced_by: Atomic::new(0),
         }
     }
 
@@ -148,11 +148,11 @@ impl<T: Owner> Token<T> {
         ptr::eq(self.space.load(Relaxed), Arc::as_ptr(space))
     }
 
-    /// Closes the token: nothing is mapped by the token until the return value is dropped.
+    /// Quiesces the token: nothing is mapped by the token until the return value is dropped.
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if something is mapped into the token's space, or if the token is closed already.
+    /// [`EBUSY`] if something is mapped into the token's space, or if the token is quiesced already.
     ///
     /// # Context
     ///
@@ -160,7 +160,7 @@ impl<T: Owner> Token<T> {
     /// once. The grace period is not expedited: a process asks for this, and must not interrupt
     /// other CPUs.
     pub(crate) fn quiesce(&self) -> Result<Quiesced<'_, T>> {
-        let quiescing = self.begin_to_quiesce(CLOSED_ALONE)?;
+        let quiescing = self.begin_to_quiesce(ALONE)?;
         rcu::synchronize();
 
         quiescing.finish()
@@ -175,14 +175,14 @@ impl<T: Owner> Token<T> {
     pub(crate) fn retarget_all(tokens: &[Self], space: &Arc<Space<T>>) {
         // No other call has this address until this call returns.
         let mark = 0u8;
-        let closer = ptr::from_ref(&mark) as usize;
+        let call = ptr::from_ref(&mark) as usize;
         let mut any = false;
 
         for token in tokens {
             if !token.points_to(space) {
-                if let Ok(quiescing) = token.begin_to_quiesce(closer) {
+                if let Ok(quiescing) = token.begin_to_quiesce(call) {
                     any = true;
-                    // The token stays closed; `closer` in `closed` marks it as closed by this call.
+                    // The token stays quiesced; `call` in `quiesced_by` says that this call did so.
                     mem::forget(quiescing);
                 }
             }
@@ -193,8 +193,8 @@ impl<T: Owner> Token<T> {
 
         rcu::synchronize();
         for token in tokens {
-            if token.closed.load(Relaxed) == closer {
-                // INVARIANT: This call closed the token above.
+            if token.quiesced_by.load(Relaxed) == call {
+                // INVARIANT: This call quiesced the token above.
                 if let Ok(quiesced) = Quiescing(token).finish() {
                     quiesced.retarget(space.clone());
                 }
@@ -203,16 +203,16 @@ impl<T: Owner> Token<T> {
     }
 
     /// Prevents new mappings by the token; mappings already in progress may still complete.
-    /// `closer`, which must not be 0, tells the caller from others that may close the token.
+    /// `call`, which must not be 0, tells the caller from others that may quiesce the token.
     ///
     /// # Errors
     ///
     /// Those of [`quiesce`](Self::quiesce).
-    fn begin_to_quiesce(&self, closer: usize) -> Result<Quiescing<'_, T>> {
-        if self.closed.cmpxchg(0, closer, Full).is_err() {
+    fn begin_to_quiesce(&self, call: usize) -> Result<Quiescing<'_, T>> {
+        if self.quiesced_by.cmpxchg(0, call, Full).is_err() {
             return Err(EBUSY);
         }
-        // INVARIANT: This call has set `closed` just now.
+        // INVARIANT: This call has set `quiesced_by` just now.
         let quiescing = Quiescing(self);
 
         if self.is_in_use() {
@@ -240,13 +240,13 @@ impl<T: Owner> Token<T> {
         unsafe { &*self.space.read_acquire() }
     }
 
-    /// Returns the space that the token points to, for mapping, or [`None`] if the token is closed.
+    /// Returns the space that the token points to, for mapping, or [`None`] if the token is quiesced.
     #[inline(always)]
     fn enter_open<'a>(&'a self, rcu: rcu::Section<'a>) -> Option<&'a Space<T>> {
-        (self.closed.read_acquire() == 0).then(|| self.enter(rcu))
+        (self.quiesced_by.read_acquire() == 0).then(|| self.enter(rcu))
     }
 
-    /// Maps a buffer by [`Area::map`]. Returns [`None`] also if the token is closed.
+    /// Maps a buffer by [`Area::map`]. Returns [`None`] also if the token is quiesced.
     #[inline(never)]
     fn map(
         &self,
@@ -263,7 +263,7 @@ impl<T: Owner> Token<T> {
         space.bounce.map(buffer, dir, sync, rcu)
     }
 
-    /// Maps a buffer by [`Area::map_fast`]. Returns the buffer also if the token is closed, or its
+    /// Maps a buffer by [`Area::map_fast`]. Returns the buffer also if the token is quiesced, or its
     /// space is not prepared.
     #[inline(always)]
     fn map_fast<'a>(
@@ -343,16 +343,16 @@ impl<T: Owner> Drop for Token<T> {
     }
 }
 
-/// A closed [`Token`] by which some mappings may still be in progress. Dropping this opens the
+/// A quiesced [`Token`] by which some mappings may still be in progress. Dropping this opens the
 /// token again.
 ///
 /// # Invariants
 ///
-/// The token's `closed` was set for this value.
+/// The token's `quiesced_by` was set for this value.
 struct Quiescing<'a, T: Owner>(&'a Token<T>);
 
 impl<'a, T: Owner> Quiescing<'a, T> {
-    /// Completes the closing. Must be called after a grace period, by which time callers that saw
+    /// Completes the quiescing. Must be called after a grace period, by which time callers that saw
     /// the token open have finished mapping.
     ///
     /// # Errors
@@ -370,23 +370,23 @@ impl<'a, T: Owner> Quiescing<'a, T> {
 
 impl<T: Owner> Drop for Quiescing<'_, T> {
     fn drop(&mut self) {
-        self.0.closed.store(0, Release);
+        self.0.quiesced_by.store(0, Release);
     }
 }
 
-/// A closed [`Token`] by which nothing is mapped or can be mapped. Dropping this opens the token
+/// A quiesced [`Token`] by which nothing is mapped or can be mapped. Dropping this opens the token
 /// again.
 ///
 /// # Invariants
 ///
-/// An RCU grace period has passed since the token was closed.
+/// An RCU grace period has passed since the token was quiesced.
 pub(crate) struct Quiesced<'a, T: Owner>(Quiescing<'a, T>);
 
 impl<T: Owner> Quiesced<'_, T> {
     /// Points the token to another space. May sleep.
     pub(crate) fn retarget(self, space: Arc<Space<T>>) {
         let token = self.0 .0;
-        // INVARIANT: This value has closed the token, a grace period has passed, and `self` is
+        // INVARIANT: This value has quiesced the token, a grace period has passed, and `self` is
         // consumed, so that this is done once.
         let old = token.space.xchg(Arc::into_raw(space).cast_mut(), Full);
         // `old` may have readers until after the next grace period: it is kept in `former` until
@@ -395,7 +395,7 @@ impl<T: Owner> Quiesced<'_, T> {
 
         if !former.is_null() {
             // SAFETY: By the invariants of `Token`, the token owns the reference. The token has not
-            // pointed to `former` since before it was closed, so that all of `former`'s readers
+            // pointed to `former` since before it was quiesced, so that all of `former`'s readers
             // were waited for.
             drop(unsafe { Arc::from_raw(former) });
         }

@@ -343,7 +343,7 @@ impl Dev {
     /// Returns the limits of one request of a kernel driver. May sleep.
     fn request_limits(&self) -> quirks::RequestLimits {
         let shortest = self.vqs.iter().map(|vq| vq.size()).min();
-        let area = self.spaces.get(0).map(|open| open.domain.bounce());
+        let area = self.spaces.get(0).map(|handle| handle.domain.bounce());
 
         quirks::RequestLimits {
             pages: area.map_or(0, |area| area.size() >> PAGE_SHIFT),

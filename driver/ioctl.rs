@@ -7,8 +7,10 @@
 
 use super::{
     dev::Dev,
+    domain::Region,
     registry::Registry,
-    user::Argument, //
+    user::Argument,
+    vq_state, //
 };
 #[cfg(CONFIG_COMPAT)]
 use crate::uapi::{
@@ -35,11 +37,9 @@ use crate::{
         IotlbEntryV2,
         IovaInfo,
         IovaUmem,
-        PackedState,
         VqConfig,
         VqEventfd,
         VqInfo,
-        VqStateUnion,
         EVENTFD_DEASSIGN,
         SET_STATUS, //
     },
@@ -55,7 +55,6 @@ use kernel::{
     },
     prelude::*,
     sync::{
-        aref::ARef,
         poll::PollTable,
         Arc,
         ArcBorrow, //
@@ -169,7 +168,7 @@ impl FileOperations for DevFile {
 
         let arg = Argument::new_compat(arg);
         match cmd {
-            cmd::COMPAT_IOTLB_GET_FD => compat_iotlb_get_fd(dev, arg),
+            cmd::COMPAT_IOTLB_GET_FD => iotlb_get_fd::<CompatIotlbEntry>(dev, arg),
             cmd::COMPAT_VQ_GET_INFO => compat_vq_get_info(dev, arg),
             _ => dispatch(dev, cmd, arg),
         }
@@ -178,8 +177,8 @@ impl FileOperations for DevFile {
 
 fn dispatch(dev: &Dev, cmd: u32, arg: Argument) -> Result<isize> {
     match cmd {
-        cmd::IOTLB_GET_FD => return iotlb_get_fd(dev, arg),
-        cmd::IOTLB_GET_FD2 if dev.is_v1() => return iotlb_get_fd2(dev, arg),
+        cmd::IOTLB_GET_FD => return iotlb_get_fd::<IotlbEntry>(dev, arg),
+        cmd::IOTLB_GET_FD2 if dev.is_v1() => return iotlb_get_fd::<IotlbEntryV2>(dev, arg),
         cmd::DEV_GET_FEATURES => arg.write(&dev.driver_features())?,
         cmd::DEV_SET_CONFIG => set_config(dev, arg)?,
         cmd::DEV_INJECT_CONFIG_IRQ => inject_config_irq(dev)?,
@@ -203,81 +202,91 @@ fn dispatch(dev: &Dev, cmd: u32, arg: Argument) -> Result<isize> {
     Ok(0)
 }
 
-/// The file that holds the memory of a mapping, and the entry that describes the mapping.
-struct MappedFile {
-    file: ARef<File>,
-    entry: IotlbEntry,
-}
-
-impl MappedFile {
-    /// Returns the first mapping of an address space that contains an address from `start` to
-    /// `last`.
+/// The argument of `IOTLB_GET_FD`, in one of its forms.
+trait GetFd: AsBytes + FromBytes {
+    /// Returns the address space, and the first and the last address to look at.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there is no such mapping or address space, or if `start` is above `last`.
-    fn find(dev: &Dev, asid: u32, start: u64, last: u64) -> Result<Self> {
-        let open = dev.spaces.get(asid)?;
-        if start > last {
+    /// [`EINVAL`] if a reserved field is not 0.
+    fn query(&self) -> Result<(u32, u64, u64)>;
+
+    /// Returns the argument with the region that was found.
+    fn with(self, region: &Region) -> Self;
+}
+
+impl GetFd for IotlbEntry {
+    fn query(&self) -> Result<(u32, u64, u64)> {
+        Ok((0, self.start, self.last))
+    }
+
+    fn with(self, region: &Region) -> Self {
+        Self {
+            offset: region.offset,
+            start: region.start,
+            last: region.last,
+            perm: region.perm,
+            padding: [0; 7],
+        }
+    }
+}
+
+impl GetFd for IotlbEntryV2 {
+    fn query(&self) -> Result<(u32, u64, u64)> {
+        if self.reserved.iter().any(|&word| word != 0) {
             return Err(EINVAL);
         }
-        let found = open.domain.owner().find(start, last).ok_or(EINVAL)?;
 
-        Ok(Self {
-            file: found.file.unwrap_or_else(|| open.file.clone()),
-            entry: IotlbEntry {
-                offset: found.offset,
-                start: found.start,
-                last: found.last,
-                perm: found.perm,
-                padding: [0; 7],
-            },
-        })
+        Ok((self.asid, self.start, self.last))
     }
 
-    fn install(self) -> Result<isize> {
-        Ok(fd::receive(&self.file)? as isize)
+    fn with(self, region: &Region) -> Self {
+        Self {
+            offset: region.offset,
+            start: region.start,
+            last: region.last,
+            perm: region.perm,
+            ..self
+        }
     }
-}
-
-fn iotlb_get_fd(dev: &Dev, arg: Argument) -> Result<isize> {
-    let entry: IotlbEntry = arg.read()?;
-    let mapped = MappedFile::find(dev, 0, entry.start, entry.last)?;
-
-    arg.write(&mapped.entry)?;
-    mapped.install()
-}
-
-fn iotlb_get_fd2(dev: &Dev, arg: Argument) -> Result<isize> {
-    let entry: IotlbEntryV2 = arg.read()?;
-    if entry.reserved.iter().any(|&word| word != 0) {
-        return Err(EINVAL);
-    }
-    let mapped = MappedFile::find(dev, entry.asid, entry.start, entry.last)?;
-
-    arg.write(&IotlbEntryV2 {
-        offset: mapped.entry.offset,
-        start: mapped.entry.start,
-        last: mapped.entry.last,
-        perm: mapped.entry.perm,
-        ..entry
-    })?;
-    mapped.install()
 }
 
 #[cfg(CONFIG_COMPAT)]
-fn compat_iotlb_get_fd(dev: &Dev, arg: Argument) -> Result<isize> {
-    let entry: CompatIotlbEntry = arg.read()?;
-    let mapped = MappedFile::find(dev, 0, entry.start.get(), entry.last.get())?;
+impl GetFd for CompatIotlbEntry {
+    fn query(&self) -> Result<(u32, u64, u64)> {
+        Ok((0, self.start.get(), self.last.get()))
+    }
 
-    arg.write(&CompatIotlbEntry {
-        offset: CompatU64::new(mapped.entry.offset),
-        start: CompatU64::new(mapped.entry.start),
-        last: CompatU64::new(mapped.entry.last),
-        perm: mapped.entry.perm,
-        padding: [0; 3],
-    })?;
-    mapped.install()
+    fn with(self, region: &Region) -> Self {
+        Self {
+            offset: CompatU64::new(region.offset),
+            start: CompatU64::new(region.start),
+            last: CompatU64::new(region.last),
+            perm: region.perm,
+            padding: [0; 3],
+        }
+    }
+}
+
+/// Finds the first region that contains an address of the range in `arg`, describes the region
+/// there, and returns a descriptor of the file that holds its memory.
+///
+/// # Errors
+///
+/// - [`EINVAL`] if there is no such region or address space, or the range ends before its start.
+/// - [`EFAULT`], or those of [`fd::receive`].
+fn iotlb_get_fd<T: GetFd>(dev: &Dev, arg: Argument) -> Result<isize> {
+    let entry: T = arg.read()?;
+    let (asid, start, last) = entry.query()?;
+    let space = dev.spaces.get(asid)?;
+    if start > last {
+        return Err(EINVAL);
+    }
+    let region = space.domain.owner().find(start, last).ok_or(EINVAL)?;
+
+    arg.write(&entry.with(&region))?;
+
+    Ok(fd::receive(region.file.as_ref().unwrap_or(&space.file))? as isize)
 }
 
 fn iotlb_get_info(dev: &Dev, arg: Argument) -> Result {
@@ -285,17 +294,17 @@ fn iotlb_get_info(dev: &Dev, arg: Argument) -> Result {
     if info.reserved.iter().any(|&word| word != 0) || info.start > info.last {
         return Err(EINVAL);
     }
-    let open = dev.spaces.get(info.asid)?;
-    let found = open
+    let space = dev.spaces.get(info.asid)?;
+    let region = space
         .domain
         .owner()
         .find(info.start, info.last)
         .ok_or(EINVAL)?;
 
     arg.write(&IovaInfo {
-        start: found.start,
-        last: found.last,
-        capability: found.capability,
+        start: region.start,
+        last: region.last,
+        capability: region.capability,
         ..info
     })
 }
@@ -358,18 +367,6 @@ fn setup_kickfd(dev: &Dev, config: VqEventfd) -> Result {
 
 fn vq_info(dev: &Dev, info: VqInfo) -> Result<VqInfo> {
     let snapshot = dev.vq(info.index)?.snapshot();
-    let state = if dev.is_packed() {
-        let packed = snapshot.state.packed();
-
-        VqStateUnion::from_packed(PackedState {
-            last_avail_counter: packed.last_avail_counter,
-            last_avail_idx: packed.last_avail_idx,
-            last_used_counter: packed.last_used_counter,
-            last_used_idx: packed.last_used_idx,
-        })
-    } else {
-        VqStateUnion::from_split(snapshot.state.split())
-    };
 
     Ok(VqInfo {
         index: info.index,
@@ -377,7 +374,7 @@ fn vq_info(dev: &Dev, info: VqInfo) -> Result<VqInfo> {
         desc_addr: snapshot.address.desc,
         driver_addr: snapshot.address.driver,
         device_addr: snapshot.address.device,
-        state,
+        state: vq_state::to_abi(snapshot.state, dev.is_packed()),
         ready: snapshot.ready.into(),
         padding: [0; 7],
     })

@@ -38,3 +38,4 @@ mod sysfs;
 mod user;
 mod vdpa;
 mod vq;
+mod vq_state;

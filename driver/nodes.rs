@@ -14,8 +14,8 @@ use super::{
 };
 use crate::bindings::{
     chrdev::{
+        DeviceNumbers,
         Node,
-        Region,
         Registration, //
     },
     vdpa::mgmt::{
@@ -69,21 +69,21 @@ impl Nodes {
     /// Must be the last step of loading the module: a file may be open from then on, and a module
     /// that fails to load does not wait for the file to be closed.
     pub(crate) fn new(registry: &Arc<Registry>) -> Result<Self> {
-        let region = &registry.region;
+        let numbers = &registry.numbers;
         let devices = Registration::new(
-            region.clone(),
-            CONTROL_INDEX + 1..Region::MAX,
+            numbers.clone(),
+            CONTROL_INDEX + 1..DeviceNumbers::MAX,
             registry.clone(),
         )?;
         let node = Node::new::<()>(
             registry.class.clone(),
-            region.clone(),
+            numbers.clone(),
             CONTROL_INDEX,
             c"control",
             Arc::new((), GFP_KERNEL)?,
         )?;
         let control = Registration::new(
-            region.clone(),
+            numbers.clone(),
             CONTROL_INDEX..CONTROL_INDEX + 1,
             registry.clone(),
         )?;

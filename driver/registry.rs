@@ -29,8 +29,8 @@ use crate::{
             Capability, //
         },
         chrdev::{
+            DeviceNumbers, //
             Node,
-            Region, //
         },
         class::{
             Class,
@@ -99,7 +99,7 @@ pub(crate) struct Registry {
     #[pin]
     entries: Mutex<Entries>,
     pub(super) class: Arc<Class>,
-    pub(super) region: Arc<Region>,
+    pub(super) numbers: Arc<DeviceNumbers>,
     shared: Shared,
     module: &'static ThisModule,
 }
@@ -122,7 +122,10 @@ impl Registry {
             try_pin_init!(Self {
                 entries <- new_mutex!(RBTree::new()),
                 class: Arc::new(Class::register::<VduseClass>()?, GFP_KERNEL_ACCOUNT)?,
-                region: Arc::new(Region::new(Region::MAX, c"vduse")?, GFP_KERNEL_ACCOUNT)?,
+                numbers: Arc::new(
+                    DeviceNumbers::new(DeviceNumbers::MAX, c"vduse")?,
+                    GFP_KERNEL_ACCOUNT,
+                )?,
                 shared: shared,
                 module: module,
             }),
@@ -156,7 +159,7 @@ impl Registry {
             free += 1;
         }
 
-        (free < Region::MAX).then_some(free).ok_or(ENOSPC)
+        (free < DeviceNumbers::MAX).then_some(free).ok_or(ENOSPC)
     }
 
     /// Creates a device. The device's node exists when this returns.
@@ -188,7 +191,7 @@ impl Registry {
         let node = Arc::new(
             Node::new::<DevAttributes>(
                 self.class.clone(),
-                self.region.clone(),
+                self.numbers.clone(),
                 index,
                 name,
                 dev.clone(),

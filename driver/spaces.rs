@@ -145,8 +145,8 @@ impl Spaces {
     /// - [`ENOMEM`] if memory is short.
     pub(super) fn get_or_alloc(&self, asid: u32) -> Result<&DomainHandle> {
         let space = get_nospec(&self.all, asid as usize).ok_or(EINVAL)?;
-        if let Some(open) = space.0.as_ref() {
-            return Ok(open);
+        if let Some(handle) = space.0.as_ref() {
+            return Ok(handle);
         }
 
         // The domain's address allocator takes the lock of CPU hotplug, so the domain is created
@@ -156,13 +156,13 @@ impl Spaces {
         match allocated {
             // Another caller may have been faster: then the domain from here is dropped, without
             // the lock.
-            Ok(open) if space.0.as_ref().is_none() => {
+            Ok(handle) if space.0.as_ref().is_none() => {
                 bounce_config.frozen = true;
-                space.0.populate(open);
+                space.0.populate(handle);
             }
-            Ok(open) => {
+            Ok(handle) => {
                 drop(bounce_config);
-                drop(open);
+                drop(handle);
             }
             Err(error) => {
                 bounce_config.frozen = self.allocated().next().is_some();
@@ -198,8 +198,8 @@ impl Spaces {
 
     /// Unmaps the bounce areas, after the driver was reset.
     pub(super) fn reset(&self) {
-        for open in self.allocated() {
-            open.domain.owner().reset();
+        for handle in self.allocated() {
+            handle.domain.owner().reset();
         }
     }
 
@@ -230,8 +230,8 @@ impl Spaces {
 
     /// Drops all mappings of a process from an address space.
     pub(super) fn reset_map(&self, asid: u32) {
-        if let Ok(open) = self.get(asid) {
-            open.domain.owner().drop_files();
+        if let Ok(handle) = self.get(asid) {
+            handle.domain.owner().drop_files();
         }
     }
 
@@ -294,9 +294,9 @@ impl Spaces {
 
     /// Deregisters all memory of processes, after the daemon is gone. May sleep.
     pub(super) fn dereg_all_umem(&self) {
-        for open in self.allocated() {
+        for handle in self.allocated() {
             // Most areas have none registered, which is fine.
-            let _ = open.domain.bounce().deregister_umem();
+            let _ = handle.domain.bounce().deregister_umem();
         }
     }
 }

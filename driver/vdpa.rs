@@ -12,6 +12,7 @@ use super::{
     },
     domain::Mappings,
     msg::Suspending,
+    vq_state, //
 };
 use crate::{
     bindings::{
@@ -26,7 +27,6 @@ use crate::{
             BusDriver,
             Callbacks,
             Operations,
-            PackedState,
             VqAddress,
             VqState, //
         },
@@ -100,13 +100,13 @@ impl DriverSide {
     /// Moves all groups back to address space 0, where drivers expect them after a reset.
     fn reset_groups(&self) {
         // Address space 0 was created before the device was put on the bus.
-        let Ok(open) = self.dev.spaces.get(0) else {
+        let Ok(handle) = self.dev.spaces.get(0) else {
             return;
         };
 
         // Groups leave address space 0 only on behalf of a process, so the kernel has nothing
         // mapped in the spaces that they return from.
-        Token::retarget_all(&self.tokens, &open.domain);
+        Token::retarget_all(&self.tokens, &handle.domain);
     }
 
     fn send(&self, kind: u32, body: RequestBody, driver: BusDriver) -> Result<uapi::DevResponse> {
@@ -168,18 +168,7 @@ impl Operations for DriverSide {
         let answer = self.send(uapi::GET_VQ_STATE, body, driver)?;
         let (_, state) = answer.body.vq_state();
 
-        Ok(if self.dev.is_packed() {
-            let packed = state.packed();
-
-            VqState::from_packed(PackedState {
-                last_avail_counter: packed.last_avail_counter,
-                last_avail_idx: packed.last_avail_idx,
-                last_used_counter: packed.last_used_counter,
-                last_used_idx: packed.last_used_idx,
-            })
-        } else {
-            VqState::from_split(state.split())
-        })
+        Ok(vq_state::from_abi(state, self.dev.is_packed()))
     }
 
     fn vq_size(&self, vq: u16, driver: BusDriver) -> u16 {

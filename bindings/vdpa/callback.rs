@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn all_callbacks_of_a_device_go_live_and_are_cleared_together() -> Result {
+    fn all_callbacks_of_a_device_are_enabled_and_cleared_together() -> Result {
         let calls = Atomic::new(0_u32);
         let callback = counting(&calls);
         let callbacks = Callbacks::new(2)?;

@@ -18,17 +18,27 @@ pub(crate) struct VqAddress {
     pub(crate) device: u64,
 }
 
-/// The position of a device in a packed virtqueue.
+/// A position in a packed ring (virtio 1.3, section 2.8.1).
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct PackedState {
-    /// The driver ring's wrap counter, 0 or 1.
-    pub(crate) last_avail_counter: u16,
-    /// The position in the ring, 15 bits.
-    pub(crate) last_avail_idx: u16,
-    /// The device ring's wrap counter, 0 or 1.
-    pub(crate) last_used_counter: u16,
-    /// The position of the next used descriptor, 15 bits.
-    pub(crate) last_used_idx: u16,
+pub(crate) struct PackedPosition {
+    /// The wrap counter, 0 or 1.
+    pub(crate) wrap_counter: u16,
+    /// The index of a descriptor, 15 bits.
+    pub(crate) index: u16,
+}
+
+impl PackedPosition {
+    /// Returns the position as one word. Bits that do not fit are dropped.
+    fn to_word(self) -> u16 {
+        (self.wrap_counter & 1) | (self.index << 1)
+    }
+
+    fn from_word(word: u16) -> Self {
+        Self {
+            wrap_counter: word & 1,
+            index: word >> 1,
+        }
+    }
 }
 
 /// The position of a device in a virtqueue. The layout, split or packed, depends on the features.
@@ -47,15 +57,11 @@ impl VqState {
         }
     }
 
-    /// Creates the state of a packed virtqueue. Bits that do not fit are dropped.
-    pub(crate) fn from_packed(state: PackedState) -> Self {
-        let word = |counter: u16, idx: u16| (counter & 1) | (idx << 1);
-
+    /// Creates the state of a packed virtqueue: the position in the driver's ring, and that of the
+    /// next used descriptor. Bits that do not fit are dropped.
+    pub(crate) fn from_packed(avail: PackedPosition, used: PackedPosition) -> Self {
         Self {
-            words: [
-                word(state.last_avail_counter, state.last_avail_idx),
-                word(state.last_used_counter, state.last_used_idx),
-            ],
+            words: [avail.to_word(), used.to_word()],
         }
     }
 
@@ -64,14 +70,15 @@ impl VqState {
         self.words[0]
     }
 
-    /// Returns the state of a packed virtqueue.
-    pub(crate) fn packed(self) -> PackedState {
-        PackedState {
-            last_avail_counter: self.words[0] & 1,
-            last_avail_idx: self.words[0] >> 1,
-            last_used_counter: self.words[1] & 1,
-            last_used_idx: self.words[1] >> 1,
-        }
+    /// Returns the state of a packed virtqueue: the position in the driver's ring, and that of the
+    /// next used descriptor.
+    pub(crate) fn packed(self) -> (PackedPosition, PackedPosition) {
+        let [avail, used] = self.words;
+
+        (
+            PackedPosition::from_word(avail),
+            PackedPosition::from_word(used),
+        )
     }
 
     /// Reads a state from the C structure.

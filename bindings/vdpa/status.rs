@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn callbacks_go_live_on_a_driver_ok_that_begins_and_on_nothing_else() {
+    fn callbacks_may_be_called_from_a_driver_ok_that_begins_and_from_nothing_else() {
         for (phase, status, written, is_kernel) in all() {
             let step = step(phase, status, written, is_kernel);
             let begins = matches!(phase, Phase::Reset | Phase::SetUp)
@@ -325,7 +325,7 @@ mod tests {
     struct Device {
         phase: Phase,
         status: u8,
-        live: bool,
+        driver_ok: bool,
         answers: u32,
     }
 
@@ -337,7 +337,7 @@ mod tests {
         }
 
         fn reset(&mut self) {
-            (self.phase, self.status, self.live) = (Phase::Reset, 0, false);
+            (self.phase, self.status, self.driver_ok) = (Phase::Reset, 0, false);
             self.agrees();
         }
 
@@ -349,8 +349,8 @@ mod tests {
             }
             match step.callbacks {
                 CallbackAction::Keep => (),
-                CallbackAction::DriverOk => self.live = true,
-                CallbackAction::Clear => self.live = false,
+                CallbackAction::DriverOk => self.driver_ok = true,
+                CallbackAction::Clear => self.driver_ok = false,
             }
             self.phase = step.phase;
             if step.status != 0 && self.agrees() {
@@ -363,31 +363,31 @@ mod tests {
         fn probe(&mut self, steps: u32) {
             self.add(DRIVER);
             // No trace of the previous driver is left, however that driver ended.
-            assert!(!self.live && self.status & !(ACKNOWLEDGE | DRIVER) == 0);
+            assert!(!self.driver_ok && self.status & !(ACKNOWLEDGE | DRIVER) == 0);
             self.add(FEATURES_OK);
             if self.status & FEATURES_OK == 0 || steps == 0 {
                 return self.fail();
             }
-            assert!(!self.live);
+            assert!(!self.driver_ok);
             // `virtio_device_ready()` warns if this does not hold.
             assert_eq!(self.status & DRIVER_OK, 0);
             self.add(DRIVER_OK);
-            assert!(self.live, "a driver that waits can be interrupted");
+            assert!(self.driver_ok, "a driver that waits can be interrupted");
             if steps == 1 {
                 // The driver deletes its virtqueues first.
                 self.phase = self.phase.after_last_vq();
-                self.live = false;
+                self.driver_ok = false;
                 return self.fail();
             }
             if self.status & DRIVER_OK == 0 {
                 self.add(DRIVER_OK);
-                assert!(self.live);
+                assert!(self.driver_ok);
             }
         }
 
         fn fail(&mut self) {
             self.add(FAILED);
-            assert!(!self.live);
+            assert!(!self.driver_ok);
         }
     }
 
@@ -399,7 +399,7 @@ mod tests {
                     let mut device = Device {
                         phase: Phase::Reset,
                         status: 0,
-                        live: false,
+                        driver_ok: false,
                         answers,
                     };
                     device.reset();
