@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Character devices and their nodes in `/dev`.
+//! Character devices.
 //!
 //! C headers: [`include/linux/cdev.h`](srctree/include/linux/cdev.h),
 //! [`include/linux/device.h`](srctree/include/linux/device.h)
@@ -14,7 +14,7 @@ use super::{
         VTable, //
     },
     raw as bindings,
-    sysfs::Attributes, //
+    sysfs::DeviceAttributes, //
 };
 use core::{
     marker::PhantomData,
@@ -313,7 +313,7 @@ impl<D: Send + Sync + 'static> Node<D> {
     /// # Context
     ///
     /// May sleep.
-    pub(crate) fn new<A: Attributes<D>>(
+    pub(crate) fn new<A: DeviceAttributes<D>>(
         class: Arc<Class>,
         numbers: Arc<DeviceNumbers>,
         index: u32,
@@ -335,7 +335,7 @@ impl<D: Send + Sync + 'static> Node<D> {
                 ptr::null_mut(),
                 number,
                 Arc::as_ptr(&data).cast_mut().cast(),
-                A::DEVICE.cast_mut(),
+                A::GROUPS.as_ptr().cast_mut(),
                 c"%s".as_char_ptr(),
                 name.as_char_ptr(),
             )

@@ -2,14 +2,14 @@
 
 //! The operations of the I/O path that are inlined where the CPU architecture is known.
 //!
-//! The kernel crate's own ways to do them call C functions, unless the kernel is built with
-//! `CONFIG_RUST_INLINE_HELPERS`, which requires clang. In a function that does a handful of atomic
-//! operations and little else, as on the I/O path, these calls are a third of the cost.
+//! The kernel crate's own versions of these operations call C functions, unless the kernel is built
+//! with `CONFIG_RUST_INLINE_HELPERS`, which requires clang. In a function that does a handful of
+//! atomic operations and little else, as on the I/O path, these calls are a third of the cost.
 //!
 //! There are two implementations of the same items: `x86_64` knows that architecture, `generic`
 //! calls the kernel. Kbuild selects `x86_64` on x86-64 with SMP; `make FAST=n` builds `generic`
-//! there, too. Nothing else in the crate depends on the architecture; in C, `memcpy_phys` of
-//! `raw/helpers.c` follows the same switch.
+//! there, too. In C, `memcpy_phys` of `raw/helpers.c` follows the same switch. Apart from this, the
+//! crate requires nothing of an architecture but little endian.
 
 #[cfg(not(fast_x86_64))]
 mod generic;

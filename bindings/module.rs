@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! References to modules, and whether another module is present.
+//! The kernel's modules.
 //!
 //! C header: [`include/linux/module.h`](srctree/include/linux/module.h)
 

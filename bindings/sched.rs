@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Yielding the CPU, and sleeping.
+//! Giving up the CPU.
 //!
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 

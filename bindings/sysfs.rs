@@ -4,13 +4,15 @@
 //!
 //! An attribute is a type that implements [`Attribute`]. A tuple of such types, all for the same
 //! type of data, is a list of [`Attributes`], for a device ([`super::chrdev::Node`]) or for a
-//! directory under a device ([`super::kobject::KObject`]).
+//! directory under a device ([`super::kobject::KObject`]). A device can have binary files as well:
+//! [`BinaryAttribute`]s, added to such a list by [`WithBinary`].
 //!
 //! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
 use super::raw as bindings;
 use core::{
     fmt,
+    marker::PhantomData,
     ptr, //
 };
 use kernel::{
@@ -27,7 +29,7 @@ use kernel::{
 /// owner.
 ///
 /// The methods must not drop the device or the directory that the attribute is part of: the drop
-/// would wait for them.
+/// would wait for the methods to return.
 ///
 /// # Context
 ///
@@ -48,6 +50,28 @@ pub(crate) trait Attribute: Sized + 'static {
     fn store(_data: &Self::Data, _text: &CStr) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
+}
+
+/// One binary file, which can be read from any offset.
+///
+/// # Context
+///
+/// As for [`Attribute`].
+pub(crate) trait BinaryAttribute: Sized + 'static {
+    /// The data that the attribute's methods work on.
+    type Data: Send + Sync + 'static;
+
+    /// The name of the attribute's file.
+    const NAME: &'static CStr;
+
+    /// The file's permissions, such as `0o400`.
+    const MODE: u16;
+
+    /// Returns the size of the file in bytes, which does not change.
+    fn size(data: &Self::Data) -> usize;
+
+    /// Reads from `offset` on. Returns the number of bytes that were read; 0 at the end.
+    fn read(data: &Self::Data, offset: usize, buf: &mut [u8]) -> Result<usize>;
 }
 
 /// The buffer that [`Attribute::show`] writes to: one page, less the byte for a NUL. Text that does
@@ -92,18 +116,30 @@ pub(crate) fn parse_u32(text: &CStr) -> Result<u32> {
 ///
 /// # Safety
 ///
-/// - `DEVICE` is null or a null-terminated array of groups of `struct device_attribute`. The
-///   functions of these attributes require no more than that the device's driver data points to a
-///   `D` that lives until the device is unregistered.
+/// - `GROUP` is null or a group of `struct device_attribute`. The functions of these attributes
+///   require no more than that the device's driver data points to a `D` that lives until the device
+///   is unregistered.
 /// - The functions of the attributes in `KOBJECT` require no more than that each attribute is part
 ///   of an [`Entry`] whose `data` points to a `D` that lives until the attribute is removed.
 /// - Everything that the constants point to has static lifetime.
 pub(crate) unsafe trait Attributes<D> {
     #[doc(hidden)]
-    const DEVICE: *const *const bindings::attribute_group;
+    const GROUP: *const bindings::attribute_group;
 
     #[doc(hidden)]
     const KOBJECT: &'static [bindings::kobj_attribute];
+}
+
+/// All files of a device with data of type `D`: [`Attributes`], or [`WithBinary`].
+///
+/// # Safety
+///
+/// `GROUPS` is a null-terminated array of groups, of static lifetime. The functions of their
+/// attributes require no more than that the device's driver data points to a `D` that lives until
+/// the device is unregistered.
+pub(crate) unsafe trait DeviceAttributes<D> {
+    #[doc(hidden)]
+    const GROUPS: &'static [*const bindings::attribute_group];
 }
 
 /// An attribute of one kobject.
@@ -191,8 +227,8 @@ unsafe fn store<A: Attribute>(data: &A::Data, text: *const c_char, count: usize)
 
 /// # Safety
 ///
-/// The call must be that of sysfs to the `show` function of a device attribute, with a zeroed page.
-/// The driver data of `dev` must point to an `A::Data` that is valid during this call.
+/// Must be called by sysfs, as the `show` function of a device attribute, with a zeroed page. The
+/// driver data of `dev` must point to an `A::Data` that is valid during this call.
 unsafe extern "C" fn show_device<A: Attribute>(
     dev: *mut bindings::device,
     _attribute: *mut bindings::device_attribute,
@@ -206,9 +242,8 @@ unsafe extern "C" fn show_device<A: Attribute>(
 
 /// # Safety
 ///
-/// The call must be that of sysfs to the `store` function of a device attribute, with a
-/// NUL-terminated text. The driver data of `dev` must point to an `A::Data` that is valid during
-/// this call.
+/// Must be called by sysfs, as the `store` function of a device attribute, with a NUL-terminated
+/// text. The driver data of `dev` must point to an `A::Data` that is valid during this call.
 unsafe extern "C" fn store_device<A: Attribute>(
     dev: *mut bindings::device,
     _attribute: *mut bindings::device_attribute,
@@ -233,8 +268,8 @@ unsafe fn entry_data<'a, A: Attribute>(attribute: *mut bindings::kobj_attribute)
 
 /// # Safety
 ///
-/// The call must be that of sysfs to the `show` function of a kobject's attribute, with a zeroed
-/// page. `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during this call.
+/// Must be called by sysfs, as the `show` function of a kobject's attribute, with a zeroed page.
+/// `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during this call.
 unsafe extern "C" fn show_kobject<A: Attribute>(
     _kobj: *mut bindings::kobject,
     attribute: *mut bindings::kobj_attribute,
@@ -248,9 +283,8 @@ unsafe extern "C" fn show_kobject<A: Attribute>(
 
 /// # Safety
 ///
-/// The call must be that of sysfs to the `store` function of a kobject's attribute, with a
-/// NUL-terminated text. `attribute` must be part of an [`Entry`] with an `A::Data` that is valid
-/// during this call.
+/// Must be called by sysfs, as the `store` function of a kobject's attribute, with a NUL-terminated
+/// text. `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during this call.
 unsafe extern "C" fn store_kobject<A: Attribute>(
     _kobj: *mut bindings::kobject,
     attribute: *mut bindings::kobj_attribute,
@@ -265,8 +299,13 @@ unsafe extern "C" fn store_kobject<A: Attribute>(
 
 // SAFETY: There are no attributes.
 unsafe impl<D> Attributes<D> for () {
-    const DEVICE: *const *const bindings::attribute_group = ptr::null();
+    const GROUP: *const bindings::attribute_group = ptr::null();
     const KOBJECT: &'static [bindings::kobj_attribute] = &[];
+}
+
+// SAFETY: There are no groups.
+unsafe impl<D> DeviceAttributes<D> for () {
+    const GROUPS: &'static [*const bindings::attribute_group] = &[ptr::null()];
 }
 
 /// Returns the attribute group of a null-terminated array of attributes.
@@ -281,8 +320,8 @@ macro_rules! impl_attributes {
         // SAFETY: `RawAttribute` builds the attributes from constants, with functions that require
         // no more than the trait allows, for the attribute's `Data`, which is `D`.
         unsafe impl<D, $($attribute: Attribute<Data = D>),*> Attributes<D> for ($($attribute,)*) {
-            const DEVICE: *const *const bindings::attribute_group = {
-                struct List<T>(core::marker::PhantomData<T>);
+            const GROUP: *const bindings::attribute_group = {
+                struct List<T>(PhantomData<T>);
 
                 impl<$($attribute: Attribute),*> List<($($attribute,)*)> {
                     const ATTRIBUTES: &'static [*const bindings::attribute] = &[
@@ -290,15 +329,21 @@ macro_rules! impl_attributes {
                         ptr::null(),
                     ];
                     const GROUP: &'static bindings::attribute_group = &group(Self::ATTRIBUTES);
-                    const GROUPS: &'static [*const bindings::attribute_group] =
-                        &[ptr::from_ref(Self::GROUP), ptr::null()];
                 }
 
-                List::<($($attribute,)*)>::GROUPS.as_ptr()
+                ptr::from_ref(List::<($($attribute,)*)>::GROUP)
             };
 
             const KOBJECT: &'static [bindings::kobj_attribute] =
                 &[$(<$attribute as RawAttribute>::KOBJECT,)*];
+        }
+
+        // SAFETY: The only group is that of the attributes.
+        unsafe impl<D, $($attribute: Attribute<Data = D>),*> DeviceAttributes<D>
+            for ($($attribute,)*)
+        {
+            const GROUPS: &'static [*const bindings::attribute_group] =
+                &[<Self as Attributes<D>>::GROUP, ptr::null()];
         }
     };
 }
@@ -307,3 +352,112 @@ impl_attributes!(A);
 impl_attributes!(A B);
 impl_attributes!(A B C);
 impl_attributes!(A B C E);
+impl_attributes!(A B C E F G H I J K L M N O);
+
+/// The attributes `T` of a device, and its binary files `A`, `B` and `C`.
+pub(crate) struct WithBinary<T, A, B, C>(PhantomData<(T, A, B, C)>);
+
+/// The C structures of a binary file.
+trait RawBinaryAttribute: BinaryAttribute {
+    const RAW: bindings::bin_attribute = {
+        let mut attribute: bindings::bin_attribute = pin_init::zeroed();
+        attribute.attr.name = kernel::str::as_char_ptr_in_const_context(Self::NAME);
+        // The permissions that sysfs allows for a file that is only read.
+        assert!(Self::MODE & !0o444 == 0);
+        attribute.attr.mode = Self::MODE;
+        attribute.read = Some(read_binary::<Self>);
+        attribute
+    };
+    const LIST: &'static [*const bindings::bin_attribute] =
+        &[ptr::from_ref(&Self::RAW), ptr::null()];
+    /// A group of this attribute alone: a group has one function that returns the sizes of all its
+    /// files.
+    const GROUP: &'static bindings::attribute_group = &{
+        let mut group: bindings::attribute_group = pin_init::zeroed();
+        group.bin_attrs = Self::LIST.as_ptr();
+        group.bin_size = Some(binary_size::<Self>);
+        group
+    };
+}
+
+impl<A: BinaryAttribute> RawBinaryAttribute for A {}
+
+/// # Safety
+///
+/// `kobj` must be that of a device whose driver data points to an `A::Data` that is valid during
+/// `'a`.
+unsafe fn device_data<'a, A: BinaryAttribute>(kobj: *mut bindings::kobject) -> &'a A::Data {
+    // SAFETY: By the safety requirements of this function.
+    unsafe {
+        let dev = container_of!(kobj, bindings::device, kobj);
+        &*bindings::dev_get_drvdata(dev).cast::<A::Data>()
+    }
+}
+
+/// # Safety
+///
+/// Must be called by sysfs, as the `bin_size` function of a device's attribute group. The device's
+/// driver data must point to an `A::Data` that is valid during this call.
+unsafe extern "C" fn binary_size<A: BinaryAttribute>(
+    kobj: *mut bindings::kobject,
+    _attribute: *const bindings::bin_attribute,
+    _index: c_int,
+) -> usize {
+    // SAFETY: By the safety requirements of this function.
+    A::size(unsafe { device_data::<A>(kobj) })
+}
+
+/// # Safety
+///
+/// Must be called by sysfs, as the `read` function of a device's binary attribute, with a buffer of
+/// `count` bytes. The device's driver data must point to an `A::Data` that is valid during this
+/// call.
+unsafe extern "C" fn read_binary<A: BinaryAttribute>(
+    _file: *mut bindings::file,
+    kobj: *mut bindings::kobject,
+    _attribute: *const bindings::bin_attribute,
+    buf: *mut c_char,
+    offset: bindings::loff_t,
+    count: usize,
+) -> isize {
+    let Ok(offset) = usize::try_from(offset) else {
+        return EINVAL.to_errno() as isize;
+    };
+    // SAFETY: By the safety requirements of this function. The buffer may be uninitialised, so it
+    // is zeroed first.
+    let (data, buf) = unsafe {
+        ptr::write_bytes(buf.cast::<u8>(), 0, count);
+        (
+            device_data::<A>(kobj),
+            core::slice::from_raw_parts_mut(buf.cast::<u8>(), count),
+        )
+    };
+
+    match A::read(data, offset, buf) {
+        // CAST: A buffer is no larger than `isize::MAX`.
+        Ok(read) => read.min(count) as isize,
+        Err(error) => error.to_errno() as isize,
+    }
+}
+
+// SAFETY: `RawBinaryAttribute` builds the binary attributes from constants, with functions that
+// require no more than the trait allows, for data of type `D`. The first group is that of `T`.
+unsafe impl<D, T, A, B, C> DeviceAttributes<D> for WithBinary<T, A, B, C>
+where
+    T: Attributes<D>,
+    A: BinaryAttribute<Data = D>,
+    B: BinaryAttribute<Data = D>,
+    C: BinaryAttribute<Data = D>,
+{
+    const GROUPS: &'static [*const bindings::attribute_group] = {
+        // A null pointer would end the array.
+        assert!(!T::GROUP.is_null());
+        &[
+            T::GROUP,
+            ptr::from_ref(A::GROUP),
+            ptr::from_ref(B::GROUP),
+            ptr::from_ref(C::GROUP),
+            ptr::null(),
+        ]
+    };
+}

@@ -8,8 +8,6 @@
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
-use super::raw as bindings;
-
 mod bus_driver;
 mod callback;
 mod device;
@@ -21,9 +19,13 @@ pub(crate) use self::{
     bus_driver::BusDriver,
     callback::{
         CallbackSlot,
-        Callbacks, //
+        Callbacks,
+        Suspended, //
     },
-    device::Operations,
+    device::{
+        Operations,
+        Suspension, //
+    },
     state::{
         PackedPosition,
         VqAddress,

@@ -114,8 +114,8 @@ impl<T: Owner> Space<T> {
 ///
 /// - `space` came from [`Arc::into_raw`], and the token owns a reference. `former` is the previous
 ///   space, of which the token owns a reference as well, or null.
-/// - Both change only while `quiesced_by` is not 0, by the call that has set `quiesced_by`, once and after an
-///   RCU grace period: so by then no readers are left of the space in `former`.
+/// - Both change only while `quiesced_by` is not 0, by the call that has set `quiesced_by`, once
+///   and after an RCU grace period: so by then no readers are left of the space in `former`.
 pub(crate) struct Token<T: Owner> {
     space: Atomic<*mut Space<T>>,
     former: Atomic<*mut Space<T>>,
@@ -152,7 +152,8 @@ impl<T: Owner> Token<T> {
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if something is mapped into the token's space, or if the token is quiesced already.
+    /// [`EBUSY`] if something is mapped into the token's space, or if the token is quiesced
+    /// already.
     ///
     /// # Context
     ///
@@ -240,7 +241,8 @@ impl<T: Owner> Token<T> {
         unsafe { &*self.space.read_acquire() }
     }
 
-    /// Returns the space that the token points to, for mapping, or [`None`] if the token is quiesced.
+    /// Returns the space that the token points to, for mapping, or [`None`] if the token is
+    /// quiesced.
     #[inline(always)]
     fn enter_open<'a>(&'a self, rcu: rcu::Section<'a>) -> Option<&'a Space<T>> {
         (self.quiesced_by.read_acquire() == 0).then(|| self.enter(rcu))
@@ -263,8 +265,8 @@ impl<T: Owner> Token<T> {
         space.bounce.map(buffer, dir, sync, rcu)
     }
 
-    /// Maps a buffer by [`Area::map_fast`]. Returns the buffer also if the token is quiesced, or its
-    /// space is not prepared.
+    /// Maps a buffer by [`Area::map_fast`]. Returns the buffer also if the token is quiesced, or
+    /// its space is not prepared.
     #[inline(always)]
     fn map_fast<'a>(
         &self,
@@ -501,8 +503,8 @@ impl<T: Owner> VTable<T> {
         dir: bindings::dma_data_direction,
     ) {
         if Direction::from_raw(dir).device_writes() {
-            // SAFETY: The virtio core syncs by a device's token, within a mapping that `map_page`
-            // made by the same token.
+            // SAFETY: The virtio core passes a device's token, and a range within a mapping that
+            // `map_page` made by the same token.
             unsafe { Self::sync(map, iova, size, false) }
         }
     }
@@ -517,8 +519,8 @@ impl<T: Owner> VTable<T> {
         dir: bindings::dma_data_direction,
     ) {
         if Direction::from_raw(dir).device_reads() {
-            // SAFETY: The virtio core syncs by a device's token, within a mapping that `map_page`
-            // made by the same token.
+            // SAFETY: The virtio core passes a device's token, and a range within a mapping that
+            // `map_page` made by the same token.
             unsafe { Self::sync(map, iova, size, true) }
         }
     }

@@ -4,6 +4,7 @@
 
 use super::{
     config,
+    dev::Negotiated,
     registry::Registry,
     user::Argument, //
 };
@@ -14,10 +15,13 @@ use crate::{
         page::PAGE_SIZE, //
     },
     uapi::{
+        extension,
         ioctl as cmd,
         DevConfig,
         API_VERSION_0,
         API_VERSION_1,
+        F_QUEUE_READY,
+        F_SUSPEND,
         NAME_MAX, //
     },
 };
@@ -37,31 +41,79 @@ use kernel::{
 /// The newest version of the API.
 const NEWEST_API_VERSION: u64 = API_VERSION_1;
 
-/// An open control file and, once known, the API version that its client speaks.
+/// The VDUSE features.
+const FEATURES: u64 = F_QUEUE_READY | F_SUSPEND;
+
+/// The extensions.
+const EXTENSIONS: u64 = extension::F_RESUME;
+
+/// What the client of a control file has negotiated so far.
+#[derive(Default)]
+struct Client {
+    /// The API version, if the client has read or set it.
+    api_version: Option<u64>,
+    features: u64,
+    extensions: u64,
+}
+
+impl Client {
+    /// Returns the API version, which becomes `default` if the client has neither read nor set it
+    /// yet.
+    fn settle_api_version(&mut self, default: u64) -> u64 {
+        *self.api_version.get_or_insert(default)
+    }
+}
+
+/// An open control file.
 #[pin_data]
 pub(super) struct Control {
     registry: Arc<Registry>,
     #[pin]
-    api_version: Mutex<Option<u64>>,
+    client: Mutex<Client>,
 }
 
 impl Control {
-    /// Returns the API version, which becomes `default` if none has been asked for or set yet.
-    fn settle_api_version(&self, default: u64) -> u64 {
-        *self.api_version.lock().get_or_insert(default)
+    /// Returns what the client has negotiated, for a device that it creates.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if an extension is set without the feature that it requires.
+    fn negotiated(&self) -> Result<Negotiated> {
+        let mut client = self.client.lock();
+        // A client that never negotiated a version speaks version 0.
+        let api_version = client.settle_api_version(API_VERSION_0);
+        if client.extensions & extension::F_RESUME != 0 && client.features & F_SUSPEND == 0 {
+            return Err(EINVAL);
+        }
+
+        Ok(Negotiated {
+            api_version,
+            features: client.features,
+            extensions: client.extensions,
+        })
+    }
+
+    /// Reads a set of bits, all of which must be among `supported`.
+    ///
+    /// # Errors
+    ///
+    /// [`EFAULT`], or [`EINVAL`] if another bit is set.
+    fn read_bits(arg: Argument, supported: u64) -> Result<u64> {
+        let bits: u64 = arg.read()?;
+
+        (bits & !supported == 0).then_some(bits).ok_or(EINVAL)
     }
 
     fn create(&self, arg: Argument) -> Result {
         let config: DevConfig = arg.read()?;
-        // A client that never negotiated a version speaks version 0.
-        let api_version = self.settle_api_version(API_VERSION_0);
-        if !config::is_valid(&config, api_version, PAGE_SIZE as u32) {
+        let negotiated = self.negotiated()?;
+        if !config::is_valid(&config, negotiated.api_version, PAGE_SIZE as u32) {
             return Err(EINVAL);
         }
         let name = Self::name(&config.name)?;
         let space = arg.read_after::<DevConfig>(config.config_size as usize)?;
 
-        self.registry.create(&name, &config, space, api_version)
+        self.registry.create(&name, &config, space, negotiated)
     }
 
     fn destroy(&self, arg: Argument) -> Result {
@@ -88,7 +140,7 @@ impl CharDevice for ControlFile {
         Arc::pin_init(
             pin_init!(Control {
                 registry: registry.clone(),
-                api_version <- new_mutex!(None),
+                client <- new_mutex!(Client::default()),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -104,14 +156,25 @@ impl FileOperations for ControlFile {
 
         match cmd {
             cmd::GET_API_VERSION => {
-                arg.write(&control.settle_api_version(NEWEST_API_VERSION))?;
+                let version = control.client.lock().settle_api_version(NEWEST_API_VERSION);
+                arg.write(&version)?;
             }
             cmd::SET_API_VERSION => {
                 let version: u64 = arg.read()?;
                 if version > NEWEST_API_VERSION {
                     return Err(EINVAL);
                 }
-                *control.api_version.lock() = Some(version);
+                control.client.lock().api_version = Some(version);
+            }
+            cmd::GET_FEATURES => arg.write(&FEATURES)?,
+            cmd::SET_FEATURES => {
+                let features = Control::read_bits(arg, FEATURES)?;
+                control.client.lock().features = features;
+            }
+            extension::GET_FEATURES => arg.write(&EXTENSIONS)?,
+            extension::SET_FEATURES => {
+                let extensions = Control::read_bits(arg, EXTENSIONS)?;
+                control.client.lock().extensions = extensions;
             }
             cmd::CREATE_DEV => control.create(arg)?,
             cmd::DESTROY_DEV => control.destroy(arg)?,

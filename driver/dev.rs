@@ -4,8 +4,8 @@
 //!
 //! # Lock order
 //!
-//! [`Dev::usage`], then a virtqueue's lock or the mutex of the messages. No other lock is taken
-//! under the mutex of the configuration space.
+//! [`Dev::usage`], then the mutex of the messages, then a callback slot or a virtqueue's lock. No
+//! other lock is taken under the mutex of the configuration space.
 
 use super::{
     config,
@@ -23,14 +23,22 @@ use crate::{
         sched,
         vdpa::{
             status,
-            Callbacks, //
+            Callbacks,
+            Suspension, //
         },
         workqueue,
     },
     uapi::{
+        extension,
         DevConfig,
+        DevRequest,
         VqConfig,
-        API_VERSION_1, //
+        API_VERSION_1,
+        F_QUEUE_READY,
+        F_SUSPEND,
+        SET_STATUS,
+        SET_VQ_READY,
+        SUSPEND, //
     },
 };
 use kernel::{
@@ -80,6 +88,17 @@ struct Usage {
     destroyed: bool,
 }
 
+/// What the client that creates a device has negotiated.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Negotiated {
+    /// The API version.
+    pub(super) api_version: u64,
+    /// The VDUSE features: [`F_QUEUE_READY`], [`F_SUSPEND`].
+    pub(super) features: u64,
+    /// The extensions: [`F_RESUME`](extension::F_RESUME).
+    pub(super) extensions: u64,
+}
+
 /// A device's configuration space.
 struct ConfigSpace {
     bytes: KVVec<u8>,
@@ -90,8 +109,8 @@ struct ConfigSpace {
 /// A VDUSE device.
 #[pin_data]
 pub(crate) struct Dev {
-    /// The API version that the device was created with.
-    pub(super) api_version: u64,
+    /// What the client that created the device had negotiated.
+    pub(super) negotiated: Negotiated,
     /// The feature bits that the daemon gave the device.
     features: u64,
     pub(super) device_id: u32,
@@ -101,6 +120,8 @@ pub(crate) struct Dev {
     /// The number of virtqueue groups.
     pub(super) ngroups: u32,
     vqs: KVVec<Arc<Vq>>,
+    /// The address space of each virtqueue group.
+    group_asids: KVVec<Atomic<u32>>,
     /// The driver's interrupt callbacks.
     pub(super) callbacks: Arc<Callbacks>,
     /// Requests to the daemon.
@@ -122,6 +143,9 @@ pub(crate) struct Dev {
     driver_ok_refused: AtomicFlag,
     /// The features that the driver accepted.
     driver_features: Atomic<u64>,
+    /// Whether the device is suspended. Changes only under the mutex of the messages, and in a
+    /// reset.
+    suspended: AtomicFlag,
 }
 
 impl Dev {
@@ -138,10 +162,10 @@ impl Dev {
     pub(super) fn new(
         config: &DevConfig,
         space: KVVec<u8>,
-        api_version: u64,
+        negotiated: Negotiated,
         shared: &Shared,
     ) -> Result<Arc<Self>> {
-        let (ngroups, nas) = if api_version < API_VERSION_1 {
+        let (ngroups, nas) = if negotiated.api_version < API_VERSION_1 {
             (1, 1)
         } else {
             (config.ngroups, config.nas)
@@ -155,15 +179,21 @@ impl Dev {
             )?;
         }
 
+        let mut group_asids = KVVec::with_capacity(ngroups as usize, GFP_KERNEL_ACCOUNT)?;
+        for _ in 0..ngroups {
+            group_asids.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
+        }
+
         Arc::pin_init(
             try_pin_init!(Self {
-                api_version,
+                negotiated,
                 features: config.features,
                 device_id: config.device_id,
                 vendor_id: config.vendor_id,
                 vq_align: config.vq_align,
                 ngroups,
                 vqs,
+                group_asids,
                 callbacks,
                 messages <- MessageQueue::new(shared.suspend_watch.clone()),
                 spaces <- Spaces::new(
@@ -177,6 +207,7 @@ impl Dev {
                 status: Atomic::new(0),
                 driver_ok_refused: AtomicFlag::new(false),
                 driver_features: Atomic::new(0),
+                suspended: AtomicFlag::new(false),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -184,7 +215,7 @@ impl Dev {
 
     /// Returns whether the device speaks version 1 of the API.
     pub(super) fn is_v1(&self) -> bool {
-        self.api_version >= API_VERSION_1
+        self.negotiated.api_version >= API_VERSION_1
     }
 
     /// Marks the device as opened by a daemon.
@@ -203,7 +234,11 @@ impl Dev {
         }
 
         usage.open = true;
-        self.messages.daemon_opened();
+        self.messages.daemon_opened(|| {
+            for vq in &self.vqs {
+                vq.settle_ready();
+            }
+        });
 
         Ok(())
     }
@@ -265,6 +300,18 @@ impl Dev {
     /// Returns all virtqueues.
     pub(super) fn vqs(&self) -> &[Arc<Vq>] {
         &self.vqs
+    }
+
+    /// Returns the address space of a virtqueue group, or [`None`] if there is no such group.
+    pub(super) fn group_asid(&self, group: usize) -> Option<u32> {
+        Some(self.group_asids.get(group)?.load(Relaxed))
+    }
+
+    /// Records the address space of a virtqueue group.
+    pub(super) fn set_group_asid(&self, group: usize, asid: u32) {
+        if let Some(at) = self.group_asids.get(group) {
+            at.store(asid, Relaxed);
+        }
     }
 
     /// Sets up a virtqueue.
@@ -353,8 +400,8 @@ impl Dev {
         }
     }
 
-    /// Returns the size of a virtqueue as a kernel driver (`to_kernel`) or another one is told: the
-    /// size that the driver chose, or else the largest one.
+    /// Returns the size of a virtqueue that a kernel driver (`to_kernel`) or another driver is
+    /// told: the size that the driver chose, or else the largest one.
     ///
     /// # Context
     ///
@@ -385,8 +432,8 @@ impl Dev {
     /// - [`EINVAL`] if the range is not entirely within the configuration space.
     /// - [`EINTR`] if the task is killed.
     pub(super) fn write_config(&self, offset: usize, buf: &[u8]) -> Result {
-        // A driver reads the fields that it needs again if they have changed meanwhile, however
-        // often that happens. Only the pause between writes ends that loop.
+        // If fields change while a driver reads them, the driver reads them again, however often
+        // that happens. Only the pause between writes ends the driver's loop.
         loop {
             let mut config = self.config.lock();
             let ConfigSpace { bytes, written } = &mut *config;
@@ -472,9 +519,64 @@ impl Dev {
         self.driver_features() & config::feature::RING_PACKED != 0
     }
 
+    /// Returns whether the daemon is asked before a virtqueue becomes ready or ceases to be ready.
+    pub(super) fn asks_for_ready(&self) -> bool {
+        self.negotiated.features & F_QUEUE_READY != 0
+    }
+
+    /// Returns whether a driver may suspend and resume the device.
+    pub(super) fn suspension(&self) -> Suspension {
+        if self.negotiated.features & F_SUSPEND == 0 {
+            Suspension::None
+        } else if self.negotiated.extensions & extension::F_RESUME == 0 {
+            Suspension::Suspend
+        } else {
+            Suspension::SuspendAndResume
+        }
+    }
+
+    /// Returns whether the device is suspended.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.suspended.load(Relaxed)
+    }
+
+    /// Puts into effect a request that the daemon has agreed to. Must be called before the daemon's
+    /// response is accepted: from then on, the daemon may rely on the effect.
+    ///
+    /// # Context
+    ///
+    /// Process context, with the mutex of the messages held.
+    pub(super) fn agreed(&self, request: &DevRequest) {
+        match request.kind {
+            SET_STATUS => self.set_status(request.body.status()),
+            SET_VQ_READY => {
+                let (index, ready) = request.body.vq_ready();
+
+                if let Ok(vq) = self.vq(index) {
+                    vq.set_ready(ready);
+                }
+            }
+            SUSPEND => {
+                self.callbacks.suspend();
+                for vq in &self.vqs {
+                    vq.suspend();
+                }
+                self.suspended.store(true, Relaxed);
+            }
+            extension::RESUME => {
+                self.suspended.store(false, Relaxed);
+                self.callbacks.resume();
+                for vq in &self.vqs {
+                    vq.resume();
+                }
+            }
+            _ => (),
+        }
+    }
+
     /// Resets the device: discards everything that its driver has set.
     ///
-    /// vhost's callbacks are cleared after this call, those of a kernel driver before it.
+    /// vhost's callbacks are cleared after this call, a kernel driver's callbacks before it.
     pub(super) fn reset(&self) {
         self.spaces.reset();
         self.set_status(0);
@@ -484,6 +586,7 @@ impl Dev {
         for vq in &self.vqs {
             vq.reset();
         }
+        self.suspended.store(false, Relaxed);
     }
 }
 

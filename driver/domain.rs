@@ -14,12 +14,12 @@
 //!
 //! # Lock order
 //!
-//! The IOTLB's lock is taken in any context, and no other lock is taken under it.
+//! The lock of the mappings is taken in any context, and no other lock is taken under it.
 
-use super::iotlb::{
+use super::mapping::{
     Backing,
-    Iotlb,
     Mapping, //
+    MappingTree,
 };
 use crate::{
     bindings::{
@@ -83,8 +83,8 @@ const LAST_IOVA: usize = (MAX_BOUNCE_SIZE + 128 * MIB - 1) as usize;
 #[pin_data]
 pub(crate) struct Mappings {
     #[pin]
-    iotlb: SpinLockIrqSave<Iotlb>,
-    /// Whether the bounce area is mapped. Changes only under the lock of `iotlb`.
+    tree: SpinLockIrqSave<MappingTree>,
+    /// Whether the bounce area is mapped. Changes only under the lock of `tree`.
     bounce_mapped: Atomic<bool>,
     bounce_size: usize,
     /// The allocator of addresses above the bounce area.
@@ -119,7 +119,7 @@ impl Mappings {
         max_entries: usize,
     ) -> impl PinInit<Self, Error> + use<'_> {
         try_pin_init!(Self {
-            iotlb <- new_spinlock_irqsave!(Iotlb::new()),
+            tree <- new_spinlock_irqsave!(MappingTree::new()),
             bounce_mapped: Atomic::new(false),
             bounce_size: bounce_size,
             coherent <- iova::Domain::new(cache, *bounce_size, LAST_IOVA),
@@ -131,11 +131,11 @@ impl Mappings {
     /// of this kernel can own the address space.
     ///
     /// The caller must drop the returned mappings without holding the lock.
-    fn evict_files(iotlb: &mut Iotlb) -> Option<Iotlb> {
+    fn evict_files(tree: &mut MappingTree) -> Option<MappingTree> {
         // The two kinds of owner do not mix, so the first mapping tells which one it is.
-        let is_coherent = iotlb.find(0, u64::MAX, Mapping::is_coherent)?;
+        let is_coherent = tree.find(0, u64::MAX, Mapping::is_coherent)?;
 
-        (!is_coherent).then(|| core::mem::replace(iotlb, Iotlb::new()))
+        (!is_coherent).then(|| core::mem::replace(tree, MappingTree::new()))
     }
 
     /// Unmaps the bounce area, until the next buffer is mapped.
@@ -143,7 +143,7 @@ impl Mappings {
     /// Called when the driver is reset. A kernel driver itself unmaps the buffers and rings that it
     /// has mapped.
     pub(super) fn reset(&self) {
-        let _iotlb = self.iotlb.lock();
+        let _tree = self.tree.lock();
 
         self.bounce_mapped.store(false, Relaxed);
     }
@@ -151,10 +151,10 @@ impl Mappings {
     /// Maps the bounce area, for a virtio driver of this kernel. Rings leave one entry free for the
     /// area.
     fn map_bounce(&self) {
-        let mut iotlb = self.iotlb.lock();
-        let evicted = Self::evict_files(&mut iotlb);
+        let mut tree = self.tree.lock();
+        let evicted = Self::evict_files(&mut tree);
         self.bounce_mapped.store(true, Relaxed);
-        drop(iotlb);
+        drop(tree);
         drop(evicted);
     }
 
@@ -167,7 +167,7 @@ impl Mappings {
     /// Returns the first mapped region that contains an address from `start` to `last`, if any
     /// does.
     pub(super) fn find(&self, start: u64, last: u64) -> Option<Region> {
-        let iotlb = self.iotlb.lock();
+        let tree = self.tree.lock();
 
         if self.is_bounce_mapped() && start < self.bounce_size as u64 {
             return Some(Region {
@@ -180,7 +180,7 @@ impl Mappings {
             });
         }
 
-        iotlb.find(start, last, |mapping| {
+        tree.find(start, last, |mapping| {
             let (file, offset) = match &mapping.backing {
                 Backing::Coherent(_) => (None, mapping.start),
                 Backing::File { file, offset } => (Some(file.clone()), *offset),
@@ -203,10 +203,10 @@ impl Mappings {
     ///
     /// - [`ENOMEM`] if there are more mappings than the limit.
     /// - [`EINVAL`] if a mapping has an invalid permission, has no file, or overlaps another.
-    fn import(&self, iotlb: &vhost_iotlb::Iotlb) -> Result<Iotlb> {
-        let mut new = Iotlb::new();
+    fn import(&self, theirs: &vhost_iotlb::Iotlb) -> Result<MappingTree> {
+        let mut new = MappingTree::new();
 
-        for map in iotlb.iter() {
+        for map in theirs.iter() {
             let map = map?;
             if new.len() >= self.max_entries {
                 return Err(ENOMEM);
@@ -232,11 +232,11 @@ impl Mappings {
     }
 
     /// Replaces all mappings by those of a process, and returns the previous ones.
-    fn replace(&self, new: Iotlb) -> Iotlb {
-        let mut iotlb = self.iotlb.lock();
+    fn replace(&self, new: MappingTree) -> MappingTree {
+        let mut tree = self.tree.lock();
 
         self.bounce_mapped.store(false, Relaxed);
-        core::mem::replace(&mut *iotlb, new)
+        core::mem::replace(&mut *tree, new)
     }
 
     /// Sets the mappings of a process; `announce` tells the daemon.
@@ -256,15 +256,15 @@ impl Mappings {
     /// - Those of `announce`.
     pub(super) fn set(
         &self,
-        iotlb: &vhost_iotlb::Iotlb,
+        theirs: &vhost_iotlb::Iotlb,
         announce: impl FnOnce() -> Result,
     ) -> Result {
-        match self.import(iotlb) {
+        match self.import(theirs) {
             Ok(new) => {
                 let mut old = self.replace(new);
 
                 announce().inspect_err(|_| {
-                    let gone = Self::take_gone(&mut old, iotlb);
+                    let gone = Self::take_gone(&mut old, theirs);
 
                     drop(self.replace(old));
                     drop(gone);
@@ -273,10 +273,10 @@ impl Mappings {
             Err(error) => {
                 // Concurrent lookups keep finding the mappings that stay.
                 let gone = {
-                    let mut now = self.iotlb.lock();
+                    let mut now = self.tree.lock();
 
                     self.bounce_mapped.store(false, Relaxed);
-                    Self::take_gone(&mut now, iotlb)
+                    Self::take_gone(&mut now, theirs)
                 };
                 let has_less = gone.len() > 0;
 
@@ -295,9 +295,9 @@ impl Mappings {
     /// range, permission, file and offset. Any context.
     ///
     /// Walks `ours`, whose number is limited: a process can have any number of mappings.
-    fn take_gone(ours: &mut Iotlb, iotlb: &vhost_iotlb::Iotlb) -> Iotlb {
+    fn take_gone(ours: &mut MappingTree, theirs: &vhost_iotlb::Iotlb) -> MappingTree {
         ours.take_unless(|mapping| match &mapping.backing {
-            Backing::File { file, offset } => iotlb.has(
+            Backing::File { file, offset } => theirs.has(
                 mapping.start,
                 mapping.last,
                 mapping.perm.into(),
@@ -310,7 +310,7 @@ impl Mappings {
 
     /// Drops all mappings of a process.
     pub(super) fn drop_files(&self) {
-        let evicted = Self::evict_files(&mut self.iotlb.lock());
+        let evicted = Self::evict_files(&mut self.tree.lock());
 
         drop(evicted);
     }
@@ -318,9 +318,9 @@ impl Mappings {
     /// Returns the page of a ring at an address. Pages of a process are never returned: the
     /// addresses that the process chose are meaningful only to that process.
     fn coherent_page(&self, iova: u64) -> Option<ARef<Page>> {
-        let iotlb = self.iotlb.lock();
+        let tree = self.tree.lock();
 
-        iotlb.find(iova, iova, |mapping| match &mapping.backing {
+        tree.find(iova, iova, |mapping| match &mapping.backing {
             Backing::Coherent(pages) => {
                 pages.page(usize::try_from(iova - mapping.start).ok()? >> PAGE_SHIFT)
             }
@@ -349,16 +349,16 @@ impl Owner for Mappings {
             backing: Backing::Coherent(pages),
         };
 
-        let mut iotlb = self.iotlb.lock();
-        let evicted = Self::evict_files(&mut iotlb);
+        let mut tree = self.tree.lock();
+        let evicted = Self::evict_files(&mut tree);
         // One entry is left for the bounce area: without it, no request could ever be mapped, and
         // drivers would retry forever.
-        let inserted = if iotlb.len() + 1 < self.max_entries {
-            iotlb.insert(mapping, node)
+        let inserted = if tree.len() + 1 < self.max_entries {
+            tree.insert(mapping, node)
         } else {
             Err(ENOMEM)
         };
-        drop(iotlb);
+        drop(tree);
         drop(evicted);
 
         inserted
@@ -367,14 +367,14 @@ impl Owner for Mappings {
     }
 
     fn has_coherent(&self) -> bool {
-        let iotlb = self.iotlb.lock();
+        let tree = self.tree.lock();
 
         // The two kinds of owner do not mix, so the first mapping tells which one it is.
-        iotlb.find(0, u64::MAX, Mapping::is_coherent) == Some(true)
+        tree.find(0, u64::MAX, Mapping::is_coherent) == Some(true)
     }
 
     fn unmap_coherent(&self, iova: u64, size: usize) {
-        let removed = self.iotlb.lock().remove_if(iova, Mapping::is_coherent);
+        let removed = self.tree.lock().remove_if(iova, Mapping::is_coherent);
 
         drop(removed);
         self.coherent.free(iova, size);

@@ -40,8 +40,7 @@ use crate::{
         VqConfig,
         VqEventfd,
         VqInfo,
-        EVENTFD_DEASSIGN,
-        SET_STATUS, //
+        EVENTFD_DEASSIGN, //
     },
 };
 use kernel::{
@@ -131,12 +130,8 @@ impl FileOperations for DevFile {
         }
 
         let dev = &kiocb.file().0;
-        dev.messages.complete(response, |request| {
-            // The daemon may interrupt the driver from here on, so the status takes effect here.
-            if request.kind == SET_STATUS {
-                dev.set_status(request.body.status());
-            }
-        })?;
+        dev.messages
+            .complete(response, |request| dev.agreed(request))?;
 
         Ok(bytes.len())
     }
@@ -336,7 +331,7 @@ fn inject_config_irq(dev: &Dev) -> Result {
         return Err(EINVAL);
     }
 
-    dev.callbacks.config().call();
+    dev.callbacks.config().call().map_err(|_| EINVAL)?;
 
     Ok(())
 }
@@ -347,9 +342,7 @@ fn inject_vq_irq(dev: &Dev, index: u32) -> Result {
         return Err(EINVAL);
     }
 
-    vq.inject();
-
-    Ok(())
+    vq.inject().map_err(|_| EINVAL)
 }
 
 fn setup_kickfd(dev: &Dev, config: VqEventfd) -> Result {

@@ -14,8 +14,8 @@
 //! 3. `mmap_lock` of a vhost client whose memory is being mapped, then the lock of the [address
 //!    spaces](spaces) or the mutex of the messages. Apart from that, the registration of a bounce
 //!    area's user pages.
-//! 4. A callback slot (a virtio driver runs under its lock), then a [virtqueue](vq) or an
-//!    [IOTLB](domain).
+//! 4. The mutex of the messages, a callback slot (a virtio driver runs under its lock), then a
+//!    [virtqueue](vq) or an [IOTLB](domain).
 //!
 //! The registry is not held while a device is added to the bus: adding it probes a driver, which
 //! sends messages and waits for the daemon.
@@ -30,7 +30,7 @@ mod control;
 mod dev;
 mod domain;
 mod ioctl;
-mod iotlb;
+mod mapping;
 mod msg;
 mod quirks;
 mod spaces;

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests to the daemon that serves a device, and the daemon's responses.
+//! Requests to the daemon that serves a device.
 //!
 //! A request waits until the daemon reads it, then until the daemon answers it. The sender waits
 //! until the request is answered, until the timeout expires, or until the sender is killed. If
-//! there is no answer in time, the device becomes *broken*: all requests fail at once, and readers
-//! and pollers get an error. The next daemon that opens the device ends this state.
+//! there is no answer in time, or if the daemon refuses a request that cannot be refused
+//! ([`SET_VQ_READY`]), the device becomes *broken*: all requests fail at once, and readers and
+//! pollers get an error. The next daemon that opens the device ends this state.
 //!
 //! # Waits that end earlier
 //!
@@ -13,18 +14,19 @@
 //! open the device. The exception is a device that goes away, because it is [being
 //! deleted](MessageQueue::begin_delete) from the vDPA bus or because the machine shuts down. Then a
 //! request fails at once, or as soon as the last daemon is gone, and the device does not become
-//! broken: there is nothing left that the next daemon would have to know. A daemon that has such a
-//! device open is still waited for; but when the machine shuts down, all requests of all devices
-//! together wait no longer than [`SHUTDOWN_PATIENCE`], whatever the timeouts say.
+//! broken: there is nothing left that the next daemon would have to know. While a daemon has such a
+//! device open, requests still wait for that daemon; but once the machine shuts down, all requests
+//! of all devices together wait no longer than [`SHUTDOWN_PATIENCE`], whatever the timeouts say.
 //!
-//! When the machine suspends, daemons are frozen and stop answering. The caller chooses what
-//! becomes of a wait then: see [`Suspending`].
+//! When the machine suspends, daemons are frozen and stop answering. The caller chooses what then
+//! happens to a wait: see [`Suspending`].
 //!
 //! # Context
 //!
 //! Everything here runs in process context. The queue's mutex is held neither during a wait nor
-//! while userspace memory is touched.
+//! while userspace memory is touched. Callback slots and virtqueues are locked under it.
 
+use super::vq::Vq;
 use crate::{
     bindings::{
         completion::{
@@ -39,7 +41,8 @@ use crate::{
         DevRequest,
         DevResponse,
         RequestBody,
-        REQ_RESULT_OK, //
+        REQ_RESULT_OK,
+        SET_VQ_READY, //
     },
 };
 use kernel::{
@@ -84,8 +87,7 @@ const SHUTDOWN_PATIENCE: Delta = Delta::from_secs(5);
 /// neither event ends the sender's wait.
 const LOOK_INTERVAL: Delta = Delta::from_millis(200);
 
-/// Time at which a request was first sent, or found waiting, after the machine had begun to shut
-/// down.
+/// Time at which a sender first noticed, before or during a wait, that the machine shuts down.
 static SHUTDOWN_SEEN: SetOnce<Instant<Monotonic>> = SetOnce::new();
 
 /// The effect of suspending the machine on a wait.
@@ -105,7 +107,9 @@ pub(super) enum Suspending {
 enum Ended {
     /// The daemon did not answer in time: the device becomes broken.
     TimedOut,
-    /// There is no daemon to wait for, the sender was killed, or the machine suspends.
+    /// The sender was killed.
+    Killed,
+    /// There is no daemon to wait for, or the machine suspends.
     GivenUp,
 }
 
@@ -114,10 +118,12 @@ enum Ended {
 struct Message {
     kind: u32,
     body: RequestBody,
+    /// The virtqueue of a [`SET_VQ_READY`]: a failure is recorded there.
+    vq: Option<Arc<Vq>>,
     /// The id of the request, assigned when the message is put into a list.
     id: Atomic<u32>,
     response: SetOnce<DevResponse>,
-    /// Completed when there is an answer, or never will be.
+    /// Completed when there is an answer, or when there will be none.
     #[pin]
     done: Completion,
     #[pin]
@@ -133,11 +139,12 @@ impl_list_item! {
 }
 
 impl Message {
-    fn new(kind: u32, body: RequestBody) -> Result<ListArc<Self>> {
+    fn new(kind: u32, body: RequestBody, vq: Option<Arc<Vq>>) -> Result<ListArc<Self>> {
         ListArc::pin_init(
             try_pin_init!(Self {
                 kind,
                 body,
+                vq,
                 id: Atomic::new(0),
                 response: SetOnce::new(),
                 done <- Completion::new(),
@@ -145,6 +152,15 @@ impl Message {
             }),
             GFP_KERNEL,
         )
+    }
+
+    /// Ends the sender's wait without a response. The queue's mutex must be held, so that no daemon
+    /// opens the device before its virtqueue knows of the failure.
+    fn fail(&self) {
+        if let Some(vq) = &self.vq {
+            vq.set_refused();
+        }
+        self.done.complete_all();
     }
 
     /// Returns the request as the daemon reads it.
@@ -160,9 +176,9 @@ impl Message {
 
 /// The messages of a device, each in one of the two lists.
 struct Queues {
-    /// Messages that are yet to be read, in this order.
+    /// Messages that the daemon has yet to read, in the order in which it will read them.
     unread: List<Message>,
-    /// Messages that are read and yet to be answered, in the order in which they were read.
+    /// Messages that the daemon has read but not answered, in the order in which they were read.
     unanswered: List<Message>,
     next_id: u32,
 }
@@ -188,7 +204,7 @@ impl Queues {
 pub(super) struct MessageQueue {
     #[pin]
     queues: Mutex<Queues>,
-    /// Whether a request was not answered in time. Changes only under the mutex of `queues`.
+    /// Whether the device is broken. Changes only under the mutex of `queues`.
     broken: AtomicFlag,
     /// Whether a daemon has the device open. Changes only under the mutex of `queues`.
     open: AtomicFlag,
@@ -199,6 +215,9 @@ pub(super) struct MessageQueue {
     readers: PollCondVar,
     /// The time that the daemon has to answer, in seconds; 0 means no limit.
     timeout: Atomic<u32>,
+    /// How long a kernel driver has waited for [`SET_VQ_READY`] since the last other request, in
+    /// nanoseconds.
+    ready_waited: Atomic<i64>,
     watch: Arc<SuspendWatch>,
 }
 
@@ -216,6 +235,7 @@ impl MessageQueue {
             deleting: AtomicFlag::new(false),
             readers <- new_poll_condvar!(),
             timeout: Atomic::new(DEFAULT_TIMEOUT),
+            ready_waited: Atomic::new(0),
             watch: watch,
         })
     }
@@ -230,7 +250,7 @@ impl MessageQueue {
         self.timeout.store(seconds, Relaxed);
     }
 
-    /// Returns whether a request was not answered in time.
+    /// Returns whether the device is broken.
     pub(super) fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
     }
@@ -243,7 +263,7 @@ impl MessageQueue {
             .pop_front()
             .or_else(|| queues.unanswered.pop_front())
         {
-            message.done.complete_all();
+            message.fail();
         }
         self.readers.notify_all();
     }
@@ -286,8 +306,65 @@ impl MessageQueue {
         body: RequestBody,
         suspending: Suspending,
     ) -> Result<DevResponse> {
-        let Ok(new) = Message::new(kind, body) else {
-            self.mark_broken(&mut self.queues.lock());
+        self.ready_waited.store(0, Relaxed);
+
+        self.exchange(kind, body, None, suspending, Delta::ZERO, |_| false)
+    }
+
+    /// Asks the daemon to agree that a virtqueue becomes ready, or that it ceases to be ready.
+    ///
+    /// Drivers are not told of a failure. So if the daemon does not agree, the device breaks, which
+    /// the daemon notices, and the next daemon that opens the device finds the virtqueue as the
+    /// driver wants it. If there is no daemon to wait for, nothing breaks.
+    ///
+    /// A kernel driver (`is_kernel`) asks for each of its virtqueues, and meanwhile holds locks
+    /// that other tasks wait for. So all its requests of this kind with no other request in between
+    /// share one timeout.
+    ///
+    /// # Context
+    ///
+    /// May sleep, for as long as the timeout.
+    pub(super) fn ask_for_ready(&self, vq: &Arc<Vq>, index: u16, ready: bool, is_kernel: bool) {
+        // A kernel driver uses a virtqueue that it has enabled whether or not the daemon was told,
+        // but needs no daemon to disable one. A vhost process that is killed resets the device.
+        let (suspending, breaks_if_killed) = match (is_kernel, ready) {
+            (false, _) => (Suspending::Freezes, false),
+            (true, true) => (Suspending::Waits, true),
+            (true, false) => (Suspending::GivesUp, false),
+        };
+        let breaks = |ended| breaks_if_killed && ended == Ended::Killed;
+        let waited = match is_kernel {
+            true => Delta::from_nanos(self.ready_waited.load(Relaxed)),
+            false => Delta::ZERO,
+        };
+        let body = RequestBody::from_vq_ready(index.into(), ready);
+        let begun = Instant::<Monotonic>::now();
+
+        vq.set_wanted(ready);
+        // The virtqueue learns of a failure from its message.
+        let _ = self.exchange(SET_VQ_READY, body, Some(vq), suspending, waited, breaks);
+        self.ready_waited
+            .store((waited + begun.elapsed()).as_nanos(), Relaxed);
+    }
+
+    /// Sends a request, and returns the daemon's response. `passed` is how much of the timeout has
+    /// passed already. `breaks` returns whether the device breaks if the wait ends for the given
+    /// reason; a timeout always breaks the device.
+    fn exchange(
+        &self,
+        kind: u32,
+        body: RequestBody,
+        vq: Option<&Arc<Vq>>,
+        suspending: Suspending,
+        passed: Delta,
+        breaks: impl FnOnce(Ended) -> bool,
+    ) -> Result<DevResponse> {
+        let Ok(new) = Message::new(kind, body, vq.cloned()) else {
+            let mut queues = self.queues.lock();
+            self.mark_broken(&mut queues);
+            if let Some(vq) = vq {
+                vq.set_refused();
+            }
             return Err(EIO);
         };
         let message = new.clone_arc();
@@ -295,6 +372,7 @@ impl MessageQueue {
         {
             let mut queues = self.queues.lock();
             if self.is_broken() || self.is_deserted() {
+                message.fail();
                 return Err(EIO);
             }
 
@@ -304,15 +382,18 @@ impl MessageQueue {
         }
         self.readers.notify_all();
 
-        if let Err(ended) = self.wait(&message, suspending) {
+        if let Err(ended) = self.wait(&message, suspending, passed) {
             let id = message.id.load(Relaxed);
             let mut queues = self.queues.lock();
             // The message may have been answered, or failed with the others, by now.
             let given_up = Queues::take(&mut queues.unread, id)
                 .or_else(|| Queues::take(&mut queues.unanswered, id));
 
-            if given_up.is_some() && ended == Ended::TimedOut {
-                self.mark_broken(&mut queues);
+            if let Some(message) = given_up {
+                message.fail();
+                if ended == Ended::TimedOut || breaks(ended) {
+                    self.mark_broken(&mut queues);
+                }
             }
         }
 
@@ -323,11 +404,11 @@ impl MessageQueue {
     }
 
     /// Waits until a message is answered, or failed with all others.
-    fn wait(&self, message: &Message, suspending: Suspending) -> Result<(), Ended> {
+    fn wait(&self, message: &Message, suspending: Suspending, passed: Delta) -> Result<(), Ended> {
         // Only time spent waiting counts: while the task is frozen, the daemon is as well.
         let mut left = match self.timeout() {
             0 => None,
-            seconds => Some(Delta::from_secs(seconds.into())),
+            seconds => Some(Delta::from_secs(seconds.into()) - passed),
         };
 
         loop {
@@ -347,7 +428,7 @@ impl MessageQueue {
             };
             match waited {
                 WaitResult::Completed => return Ok(()),
-                WaitResult::Killed => return Err(Ended::GivenUp),
+                WaitResult::Killed => return Err(Ended::Killed),
                 WaitResult::TimedOut if self.is_deserted() => return Err(Ended::GivenUp),
                 WaitResult::TimedOut
                     if suspending == Suspending::GivesUp && self.watch.is_suspending() =>
@@ -424,7 +505,7 @@ impl MessageQueue {
     }
 
     /// Accepts a response. If the request succeeded, `apply` is called with the request, before the
-    /// sender goes on.
+    /// sender goes on. A [`SET_VQ_READY`] that did not succeed breaks the device.
     ///
     /// # Errors
     ///
@@ -439,6 +520,9 @@ impl MessageQueue {
 
         if response.result == REQ_RESULT_OK {
             apply(&message.request());
+        } else if let Some(vq) = &message.vq {
+            vq.set_refused();
+            self.mark_broken(&mut queues);
         }
         message.response.populate(response);
         message.done.complete_all();
@@ -458,16 +542,17 @@ impl MessageQueue {
             .with(Events::WRITABLE, !queues.unanswered.is_empty())
     }
 
-    /// Records that a daemon has opened the device, and gives that daemon a chance, whatever its
-    /// predecessor did.
-    pub(super) fn daemon_opened(&self) {
+    /// Records that a daemon has opened the device. The device is no longer broken, whatever the
+    /// previous daemon did. Calls `settle` before the new daemon can read a request.
+    pub(super) fn daemon_opened(&self, settle: impl FnOnce()) {
         let _queues = self.queues.lock();
 
         self.broken.store(false, Relaxed);
         self.open.store(true, Relaxed);
+        settle();
     }
 
-    /// Records that the daemon is gone. Requests that the daemon has read and not answered are the
+    /// Records that the daemon is gone. Requests that the daemon has read but not answered are the
     /// first ones that the next daemon reads.
     pub(super) fn daemon_closed(&self) {
         let mut queues = self.queues.lock();

@@ -50,9 +50,10 @@ impl ManagementOperations for Management {
         // the device may be visible.
         let parent = self.0.node(index)?;
         let (ngroups, nas) = side.counts();
+        let suspension = side.suspension();
         let callbacks = side.callbacks();
 
-        context.add(ngroups, nas, callbacks, side, parent)
+        context.add(ngroups, nas, suspension, callbacks, side, parent)
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     dev::{
         Attached,
         Dev,
+        Negotiated,
         Shared, //
     },
     sysfs::{
@@ -29,8 +30,8 @@ use crate::{
             Capability, //
         },
         chrdev::{
-            DeviceNumbers, //
-            Node,
+            DeviceNumbers,
+            Node, //
         },
         class::{
             Class,
@@ -174,7 +175,7 @@ impl Registry {
         name: &CStr,
         config: &DevConfig,
         space: KVVec<u8>,
-        api_version: u64,
+        negotiated: Negotiated,
     ) -> Result {
         if config.device_id == config::device_id::NET && !capable(Capability::NetAdmin) {
             return Err(EPERM);
@@ -187,7 +188,7 @@ impl Registry {
 
         let index = Self::free_index(&entries)?;
         let module = ModuleRef::get(self.module)?;
-        let dev = Dev::new(config, space, api_version, &self.shared)?;
+        let dev = Dev::new(config, space, negotiated, &self.shared)?;
         let node = Arc::new(
             Node::new::<DevAttributes>(
                 self.class.clone(),

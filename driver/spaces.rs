@@ -154,8 +154,8 @@ impl Spaces {
         let allocated = self.alloc(asid, self.freeze() as usize / self.all.len());
         let mut bounce_config = self.bounce_config.lock();
         match allocated {
-            // Another caller may have been faster: then the domain from here is dropped, without
-            // the lock.
+            // Another caller may have been faster. Then the domain that this call allocated is
+            // dropped, without the lock.
             Ok(handle) if space.0.as_ref().is_none() => {
                 bounce_config.frozen = true;
                 space.0.populate(handle);
@@ -292,7 +292,7 @@ impl Spaces {
         area.deregister_umem().map(drop)
     }
 
-    /// Deregisters all memory of processes, after the daemon is gone. May sleep.
+    /// Deregisters all memory that processes have registered, after the daemon is gone. May sleep.
     pub(super) fn dereg_all_umem(&self) {
         for handle in self.allocated() {
             // Most areas have none registered, which is fine.

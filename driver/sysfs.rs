@@ -11,17 +11,226 @@ use crate::bindings::{
     sysfs::{
         parse_u32,
         Attribute,
-        Output, //
+        BinaryAttribute,
+        Output,
+        WithBinary, //
     },
 };
 use core::fmt::Write;
 use kernel::prelude::*;
 
 /// The attributes of a device.
-pub(super) type DevAttributes = (MsgTimeout, BounceSize);
+pub(super) type DevAttributes = WithBinary<
+    (
+        MsgTimeout,
+        BounceSize,
+        ApiVersion,
+        DeviceId,
+        NumVqs,
+        NumGroups,
+        NumAsids,
+        DeviceFeatures,
+        DriverFeatures,
+        Status,
+        IsSuspended,
+        Broken,
+        VduseFeatures,
+        Extensions,
+    ),
+    Config,
+    Vqs,
+    Groups,
+>;
 
 /// The attributes of a virtqueue, in the directory `vqN`.
 pub(super) type VqAttributes = (IrqCbAffinity,);
+
+/// Defines attributes that can only be read, each as a line of text.
+macro_rules! read_only {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident = $file:literal, |$data:ident: &$type:ty| ($format:literal, $value:expr);
+    )*) => {
+        $(
+            $(#[$doc])*
+            pub(super) struct $name;
+
+            #[vtable]
+            impl Attribute for $name {
+                type Data = $type;
+
+                const NAME: &'static CStr = $file;
+
+                fn show($data: &$type, out: &mut Output<'_>) -> Result {
+                    Ok(writeln!(out, $format, $value)?)
+                }
+            }
+        )*
+    };
+}
+
+read_only! {
+    /// `api_version`: the API version that the device was created with.
+    ApiVersion = c"api_version", |dev: &Dev| ("{}", dev.negotiated.api_version);
+    /// `device_id`: the virtio device ID.
+    DeviceId = c"device_id", |dev: &Dev| ("{}", dev.device_id);
+    /// `num_vqs`: the number of virtqueues.
+    NumVqs = c"num_vqs", |dev: &Dev| ("{}", dev.vqs().len());
+    /// `num_groups`: the number of virtqueue groups.
+    NumGroups = c"num_groups", |dev: &Dev| ("{}", dev.ngroups);
+    /// `num_asids`: the number of address spaces.
+    NumAsids = c"num_asids", |dev: &Dev| ("{}", dev.spaces.len());
+    /// `device_features`: the virtio features that the daemon gave the device.
+    DeviceFeatures = c"device_features", |dev: &Dev| ("{:#018x}", dev.offered(false));
+    /// `driver_features`: the virtio features that the driver accepted.
+    DriverFeatures = c"driver_features", |dev: &Dev| ("{:#018x}", dev.driver_features());
+    /// `status`: the device status, as the daemon has acknowledged it.
+    Status = c"status", |dev: &Dev| ("{:#04x}", dev.status());
+    /// `suspended`: 1 if a driver has suspended the device, otherwise 0.
+    IsSuspended = c"suspended", |dev: &Dev| ("{}", u8::from(dev.is_suspended()));
+    /// `broken`: 1 if the daemon did not answer a request in time, or refused one that cannot be
+    /// refused, and no daemon has opened the device since; otherwise 0.
+    Broken = c"broken", |dev: &Dev| ("{}", u8::from(dev.messages.is_broken()));
+    /// `vduse_features`: the VDUSE features that were negotiated for the device.
+    VduseFeatures = c"vduse_features", |dev: &Dev| ("{:#018x}", dev.negotiated.features);
+    /// `vduse_extensions`: the extensions that were negotiated for the device.
+    Extensions = c"vduse_extensions", |dev: &Dev| ("{:#018x}", dev.negotiated.extensions);
+}
+
+/// `config`: the configuration space. Readable by root only, as it may contain what identifies a
+/// device.
+pub(super) struct Config;
+
+impl BinaryAttribute for Config {
+    type Data = Dev;
+
+    const NAME: &'static CStr = c"config";
+
+    const MODE: u16 = 0o400;
+
+    fn size(dev: &Dev) -> usize {
+        dev.config_size()
+    }
+
+    fn read(dev: &Dev, offset: usize, buf: &mut [u8]) -> Result<usize> {
+        dev.read_config(offset, buf, false);
+
+        Ok(dev.config_size().saturating_sub(offset).min(buf.len()))
+    }
+}
+
+/// Writes a number to `field` in decimal, right-justified. Digits that do not fit are left out.
+fn write_decimal(field: &mut [u8], mut value: u32) {
+    for (i, at) in field.iter_mut().rev().enumerate() {
+        *at = match value {
+            0 if i > 0 => b' ',
+            // Less than 10.
+            _ => b'0' + (value % 10) as u8,
+        };
+        value /= 10;
+    }
+}
+
+/// Reads, from byte `offset` on, from a table whose lines have `LEN` bytes each. `line` fills in a
+/// line, and returns [`None`] after the last one. Returns the number of bytes that were read.
+fn read_table<const LEN: usize>(
+    offset: usize,
+    buf: &mut [u8],
+    mut line: impl FnMut(usize, &mut [u8; LEN]) -> Option<()>,
+) -> usize {
+    let (mut number, mut skip) = (offset / LEN, offset % LEN);
+    let mut read = 0;
+
+    while let Some(room) = buf.get_mut(read..).filter(|room| !room.is_empty()) {
+        let mut bytes = [b' '; LEN];
+        if line(number, &mut bytes).is_none() {
+            break;
+        }
+        let part = bytes.get(skip..).unwrap_or_default();
+        for (to, from) in room.iter_mut().zip(part) {
+            *to = *from;
+        }
+        read += part.len().min(room.len());
+        (number, skip) = (number + 1, 0);
+    }
+
+    read
+}
+
+/// `vqs`: the virtqueues, one line of [`LEN`](Vqs::LEN) bytes for each: the virtqueue, its size in
+/// descriptors (the size that the driver chose, or else the largest one), its group, and 1 if it is
+/// ready, otherwise 0.
+///
+/// One file has all virtqueues: a device may have 65,535 of them, and a separate file for each
+/// number would take hundreds of bytes, which are charged to nobody.
+pub(super) struct Vqs;
+
+impl Vqs {
+    /// The length of a line in bytes, with the newline: three numbers of up to five digits, and one
+    /// number of one digit.
+    const LEN: usize = 20;
+}
+
+impl BinaryAttribute for Vqs {
+    type Data = Dev;
+
+    const NAME: &'static CStr = c"vqs";
+
+    const MODE: u16 = 0o444;
+
+    fn size(dev: &Dev) -> usize {
+        dev.vqs().len() * Self::LEN
+    }
+
+    fn read(dev: &Dev, offset: usize, buf: &mut [u8]) -> Result<usize> {
+        let line = |index: usize, line: &mut [u8; Self::LEN]| {
+            let vq = dev.vqs().get(index)?;
+            // A device has fewer than 2^16 virtqueues.
+            write_decimal(&mut line[..5], index as u32);
+            write_decimal(&mut line[6..11], vq.size().into());
+            write_decimal(&mut line[12..17], vq.group());
+            write_decimal(&mut line[18..19], vq.is_ready().into());
+            line[19] = b'\n';
+            Some(())
+        };
+
+        Ok(read_table(offset, buf, line))
+    }
+}
+
+/// `groups`: the virtqueue groups, one line of [`LEN`](Groups::LEN) bytes for each: the group, and
+/// its address space.
+pub(super) struct Groups;
+
+impl Groups {
+    /// The length of a line in bytes, with the newline. Both numbers have up to five digits.
+    const LEN: usize = 12;
+}
+
+impl BinaryAttribute for Groups {
+    type Data = Dev;
+
+    const NAME: &'static CStr = c"groups";
+
+    const MODE: u16 = 0o444;
+
+    fn size(dev: &Dev) -> usize {
+        dev.ngroups as usize * Self::LEN
+    }
+
+    fn read(dev: &Dev, offset: usize, buf: &mut [u8]) -> Result<usize> {
+        let line = |group: usize, line: &mut [u8; Self::LEN]| {
+            let asid = dev.group_asid(group)?;
+            // A device has fewer than 2^16 groups.
+            write_decimal(&mut line[..5], group as u32);
+            write_decimal(&mut line[6..11], asid);
+            line[11] = b'\n';
+            Some(())
+        };
+
+        Ok(read_table(offset, buf, line))
+    }
+}
 
 /// `msg_timeout`: the time that the daemon has to answer, in seconds; 0 means no limit.
 pub(super) struct MsgTimeout;

@@ -27,6 +27,7 @@ use crate::{
             BusDriver,
             Callbacks,
             Operations,
+            Suspension,
             VqAddress,
             VqState, //
         },
@@ -92,6 +93,11 @@ impl DriverSide {
         (self.dev.ngroups, self.dev.spaces.len() as u32)
     }
 
+    /// Returns whether the driver may suspend and resume the device.
+    pub(super) fn suspension(&self) -> Suspension {
+        self.dev.suspension()
+    }
+
     /// Returns the driver's interrupt callbacks.
     pub(super) fn callbacks(&self) -> Arc<Callbacks> {
         self.dev.callbacks.clone()
@@ -107,6 +113,11 @@ impl DriverSide {
         // Groups leave address space 0 only on behalf of a process, so the kernel has nothing
         // mapped in the spaces that they return from.
         Token::retarget_all(&self.tokens, &handle.domain);
+        for (group, token) in self.tokens.iter().enumerate() {
+            if token.points_to(&handle.domain) {
+                self.dev.set_group_asid(group, 0);
+            }
+        }
     }
 
     fn send(&self, kind: u32, body: RequestBody, driver: BusDriver) -> Result<uapi::DevResponse> {
@@ -151,8 +162,16 @@ impl Operations for DriverSide {
         let _ = self.vq(vq, |vq| vq.kick());
     }
 
-    fn set_vq_ready(&self, vq: u16, ready: bool) {
-        let _ = self.vq(vq, |vq| vq.set_ready(ready));
+    fn set_vq_ready(&self, index: u16, ready: bool, driver: BusDriver) {
+        let _ = self.vq(index, |vq| {
+            if !self.dev.asks_for_ready() {
+                vq.set_ready(ready);
+                return;
+            }
+
+            let is_kernel = driver != BusDriver::Vhost;
+            self.dev.messages.ask_for_ready(vq, index, ready, is_kernel);
+        });
     }
 
     fn vq_ready(&self, vq: u16) -> bool {
@@ -271,6 +290,21 @@ impl Operations for DriverSide {
         self.dev.messages.begin_delete();
     }
 
+    fn suspend(&self, driver: BusDriver) -> Result {
+        self.send(uapi::SUSPEND, RequestBody::default(), driver)?;
+
+        Ok(())
+    }
+
+    fn resume(&self, driver: BusDriver) -> Result {
+        // vhost does not check whether the device is suspended.
+        if self.dev.is_suspended() {
+            self.send(uapi::extension::RESUME, RequestBody::default(), driver)?;
+        }
+
+        Ok(())
+    }
+
     fn config_size(&self) -> usize {
         self.dev.config_size()
     }
@@ -328,6 +362,7 @@ impl Operations for DriverSide {
             ask()?;
             quiesced.retarget(space.clone());
         }
+        self.dev.set_group_asid(group as usize, asid);
 
         Ok(())
     }

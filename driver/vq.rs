@@ -27,6 +27,7 @@ use crate::{
         once::OnceBox,
         vdpa::{
             CallbackSlot,
+            Suspended,
             VqAddress,
             VqState, //
         },
@@ -59,20 +60,57 @@ use kernel::{
 struct State {
     /// The largest size, in descriptors; 0 before the virtqueue is set up.
     max_size: u16,
-    /// The largest size for the next driver, if that is to change.
+    /// The pending largest size, which the next driver will see; [`None`] if none is pending.
     next_max_size: Option<u16>,
     group: u32,
     /// The size that the driver chose, in descriptors; 0 before that.
     num: u32,
     address: VqAddress,
     state: VqState,
+    /// Whether the virtqueue is ready: the driver has set this and, if the daemon is asked, the
+    /// daemon has agreed.
     ready: bool,
+    /// Whether the virtqueue is ready as far as the driver knows. Drivers are not told that a
+    /// daemon has refused.
+    wanted: bool,
+    /// Whether the daemon was asked to agree to `wanted` and did not, so that the next daemon finds
+    /// `wanted` in effect. Changes only under the mutex of the messages, and in a reset.
+    refused: bool,
+    /// Whether the device is suspended: kicks are held back.
+    suspended: bool,
     kickfd: Option<EventFd>,
     /// Whether there was a kick of which no daemon was told.
     kicked: bool,
 }
 
-/// The driver side's settings of a virtqueue, as of one moment.
+impl State {
+    /// Tells the daemon of a kick or, if that is not possible now, records the kick for later.
+    fn kick(&mut self) {
+        match &self.kickfd {
+            Some(kickfd) if self.ready && !self.suspended => kickfd.signal(),
+            _ => self.kicked |= self.ready || self.wanted,
+        }
+    }
+
+    /// Tells the daemon of a kick of which no daemon was told, if that is possible now.
+    fn kick_again(&mut self) {
+        if self.kicked && self.ready && !self.suspended {
+            if let Some(kickfd) = &self.kickfd {
+                kickfd.signal();
+                self.kicked = false;
+            }
+        }
+    }
+
+    fn set_ready(&mut self, ready: bool) {
+        self.ready = ready;
+        self.wanted = ready;
+        self.refused = false;
+        self.kick_again();
+    }
+}
+
+/// A consistent snapshot of the driver side's settings of a virtqueue.
 pub(super) struct Snapshot {
     pub(super) num: u32,
     pub(super) address: VqAddress,
@@ -101,8 +139,8 @@ pub(super) struct Vq {
 
 /// Maximum length of a chain of kicks, in which each kick but the first comes from signalling the
 /// eventfd of the previous one. Daemons that forward their kicks to another device make chains of
-/// two or three. A circular chain would have no end, and its CPU time would be charged to no
-/// process, as kicks are deferred to a worker.
+/// two or three. A circular chain would never end, and its CPU time would be charged to no process,
+/// as deferred kicks run in a worker.
 const MAX_KICK_CHAIN: u32 = 4;
 
 const KICK: u64 = 0;
@@ -132,7 +170,10 @@ impl WorkItem<INJECT> for Vq {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.callback.call();
+        // Only vhost suspends a device, and vhost's interrupts are not deferred to this work. So if
+        // the device has been suspended since the interrupt was accepted, the driver has changed,
+        // and the interrupt can be dropped.
+        let _ = this.callback.call();
     }
 }
 
@@ -227,15 +268,37 @@ impl Vq {
         self.state.lock().state = new;
     }
 
+    /// Enables or disables the virtqueue. The daemon, if it is asked, has agreed.
     pub(super) fn set_ready(&self, ready: bool) {
-        self.state.lock().ready = ready;
+        self.state.lock().set_ready(ready);
+    }
+
+    /// Records that the driver enables or disables the virtqueue, before the daemon is asked.
+    pub(super) fn set_wanted(&self, ready: bool) {
+        self.state.lock().wanted = ready;
+    }
+
+    /// Records that the daemon did not agree to what the driver wants.
+    pub(super) fn set_refused(&self) {
+        self.state.lock().refused = true;
+    }
+
+    /// Puts into effect what the driver wants and the previous daemon did not agree to, so that a
+    /// new daemon finds the virtqueue as the driver knows it.
+    pub(super) fn settle_ready(&self) {
+        let mut state = self.state.lock();
+
+        if state.refused {
+            let wanted = state.wanted;
+            state.set_ready(wanted);
+        }
     }
 
     pub(super) fn is_ready(&self) -> bool {
         self.state.lock().ready
     }
 
-    /// Returns everything that the daemon can query, as of one moment.
+    /// Returns a consistent snapshot of everything that the daemon can query.
     pub(super) fn snapshot(&self) -> Snapshot {
         let state = self.state.lock();
 
@@ -262,8 +325,8 @@ impl Vq {
         }
     }
 
-    /// Defers a [`kick_now`](Self::kick_now) to a worker, at the end of a chain of `chain` kicks.
-    /// Any context.
+    /// Defers a [`kick_now`](Self::kick_now) to a worker. `chain` is the length of the chain that
+    /// ends with this kick. Any context.
     fn kick_later(self: &Arc<Self>, chain: u32) {
         let mut pending = self.kick_chain.load(Relaxed);
         loop {
@@ -288,14 +351,25 @@ impl Vq {
     }
 
     fn kick_now(&self) {
+        self.state.lock().kick();
+    }
+
+    /// Holds kicks back until the virtqueue is [resumed](Self::resume) or reset. Waits for a kick
+    /// that is in progress. Any context.
+    pub(super) fn suspend(&self) {
+        self.state.lock().suspended = true;
+    }
+
+    /// Tells the daemon of kicks again, including one that was held back.
+    ///
+    /// # Context
+    ///
+    /// Any in which [`eventfd::signal_allowed`] returns true.
+    pub(super) fn resume(&self) {
         let mut state = self.state.lock();
 
-        if state.ready {
-            match &state.kickfd {
-                Some(kickfd) => kickfd.signal(),
-                None => state.kicked = true,
-            }
-        }
+        state.suspended = false;
+        state.kick_again();
     }
 
     /// Sets or removes the eventfd by which the daemon is told of kicks. A new eventfd is signalled
@@ -304,12 +378,7 @@ impl Vq {
         let mut state = self.state.lock();
         let old = core::mem::replace(&mut state.kickfd, kickfd);
 
-        if state.ready && state.kicked {
-            if let Some(kickfd) = &state.kickfd {
-                kickfd.signal();
-                state.kicked = false;
-            }
-        }
+        state.kick_again();
 
         drop(state);
         drop(old);
@@ -321,7 +390,7 @@ impl Vq {
         let mut state = self.state.lock();
         let old = state.kickfd.take();
 
-        if old.is_some() && state.ready {
+        if old.is_some() && (state.ready || state.wanted) {
             state.kicked = true;
         }
 
@@ -381,34 +450,38 @@ impl Vq {
 
     /// Interrupts the driver.
     ///
-    /// The driver is called back in the caller's own context if this CPU is one of those that the
-    /// driver wants, if none of those is online, or if the driver is vhost, whatever a former
-    /// driver wanted. Otherwise another CPU calls it back.
+    /// The driver is called back in the caller's own context if this CPU is one of those that
+    /// interrupts go to, if none of those is online, or if the driver is vhost, even if a former
+    /// driver has restricted the CPUs. Otherwise, another CPU calls the driver back.
+    ///
+    /// # Errors
+    ///
+    /// [`Suspended`], if the device is suspended.
     ///
     /// # Context
     ///
     /// Process context.
-    pub(super) fn inject(self: &Arc<Self>) {
+    pub(super) fn inject(self: &Arc<Self>) -> Result<(), Suspended> {
         let mask = self.affinity().filter(|_| !self.callback.takes_any_cpu());
 
         match mask.and_then(|mask| self.elsewhere(mask)) {
             Some(cpu) => {
+                self.callback.accepts()?;
                 // If the work is queued already, the driver will be called after this.
                 let _ = self
                     .queue
                     .enqueue_on::<Arc<Self>, INJECT>(cpu, self.clone());
+                Ok(())
             }
-            None => {
-                self.callback.call();
-            }
+            None => self.callback.call().map(|_| ()),
         }
     }
 
     /// Returns the CPU to send an interrupt to, in rotation, or [`None`] if this CPU can take the
     /// interrupt.
     fn elsewhere(&self, mask: &AtomicCpumask) -> Option<CpuId> {
-        // If the task moves to another CPU right now, the interrupt is taken there, which does no
-        // harm.
+        // If the task moves to another CPU after this check, the interrupt is taken on that CPU,
+        // which does no harm.
         if mask.test(CpuId::current()) {
             return None;
         }

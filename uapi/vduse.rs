@@ -15,6 +15,13 @@ pub const API_VERSION_0: u64 = 0;
 /// Version 1 of the API: virtqueue groups and address spaces.
 pub const API_VERSION_1: u64 = 1;
 
+/// Bit of a device's VDUSE features: the daemon is asked before a virtqueue becomes ready, or
+/// ceases to be ([`SET_VQ_READY`], since Linux 7.3).
+pub const F_QUEUE_READY: u64 = 1 << 0;
+/// Bit of a device's VDUSE features: the driver may suspend the device ([`SUSPEND`], since Linux
+/// 7.3).
+pub const F_SUSPEND: u64 = 1 << 1;
+
 /// Size in bytes of a device's name, its terminating NUL included.
 pub const NAME_MAX: usize = 256;
 
@@ -39,6 +46,12 @@ pub const SET_STATUS: u32 = 1;
 pub const UPDATE_IOTLB: u32 = 2;
 /// Value of [`DevRequest::kind`]: a virtqueue group moves to another address space (version 1).
 pub const SET_VQ_GROUP_ASID: u32 = 3;
+/// Value of [`DevRequest::kind`]: a virtqueue becomes ready, or ceases to be ([`F_QUEUE_READY`]).
+pub const SET_VQ_READY: u32 = 4;
+/// Value of [`DevRequest::kind`]: the device stops processing virtqueues ([`F_SUSPEND`]). There is
+/// no body. After a successful response, the driver neither kicks nor can be interrupted until the
+/// device is reset or resumed.
+pub const SUSPEND: u32 = 5;
 
 /// Value of [`DevResponse::result`]: the request was carried out.
 pub const REQ_RESULT_OK: u32 = 0;
@@ -50,16 +63,22 @@ pub mod ioctl {
     use super::*;
 
     const NONE: u32 = 0;
-    const WRITE: u32 = 1;
-    const READ: u32 = 2;
+    pub(super) const WRITE: u32 = 1;
+    pub(super) const READ: u32 = 2;
 
     /// The type byte of every VDUSE ioctl.
     const BASE: u32 = 0x81;
 
-    const fn number(direction: u32, nr: u32, size: usize) -> u32 {
+    /// Composes a number: direction, type byte, number within the type, size of the argument in
+    /// bytes.
+    pub(super) const fn compose(direction: u32, base: u32, nr: u32, size: usize) -> u32 {
         // The size has fourteen bits: every structure here is far below that limit.
         assert!(size < 1 << 14);
-        direction << 30 | (size as u32) << 16 | BASE << 8 | nr
+        direction << 30 | (size as u32) << 16 | base << 8 | nr
+    }
+
+    const fn number(direction: u32, nr: u32, size: usize) -> u32 {
+        compose(direction, BASE, nr, size)
     }
 
     /// On the control device: reads the API version of this file.
@@ -71,6 +90,13 @@ pub mod ioctl {
     /// On the control device: destroys the device of the given name, an array of [`NAME_MAX`]
     /// bytes.
     pub const DESTROY_DEV: u32 = number(WRITE, 0x03, NAME_MAX);
+
+    /// On the control device: reads the VDUSE features that the kernel has, a `u64` (since Linux
+    /// 7.3). Has no other effect.
+    pub const GET_FEATURES: u32 = number(READ, 0x04, size_of::<u64>());
+    /// On the control device: sets the VDUSE features of the devices that this file creates from
+    /// now on, a `u64` (since Linux 7.3). They are 0 after opening the file.
+    pub const SET_FEATURES: u32 = number(WRITE, 0x05, size_of::<u64>());
 
     /// Finds an IOVA region, an [`IotlbEntry`]; returns a file descriptor to map the region with.
     pub const IOTLB_GET_FD: u32 = number(READ | WRITE, 0x10, size_of::<IotlbEntry>());
@@ -101,6 +127,43 @@ pub mod ioctl {
     pub const COMPAT_IOTLB_GET_FD: u32 = number(READ | WRITE, 0x10, size_of::<CompatIotlbEntry>());
     /// [`VQ_GET_INFO`] as a 32-bit x86 program calls it.
     pub const COMPAT_VQ_GET_INFO: u32 = number(READ | WRITE, 0x15, size_of::<CompatVqInfo>());
+}
+
+/// What `vduse_rs` adds to the ABI of Linux.
+///
+/// Linux assigns message types, feature bits and ioctl numbers consecutively, and reserves no range
+/// for others. So nothing here is in these ranges: the ioctls have a type byte of their own, the
+/// features are a word of their own, and the messages have the topmost bit set. A daemon that does
+/// not ask for an extension never sees any of this.
+pub mod extension {
+    use super::ioctl;
+
+    /// The type byte of the ioctls, which `Documentation/userspace-api/ioctl/ioctl-number.rst`
+    /// assigns to nobody.
+    const BASE: u32 = 0x82;
+
+    const fn number(direction: u32, nr: u32) -> u32 {
+        ioctl::compose(direction, BASE, nr, size_of::<u64>())
+    }
+
+    /// Bit of a device's extensions: a driver may resume the device after suspending it
+    /// ([`RESUME`]). Requires [`F_SUSPEND`](super::F_SUSPEND).
+    pub const F_RESUME: u64 = 1 << 0;
+
+    /// Value of [`DevRequest::kind`](super::DevRequest::kind): the device resumes processing
+    /// virtqueues ([`F_RESUME`]). There is no body.
+    ///
+    /// The driver may have changed the settings of virtqueues since the device was suspended, so
+    /// the daemon reads them again ([`VQ_GET_INFO`](super::ioctl::VQ_GET_INFO)). A kick that was
+    /// held back meanwhile arrives when the daemon writes the response.
+    pub const RESUME: u32 = 1 << 31;
+
+    /// On the control device: reads the extensions that the kernel module has, as a `u64`. Fails
+    /// with `EINVAL` on other drivers.
+    pub const GET_FEATURES: u32 = number(ioctl::READ, 0x00);
+    /// On the control device: sets the extensions, a `u64`, of the devices that are created through
+    /// this file from now on. When the file is opened, the extensions are 0.
+    pub const SET_FEATURES: u32 = number(ioctl::WRITE, 0x01);
 }
 
 /// The configuration of a device, followed in memory by [`config_size`](Self::config_size) bytes.
@@ -370,6 +433,11 @@ impl RequestBody {
         Self::from_words(Self::pair(group, asid), 0, 0)
     }
 
+    /// Returns the body of [`SET_VQ_READY`]: a virtqueue, and whether it is to be ready.
+    pub const fn from_vq_ready(index: u32, ready: bool) -> Self {
+        Self::from_words(Self::pair(index, ready as u32), 0, 0)
+    }
+
     /// Reads the index of the virtqueue out of the body of [`GET_VQ_STATE`].
     pub const fn vq_index(&self) -> u32 {
         Self::split_pair(self.words[0]).0
@@ -390,6 +458,13 @@ impl RequestBody {
         Self::split_pair(self.words[2]).0
     }
 
+    /// Reads the virtqueue, and whether it is to be ready, out of the body of [`SET_VQ_READY`].
+    pub const fn vq_ready(&self) -> (u32, bool) {
+        let (index, ready) = Self::split_pair(self.words[0]);
+
+        (index, ready != 0)
+    }
+
     /// Reads the virtqueue group and its new address space out of the body of
     /// [`SET_VQ_GROUP_ASID`].
     pub const fn group_asid(&self) -> (u32, u32) {
@@ -401,7 +476,8 @@ impl RequestBody {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct DevRequest {
-    /// One of [`GET_VQ_STATE`], [`SET_STATUS`], [`UPDATE_IOTLB`], [`SET_VQ_GROUP_ASID`].
+    /// One of [`GET_VQ_STATE`], [`SET_STATUS`], [`UPDATE_IOTLB`], [`SET_VQ_GROUP_ASID`],
+    /// [`SET_VQ_READY`], [`SUSPEND`], [`extension::RESUME`].
     pub kind: u32,
     /// Id of the request, which the response must repeat.
     pub request_id: u32,
@@ -564,6 +640,8 @@ const _: () = {
     assert!(ioctl::GET_API_VERSION == 0x8008_8100);
     assert!(ioctl::CREATE_DEV == 0x4150_8102);
     assert!(ioctl::DESTROY_DEV == 0x4100_8103);
+    assert!(ioctl::GET_FEATURES == 0x8008_8104);
+    assert!(ioctl::SET_FEATURES == 0x4008_8105);
     assert!(ioctl::IOTLB_GET_FD == 0xc020_8110);
     assert!(ioctl::DEV_INJECT_CONFIG_IRQ == 0x0000_8113);
     assert!(ioctl::VQ_GET_INFO == 0xc030_8115);

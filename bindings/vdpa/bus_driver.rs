@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
-use super::bindings;
+use super::super::raw as bindings;
 use core::ptr;
 use kernel::prelude::*;
 

@@ -5,12 +5,14 @@
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
 use super::{
-    super::lock::{
-        new_spinlock_bh,
-        SpinLockBh, //
+    super::{
+        lock::{
+            new_spinlock_bh,
+            SpinLockBh, //
+        },
+        raw as bindings, //
     },
-    bindings,
-    BusDriver, //
+    bus_driver::BusDriver, //
 };
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
@@ -39,18 +41,24 @@ struct SlotState {
     callback: Option<Callback>,
     /// Whether the virtqueue is ready; for the configuration space, set together with the callback.
     vq_ready: bool,
-    /// Set by a `DRIVER_OK` of the driver's own, until the slot is emptied.
+    /// Whether the driver itself has written `DRIVER_OK`. Cleared when the slot is emptied.
     driver_ok: bool,
+    /// Whether the device is suspended: interrupts are refused.
+    suspended: bool,
 }
 
-/// The slot for a driver's callback: for a virtqueue's, or for the configuration space's.
+/// The reason why an interrupt was refused: the device is suspended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Suspended;
+
+/// The slot for a driver's callback: that of a virtqueue, or that of the configuration space.
 ///
 /// The [`Device`](super::device::Device) that was given the slot fills and empties the slot, as the
 /// [status](super::status::step) machine says. A callback is called only under the slot's lock, and
 /// only
 ///
-/// - after the driver has written a `DRIVER_OK` of its own (virtio 1.3, section 3.1.1): before that
-///   the driver is not ready to be called, even if its virtqueues are,
+/// - after the driver itself has written `DRIVER_OK` (virtio 1.3, section 3.1.1): before that, the
+///   driver is not ready to be called, even if its virtqueues are ready,
 /// - until the device is reset (for vhost, until the reset is done), the driver writes `FAILED`, a
 ///   kernel driver disables its last virtqueue, or the device has left the bus: a driver whose
 ///   probe fails frees what its callbacks use without a reset,
@@ -59,8 +67,8 @@ struct SlotState {
 ///
 /// The callback's eventfd, which vhost offers as a short cut, is not used: vhost releases the
 /// eventfd before passing another callback, so that the eventfd may be gone here. vhost's callback
-/// signals the same eventfd, and looks it up anew. A moment is left in which vhost may still
-/// release the eventfd; that race is for vhost to fix.
+/// signals the same eventfd, and looks the eventfd up at each call. Even so, vhost may release the
+/// eventfd between the look-up and the signal; that race is for vhost to fix.
 ///
 /// # Lock order
 ///
@@ -85,6 +93,7 @@ impl CallbackSlot {
                 callback: None,
                 vq_ready: false,
                 driver_ok: false,
+                suspended: false,
             }),
             is_vhost: Atomic::new(false),
         })
@@ -93,11 +102,18 @@ impl CallbackSlot {
     /// Interrupts the driver: calls its callback, in the caller's own context. Returns whether a
     /// callback was called.
     ///
+    /// # Errors
+    ///
+    /// [`Suspended`], if the device is suspended.
+    ///
     /// # Context
     ///
     /// Process context or softirq, with interrupts enabled.
-    pub(crate) fn call(&self) -> bool {
+    pub(crate) fn call(&self) -> Result<bool, Suspended> {
         let state = self.state.lock();
+        if state.suspended {
+            return Err(Suspended);
+        }
 
         match &state.callback {
             Some(callback) if state.vq_ready && state.driver_ok => {
@@ -105,14 +121,42 @@ impl CallbackSlot {
                 // disabled, as they are in an interrupt handler; softirqs that the callback raises
                 // run when the lock is released.
                 unsafe { (callback.function)(callback.private) };
-                true
+                Ok(true)
             }
-            _ => false,
+            _ => Ok(false),
         }
     }
 
-    /// Returns whether the CPU on which [`call`](Self::call) runs makes no difference: vhost's
-    /// callbacks signal an eventfd, whatever task waits for the eventfd.
+    /// Returns whether interrupts are accepted at this moment, for a [`call`](Self::call) in
+    /// another context.
+    ///
+    /// # Errors
+    ///
+    /// [`Suspended`], if the device is suspended.
+    ///
+    /// # Context
+    ///
+    /// As for [`call`](Self::call).
+    pub(crate) fn accepts(&self) -> Result<(), Suspended> {
+        if self.state.lock().suspended {
+            Err(Suspended)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Refuses interrupts from now on. Waits for a call that is in progress.
+    fn suspend(&self) {
+        self.state.lock().suspended = true;
+    }
+
+    /// Accepts interrupts again.
+    fn resume(&self) {
+        self.state.lock().suspended = false;
+    }
+
+    /// Returns whether it makes no difference on which CPU [`call`](Self::call) runs. This is so
+    /// for vhost's callbacks, which signal an eventfd, whatever task waits for the eventfd.
     pub(crate) fn takes_any_cpu(&self) -> bool {
         self.is_vhost.load(Relaxed)
     }
@@ -160,8 +204,8 @@ impl CallbackSlot {
 ///
 /// # Invariants
 ///
-/// At most one [`Device`](super::device::Device) owns the callbacks: it fills, enables and empties the
-/// slots.
+/// At most one [`Device`](super::device::Device) owns the callbacks. Only that device fills,
+/// enables and empties the slots.
 pub(crate) struct Callbacks {
     vqs: KVVec<Arc<CallbackSlot>>,
     config: Arc<CallbackSlot>,
@@ -227,6 +271,26 @@ impl Callbacks {
         self.slots().for_each(|slot| slot.set_driver_ok(true))
     }
 
+    /// Refuses interrupts until [`resume`](Self::resume) is called or the device is reset. Waits
+    /// for calls that are in progress: no callback is called after this returns.
+    ///
+    /// # Context
+    ///
+    /// Process context, with interrupts enabled. No lock that a driver takes in an interrupt may be
+    /// held.
+    pub(crate) fn suspend(&self) {
+        self.slots().for_each(|slot| slot.suspend())
+    }
+
+    /// Accepts interrupts again, after [`suspend`](Self::suspend).
+    ///
+    /// # Context
+    ///
+    /// As for [`suspend`](Self::suspend).
+    pub(crate) fn resume(&self) {
+        self.slots().for_each(|slot| slot.resume())
+    }
+
     /// Returns whether any virtqueue is ready. Starts with the last one: drivers disable virtqueues
     /// in order.
     pub(super) fn has_ready_vq(&self) -> bool {
@@ -274,17 +338,17 @@ mod tests {
         for before in [0, 2] {
             // SAFETY: The callback and the counter are valid until the end.
             unsafe { slot.fill(&callback, BusDriver::Kernel) };
-            assert!(!slot.call());
+            assert_eq!(slot.call(), Ok(false));
             slot.set_vq_ready(true);
-            assert!(!slot.call());
+            assert_eq!(slot.call(), Ok(false));
             slot.set_driver_ok(true);
-            assert!(slot.call());
+            assert_eq!(slot.call(), Ok(true));
             slot.set_vq_ready(false);
-            assert!(!slot.call());
+            assert_eq!(slot.call(), Ok(false));
             slot.set_vq_ready(true);
-            assert!(slot.call());
+            assert_eq!(slot.call(), Ok(true));
             slot.clear();
-            assert!(!slot.call());
+            assert_eq!(slot.call(), Ok(false));
             assert_eq!(calls.load(Relaxed), before + 2);
         }
 
@@ -296,7 +360,12 @@ mod tests {
         let calls = Atomic::new(0_u32);
         let callback = counting(&calls);
         let callbacks = Callbacks::new(2)?;
-        let call_all = || callbacks.slots().filter(|slot| slot.call()).count();
+        let call_all = || {
+            callbacks
+                .slots()
+                .filter(|slot| slot.call() == Ok(true))
+                .count()
+        };
 
         for slot in callbacks.slots() {
             // SAFETY: The callback and the counter are valid until the end.
@@ -318,6 +387,39 @@ mod tests {
         assert!(!callbacks.has_ready_vq());
         callbacks.set_driver_ok();
         assert_eq!(call_all(), 0);
+
+        Ok(())
+    }
+
+    #[test]
+    fn a_suspended_device_refuses_interrupts_until_it_is_resumed() -> Result {
+        let calls = Atomic::new(0_u32);
+        let callback = counting(&calls);
+        let callbacks = Callbacks::new(1)?;
+        let slot = &callbacks.vqs()[0];
+
+        // SAFETY: The callback and the counter are valid until the end.
+        unsafe { slot.fill(&callback, BusDriver::Vhost) };
+        slot.set_vq_ready(true);
+        callbacks.set_driver_ok();
+        assert_eq!(slot.call(), Ok(true));
+
+        callbacks.suspend();
+        assert_eq!(slot.call(), Err(Suspended));
+        assert_eq!(callbacks.config().call(), Err(Suspended));
+        // The driver that suspended the device may be gone, but the device does not resume by that.
+        callbacks.clear();
+        assert_eq!(slot.call(), Err(Suspended));
+        assert_eq!(calls.load(Relaxed), 1);
+
+        callbacks.resume();
+        assert_eq!(slot.call(), Ok(false));
+        // SAFETY: As above.
+        unsafe { slot.fill(&callback, BusDriver::Vhost) };
+        slot.set_vq_ready(true);
+        callbacks.set_driver_ok();
+        assert_eq!(slot.call(), Ok(true));
+        assert_eq!(calls.load(Relaxed), 2);
 
         Ok(())
     }

@@ -9,23 +9,25 @@ use super::{
         atomic_cpumask::AtomicCpumask,
         device::Registered,
         page::PAGE_SIZE,
+        raw as bindings,
         vhost_iotlb::Iotlb,
         virtio_map::{
             self,
             Token, //
         },
     },
-    bindings,
+    bus_driver::BusDriver,
+    callback::Callbacks,
+    state::{
+        VqAddress,
+        VqState, //
+    },
     status::{
         self,
         CallbackAction,
         Phase,
         Step, //
-    },
-    BusDriver,
-    Callbacks,
-    VqAddress,
-    VqState, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -87,12 +89,12 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     /// handlers included.
     fn kick_vq(&self, vq: u16);
     /// Enables or disables a virtqueue.
-    fn set_vq_ready(&self, vq: u16, ready: bool);
+    fn set_vq_ready(&self, vq: u16, ready: bool, driver: BusDriver);
     /// Returns whether a virtqueue is enabled.
     fn vq_ready(&self, vq: u16) -> bool;
-    /// Records where in a virtqueue the device starts.
+    /// Records the position in a virtqueue from which the device starts.
     fn set_vq_state(&self, vq: u16, state: VqState) -> Result;
-    /// Returns where in a virtqueue the device is.
+    /// Returns the device's position in a virtqueue.
     fn vq_state(&self, vq: u16, driver: BusDriver) -> Result<VqState>;
     /// Returns the size of a virtqueue: the size that the driver has chosen, or the largest that
     /// the driver can choose; 0 if the driver cannot use the virtqueue at all.
@@ -135,6 +137,13 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn reset(&self, driver: BusDriver) -> Result;
     /// Prepares for the device being deleted from the bus: its driver is removed next.
     fn begin_delete(&self);
+    /// Suspends the device: it processes no virtqueue, and interrupts no driver, until it is reset
+    /// or resumed. Called only for a device that was added with [`Suspension::Suspend`] or
+    /// [`Suspension::SuspendAndResume`], and never by a kernel driver.
+    fn suspend(&self, driver: BusDriver) -> Result;
+    /// Resumes a device that may be suspended. Called only for a device that was added with
+    /// [`Suspension::SuspendAndResume`], and never by a kernel driver.
+    fn resume(&self, driver: BusDriver) -> Result;
     /// Returns the size of the configuration space in bytes.
     fn config_size(&self) -> usize;
     /// Reads the configuration space from `offset` on; bytes beyond its end are zero.
@@ -153,20 +162,31 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn set_group_asid(&self, group: u32, asid: u32, driver: BusDriver) -> Result;
 }
 
+/// Whether a driver can suspend and resume a device.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Suspension {
+    /// A driver can neither suspend nor resume the device.
+    None,
+    /// A driver can suspend the device, and then must reset it to go on.
+    Suspend,
+    /// A driver can suspend and resume the device.
+    SuspendAndResume,
+}
+
 /// A vDPA device.
 ///
 /// # Invariants
 ///
-/// `vdpa` was allocated by the core with [`VTable<T>`] and enough room for `data`. `data`,
-/// `callbacks` and `_parent` are initialised until the core calls the table's `free`. The device's
-/// parent is the one that `_parent` keeps registered.
+/// `vdpa` was allocated by the core with a table of [`VTable<T>`] and enough room for `data`.
+/// `data`, `callbacks` and `_parent` are initialised until the core calls the table's `free`. The
+/// device's parent is the one that `_parent` keeps registered.
 #[repr(C)]
 pub(super) struct Device<T: Operations> {
     vdpa: Opaque<bindings::vdpa_device>,
     callbacks: Arc<Callbacks>,
-    /// How far the device's driver is. Changes under the core's lock of the configuration
-    /// (`cf_lock`), and when a kernel driver, which does not write the status at the same time,
-    /// disables a virtqueue.
+    /// How far the driver has brought the device. Changes under the core's lock of the
+    /// configuration (`cf_lock`), and when a kernel driver, which does not write the status at the
+    /// same time, disables a virtqueue.
     phase: Atomic<Phase>,
     /// Whether the device is being deleted.
     deleting: AtomicFlag,
@@ -196,7 +216,7 @@ impl<T: Operations> Device<T> {
     }
 
     /// Prepares for the device being deleted from the bus. Returns the device's callbacks, which
-    /// must be cleared after the deletion: the driver may go without a reset.
+    /// must be cleared after the deletion: the driver may go away without a reset.
     #[must_use]
     pub(super) fn begin_delete(&self) -> Arc<Callbacks> {
         self.deleting.store(true, Relaxed);
@@ -232,6 +252,23 @@ impl<T: Operations> Device<T> {
         }
     }
 
+    /// Enables or disables the interrupts of a virtqueue.
+    fn set_callback_ready(&self, vq: u16, ready: bool, driver: BusDriver) {
+        let Some(slot) = self.callbacks.vqs().get(usize::from(vq)) else {
+            return;
+        };
+        let was_ready = slot.is_vq_ready();
+
+        slot.set_vq_ready(ready);
+        // A kernel driver that disables its last virtqueue is on its way out, perhaps without a
+        // reset, and frees what its configuration callback uses before it writes `FAILED`.
+        if was_ready && !ready && driver != BusDriver::Vhost && !self.callbacks.has_ready_vq() {
+            self.callbacks.clear();
+            self.phase
+                .store(self.phase.load(Relaxed).after_last_vq(), Relaxed);
+        }
+    }
+
     /// Resets the device on behalf of its driver. The device is reset even if an error is returned.
     fn reset(&self, driver: BusDriver) -> Result {
         // Kernel drivers have no use for interrupts any more, and work that an interrupt queues may
@@ -244,6 +281,8 @@ impl<T: Operations> Device<T> {
         let result = self.data.reset(driver);
 
         self.callbacks.clear();
+        // Not before, so that a suspended device interrupts nobody.
+        self.callbacks.resume();
         self.phase.store(Phase::Reset, Relaxed);
 
         result
@@ -258,6 +297,7 @@ impl<T: Operations> Device<T> {
         name: &CStr,
         ngroups: u32,
         nas: u32,
+        suspension: Suspension,
         callbacks: Arc<Callbacks>,
         data: T,
         // Declared after `data`, and so dropped before it if this fails.
@@ -276,7 +316,7 @@ impl<T: Operations> Device<T> {
         let vdev = from_err_ptr(unsafe {
             bindings::__vdpa_alloc_device(
                 device_as_raw(parent.device()),
-                &VTable::<T>::VTABLE,
+                VTable::<T>::for_suspension(suspension),
                 &virtio_map::VTable::<T::SpaceOwner>::VTABLE,
                 ngroups,
                 nas,
@@ -362,25 +402,18 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn set_vq_ready(dev, vq: u16, ready: bool) {
-            let slot = dev.callbacks.vqs().get(usize::from(vq));
+            let driver = dev.driver();
+            // A virtqueue's interrupts are enabled before `data` reports the virtqueue as ready, as
+            // the driver can be interrupted from then on. A kernel driver may free next what its
+            // callback uses; a process is interrupted until `data` has disabled the virtqueue.
+            let first = ready || driver != BusDriver::Vhost;
 
-            // Set before `data` reports the virtqueue as ready: from then on, the driver can be
-            // interrupted.
-            if let (Some(slot), true) = (slot, ready) {
-                slot.set_vq_ready(true);
+            if first {
+                dev.set_callback_ready(vq, ready, driver);
             }
-            dev.data.set_vq_ready(vq, ready);
-            if let (Some(slot), false) = (slot, ready) {
-                let was_enabled = slot.is_vq_ready();
-
-                slot.set_vq_ready(false);
-                // A kernel driver that disables its last virtqueue is on its way out, perhaps
-                // without a reset, and frees what its configuration callback uses before it writes
-                // `FAILED`.
-                if was_enabled && !dev.callbacks.has_ready_vq() && dev.driver() != BusDriver::Vhost {
-                    dev.callbacks.clear();
-                    dev.phase.store(dev.phase.load(Relaxed).after_last_vq(), Relaxed);
-                }
+            dev.data.set_vq_ready(vq, ready, driver);
+            if !first {
+                dev.set_callback_ready(vq, ready, driver);
             }
         }
     }
@@ -525,6 +558,18 @@ impl<T: Operations> VTable<T> {
     }
 
     operation! {
+        fn suspend(dev) -> c_int {
+            from_result(|| dev.data.suspend(dev.driver()).map(|()| 0))
+        }
+    }
+
+    operation! {
+        fn resume(dev) -> c_int {
+            from_result(|| dev.data.resume(dev.driver()).map(|()| 0))
+        }
+    }
+
+    operation! {
         fn get_config_size(dev) -> usize {
             dev.data.config_size()
         }
@@ -625,6 +670,26 @@ impl<T: Operations> VTable<T> {
             ptr::drop_in_place(&raw mut (*this).data);
         }
     }
+
+    /// Returns the table for a device. vhost lets its client suspend and resume a device exactly if
+    /// the table has these functions.
+    fn for_suspension(suspension: Suspension) -> &'static bindings::vdpa_config_ops {
+        match suspension {
+            Suspension::None => &Self::VTABLE,
+            Suspension::Suspend => &Self::VTABLE_SUSPEND,
+            Suspension::SuspendAndResume => &Self::VTABLE_RESUME,
+        }
+    }
+
+    const VTABLE_RESUME: bindings::vdpa_config_ops = bindings::vdpa_config_ops {
+        resume: Some(Self::resume),
+        ..Self::VTABLE_SUSPEND
+    };
+
+    const VTABLE_SUSPEND: bindings::vdpa_config_ops = bindings::vdpa_config_ops {
+        suspend: Some(Self::suspend),
+        ..Self::VTABLE
+    };
 
     const VTABLE: bindings::vdpa_config_ops = bindings::vdpa_config_ops {
         set_vq_address: Some(Self::set_vq_address),

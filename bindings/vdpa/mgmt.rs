@@ -5,17 +5,20 @@
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
 use super::{
-    super::device::{
-        Registered,
-        RootDevice, //
+    super::{
+        device::{
+            Registered,
+            RootDevice, //
+        },
+        raw as bindings, //
     },
-    bindings,
+    callback::Callbacks,
     device::{
         device_as_raw,
-        Device, //
-    },
-    Callbacks,
-    Operations, //
+        Device,
+        Operations,
+        Suspension, //
+    }, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -73,12 +76,13 @@ impl<D: Operations> AddContext<'_, D> {
         self,
         ngroups: u32,
         nas: u32,
+        suspension: Suspension,
         callbacks: Arc<Callbacks>,
         data: D,
         parent: D::Parent,
     ) -> Result {
         let nvqs = callbacks.vqs().len().try_into()?;
-        let vdev = Device::alloc(self.name, ngroups, nas, callbacks, data, parent)?;
+        let vdev = Device::alloc(self.name, ngroups, nas, suspension, callbacks, data, parent)?;
 
         // SAFETY: No other code has seen the device. The management device outlives the device:
         // unregistering the management device deletes its devices first.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where the parts of a virtqueue are, and a device's position in them.
+//! The state of a virtqueue: where its parts are, and the device's position in them.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
-use super::bindings;
+use super::super::raw as bindings;
 
 /// The addresses of the parts of a virtqueue: I/O virtual addresses (virtio 1.3, sections 2.6 to
 /// 2.8).
@@ -43,6 +43,7 @@ impl PackedPosition {
 
 /// The position of a device in a virtqueue. The layout, split or packed, depends on the features.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[repr(transparent)]
 pub(crate) struct VqState {
     /// Split: the available index, then 0. Packed: the available position, then the used one; each
     /// is an index of 15 bits, above a wrap counter of one bit.

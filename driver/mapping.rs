@@ -49,7 +49,7 @@ impl Mapping {
 }
 
 /// A set of mappings that do not overlap.
-pub(super) struct Iotlb {
+pub(super) struct MappingTree {
     /// The mappings, each under its last address: the first one that ends at or after an address is
     /// the one that contains the address, if any does.
     tree: RBTree<u64, Mapping>,
@@ -58,8 +58,8 @@ pub(super) struct Iotlb {
     highest: Option<u64>,
 }
 
-impl Iotlb {
-    /// Returns an IOTLB without mappings.
+impl MappingTree {
+    /// Returns an empty tree.
     pub(super) fn new() -> Self {
         Self {
             tree: RBTree::new(),
