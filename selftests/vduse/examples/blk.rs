@@ -21,7 +21,9 @@ fn main() -> io::Result<()> {
 
     let file = OpenOptions::new().read(true).write(true).open(path)?;
     let config = blk::device_config(&name, file.metadata()?.len(), queues);
-    match Control::open()?.create(&config) {
+    let control = Control::open()?;
+    control.offer_all()?;
+    match control.create(&config) {
         // The device exists already: take it over.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         result => result?,

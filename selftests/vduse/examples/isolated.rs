@@ -17,7 +17,10 @@ pub fn serve(name: &str, bytes: u64) -> io::Result<()> {
     let mut config = blk::device_config(name, bytes, 2);
     config.groups = 2;
     config.address_spaces = 2;
-    Control::open_v1()?.create(&config)?;
+    let control = Control::open_v1()?;
+    // Whatever the kernel has of these: a driver can suspend the device, to migrate.
+    control.offer_all()?;
+    control.create(&config)?;
     let device = Device::open(name)?;
     // The size and the group of each virtqueue, then the number of address spaces.
     let queues = [(256, 0), (256, 1)];

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::io::Errno;
 use vduse_uapi as uapi;
 
 use crate::sys;
@@ -81,6 +82,70 @@ impl Control {
     /// `EINVAL` when the driver does not support the version.
     pub fn set_api_version(&self, version: u64) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::SET_API_VERSION, &version)
+    }
+
+    /// Reads the VDUSE features that the driver supports: [`uapi::F_QUEUE_READY`],
+    /// [`uapi::F_SUSPEND`].
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when the driver supports none (the in-tree driver before Linux 7.3).
+    pub fn supported_features(&self) -> io::Result<u64> {
+        let mut features = 0;
+        sys::exchange(&self.file, uapi::ioctl::GET_FEATURES, &mut features)?;
+        Ok(features)
+    }
+
+    /// Sets the VDUSE features of devices created through this file from now on.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when the driver does not support one of them; nothing changes then.
+    pub fn set_features(&self, features: u64) -> io::Result<()> {
+        sys::send(&self.file, uapi::ioctl::SET_FEATURES, &features)
+    }
+
+    /// Reads the extensions that the driver supports: [`uapi::extension::F_RESUME`].
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when the driver supports none (every driver but `vduse_rs`).
+    pub fn supported_extensions(&self) -> io::Result<u64> {
+        let mut extensions = 0;
+        sys::exchange(&self.file, uapi::extension::GET_FEATURES, &mut extensions)?;
+        Ok(extensions)
+    }
+
+    /// Sets the extensions of devices created through this file from now on.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` when the driver does not support one of them; nothing changes then.
+    pub fn set_extensions(&self, extensions: u64) -> io::Result<()> {
+        sys::send(&self.file, uapi::extension::SET_FEATURES, &extensions)
+    }
+
+    /// Sets all VDUSE features and extensions that the driver supports and a
+    /// [`Server`](crate::server::Server) can serve. Returns the features.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the ioctl that failed. A driver that supports nothing is not an error.
+    pub fn offer_all(&self) -> io::Result<u64> {
+        let or_none = |found: io::Result<u64>| match found {
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(0),
+            found => found,
+        };
+        let served = uapi::F_QUEUE_READY | uapi::F_SUSPEND;
+        let features = or_none(self.supported_features())? & served;
+        if features != 0 {
+            self.set_features(features)?;
+        }
+        let extensions = or_none(self.supported_extensions())? & uapi::extension::F_RESUME;
+        if extensions != 0 && features & uapi::F_SUSPEND != 0 {
+            self.set_extensions(extensions)?;
+        }
+        Ok(features)
     }
 
     /// Creates a device. The node `/dev/vduse/NAME` exists on return.

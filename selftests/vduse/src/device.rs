@@ -20,6 +20,7 @@ use crate::sys;
 /// device: the same or another program can open the device again and continue to serve it.
 #[derive(Debug)]
 pub struct Device {
+    name: String,
     file: File,
 }
 
@@ -91,7 +92,15 @@ impl Device {
             .write(true)
             .custom_flags(flags.bits() as i32)
             .open(Self::path(name))
-            .map(|file| Self { file })
+            .map(|file| Self {
+                name: name.to_owned(),
+                file,
+            })
+    }
+
+    /// Returns the device's name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Reads the features that the driver accepted.

@@ -24,6 +24,16 @@ impl EventFd {
         Ok(Self { fd })
     }
 
+    /// Returns another descriptor of the same eventfd.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the system call that duplicates the descriptor.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let fd = self.fd.try_clone()?;
+        Ok(Self { fd })
+    }
+
     /// Adds 1 to the counter.
     ///
     /// # Errors

@@ -12,6 +12,7 @@
 //! - [`server`] runs a whole device: requests, virtqueues, kicks, interrupts. The program only
 //!   provides a [`server::Backend`], which is handed descriptor chains.
 //! - [`blk`] is such a backend, a disk; [`net`] is another one, a network card.
+//! - [`state`] tells a program that takes a device over what its predecessor had agreed to.
 //! - [`umem`] provides memory of the device's own through which the driver's data is copied.
 //!
 //! The numbers and layouts of the ABI are in [`uapi`].
@@ -27,6 +28,7 @@ mod mapping;
 pub mod net;
 pub mod request;
 pub mod server;
+pub mod state;
 mod sys;
 pub mod umem;
 

@@ -39,6 +39,18 @@ pub enum Kind {
         /// The address space.
         asid: u32,
     },
+    /// A virtqueue becomes ready, or ceases to be ([`uapi::F_QUEUE_READY`]).
+    SetVqReady {
+        /// The index of the virtqueue.
+        index: u32,
+        /// Whether the virtqueue is to be ready.
+        ready: bool,
+    },
+    /// The device stops processing virtqueues ([`uapi::F_SUSPEND`]). Requests that have begun are
+    /// completed before the answer.
+    Suspend,
+    /// The device processes virtqueues again ([`uapi::extension::F_RESUME`]).
+    Resume,
     /// A request type that this library does not know; the answer should be [`Answer::Failed`].
     Unknown(u32),
 }
@@ -60,6 +72,12 @@ impl From<uapi::DevRequest> for Request {
                 let (group, asid) = request.body.group_asid();
                 Kind::SetGroupAsid { group, asid }
             }
+            uapi::SET_VQ_READY => {
+                let (index, ready) = request.body.vq_ready();
+                Kind::SetVqReady { index, ready }
+            }
+            uapi::SUSPEND => Kind::Suspend,
+            uapi::extension::RESUME => Kind::Resume,
             other => Kind::Unknown(other),
         };
         Self {
@@ -161,6 +179,24 @@ mod tests {
                 uapi::RequestBody::from_group_asid(1, 2)
             ),
             Kind::SetGroupAsid { group: 1, asid: 2 }
+        );
+        assert_eq!(
+            parse(
+                uapi::SET_VQ_READY,
+                uapi::RequestBody::from_vq_ready(5, true)
+            ),
+            Kind::SetVqReady {
+                index: 5,
+                ready: true
+            }
+        );
+        assert_eq!(
+            parse(uapi::SUSPEND, uapi::RequestBody::default()),
+            Kind::Suspend
+        );
+        assert_eq!(
+            parse(uapi::extension::RESUME, uapi::RequestBody::default()),
+            Kind::Resume
         );
         assert_eq!(parse(99, uapi::RequestBody::default()), Kind::Unknown(99));
     }

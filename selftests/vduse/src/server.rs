@@ -14,8 +14,15 @@
 //!
 //! The virtqueue groups of a version 1 device ([`Server::with_groups`]) are in address space 0
 //! after each reset. The driver side can move groups to other address spaces before it sets
-//! `DRIVER_OK`. VDUSE does not tell a server that takes over which address spaces the groups are
-//! in; such a server assumes address space 0 for all groups.
+//! `DRIVER_OK`. A server that takes over finds out which address spaces the groups are in, and
+//! whether the device is suspended, if the kernel shows that ([`DeviceState`](crate::state)); if
+//! not, it assumes address space 0 for all groups.
+//!
+//! If the VDUSE features were negotiated ([`Control::offer_all`](crate::Control::offer_all)), the
+//! kernel tells the server when a virtqueue is enabled, rather than the server having to look, and
+//! a driver can suspend the device, for a migration that loses nothing, and resume it. A suspended
+//! server goes on with a virtqueue where it stopped, unless the driver has changed the virtqueue's
+//! settings meanwhile.
 
 mod backend;
 mod handle;

@@ -156,6 +156,8 @@ fn union_members() -> Vec<(&'static str, &'static str, usize)> {
             "vq_group_asid.asid",
             RequestBody::from_group_asid(0, ones32),
         ),
+        of_request("vq_ready.num", RequestBody::from_vq_ready(ones32, false)),
+        of_request("vq_ready.ready", RequestBody::from_vq_ready(0, true)),
         of_response("vq_state.index", ones32, none),
         of_response(
             "vq_state.split.avail_index",
@@ -197,10 +199,16 @@ fn numbers() -> Vec<(Bits, &'static str, u64)> {
         All VDUSE_SET_STATUS = SET_STATUS,
         All VDUSE_UPDATE_IOTLB = UPDATE_IOTLB,
         All VDUSE_SET_VQ_GROUP_ASID = SET_VQ_GROUP_ASID,
+        All VDUSE_SET_VQ_READY = SET_VQ_READY,
+        All VDUSE_SUSPEND = SUSPEND,
+        All VDUSE_F_QUEUE_READY = F_QUEUE_READY.trailing_zeros(),
+        All VDUSE_F_SUSPEND = F_SUSPEND.trailing_zeros(),
         All VDUSE_REQ_RESULT_OK = REQ_RESULT_OK,
         All VDUSE_REQ_RESULT_FAILED = REQ_RESULT_FAILED,
         All VDUSE_GET_API_VERSION = ioctl::GET_API_VERSION,
         All VDUSE_SET_API_VERSION = ioctl::SET_API_VERSION,
+        All VDUSE_GET_FEATURES = ioctl::GET_FEATURES,
+        All VDUSE_SET_FEATURES = ioctl::SET_FEATURES,
         All VDUSE_CREATE_DEV = ioctl::CREATE_DEV,
         All VDUSE_DESTROY_DEV = ioctl::DESTROY_DEV,
         Only64 VDUSE_IOTLB_GET_FD = ioctl::IOTLB_GET_FD,
@@ -220,8 +228,20 @@ fn numbers() -> Vec<(Bits, &'static str, u64)> {
     ]
 }
 
-/// Returns a C program that compiles if all layouts and numbers match the header.
-fn program(header: &str, bits: Bits) -> String {
+/// Returns whether Linux 7.3 has added a name to the header.
+fn is_new(name: &str) -> bool {
+    let added = ["vq_ready", "VDUSE_F_", "VDUSE_S", "VDUSE_GET_FEATURES"];
+    let before = [
+        "VDUSE_SET_API_VERSION",
+        "VDUSE_SET_STATUS",
+        "VDUSE_SET_VQ_GROUP_ASID",
+    ];
+    added.iter().any(|added| name.starts_with(added)) && !before.contains(&name)
+}
+
+/// Returns a C program that compiles if all layouts and numbers match the header. `new` says
+/// whether the header is that of Linux 7.3.
+fn program(header: &str, new: bool, bits: Bits) -> String {
     let mut text = String::new();
     let mut line = |line: String| writeln!(text, "{line}").expect("a string");
     line("#include <stddef.h>\n#include <linux/ioctl.h>".to_owned());
@@ -241,10 +261,14 @@ fn program(header: &str, bits: Bits) -> String {
         }
     }
     for (name, member, offset) in union_members() {
-        assert(format!("offsetof(struct {name}, {member})"), offset as u64);
+        if new || !is_new(member) {
+            assert(format!("offsetof(struct {name}, {member})"), offset as u64);
+        }
     }
     for (_, name, number) in numbers().into_iter().filter(|number| wanted(number.0)) {
-        assert(format!("(unsigned int)({name})"), number);
+        if new || !is_new(name) {
+            assert(format!("(unsigned int)({name})"), number);
+        }
     }
     text
 }
@@ -272,7 +296,8 @@ fn compile(program: &str, option: &str) -> Result<(), String> {
     }
 }
 
-fn header() -> String {
+/// Returns the path of the header, and whether it is that of Linux 7.3.
+fn header() -> (String, bool) {
     const VARIABLE: &str = "VDUSE_UAPI_HEADER";
     let path = std::env::var(VARIABLE).unwrap_or_else(|_| "/usr/include/linux/vduse.h".to_owned());
     let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -280,12 +305,13 @@ fn header() -> String {
         text.contains("VDUSE_API_VERSION_1"),
         "{path} has no version 1 of the API; {VARIABLE} names that of a kernel that has"
     );
-    path
+    (path, text.contains("VDUSE_F_SUSPEND"))
 }
 
 #[track_caller]
 fn check(bits: Bits, option: &str) {
-    let program = program(&header(), bits);
+    let (header, new) = header();
+    let program = program(&header, new, bits);
     if let Err(said) = compile(&program, option) {
         panic!("{said}");
     }

@@ -40,7 +40,8 @@ const STATUS_OFFSET: u32 = 6;
 /// Offset of the card's MAC address in the configuration space.
 const MAC_OFFSET: u32 = 0;
 
-/// Asks the driver to announce itself on the network, which requires [`shape::GUEST_ANNOUNCE`](crate::net::shape::GUEST_ANNOUNCE).
+/// Asks the driver to announce itself on the network, which requires
+/// [`shape::GUEST_ANNOUNCE`](crate::net::shape::GUEST_ANNOUNCE).
 ///
 /// # Errors
 ///
@@ -333,6 +334,10 @@ impl<P: Port> Backend for Net<P> {
 
     fn moved(&mut self, group: u32, asid: u32) {
         self.tell(What::Moved { group, asid });
+    }
+
+    fn drain(&mut self) {
+        self.tell(What::Suspended);
     }
 
     fn reset(&mut self) {

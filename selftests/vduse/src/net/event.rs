@@ -11,6 +11,8 @@ pub enum What {
     Started(u64),
     /// The driver has reset the card.
     Reset,
+    /// The driver suspends the card, which has completed what it had begun.
+    Suspended,
     /// The driver has issued a command, which was executed.
     Done(Command),
     /// The driver has issued a command that is invalid or cannot be executed. Nothing has changed.

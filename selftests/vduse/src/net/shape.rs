@@ -57,6 +57,9 @@ pub struct Shape {
     pub groups: Groups,
     /// Features offered in addition to the usual ones: [`GUEST_ANNOUNCE`], [`CTRL_RX_EXTRA`].
     pub options: u64,
+    /// Whether a driver is offered to suspend the card, if the kernel supports that, so that a
+    /// virtual machine migrates without losing what is in the virtqueues.
+    pub suspend: bool,
 }
 
 impl Shape {
@@ -69,6 +72,7 @@ impl Shape {
             control: false,
             groups: Groups::None,
             options: 0,
+            suspend: true,
         }
     }
 
@@ -134,12 +138,16 @@ impl Shape {
     ///
     /// # Errors
     ///
-    /// As [`Control::open`], [`Control::open_v1`] and [`Control::create`], except `EEXIST`.
+    /// As [`Control::open`], [`Control::open_v1`], [`Control::offer_all`] and [`Control::create`],
+    /// except `EEXIST`.
     pub fn create(&self) -> io::Result<()> {
         let control = match self.groups {
             Groups::None => Control::open()?,
             Groups::One | Groups::Isolated => Control::open_v1()?,
         };
+        if self.suspend {
+            control.offer_all()?;
+        }
         match control.create(&self.config()) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             result => result,

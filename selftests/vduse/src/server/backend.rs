@@ -49,6 +49,10 @@ pub trait Backend {
     /// Called when a virtqueue group has moved to an address space.
     fn moved(&mut self, _group: u32, _asid: u32) {}
 
+    /// Completes all requests that have begun, as the driver suspends the device. No request is
+    /// served until the device is resumed or reset.
+    fn drain(&mut self) {}
+
     /// Called when the driver has reset the device. No request is in progress.
     fn reset(&mut self) {}
 }

@@ -2,7 +2,6 @@
 
 //! The loop of a device.
 
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +17,8 @@ use crate::iotlb::{AddressSpace, SpaceOf};
 use crate::request::{Answer, Kind, Request};
 use crate::server::backend::{Backend, Memory};
 use crate::server::handle::{Command, Handle, Shared};
-use crate::server::virtqueue::{wants_interrupt, State, VirtQueue, Waits};
+use crate::server::virtqueue::{differ, wants_interrupt, State, VirtQueue, Waits};
+use crate::state::DeviceState;
 use crate::umem::Umem;
 use crate::Device;
 
@@ -31,8 +31,13 @@ pub struct Server<B> {
     queues: Vec<VirtQueue>,
     backend: B,
     features: u64,
-    /// The driver has set `DRIVER_OK` while this server was running.
+    /// The driver has set `DRIVER_OK`, while this server was running or, as far as the kernel shows
+    /// that, before.
     driver_ok: bool,
+    /// The kernel asks this server before a virtqueue becomes ready.
+    asked: bool,
+    /// The driver has suspended the device.
+    suspended: bool,
     umem: Option<Umem>,
     control: Arc<Shared>,
 }
@@ -150,21 +155,29 @@ impl<B: Backend> Server<B> {
                     kick: EventFd::new()?,
                     state: State::Idle,
                     waits: Waits::Kick,
+                    enabled: None,
+                    settings: None,
                 })
             })
             .collect::<io::Result<_>>()?;
+        let known = DeviceState::read(device.name())?.unwrap_or_default();
+        let moved = (0..).zip(known.asids.iter().copied());
+        let moved = moved.filter(|&(_, asid)| (asid as usize) < spaces.len());
+        let moved = moved.collect();
         let mut server = Self {
             device,
             spaces,
             queues,
             backend,
             features: 0,
-            driver_ok: false,
+            driver_ok: u32::from(known.status) & VIRTIO_CONFIG_S_DRIVER_OK != 0,
+            asked: known.asks_for_ready(),
+            suspended: known.suspended,
             umem: None,
             control: Arc::new(Shared {
                 wake: EventFd::new()?,
                 stop: AtomicBool::new(false),
-                moved: Mutex::new(HashMap::new()),
+                moved: Mutex::new(moved),
                 commands: Mutex::new(Vec::new()),
             }),
         };
@@ -209,7 +222,7 @@ impl<B: Backend> Server<B> {
             self.process(index);
             // Requests that a predecessor used without interrupting the driver: nothing records
             // them.
-            if self.queues[index].state == State::Active {
+            if self.queues[index].state == State::Active && !self.suspended {
                 // Fails before the driver has set DRIVER_OK; nothing has been used then.
                 let _ = self.device.inject_vq_irq(index as u32);
             }
@@ -223,7 +236,9 @@ impl<B: Backend> Server<B> {
                     .iter()
                     .map(|vq| PollFd::from_borrowed_fd(vq.kick.as_fd(), PollFlags::IN)),
             );
-            let waiting = self.driver_ok && self.queues.iter().any(|vq| vq.state == State::Idle);
+            let waiting = self.driver_ok
+                && !self.asked
+                && self.queues.iter().any(|vq| vq.state == State::Idle);
             let sources = self.sources();
             fds.extend(
                 sources
@@ -317,18 +332,61 @@ impl<B: Backend> Server<B> {
                 Answer::Ok
             }
             Kind::SetGroupAsid { group, asid } => self.move_group(group, asid),
+            Kind::SetVqReady { index, ready } => {
+                self.asked = true;
+                self.enable(index, ready);
+                if self.driver_ok {
+                    started = self.activate(false)?;
+                }
+                Answer::Ok
+            }
+            Kind::Suspend => {
+                self.backend.drain();
+                self.suspended = true;
+                Answer::Ok
+            }
+            Kind::Resume => Answer::Ok,
             Kind::Unknown(_) => Answer::Failed,
         };
-        match self.device.answer(&request, answer) {
-            Ok(()) => {}
+        let too_late = match self.device.answer(&request, answer) {
+            Ok(()) => false,
             // The driver side has stopped waiting for this answer, which is its loss.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
             Err(error) => return Err(error),
+        };
+        match request.kind {
+            Kind::Suspend if too_late => started = self.resume()?,
+            Kind::Resume if !too_late => started = self.resume()?,
+            _ => (),
         }
         for index in started {
             self.process(index);
         }
         Ok(())
+    }
+
+    /// Records that the driver enables or disables a virtqueue.
+    fn enable(&mut self, index: u32, ready: bool) {
+        let Some(vq) = self.queues.get_mut(index as usize) else {
+            return;
+        };
+        vq.enabled = Some(ready);
+        if !ready && vq.state == State::Active {
+            vq.state = State::Idle;
+            vq.waits = Waits::Kick;
+        }
+    }
+
+    /// Serves virtqueues again. Returns the indices of those that there may be something to do for.
+    fn resume(&mut self) -> io::Result<Vec<usize>> {
+        self.suspended = false;
+        // The driver may have changed settings since the device was suspended.
+        for vq in &mut self.queues {
+            if vq.state == State::Active {
+                vq.state = State::Idle;
+            }
+        }
+        self.activate(false)
     }
 
     fn vq_state(&self, index: u32) -> Answer {
@@ -360,11 +418,14 @@ impl<B: Backend> Server<B> {
 
     fn reset(&mut self) {
         self.driver_ok = false;
+        self.suspended = false;
         self.features = 0;
         self.control.moved().clear();
         for vq in &mut self.queues {
             vq.state = State::Idle;
             vq.waits = Waits::Kick;
+            vq.enabled = None;
+            vq.settings = None;
             vq.queue.reset();
         }
         // The next driver has other memory at the same addresses.
@@ -439,16 +500,24 @@ impl<B: Backend> Server<B> {
                 continue;
             }
             let info = self.device.vq_info(index as u32)?;
-            if info.ready == 0 {
+            if !self.queues[index].enabled.unwrap_or(info.ready != 0) {
                 continue;
             }
-            if self.set_up(index, &info, take_over).is_none() {
+            // A virtqueue whose settings are the same goes on where it stopped.
+            let settings = self.queues[index].settings.as_ref();
+            let changed = settings.is_none_or(|settings| differ(settings, &info));
+            if changed && self.set_up(index, &info, take_over).is_none() {
                 eprintln!("virtqueue {index}: the driver's set-up makes no sense: {info:?}");
                 self.queues[index].state = State::Broken;
                 continue;
             }
             let vq = &mut self.queues[index];
             vq.state = State::Active;
+            vq.settings = Some(info);
+            if take_over {
+                let next = vq.queue.next_avail();
+                eprintln!("virtqueue {index}: goes on with the available entry {next}");
+            }
             self.device.set_kick(index as u16, vq.kick.as_fd())?;
             activated.push(index);
         }
@@ -486,7 +555,7 @@ impl<B: Backend> Server<B> {
 
     /// Serves the pending requests of a virtqueue.
     fn process(&mut self, index: usize) {
-        if self.queues[index].state != State::Active {
+        if self.queues[index].state != State::Active || self.suspended {
             return;
         }
         match self.try_process(index) {

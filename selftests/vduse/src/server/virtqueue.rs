@@ -10,6 +10,7 @@ use vm_memory::Bytes;
 
 use crate::eventfd::EventFd;
 use crate::server::backend::Memory;
+use crate::uapi::VqInfo;
 
 /// A virtqueue and its kick eventfd.
 #[derive(Debug)]
@@ -19,6 +20,17 @@ pub(super) struct VirtQueue {
     pub(super) kick: EventFd,
     pub(super) state: State,
     pub(super) waits: Waits,
+    /// Whether the driver has enabled the virtqueue, if the kernel has asked this server about
+    /// that; otherwise, the kernel's own flag tells.
+    pub(super) enabled: Option<bool>,
+    /// The driver's settings at the time when the virtqueue was last set up.
+    pub(super) settings: Option<VqInfo>,
+}
+
+/// Returns whether two sets of settings differ in anything but the flag.
+pub(super) fn differ(one: &VqInfo, other: &VqInfo) -> bool {
+    let ready = other.ready;
+    VqInfo { ready, ..*one } != *other
 }
 
 /// Condition for which an active virtqueue waits.
