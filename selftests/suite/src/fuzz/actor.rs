@@ -55,7 +55,8 @@ fn mix(a: u64, b: u64) -> u64 {
 }
 
 impl Actor {
-    /// The first thread of an actor, from the run's seed and the actor's number.
+    /// Creates the first thread of an actor. Its seed comes from the run's seed and the actor's
+    /// number.
     pub fn new(
         records: Arc<Records>,
         directory: &Path,
@@ -124,12 +125,13 @@ impl Actor {
         self.directory.join(name)
     }
 
-    /// The file whose lock is held, shared, by who opens a device's vhost-vdpa node, and alone by
-    /// who takes the device away from vhost-vdpa; `None` if it is not to be had.
+    /// Returns a file with its lock held; `None` if the lock cannot be taken. An actor that opens a
+    /// device's vhost-vdpa node holds the lock shared; an actor that takes the device away from
+    /// vhost-vdpa holds it exclusively.
     ///
-    /// Without it, an open that fails (the daemon may have the reset fail) beside an unbind hangs
-    /// the kernel for good: vhost_vdpa_remove() waits to be told that the node is closed, and
-    /// nobody tells it when the open fails.
+    /// Without the lock, an open that fails (the daemon may make the reset fail) at the same time
+    /// as an unbind hangs the kernel indefinitely: vhost_vdpa_remove() waits for a wake-up when the
+    /// node is closed, and an open that fails does not wake it.
     pub fn lock(&mut self, device: &str, how: FlockOperation) -> Option<File> {
         let path = self.path(&format!("{device}.lock"));
         let open = || OpenOptions::new().create(true).append(true).open(&path);

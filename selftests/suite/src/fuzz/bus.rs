@@ -15,7 +15,7 @@ const ADD: &[Errno] = &[Errno::EXIST, Errno::INVAL];
 /// Deleting a device.
 const DELETE: &[Errno] = &[Errno::NODEV];
 
-/// The life of who manages the bus.
+/// The life of the actor that manages the bus.
 pub fn live(actor: &mut Actor) {
     actor.pause(30);
     let name = actor.device();

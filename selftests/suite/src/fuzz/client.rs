@@ -61,8 +61,8 @@ pub fn live(actor: &mut Actor) {
     let (Ok(range), Ok(event)) = (ReservedRange::new(RANGE), EventFd::new()) else {
         return;
     };
-    // What is not mapped for the device is full of what no daemon is to see: the files that are not,
-    // and the parts of others that are not.
+    // What is not mapped for the device is full of what no daemon is to see: the files that are
+    // not, and the parts of others that are not.
     let files: Vec<_> = (0..3).map(|_| memory::file(32 * PAGE)).collect();
     for file in &files {
         let fill = [0x11; PAGE as usize];
@@ -167,7 +167,7 @@ fn set_up(actor: &mut Actor, client: &Client, queue: u32) {
     actor.attempt("SET_VRING_CALL", Wait::Short, || {
         vhost.set_call(queue, Some(client.event.as_fd()))
     });
-    actor.attempt("SET_VRING_ENABLE", Wait::Short, || {
+    actor.attempt("SET_VRING_ENABLE", Wait::Daemon, || {
         vhost.enable_queue(queue)
     });
 }
@@ -319,6 +319,20 @@ fn act(actor: &mut Actor, client: &Client) {
             let pages = actor.dice.below(33);
             actor.attempt("truncate", Wait::Short, || file.set_len(pages * PAGE));
         }
+        30 => match actor.dice.below(4) {
+            0 => {
+                let queue = below(actor, QUEUES);
+                actor.attempt("SET_VRING_ENABLE", Wait::Daemon, || {
+                    vhost.disable_queue(queue)
+                });
+            }
+            1 => {
+                actor.attempt("RESUME", Wait::Daemon, || vhost.resume());
+            }
+            _ => {
+                actor.attempt("SUSPEND", Wait::Daemon, || vhost.suspend());
+            }
+        },
         _ => actor.pause(10),
     }
 }

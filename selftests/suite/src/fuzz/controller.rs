@@ -4,7 +4,7 @@
 
 use rustix::io::Errno;
 use vduse::{blk, Control, DeviceConfig};
-use vduse_uapi::{ioctl, DevConfig};
+use vduse_uapi::{extension, ioctl, DevConfig, F_QUEUE_READY, F_SUSPEND};
 
 use crate::fuzz::actor::Actor;
 use crate::fuzz::records::Wait;
@@ -32,8 +32,8 @@ pub const DISK: u64 = 1 << 20;
 fn features(actor: &mut Actor, device: u32) -> u64 {
     let base = feature::VERSION_1 | feature::ACCESS_PLATFORM;
     match device {
-        // No packed virtqueues, which the daemons that repair a disk cannot serve; and no zones, which
-        // the driver asks for before it listens.
+        // No packed virtqueues, which the daemons that repair a disk cannot serve; and no zones,
+        // which the driver asks for before it listens.
         id::BLOCK => {
             let more = actor.dice.next()
                 & (blk::FEATURES
@@ -42,8 +42,8 @@ fn features(actor: &mut Actor, device: u32) -> u64 {
                     | feature::BLK_SECURE_ERASE);
             base | more
         }
-        // Not in order: a buffer of which the device says nothing is then taken to be full, which is
-        // what `rings::corrupt_used_ring` avoids.
+        // Not in order: a buffer of which the device says nothing is then taken to be full, which
+        // is what `rings::corrupt_used_ring` avoids.
         id::NET => base | feature::NET_MAC | actor.dice.next() & !feature::IN_ORDER,
         _ => base | actor.dice.next(),
     }
@@ -91,9 +91,27 @@ fn open(actor: &mut Actor, version: u64) -> Option<Control> {
     Some(control)
 }
 
+/// Negotiates what a device can do besides, or not.
+fn negotiate(actor: &mut Actor, control: &Control) {
+    let features = actor.dice.next() & (F_QUEUE_READY | F_SUSPEND);
+    // The in-tree driver of 7.2 has no features, and none has the extensions.
+    let errors = &[Errno::INVAL];
+    if actor.dice.one_in(2) {
+        actor.call("SET_FEATURES of VDUSE", Wait::Short, errors, || {
+            control.set_features(features)
+        });
+        if features & F_SUSPEND != 0 && actor.dice.one_in(2) {
+            actor.call("SET_FEATURES of the extension", Wait::Short, errors, || {
+                control.set_extensions(extension::F_RESUME)
+            });
+        }
+    }
+}
+
 /// Creates a device of this name, as good as the dice are.
 pub fn create(actor: &mut Actor, name: &str) -> Option<()> {
     let control = open(actor, u64::from(name.ends_with('1')))?;
+    negotiate(actor, &control);
     let config = config(actor, name);
     actor.call("CREATE_DEV", Wait::Short, CREATE, || {
         control.create(&config)
@@ -148,6 +166,8 @@ fn torn(actor: &mut Actor) {
         ioctl::DESTROY_DEV,
         ioctl::SET_API_VERSION,
         ioctl::GET_API_VERSION,
+        ioctl::GET_FEATURES,
+        ioctl::SET_FEATURES,
     ]);
     let fault = &[Errno::FAULT];
     actor.call("control ioctl at nothing", Wait::Short, fault, || {

@@ -3,11 +3,11 @@
 //! Hostile userspace: processes that make every call there is, with valid or invalid arguments, all
 //! at once.
 //!
-//! Each *actor* is a process: the controller, daemons, the bus, clients of vhost-vdpa, users of disks
-//! and network cards, sysfs, memory pressure. It plays one short *life* after the other. What happens
-//! in a life is decided by dice that start at a number made of the run's seed, the actor's number and
-//! the life's: another run with the same seed, and perhaps with that actor only, repeats it, as far as
-//! what the others do does not make a difference.
+//! Each *actor* is a process: the controller, daemons, the bus, clients of vhost-vdpa, users of
+//! disks and network cards, sysfs, memory pressure. It plays one short *life* after the other. What
+//! happens in a life is decided by dice that start at a number made of the run's seed, the actor's
+//! number and the life's: another run with the same seed, and perhaps with that actor only, repeats
+//! it, as far as what the others do does not make a difference.
 //!
 //! What must be true all the time:
 //!

@@ -76,6 +76,12 @@ pub fn live(actor: &mut Actor) {
                 sysfs::attribute(name, "msg_timeout"),
                 sysfs::attribute(name, "bounce_size"),
                 sysfs::attribute(name, "uevent"),
+                sysfs::attribute(name, "status"),
+                sysfs::attribute(name, "driver_features"),
+                sysfs::attribute(name, "suspended"),
+                sysfs::attribute(name, "broken"),
+                sysfs::attribute(name, "groups"),
+                sysfs::attribute(name, "vqs"),
                 sysfs::affinity(name, queue),
             ] {
                 actor.call("read an attribute", Wait::Short, GONE, || {

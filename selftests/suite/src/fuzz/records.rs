@@ -35,7 +35,7 @@ mod at {
 /// How long a call may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Not long: it waits for nobody in userspace.
+    /// Not long: the call does not wait for userspace.
     Short,
     /// As long as a daemon may take, a few times over.
     Daemon,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Corruption of rings: of the device's side, where a kernel driver has the other one; of the driver's
-//! side, by a vhost-vdpa client.
+//! Corruption of rings: of the device's side, where a kernel driver has the other one; of the
+//! driver's side, by a vhost-vdpa client.
 
 use std::os::fd::AsFd;
 
@@ -29,15 +29,15 @@ fn get(memory: &Mapping, at: u64) -> u16 {
 /// The virtqueue by which the kernel's network driver receives.
 const RECEIVE: u32 = 0;
 
-/// How long a packet is that takes 18 pages.
+/// The length, in bytes, of a packet that takes 18 pages.
 const FULL: std::ops::RangeInclusive<u32> = 17 * 4096..=18 * 4096;
 
 /// Uses buffers of a virtqueue that are not there, or says that more was written to them than fits.
 ///
 /// This is for a network card, and where that receives, only. A virtqueue in which such things are
-/// found is broken, and that is the end of other drivers of the kernel: virtio_blk waits, when it is
-/// removed, for requests that nobody can end any more; virtio_net, where it transmits, cleans up in a
-/// loop that a broken virtqueue never ends (`virtnet_poll_cleantx`), in an interrupt.
+/// found is broken, and that hangs other drivers of the kernel: virtio_blk, when it is removed,
+/// waits for requests that can never end; virtio_net, where it transmits, cleans up in an
+/// interrupt, in a loop that never ends with a broken virtqueue (`virtnet_poll_cleantx`).
 pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
     let index = RECEIVE;
     let errors = &[Errno::PERM, Errno::INVAL];
@@ -73,8 +73,8 @@ pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
             3 => actor.dice.below(12) as u32,
             _ => 12 + actor.dice.below(2000) as u32,
         };
-        // Buffers for large packets have 18 pages. virtio_net takes a packet that fills them, which is
-        // one page more than a packet's fragments have room for, and writes behind their end
+        // Buffers for large packets have 18 pages. virtio_net takes a packet that fills them, which
+        // is one page more than a packet's fragments have room for, and writes behind their end
         // (`receive_big`, `page_to_skb`).
         let len = if FULL.contains(&len) { 0 } else { len };
         put(&ring, slot, &id.to_le_bytes());

@@ -8,8 +8,13 @@
 //! directly, in address space 0.
 
 use std::collections::HashSet;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use vduse::net::{Command, Event, Groups, Mac, Shape, What};
@@ -28,6 +33,7 @@ use crate::lab::run::report::note;
 
 tests![
     the_control_queue_is_isolated_and_the_guest_migrates => 600,
+    a_guest_migrates_there_and_back_ten_times_and_loses_nothing => 900,
     two_pairs_of_queues_work_and_the_fifth_queue_is_isolated => 400,
     without_a_group_of_its_own_the_control_queue_works_all_the_same => 400,
 ];
@@ -297,6 +303,132 @@ fn the_control_queue_is_isolated_and_the_guest_migrates() {
     assert_eq!(here.address_space(CONTROL_GROUP), 0);
     here.on_bus.unbind(Driver::Vhost).expect("unbinding");
     arrived.power_off();
+}
+
+/// A stream of numbered lines from the guest, over TCP. Each line must follow from the one before.
+struct Stream {
+    lines: Arc<AtomicU64>,
+    reader: JoinHandle<Result<(), String>>,
+}
+
+impl Stream {
+    const PORT: u16 = 7777;
+
+    /// Listens, and makes the guest send.
+    #[track_caller]
+    fn start(guest: &mut Guest) -> Self {
+        let listener = TcpListener::bind((HOST, Self::PORT)).expect("listening");
+        let port = Self::PORT;
+        guest.ok(&format!(
+            "(seq 1 1000000000 | nc {HOST} {port}) </dev/null >/dev/null 2>&1 &"
+        ));
+        let lines = Arc::new(AtomicU64::new(0));
+        let count = lines.clone();
+        let reader = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().map_err(|error| error.to_string())?;
+            for (line, expected) in BufReader::new(stream).lines().zip(1u64..) {
+                // The guest is turned off in the middle of a line.
+                let Ok(line) = line else {
+                    return Ok(());
+                };
+                if line.parse() != Ok(expected) {
+                    return Err(format!("{line:?} rather than {expected}"));
+                }
+                count.store(expected, Ordering::Relaxed);
+                // The guest has other things to do.
+                if expected % 2_000 == 0 {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+            Ok(())
+        });
+        Self { lines, reader }
+    }
+
+    /// Waits until many more lines have arrived.
+    #[track_caller]
+    fn goes_on(&self) {
+        let before = self.lines.load(Ordering::Relaxed);
+        within(PATIENCE, "the guest sends", || {
+            self.lines.load(Ordering::Relaxed) > before + 2_000
+        });
+        assert!(!self.reader.is_finished(), "the stream has ended");
+    }
+}
+
+fn a_guest_migrates_there_and_back_ten_times_and_loses_nothing() {
+    let bridge = Interface::bridge("br0");
+    bridge.add_address(HOST);
+    let names = ["tap0", "tap1", "tap2", "tap3"];
+    let _taps = names.map(|name| {
+        let tap = Interface::tap(name, 1);
+        tap.join(&bridge);
+        tap
+    });
+    // The daemons of the first two cards can be suspended, those of the others cannot.
+    let mut cards = names.map(|tap| {
+        let mut shape = Shape::new(&unique_name(), GIVEN);
+        (shape.control, shape.groups) = (true, Groups::Isolated);
+        shape.suspend = tap < "tap2";
+        GuestCard::new(&shape, tap)
+    });
+    // Each migration copies and scans all of the memory, on an emulated machine.
+    let small = |card: &GuestCard| {
+        let mut setup = setup(card, "mq=off");
+        setup.memory = 160;
+        setup
+    };
+    let mut guest = small(&cards[0]).boot();
+    connect(&mut guest);
+    // The bridge learns from the guest's own frames where the guest is now. A guest whose stream waits
+    // for a window sends next to none.
+    guest.ok(&format!("ping -i 1 {HOST} </dev/null >/dev/null 2>&1 &"));
+    let pinger = Pinger::start(GUEST);
+    let stream = Stream::start(&mut guest);
+    let path = [1, 0].repeat(5).into_iter().chain([2, 3, 2]);
+    let mut at = 0;
+    let mut downtimes = [Vec::new(), Vec::new()];
+    for to in path {
+        stream.goes_on();
+        let suspended = |card: &mut GuestCard| {
+            let events = card.events().iter();
+            events.filter(|event| event.what == What::Suspended).count()
+        };
+        let before = suspended(&mut cards[at]);
+        let mut arrived = small(&cards[to]).arguments(["-incoming", "defer"]).start();
+        let downtime = guest.migrate_to(&mut arrived);
+        guest = arrived;
+        let by_suspending = at < 2;
+        let times = suspended(&mut cards[at]) - before;
+        assert_eq!(times > 0, by_suspending, "suspended {times} times");
+        downtimes[usize::from(!by_suspending)].push(downtime);
+        at = to;
+    }
+    stream.goes_on();
+    exchange_pings(&mut guest);
+    let answered = pinger.stop();
+    let mean = |times: &[Duration]| times.iter().sum::<Duration>() / times.len() as u32;
+    note(format_args!(
+        "{} lines in order; downtime by suspending {:?} on average of {}, by resetting {:?} of {}; {} pings were \
+         answered, the longest time without an answer was {:.1} s",
+        stream.lines.load(Ordering::Relaxed),
+        mean(&downtimes[0]),
+        downtimes[0].len(),
+        mean(&downtimes[1]),
+        downtimes[1].len(),
+        answered.len(),
+        longest_gap(&answered)
+    ));
+    guest.kill();
+    drop(guest);
+    // The connection has no end; what has arrived was in order.
+    if stream.reader.is_finished() {
+        stream
+            .reader
+            .join()
+            .expect("a thread")
+            .expect("each line once");
+    }
 }
 
 fn two_pairs_of_queues_work_and_the_fifth_queue_is_isolated() {

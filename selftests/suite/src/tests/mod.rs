@@ -14,11 +14,13 @@ mod disk;
 mod disk_faults;
 mod extremes;
 mod faults;
+mod features;
 mod fs;
 mod fuzz;
 mod groups;
 mod guest;
 mod guest_net;
+mod handover;
 mod interrupts;
 mod iotlb;
 mod kicks;
@@ -30,8 +32,11 @@ mod net;
 mod power;
 mod probes;
 mod qsd;
+mod queue_ready;
 mod reference;
 mod spaces;
+mod state;
+mod suspend;
 mod switching;
 mod sysfs;
 mod teardown;
@@ -73,8 +78,10 @@ macro_rules! groups {
 const GROUPS: &[Group] = groups![
     kunit,
     control,
+    features,
     device,
     sysfs,
+    state,
     bus,
     messages,
     timeouts,
@@ -83,7 +90,10 @@ const GROUPS: &[Group] = groups![
     vq,
     kicks,
     interrupts,
+    queue_ready,
     vhost,
+    suspend,
+    handover,
     groups,
     spaces,
     switching,

@@ -28,8 +28,8 @@ fn random_operations_answer_as_the_model_says() {
     let _expedited = Expedited::new();
     let mut random = Random::new(seed());
     let files = Files::new();
-    let mut model = Model::new(driver() == differences::Driver::C);
     let mut real = Real::new();
+    let mut model = Model::new(driver() == differences::Driver::C, real.support);
     let mut last = VecDeque::new();
     let mut kinds = HashSet::new();
     let mut good = 0;

@@ -14,6 +14,7 @@ use crate::lab::assert::fault_paths::{several, FEW, NEVER, NO_MEMORY, TIMES, UNT
 use crate::lab::daemon::replaceable::{Driven, ReplaceableDaemon};
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::virtio::status::{ACKNOWLEDGE, RESET};
+use crate::lab::driver::ring;
 use crate::lab::driver::vhost::{access, Vhost};
 use crate::lab::kernel::fault_injection::{Below, Fault, Injection};
 use crate::lab::kernel::memory::{page_of, PAGE};
@@ -24,6 +25,7 @@ tests![
     mapping_through_vhost_fails_cleanly_and_unmapping_succeeds => 120,
     moving_a_group_fails_cleanly => 120,
     requests_fail_cleanly => 120,
+    queue_ready_suspend_and_resume_fail_cleanly => 120,
     finding_a_mapping_fails_cleanly => 60,
 ];
 
@@ -218,6 +220,54 @@ fn requests_fail_cleanly() {
         // fallbacks.
         assert!(untold.iter().all(|&faults| faults == 1), "{untold:?}");
         tallies
+    });
+}
+
+fn queue_ready_suspend_and_resume_fail_cleanly() {
+    let injection = Injection::of_allocations(Below::Driver);
+    let paths = ["enabling a queue", "suspending", "resuming"];
+    several(TIMES, paths, || {
+        let mut driven = Driven::of(ReplaceableDaemon::negotiated());
+        ring::agree(&driven.vhost);
+        ring::start(&driven.vhost);
+        let ready = |driven: &Driven| driven.daemon.file().vq_info(0).map(|info| info.ready);
+        let enabled = injection.each(paths[0], |fault| {
+            driven.vhost.disable_queue(0).expect("disabling");
+            driven.daemon.take_kinds();
+            // The driver is not told of a failure, which breaks the device.
+            fault.hit(NEVER, || driven.vhost.enable_queue(0));
+            let asked = Kind::SetVqReady {
+                index: 0,
+                ready: true,
+            };
+            let told = driven.daemon.take_kinds().contains(&asked);
+            assert_eq!(told, ready(&driven).is_ok(), "{fault}");
+            driven.replace_if_broken();
+            assert_eq!(ready(&driven).expect("the queue"), 1, "{fault}");
+        });
+        let interrupts = |driven: &Driven| driven.daemon.file().inject_vq_irq(0).is_ok();
+        let suspended = injection.each(paths[1], |fault| {
+            let done = fault.hit(UNTOLD, || driven.vhost.suspend());
+            driven.replace_if_broken();
+            assert_eq!(done.is_some(), !interrupts(&driven), "{fault}");
+            if done.is_none() {
+                fault.again(|| driven.vhost.suspend());
+            }
+            driven.vhost.resume().expect("resuming");
+            assert!(interrupts(&driven), "{fault}");
+        });
+        let resumed = injection.each(paths[2], |fault| {
+            driven.vhost.suspend().expect("suspending");
+            let done = fault.hit(UNTOLD, || driven.vhost.resume());
+            driven.replace_if_broken();
+            assert_eq!(done.is_some(), interrupts(&driven), "{fault}");
+            if done.is_none() {
+                fault.again(|| driven.vhost.resume());
+            }
+            assert!(interrupts(&driven), "{fault}");
+        });
+        assert!(enabled.faults > 0 && suspended.failures > 0 && resumed.failures > 0);
+        [enabled, suspended, resumed]
     });
 }
 

@@ -25,7 +25,8 @@ pub fn act(actor: &mut Actor, device: &Device) {
         1 => torn_write(actor, device),
         2 => torn_ioctl(actor, device),
         3 => {
-            // Not as few as one request of the kernel's drivers takes: the virtio core warns of that.
+            // Not as few as one request of the kernel's drivers takes: the virtio core warns of
+            // that.
             let config = VqConfig {
                 index: queue(actor),
                 max_size: actor.dice.pick(&[0, 64, 65, 256, 1024, 0x8000, 0xffff]),

@@ -4,8 +4,8 @@
 //! made, nothing leaks.
 //!
 //! A failed operation is repeated, and then succeeds. Each path is run several times, and leaves
-//! nothing. Where a path goes through much of the kernel, only allocations below the driver's own code
-//! on the stack fail.
+//! nothing. Where a path goes through much of the kernel, only allocations below the driver's own
+//! code on the stack fail.
 
 use rustix::io::Errno;
 

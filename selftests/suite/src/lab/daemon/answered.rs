@@ -10,6 +10,7 @@ use vduse::Device;
 
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{Driver, OnBus};
+use crate::lab::device::negotiation::{self, Negotiation};
 use crate::lab::device::spaces::{config, create, set_up};
 use crate::lab::device::test_device::{unique_name, TestDevice};
 use crate::lab::driver::vhost::{open, Vhost};
@@ -65,8 +66,23 @@ impl Answered {
         Self::start(device, &vec![0; queues.into()], agree)
     }
 
+    /// Puts a device on the bus whose creator has negotiated, and binds the device to vhost-vdpa.
+    /// All queues are in group 0.
     #[track_caller]
-    fn start(
+    pub fn negotiated(
+        negotiation: Negotiation,
+        queues: u16,
+        answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static,
+    ) -> Self {
+        let config = blk::device_config(&unique_name(), 1 << 20, queues);
+        let device = negotiation::create(&config, negotiation).expect("creating a device");
+        Self::start(device, &vec![0; queues.into()], answer)
+    }
+
+    /// Puts a device on the bus, whose queues are in these groups, and binds the device to
+    /// vhost-vdpa.
+    #[track_caller]
+    pub fn start(
         device: TestDevice,
         queues: &[u32],
         answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static,

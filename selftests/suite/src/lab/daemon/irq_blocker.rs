@@ -100,7 +100,8 @@ fn ask() -> io::Result<()> {
 }
 
 impl IrqBlocker {
-    /// Returns the blocker, which does not block yet, of a daemon that was started with [`install`].
+    /// Returns the blocker, which does not block yet, of a daemon that was started with
+    /// [`install`].
     #[track_caller]
     pub fn of(child: &Child) -> Self {
         let pid = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("the daemon");

@@ -10,6 +10,7 @@ pub mod fuse;
 pub mod groups;
 pub mod interrupt_on_drop;
 pub mod irq_blocker;
+pub mod out_of_order;
 pub mod process;
 pub mod refusing;
 pub mod regions;

@@ -175,7 +175,9 @@ fn serve<B: Backend>(
 ) -> io::Result<()> {
     let mark = path.with_extension("stalled");
     let _ = std::fs::remove_file(&mark);
-    match Control::open()?.create(config) {
+    let control = Control::open()?;
+    control.offer_all()?;
+    match control.create(config) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         result => result?,
     }

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use rustix::io::Errno;
 use vduse::request::Kind;
 use vduse::Device;
+use vduse_uapi::{extension, F_QUEUE_READY, F_SUSPEND};
 
 use crate::lab::daemon::answered::agree;
 use crate::lab::daemon::regions::first_byte;
 use crate::lab::daemon::responder::Responder;
 use crate::lab::device::bus::{Driver, OnBus};
+use crate::lab::device::negotiation::{self, Negotiation};
 use crate::lab::device::spaces;
-use crate::lab::device::test_device::TestDevice;
+use crate::lab::device::test_device::{disk_config, TestDevice};
 use crate::lab::driver::vhost::{self, Vhost};
 
 /// A device that is not on the bus yet, and whose daemon answers.
@@ -37,6 +39,19 @@ impl ReplaceableDaemon {
     pub fn of_groups(queues: &[u32], groups: u32, spaces: u32) -> Self {
         let config = spaces::config(queues.len() as u16, groups, spaces);
         Self::new(spaces::create(&config).expect("creating"), queues)
+    }
+
+    /// Creates a device of version 0 whose daemon is asked before a virtqueue becomes ready, and
+    /// which can be suspended and resumed.
+    #[track_caller]
+    pub fn negotiated() -> Self {
+        let negotiation = Negotiation {
+            version: 0,
+            features: F_QUEUE_READY | F_SUSPEND,
+            extensions: extension::F_RESUME,
+        };
+        let device = negotiation::create(&disk_config(), negotiation).expect("creating");
+        Self::new(device, &[0])
     }
 
     #[track_caller]
@@ -98,7 +113,12 @@ impl Driven {
     /// Creates a device with one virtqueue and this number of address spaces.
     #[track_caller]
     pub fn new(spaces: u32) -> Self {
-        let daemon = ReplaceableDaemon::of_groups(&[0], 1, spaces);
+        Self::of(ReplaceableDaemon::of_groups(&[0], 1, spaces))
+    }
+
+    /// Binds the device of a daemon to vhost.
+    #[track_caller]
+    pub fn of(daemon: ReplaceableDaemon) -> Self {
         let on_bus = OnBus::add(daemon.name()).expect("adding");
         on_bus.bind(Driver::Vhost).expect("binding");
         Self {

@@ -10,6 +10,7 @@ use vduse::Device;
 
 use crate::lab::assert::timing::soon;
 use crate::lab::device::bus;
+use crate::lab::driver::ring;
 use crate::lab::driver::vhost::{access, Vhost};
 use crate::lab::kernel::memory::page_of;
 
@@ -38,6 +39,28 @@ impl Client {
             (0..spaces).all(|asid| file.iotlb_fd2(asid, IOVA, IOVA).is_ok())
         });
         client
+    }
+
+    /// Starts a process that enables queue 0 of a device.
+    #[track_caller]
+    pub fn enable(name: &str) -> Self {
+        Self::call("enable", name)
+    }
+
+    /// Starts a process that suspends a device as its ready driver.
+    #[track_caller]
+    pub fn suspend(name: &str) -> Self {
+        Self::call("suspend", name)
+    }
+
+    #[track_caller]
+    fn call(helper: &str, name: &str) -> Self {
+        let child = Command::new("/proc/self/exe")
+            .args(["--helper", helper])
+            .arg(bus::vhost_path(name).expect("a node"))
+            .spawn()
+            .expect("starting a client");
+        Self { child }
     }
 
     /// Kills the process and waits until it has ended.
@@ -76,4 +99,20 @@ pub fn move_through(path: &Path, spaces: u32) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;
     (0..spaces).try_for_each(|asid| vhost.set_group_asid(0, asid))
+}
+
+/// The helper process `enable PATH`.
+pub fn enable(path: &Path) -> io::Result<()> {
+    let vhost = Vhost::open(path)?;
+    vhost.set_owner()?;
+    vhost.enable_queue(0)
+}
+
+/// The helper process `suspend PATH`.
+pub fn suspend(path: &Path) -> io::Result<()> {
+    let vhost = Vhost::open(path)?;
+    vhost.set_owner()?;
+    ring::agree(&vhost);
+    ring::start(&vhost);
+    vhost.suspend()
 }

@@ -10,7 +10,6 @@ use crate::lab::assert::timing::received;
 use crate::lab::daemon::card::shape;
 use crate::lab::daemon::serving::Serving;
 use crate::lab::device::bus::{Driver, OnBus};
-use crate::lab::device::spaces;
 use crate::lab::device::test_device::TestDevice;
 use crate::lab::driver::vhost::{self, Vhost};
 
@@ -33,7 +32,8 @@ impl<P: Port + Send + 'static> Observed<P> {
     /// Creates a card with these ports.
     #[track_caller]
     pub fn new(shape: &Shape, ports: Vec<P>) -> Self {
-        let device = spaces::create(&shape.config()).expect("creating the card");
+        shape.create().expect("creating the card");
+        let device = TestDevice::adopt(&shape.name);
         let (sender, events) = mpsc::channel();
         let card = Net::new(shape.mac, ports)
             .expect("a card")

@@ -41,6 +41,8 @@ const GET_GROUP_NUM: u32 = number(READ, VHOST, 0x81, 4);
 const GET_VRING_GROUP: u32 = number(READ | WRITE, VHOST, 0x7b, 8);
 const GET_VRING_SIZE: u32 = number(READ | WRITE, VHOST, 0x82, 8);
 const SET_GROUP_ASID: u32 = number(WRITE, VHOST, 0x7c, 8);
+const SUSPEND: u32 = number(NONE, VHOST, 0x7d, 0);
+const RESUME: u32 = number(NONE, VHOST, 0x7e, 0);
 
 /// Access permissions that a mapping gives the device.
 pub mod access {
@@ -56,6 +58,10 @@ pub mod backend {
     pub const IOTLB_BATCH: u64 = 1 << 2;
     /// IOTLB messages contain an address space.
     pub const IOTLB_ASID: u64 = 1 << 3;
+    /// The device can be suspended.
+    pub const SUSPEND: u64 = 1 << 4;
+    /// A suspended device can be resumed.
+    pub const RESUME: u64 = 1 << 5;
 }
 
 const IOTLB_MSG_V2: u32 = 2;
@@ -141,8 +147,23 @@ impl Vhost {
 
     /// Accepts the features of vhost-vdpa that [`map_in`](Self::map_in) needs.
     pub fn set_backend_features_asid(&self) -> io::Result<()> {
-        let features = backend::IOTLB_MSG_V2 | backend::IOTLB_BATCH | backend::IOTLB_ASID;
-        self.set(SET_BACKEND_FEATURES, Bytes::new().u64(features))
+        self.accept_backend_features(0)
+    }
+
+    /// Accepts features of vhost-vdpa besides those that [`map_in`](Self::map_in) needs.
+    pub fn accept_backend_features(&self, features: u64) -> io::Result<()> {
+        let needed = backend::IOTLB_MSG_V2 | backend::IOTLB_BATCH | backend::IOTLB_ASID;
+        self.set(SET_BACKEND_FEATURES, Bytes::new().u64(needed | features))
+    }
+
+    /// Suspends the device.
+    pub fn suspend(&self) -> io::Result<()> {
+        self.set(SUSPEND, Bytes::new())
+    }
+
+    /// Resumes the device.
+    pub fn resume(&self) -> io::Result<()> {
+        self.set(RESUME, Bytes::new())
     }
 
     /// Reads the virtio device id.

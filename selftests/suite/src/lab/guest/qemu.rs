@@ -150,9 +150,9 @@ impl Setup {
     }
 }
 
-/// Returns QEMU's accelerator: KVM if the machine supports it and the options allow it. Even an emulated machine does, as
-/// the CPU extensions that KVM needs are emulated too. The guest then boots several times as fast
-/// as under nested emulation.
+/// Returns QEMU's accelerator: KVM if the machine supports it and the options allow it. Even an
+/// emulated machine does, as the CPU extensions that KVM needs are emulated too. The guest then
+/// boots several times as fast as under nested emulation.
 fn accelerator() -> &'static str {
     if setting(environment::WITHOUT_KVM).is_some() {
         return "tcg";
@@ -224,25 +224,27 @@ impl Guest {
     }
 
     /// Migrates the guest to a QEMU that was started with `-incoming defer`, and ends this QEMU.
-    /// The guest runs in the other QEMU when this function returns.
+    /// The guest runs in the other QEMU when this function returns. Returns the time for which it
+    /// ran in neither, as QEMU measured it.
     #[track_caller]
-    pub fn migrate_to(mut self, there: &mut Self) {
+    pub fn migrate_to(mut self, there: &mut Self) -> Duration {
         let uri = json!({ "uri": format!("unix:{}", there.socket.with_extension("in").display()) });
         there.qmp().execute("migrate-incoming", uri.clone());
         self.qmp().execute("migrate", uri);
         let mut limit = Limit::new(RUN_LIMIT);
-        loop {
+        let downtime = loop {
             let state = self.qmp().execute("query-migrate", json!({}));
             match state["status"].as_str() {
-                Some("completed") => break,
+                Some("completed") => break state["downtime"].as_u64().expect("a time in ms"),
                 Some("failed" | "cancelled") => panic!("{state}"),
                 _ => assert!(!limit.is_over(), "it does not end: {state}"),
             }
             std::thread::sleep(Duration::from_millis(50));
-        }
+        };
         there.qmp().wait_for("RESUME", RUN_LIMIT);
         self.qmp().execute("quit", json!({}));
         self.wait_for_end();
+        Duration::from_millis(downtime)
     }
 
     /// Returns a connection to QEMU's monitor.

@@ -16,6 +16,19 @@ pub fn run_on(number: usize) {
     let _ = rustix::thread::sched_setaffinity(None, &cpus);
 }
 
+/// Returns the numbers of the CPUs that are online.
+#[track_caller]
+pub fn online() -> Vec<usize> {
+    let text = sysfs::read(Path::new("/sys/devices/system/cpu/online")).expect("the CPUs");
+    let number = |text: &str| text.parse::<usize>().expect("a number");
+    text.split(',')
+        .flat_map(|range| match range.split_once('-') {
+            Some((first, last)) => number(first)..=number(last),
+            None => number(range)..=number(range),
+        })
+        .collect()
+}
+
 /// CPU 1, offline until dropped.
 #[derive(Debug)]
 pub struct OfflineCpu(());

@@ -38,6 +38,8 @@ pub fn run(arguments: &[String]) -> ExitCode {
         [kind, path, spaces] if kind == "moves" => spaces
             .parse()
             .is_ok_and(|spaces| client::move_through(path.as_ref(), spaces).is_ok()),
+        [kind, path] if kind == "enable" => client::enable(path.as_ref()).is_ok(),
+        [kind, path] if kind == "suspend" => client::suspend(path.as_ref()).is_ok(),
         // Reads so much from a disk at once that its bounce area fills up.
         [kind, disk] if kind == "fill" => Block::open(disk).is_ok_and(|block| {
             let read = |n: u64| block.read(n << 22, 4 << 20).is_ok();

@@ -51,7 +51,7 @@ impl Model {
                 return Op::Backend;
             }
             if below(3) != 0 {
-                return match below(34) {
+                return match below(38) {
                     0 => Op::Close,
                     1 => Op::Own,
                     2 => Op::Group { queue },
@@ -92,7 +92,14 @@ impl Model {
                         base: below(0x1_1000) as u32,
                     },
                     31 => Op::State { queue },
-                    _ => Op::Enable { queue },
+                    32..=33 => Op::Suspend,
+                    34 => Op::Resume,
+                    // A refusal would break the device.
+                    _ if self.refuse => Op::Refuse(false),
+                    _ => Op::Enable {
+                        queue,
+                        ready: below(4) != 0,
+                    },
                 };
             }
         }

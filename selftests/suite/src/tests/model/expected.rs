@@ -2,8 +2,8 @@
 
 //! The model, which predicts the outcome of each operation.
 //!
-//! The model describes our driver. What the in-tree driver does differently is in [`Model`] as well,
-//! at `in_tree`, and each difference is the subject of a test of its own in `DIFFERENCES.md`.
+//! The model describes our driver. What the in-tree driver does differently is in [`Model`] as
+//! well, at `in_tree`, and each difference is the subject of a test of its own in `DIFFERENCES.md`.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use vduse::request::Kind;
 
 use crate::lab::device::virtio::status::{DRIVER_OK, FEATURES_OK, RESET};
 use crate::lab::kernel::memory::PAGE;
-use crate::tests::model::operation::{Op, Outcome, GROUPS, QUEUES, SPACES};
+use crate::tests::model::operation::{Op, Outcome, Support, GROUPS, QUEUES, SPACES};
 
 /// A mapping.
 #[derive(Clone, Copy, Debug)]
@@ -69,16 +69,20 @@ pub(super) struct Client {
     pub(super) wanted: [Option<Maps>; SPACES as usize],
     pub(super) batch: Option<u32>,
     pub(super) max_size: u16,
+    /// Whether vhost has suspended the device: then vhost lets the client set virtqueues up anew.
+    pub(super) suspended: bool,
 }
 
 /// The expected state.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) in_tree: bool,
+    pub(super) support: Support,
     pub(super) refuse: bool,
     pub(super) attached: bool,
     pub(super) client: Option<Client>,
     pub(super) status: u8,
+    pub(super) suspended: bool,
     pub(super) features: u64,
     pub(super) queues: [Queue; QUEUES as usize],
     /// The mappings that the daemon sees.
@@ -87,13 +91,15 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn new(in_tree: bool) -> Self {
+    pub(super) fn new(in_tree: bool, support: Support) -> Self {
         Self {
             in_tree,
+            support,
             refuse: false,
             attached: false,
             client: None,
             status: 0,
+            suspended: false,
             features: 0,
             queues: Default::default(),
             maps: Default::default(),
@@ -110,6 +116,7 @@ impl Model {
     fn reset(&mut self) -> bool {
         let agreed = self.ask(Kind::SetStatus(RESET));
         self.status = 0;
+        self.suspended = false;
         self.features = 0;
         for queue in &mut self.queues {
             queue.reset();
@@ -201,7 +208,7 @@ impl Model {
                     self.reset();
                 }
                 self.requests.clear();
-                *self = Self::new(self.in_tree);
+                *self = Self::new(self.in_tree, self.support);
                 ok
             }
             Op::SetUp {
@@ -234,7 +241,7 @@ impl Model {
             }
             Op::Features => Ok(vec![self.features]),
             Op::Interrupt { queue } => {
-                if queue < QUEUES && self.status & DRIVER_OK != 0 {
+                if queue < QUEUES && self.status & DRIVER_OK != 0 && !self.suspended {
                     ok
                 } else {
                     Err(Errno::INVAL)
@@ -405,6 +412,7 @@ impl Model {
                 if status == 0 {
                     // vhost forgets the largest size first.
                     self.client().max_size = 0;
+                    self.client().suspended = false;
                     if !self.reset() {
                         return Err(Errno::IO);
                     }
@@ -434,7 +442,7 @@ impl Model {
                 ok
             }
             Op::Address { queue, at } => {
-                let ready = self.status & DRIVER_OK != 0;
+                let ready = self.status & DRIVER_OK != 0 && !self.client().suspended;
                 let queue = self.vhost_queue(queue)?;
                 if ready {
                     return Err(Errno::INVAL);
@@ -443,7 +451,7 @@ impl Model {
                 ok
             }
             Op::Base { queue, base } => {
-                let ready = self.status & DRIVER_OK != 0;
+                let ready = self.status & DRIVER_OK != 0 && !self.client().suspended;
                 let queue = self.vhost_queue(queue)?;
                 if base > 0xffff || ready {
                     return Err(Errno::INVAL);
@@ -459,8 +467,44 @@ impl Model {
                     Err(Errno::IO)
                 }
             }
-            Op::Enable { queue } => {
-                self.vhost_queue(queue)?.ready = 1;
+            Op::Enable { queue, ready } => {
+                self.vhost_queue(queue)?;
+                if self.support.queue_ready {
+                    let agreed = self.ask(Kind::SetVqReady {
+                        index: queue,
+                        ready,
+                    });
+                    assert!(agreed, "a refusal breaks the device");
+                }
+                self.vhost_queue(queue)?.ready = ready.into();
+                ok
+            }
+            Op::Suspend => {
+                if self.status & DRIVER_OK == 0 {
+                    return ok;
+                }
+                if !self.support.suspend {
+                    return Err(Errno::OPNOTSUPP);
+                }
+                if !self.ask(Kind::Suspend) {
+                    return Err(Errno::IO);
+                }
+                self.suspended = true;
+                self.client().suspended = true;
+                ok
+            }
+            Op::Resume => {
+                if self.status & DRIVER_OK == 0 {
+                    return ok;
+                }
+                if !self.support.resume {
+                    return Err(Errno::OPNOTSUPP);
+                }
+                if self.suspended && !self.ask(Kind::Resume) {
+                    return Err(Errno::IO);
+                }
+                self.suspended = false;
+                self.client().suspended = false;
                 ok
             }
         }

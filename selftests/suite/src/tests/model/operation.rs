@@ -114,7 +114,10 @@ pub(super) enum Op {
     },
     Enable {
         queue: u32,
+        ready: bool,
     },
+    Suspend,
+    Resume,
 }
 
 /// The result of an operation, numbers or an error, and the requests that the daemon had to answer.
@@ -122,6 +125,17 @@ pub(super) enum Op {
 pub(super) struct Outcome {
     pub(super) answer: Result<Vec<u64>, Errno>,
     pub(super) requests: Vec<Kind>,
+}
+
+/// What the kernel supports besides.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Support {
+    /// The daemon is asked before a virtqueue becomes ready.
+    pub(super) queue_ready: bool,
+    /// The device can be suspended.
+    pub(super) suspend: bool,
+    /// A suspended device can be resumed.
+    pub(super) resume: bool,
 }
 
 /// Returns the features that the device offers.

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use vduse::request::Answer;
 use vduse::{Control, Device, Mapping};
 use vduse_uapi::ACCESS_RW;
-use vduse_uapi::{IovaInfo, IovaUmem, VqConfig};
+use vduse_uapi::{IovaInfo, IovaUmem, VqConfig, F_QUEUE_READY, F_SUSPEND};
 
 use crate::lab::daemon::answered::agree;
 use crate::lab::daemon::regions;
@@ -21,7 +21,7 @@ use crate::lab::device::spaces;
 use crate::lab::device::test_device::TestDevice;
 use crate::lab::driver::vhost::{RingAddress, Vhost};
 use crate::lab::kernel::memory::{self, PAGE};
-use crate::tests::model::operation::{Op, Outcome, FILES, GROUPS, QUEUES, SPACES};
+use crate::tests::model::operation::{Op, Outcome, Support, FILES, GROUPS, QUEUES, SPACES};
 
 /// The real device. The fields are dropped in this order.
 pub(super) struct Real {
@@ -32,6 +32,8 @@ pub(super) struct Real {
     file: Arc<Device>,
     device: TestDevice,
     config: vduse::DeviceConfig,
+    /// What the kernel supports besides.
+    pub(super) support: Support,
 }
 
 /// Files to be mapped. Each is identified by its inode, and mapped with 1, 2 and 3 pages.
@@ -64,7 +66,15 @@ impl Real {
     #[track_caller]
     pub(super) fn new() -> Self {
         let config = spaces::config(QUEUES as u16, GROUPS, SPACES);
-        let device = spaces::create(&config).expect("creating");
+        let control = Control::open_v1().expect("the control device");
+        let features = control.offer_all().expect("the features");
+        let support = Support {
+            queue_ready: features & F_QUEUE_READY != 0,
+            suspend: features & F_SUSPEND != 0,
+            resume: control.supported_extensions().is_ok(),
+        };
+        control.create(&config).expect("creating");
+        let device = TestDevice::adopt(&config.name);
         let file = Arc::new(device.open_nonblocking());
         let refuse = Arc::new(AtomicBool::new(false));
         let theirs = refuse.clone();
@@ -82,6 +92,7 @@ impl Real {
             file,
             device,
             config,
+            support,
         }
     }
 
@@ -244,7 +255,14 @@ impl Real {
             }
             Op::Base { queue, base } => vhost().set_queue_base(queue, base).map(none),
             Op::State { queue } => Ok(vec![vhost().queue_base(queue)?.into()]),
-            Op::Enable { queue } => vhost().enable_queue(queue).map(none),
+            Op::Enable { queue, ready } => if ready {
+                vhost().enable_queue(queue)
+            } else {
+                vhost().disable_queue(queue)
+            }
+            .map(none),
+            Op::Suspend => vhost().suspend().map(none),
+            Op::Resume => vhost().resume().map(none),
         }
     }
 }

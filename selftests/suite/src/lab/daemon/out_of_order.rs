@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A daemon that completes requests in any order.
+//!
+//! The daemon takes all requests that are available. Each request is a number of 8 bytes, which the
+//! daemon writes back when it completes the request. The daemon holds the requests that it has
+//! taken until it is told to complete some of them, until the device is suspended, or until the
+//! device is reset, which drops them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::event::{poll, PollFd, PollFlags};
+use vduse::eventfd::EventFd;
+use vduse::iotlb::AddressSpace;
+use vduse::request::{Answer, Kind};
+use vduse::Device;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::lab::assert::random::Random;
+use crate::lab::assert::timing::soon;
+
+/// The size of the queue in descriptors.
+pub const SIZE: u16 = 128;
+
+/// A request that was taken.
+#[derive(Debug)]
+struct Taken {
+    head: u16,
+    number: u64,
+    to: GuestAddress,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    memory: Arc<AddressSpace>,
+    taken: Vec<Taken>,
+    random: Random,
+    /// Whether the device is suspended: the virtqueue is not processed.
+    suspended: bool,
+    ready: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    device: Arc<Device>,
+    state: Mutex<State>,
+    /// The numbers of the requests in the order of their completion, by all daemons of a disk.
+    done: Arc<Mutex<Vec<u64>>>,
+    kick: EventFd,
+    wake: EventFd,
+    stop: AtomicBool,
+}
+
+/// The daemon of a device with one queue. It ends on drop.
+#[derive(Debug)]
+pub struct OutOfOrder {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The numbers of the requests that several daemons have completed, in order.
+pub type Done = Arc<Mutex<Vec<u64>>>;
+
+impl OutOfOrder {
+    /// Starts to serve a device, which must be open in non-blocking mode.
+    #[track_caller]
+    pub fn serve(device: Device, done: &Done, seed: u64) -> Self {
+        device.vq_setup(0, SIZE).expect("setting the queue up");
+        let device = Arc::new(device);
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                queue: Queue::new(SIZE).expect("a queue"),
+                memory: Arc::new(AddressSpace::new(device.clone())),
+                taken: Vec::new(),
+                random: Random::new(seed),
+                suspended: false,
+                ready: false,
+            }),
+            device,
+            done: done.clone(),
+            kick: EventFd::new().expect("an eventfd"),
+            wake: EventFd::new().expect("an eventfd"),
+            stop: AtomicBool::new(false),
+        });
+        let ours = shared.clone();
+        let thread = std::thread::spawn(move || ours.run());
+        Self {
+            shared,
+            thread: Some(thread),
+        }
+    }
+
+    /// Waits until the daemon holds this number of requests.
+    #[track_caller]
+    pub fn holds(&self, count: usize) {
+        soon("the daemon takes the requests", || {
+            self.shared.state().taken.len() == count
+        });
+    }
+
+    /// Completes the `count` requests that were taken last, the last one first.
+    #[track_caller]
+    pub fn complete_last(&self, count: usize) {
+        for _ in 0..count {
+            let mut state = self.shared.state();
+            let taken = state.taken.pop().expect("a request");
+            self.shared.complete(&mut state, taken);
+        }
+    }
+
+    /// Completes up to `count` of the requests that the daemon holds, chosen at random.
+    #[track_caller]
+    pub fn complete_some(&self, count: usize) {
+        for _ in 0..count {
+            let mut state = self.shared.state();
+            let most = state.taken.len() as u64;
+            if most == 0 {
+                return;
+            }
+            let at = state.random.below(most) as usize;
+            let taken = state.taken.swap_remove(at);
+            self.shared.complete(&mut state, taken);
+        }
+    }
+}
+
+impl Drop for OutOfOrder {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        let _ = self.shared.wake.signal();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        use std::os::fd::AsFd;
+
+        while !self.stop.load(Ordering::Acquire) {
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.device.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.kick.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN),
+            ];
+            if poll(&mut fds, None).is_err() {
+                continue;
+            }
+            let _ = (self.kick.take(), self.wake.take());
+            if fds[0].revents().contains(PollFlags::IN) {
+                self.answer();
+            }
+            self.take();
+        }
+    }
+
+    fn answer(&self) {
+        let Ok(request) = self.device.read_request() else {
+            return;
+        };
+        let mut state = self.state();
+        let answer = match request.kind {
+            Kind::GetVqState { index } => Answer::SplitState {
+                index,
+                next_avail: state.queue.next_avail(),
+            },
+            Kind::SetStatus(0) => {
+                // Requests that were taken but not completed are dropped.
+                state.taken.clear();
+                state.queue.reset();
+                (state.ready, state.suspended) = (false, false);
+                state.memory = Arc::new(AddressSpace::new(self.device.clone()));
+                Answer::Ok
+            }
+            Kind::SetStatus(status) => {
+                if status & 4 != 0 && !state.ready {
+                    self.start(&mut state);
+                }
+                Answer::Ok
+            }
+            Kind::UpdateIotlb { first, last, .. } => {
+                state.memory = Arc::new(state.memory.without(first, last));
+                Answer::Ok
+            }
+            Kind::Suspend => {
+                // Requests in flight are not handed on to the next device, so all are completed
+                // first.
+                while !state.taken.is_empty() {
+                    let most = state.taken.len() as u64;
+                    let at = state.random.below(most) as usize;
+                    let taken = state.taken.swap_remove(at);
+                    self.complete(&mut state, taken);
+                }
+                state.suspended = true;
+                Answer::Ok
+            }
+            Kind::Resume => {
+                state.suspended = false;
+                Answer::Ok
+            }
+            _ => Answer::Ok,
+        };
+        drop(state);
+        let _ = self.device.answer(&request, answer);
+    }
+
+    fn start(&self, state: &mut State) {
+        use std::os::fd::AsFd;
+
+        let info = self.device.vq_info(0).expect("the queue");
+        let queue = &mut state.queue;
+        queue.set_size(info.num as u16);
+        queue
+            .try_set_desc_table_address(GuestAddress(info.desc_addr))
+            .expect("the descriptors");
+        queue
+            .try_set_avail_ring_address(GuestAddress(info.driver_addr))
+            .expect("the driver's ring");
+        queue
+            .try_set_used_ring_address(GuestAddress(info.device_addr))
+            .expect("the device's ring");
+        queue.set_ready(true);
+        let used = queue
+            .used_idx(&*state.memory, Ordering::Acquire)
+            .expect("the used index");
+        queue.set_next_used(used.0);
+        queue.set_next_avail(info.state.split());
+        state.ready = true;
+        self.device
+            .set_kick(0, self.kick.as_fd())
+            .expect("the kick eventfd");
+    }
+
+    /// Takes all requests that are available.
+    fn take(&self) {
+        let mut state = self.state();
+        if !state.ready || state.suspended {
+            return;
+        }
+        let memory = state.memory.clone();
+        loop {
+            let Ok(mut chains) = state.queue.iter(memory.clone()) else {
+                return;
+            };
+            let Some(chain) = chains.next() else {
+                return;
+            };
+            let head = chain.head_index();
+            let descriptors: Vec<_> = chain.collect();
+            let number: u64 = memory
+                .read_obj(descriptors[0].addr())
+                .expect("a request's number");
+            let to = descriptors[1].addr();
+            state.taken.push(Taken { head, number, to });
+        }
+    }
+
+    fn complete(&self, state: &mut State, taken: Taken) {
+        let memory = state.memory.clone();
+        self.done
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(taken.number);
+        memory
+            .write_obj(taken.number, taken.to)
+            .expect("writing the answer");
+        state
+            .queue
+            .add_used(&*memory, taken.head, 8)
+            .expect("adding to the used ring");
+        // Fails while the device is reset or suspended.
+        let _ = self.device.inject_vq_irq(0);
+    }
+}

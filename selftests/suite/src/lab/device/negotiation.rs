@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Devices whose creator negotiates what they can do.
+
+use std::io;
+
+use vduse::{Control, DeviceConfig};
+
+use crate::lab::device::test_device::TestDevice;
+
+/// What the creator of a device negotiates.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Negotiation {
+    /// The API version.
+    pub version: u64,
+    /// The VDUSE features.
+    pub features: u64,
+    /// The extensions of `vduse_rs`.
+    pub extensions: u64,
+}
+
+/// Creates a device after negotiating. Nothing is set that is 0, so that drivers without it do not
+/// refuse.
+pub fn create(config: &DeviceConfig, negotiation: Negotiation) -> io::Result<TestDevice> {
+    let control = Control::open()?;
+    control.set_api_version(negotiation.version)?;
+    if negotiation.features != 0 {
+        control.set_features(negotiation.features)?;
+    }
+    if negotiation.extensions != 0 {
+        control.set_extensions(negotiation.extensions)?;
+    }
+    control.create(config)?;
+    Ok(TestDevice::adopt(&config.name))
+}

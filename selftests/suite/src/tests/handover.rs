@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A driver that goes on with another device, where the first device stopped, with requests in
+//! flight, as a virtual machine does that migrates.
+
+use std::collections::HashMap;
+
+use vduse_uapi::{extension, F_QUEUE_READY, F_SUSPEND};
+
+use crate::lab::assert::random::Random;
+use crate::lab::assert::timing::{soon, stays};
+use crate::lab::daemon::out_of_order::{Done, OutOfOrder, SIZE};
+use crate::lab::device::bus::{Driver, OnBus};
+use crate::lab::device::negotiation::{create, Negotiation};
+use crate::lab::device::test_device::{disk_config, TestDevice};
+use crate::lab::device::virtio::status;
+use crate::lab::driver::in_flight::InFlight;
+use crate::lab::driver::ring;
+use crate::lab::driver::vhost::{self, Vhost};
+use crate::lab::run::report::note;
+use crate::lab::run::settings::seed;
+
+tests![
+    a_suspended_device_hands_on_each_request_exactly_once => 120,
+    a_device_that_is_reset_instead_loses_and_repeats_requests,
+    a_migration_that_fails_goes_on_where_it_stopped => 120,
+];
+
+const NEGOTIATION: Negotiation = Negotiation {
+    version: 0,
+    features: F_SUSPEND | F_QUEUE_READY,
+    extensions: 0,
+};
+
+/// Number of requests in flight.
+const FLIGHT: usize = 32;
+
+/// A device with its daemon. The fields are dropped in this order.
+struct Side {
+    vhost: Vhost,
+    _on_bus: OnBus,
+    daemon: OutOfOrder,
+    _device: TestDevice,
+}
+
+impl Side {
+    #[track_caller]
+    fn new(negotiation: Negotiation, done: &Done) -> Self {
+        let device = create(&disk_config(), negotiation).expect("creating a device");
+        let daemon = OutOfOrder::serve(device.open_nonblocking(), done, seed());
+        let on_bus = OnBus::add(device.name()).expect("adding");
+        on_bus.bind(Driver::Vhost).expect("binding");
+        Self {
+            vhost: vhost::open(&device),
+            _on_bus: on_bus,
+            daemon,
+            _device: device,
+        }
+    }
+
+    /// Starts the driver, with `base` as the device's position.
+    #[track_caller]
+    fn start(&self, queue: &InFlight, base: u16) {
+        ring::agree_without(&self.vhost, 1 << 29 | 1 << 34);
+        queue.set_up(&self.vhost, base);
+        ring::start(&self.vhost);
+        // The driver does not kick again for requests that were made available before.
+        queue.kick();
+    }
+
+    /// Ends the driver, so that the device is ready for the next one.
+    #[track_caller]
+    fn reset(&self) {
+        self.vhost.set_status(status::RESET).expect("a reset");
+        self.vhost.unmap(0, u64::MAX).expect("unmapping");
+    }
+}
+
+/// Lets the device complete some requests out of order, while more are made available.
+#[track_caller]
+fn work(side: &Side, queue: &mut InFlight, random: &mut Random) {
+    for _ in 0..random.below(20) {
+        queue.submit_up_to(FLIGHT);
+        side.daemon.complete_some(random.below(9) as usize);
+        queue.reap();
+    }
+    queue.submit_up_to(FLIGHT);
+}
+
+/// Counts how often each number below `count` is in a list. Returns, for each count found, how many
+/// numbers have that count.
+fn times(list: &[u64], count: u64) -> HashMap<usize, u64> {
+    let mut times = HashMap::new();
+    for number in 0..count {
+        let found = list.iter().filter(|&&other| other == number).count();
+        *times.entry(found).or_insert(0) += 1;
+    }
+    times
+}
+
+/// Completes all requests in flight, and asserts that each request was executed and came back
+/// exactly once.
+#[track_caller]
+fn all_came_back_once(side: &Side, queue: &mut InFlight, done: &Done) {
+    soon("all requests come back", || {
+        side.daemon.complete_some(FLIGHT);
+        queue.reap();
+        queue.in_flight() == 0
+    });
+    let done = done.lock().expect("the list").clone();
+    let count = queue.completed.len() as u64;
+    assert_eq!(times(&queue.completed, count), HashMap::from([(1, count)]));
+    assert_eq!(times(&done, count), HashMap::from([(1, count)]));
+    assert_eq!(done.len() as u64, count);
+}
+
+fn a_suspended_device_hands_on_each_request_exactly_once() {
+    let done = Done::default();
+    let mut random = Random::new(seed());
+    let sides = [0, 1].map(|_| Side::new(NEGOTIATION, &done));
+    let mut queue = InFlight::new();
+    sides[0].start(&queue, 0);
+    const MOVES: usize = 40;
+    for step in 0..MOVES {
+        let (from, to) = (&sides[step % 2], &sides[(step + 1) % 2]);
+        work(from, &mut queue, &mut random);
+        from.vhost.suspend().expect("suspending");
+        let base = from.vhost.queue_base(0).expect("the position");
+        // Nothing is in flight in the device: all requests that it has taken are done.
+        assert_eq!(base, u32::from(queue.used_index()), "move {step}");
+        from.reset();
+        queue.reap();
+        to.start(&queue, base as u16);
+    }
+    all_came_back_once(&sides[MOVES % 2], &mut queue, &done);
+    note(format_args!(
+        "{} requests and {MOVES} moves, {FLIGHT} in flight",
+        queue.completed.len()
+    ));
+}
+
+fn a_device_that_is_reset_instead_loses_and_repeats_requests() {
+    let done = Done::default();
+    let sides = [0, 1].map(|_| Side::new(Negotiation::default(), &done));
+    let mut queue = InFlight::new();
+    sides[0].start(&queue, 0);
+    queue.submit_up_to(FLIGHT);
+    sides[0].daemon.holds(FLIGHT);
+    // The device completes the last 8 of 32 requests, and is reset.
+    sides[0].daemon.complete_last(8);
+    sides[0].reset();
+    queue.reap();
+    // The driver knows no better position than that of the used ring.
+    sides[1].start(&queue, queue.used_index());
+    soon("what can come back comes back", || {
+        sides[1].daemon.complete_some(FLIGHT);
+        done.lock().expect("the list").len() == 8 + FLIGHT - 8
+    });
+    stays("no more", || done.lock().expect("the list").len() == FLIGHT);
+    let done = done.lock().expect("the list").clone();
+    let found = times(&done, FLIGHT as u64);
+    note(format_args!(
+        "of {FLIGHT} requests, {} were lost, and {} executed twice",
+        found.get(&0).unwrap_or(&0),
+        found.get(&2).unwrap_or(&0)
+    ));
+    // The first 8 were never executed, the last 8 were executed twice.
+    assert_eq!(found, HashMap::from([(0, 8), (1, 16), (2, 8)]));
+}
+
+fn a_migration_that_fails_goes_on_where_it_stopped() {
+    let done = Done::default();
+    let mut random = Random::new(seed());
+    let negotiation = Negotiation {
+        extensions: extension::F_RESUME,
+        ..NEGOTIATION
+    };
+    let side = Side::new(negotiation, &done);
+    let mut queue = InFlight::new();
+    side.start(&queue, 0);
+    for _ in 0..40 {
+        work(&side, &mut queue, &mut random);
+        side.vhost.suspend().expect("suspending");
+        side.vhost.queue_base(0).expect("the position");
+        // The guest's other CPUs may still run: these requests and their kick are kept.
+        queue.reap();
+        queue.submit_up_to(FLIGHT);
+        side.vhost.resume().expect("resuming");
+        side.daemon.holds(FLIGHT);
+    }
+    all_came_back_once(&side, &mut queue, &done);
+    const { assert!(SIZE as usize >= 2 * FLIGHT) };
+}
