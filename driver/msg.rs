@@ -215,8 +215,8 @@ pub(super) struct MessageQueue {
     readers: PollCondVar,
     /// The time that the daemon has to answer, in seconds; 0 means no limit.
     timeout: Atomic<u32>,
-    /// How long a kernel driver has waited for [`SET_VQ_READY`] since the last other request, in
-    /// nanoseconds.
+    /// How much of the timeout a kernel driver has used up by [`SET_VQ_READY`] since the last other
+    /// request, and since a daemon has opened the device, in nanoseconds.
     ready_waited: Atomic<i64>,
     watch: Arc<SuspendWatch>,
 }
@@ -308,7 +308,9 @@ impl MessageQueue {
     ) -> Result<DevResponse> {
         self.ready_waited.store(0, Relaxed);
 
-        self.exchange(kind, body, None, suspending, Delta::ZERO, |_| false)
+        let mut waited = Delta::ZERO;
+
+        self.exchange(kind, body, None, suspending, &mut waited, |_| false)
     }
 
     /// Asks the daemon to agree that a virtqueue becomes ready, or that it ceases to be ready.
@@ -319,7 +321,8 @@ impl MessageQueue {
     ///
     /// A kernel driver (`is_kernel`) asks for each of its virtqueues, and meanwhile holds locks
     /// that other tasks wait for. So all its requests of this kind with no other request in between
-    /// share one timeout.
+    /// share one timeout. An answer within [`LOOK_INTERVAL`] takes nothing of it, and each request
+    /// has at least that long. What such a driver disables is disabled whatever the daemon answers.
     ///
     /// # Context
     ///
@@ -333,44 +336,57 @@ impl MessageQueue {
             (true, false) => (Suspending::GivesUp, false),
         };
         let breaks = |ended| breaks_if_killed && ended == Ended::Killed;
-        let waited = match is_kernel {
+        let body = RequestBody::from_vq_ready(index.into(), ready);
+        let mut waited = match is_kernel {
             true => Delta::from_nanos(self.ready_waited.load(Relaxed)),
             false => Delta::ZERO,
         };
-        let body = RequestBody::from_vq_ready(index.into(), ready);
-        let begun = Instant::<Monotonic>::now();
 
-        vq.set_wanted(ready);
         // The virtqueue learns of a failure from its message.
-        let _ = self.exchange(SET_VQ_READY, body, Some(vq), suspending, waited, breaks);
-        self.ready_waited
-            .store((waited + begun.elapsed()).as_nanos(), Relaxed);
+        let _ = self.exchange(
+            SET_VQ_READY,
+            body,
+            Some(vq),
+            suspending,
+            &mut waited,
+            breaks,
+        );
+        if is_kernel {
+            self.ready_waited.store(waited.as_nanos(), Relaxed);
+            if !ready {
+                vq.set_ready(false);
+            }
+        }
     }
 
-    /// Sends a request, and returns the daemon's response. `passed` is how much of the timeout has
-    /// passed already. `breaks` returns whether the device breaks if the wait ends for the given
-    /// reason; a timeout always breaks the device.
+    /// Sends a request, and returns the daemon's response. `vq` is the virtqueue of a
+    /// [`SET_VQ_READY`]. `waited` is how much of the timeout has passed before, and is updated.
+    /// `breaks` returns whether the device breaks if the wait ends for the given reason; a timeout
+    /// always breaks the device.
     fn exchange(
         &self,
         kind: u32,
         body: RequestBody,
         vq: Option<&Arc<Vq>>,
         suspending: Suspending,
-        passed: Delta,
+        waited: &mut Delta,
         breaks: impl FnOnce(Ended) -> bool,
     ) -> Result<DevResponse> {
-        let Ok(new) = Message::new(kind, body, vq.cloned()) else {
+        let new = Message::new(kind, body, vq.cloned());
+        let message = {
             let mut queues = self.queues.lock();
-            self.mark_broken(&mut queues);
             if let Some(vq) = vq {
-                vq.set_refused();
+                vq.set_wanted(body.vq_ready().1);
             }
-            return Err(EIO);
-        };
-        let message = new.clone_arc();
 
-        {
-            let mut queues = self.queues.lock();
+            let Ok(new) = new else {
+                self.mark_broken(&mut queues);
+                if let Some(vq) = vq {
+                    vq.set_refused();
+                }
+                return Err(EIO);
+            };
+            let message = new.clone_arc();
             if self.is_broken() || self.is_deserted() {
                 message.fail();
                 return Err(EIO);
@@ -379,10 +395,11 @@ impl MessageQueue {
             message.id.store(queues.next_id, Relaxed);
             queues.next_id = queues.next_id.wrapping_add(1);
             queues.unread.push_back(new);
-        }
+            message
+        };
         self.readers.notify_all();
 
-        if let Err(ended) = self.wait(&message, suspending, passed) {
+        if let Err(ended) = self.wait(&message, suspending, waited) {
             let id = message.id.load(Relaxed);
             let mut queues = self.queues.lock();
             // The message may have been answered, or failed with the others, by now.
@@ -403,12 +420,21 @@ impl MessageQueue {
         }
     }
 
-    /// Waits until a message is answered, or failed with all others.
-    fn wait(&self, message: &Message, suspending: Suspending, passed: Delta) -> Result<(), Ended> {
-        // Only time spent waiting counts: while the task is frozen, the daemon is as well.
+    /// Waits until a message is answered, or failed with all others. `waited` is how much of the
+    /// timeout has passed before; whole intervals of this wait are added.
+    fn wait(
+        &self,
+        message: &Message,
+        suspending: Suspending,
+        waited: &mut Delta,
+    ) -> Result<(), Ended> {
         let mut left = match self.timeout() {
             0 => None,
-            seconds => Some(Delta::from_secs(seconds.into()) - passed),
+            seconds => {
+                let timeout = Delta::from_secs(seconds.into());
+
+                Some(Delta::max(timeout - *waited, LOOK_INTERVAL))
+            }
         };
 
         loop {
@@ -420,13 +446,13 @@ impl MessageQueue {
 
             // Freezable only while the machine suspends: a task that its cgroup freezes would keep
             // the vDPA core's locks.
-            let freezes = suspending == Suspending::Freezes && self.watch.is_suspending();
-            let waited = if freezes {
+            let is_suspending = self.watch.is_suspending();
+            let result = if suspending == Suspending::Freezes && is_suspending {
                 message.done.wait_killable_freezable_timeout(slice)
             } else {
                 message.done.wait_killable_timeout(slice)
             };
-            match waited {
+            match result {
                 WaitResult::Completed => return Ok(()),
                 WaitResult::Killed => return Err(Ended::Killed),
                 WaitResult::TimedOut if self.is_deserted() => return Err(Ended::GivenUp),
@@ -435,7 +461,13 @@ impl MessageQueue {
                 {
                     return Err(Ended::GivenUp);
                 }
-                WaitResult::TimedOut => left = left.map(|left| left - slice),
+                // Only time counts in which the daemon can answer. It is frozen while the machine
+                // suspends, as is the caller, unless the caller waits.
+                WaitResult::TimedOut if suspending == Suspending::Waits && is_suspending => (),
+                WaitResult::TimedOut => {
+                    left = left.map(|left| left - slice);
+                    *waited += slice;
+                }
             }
         }
     }
@@ -549,6 +581,7 @@ impl MessageQueue {
 
         self.broken.store(false, Relaxed);
         self.open.store(true, Relaxed);
+        self.ready_waited.store(0, Relaxed);
         settle();
     }
 

@@ -275,7 +275,10 @@ impl Vq {
 
     /// Records that the driver enables or disables the virtqueue, before the daemon is asked.
     pub(super) fn set_wanted(&self, ready: bool) {
-        self.state.lock().wanted = ready;
+        let mut state = self.state.lock();
+
+        state.wanted = ready;
+        state.refused = false;
     }
 
     /// Records that the daemon did not agree to what the driver wants.
