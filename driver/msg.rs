@@ -308,9 +308,7 @@ impl MessageQueue {
     ) -> Result<DevResponse> {
         self.ready_waited.store(0, Relaxed);
 
-        let mut waited = Delta::ZERO;
-
-        self.exchange(kind, body, None, suspending, &mut waited, |_| false)
+        self.exchange(kind, body, None, suspending, None, |_| false)
     }
 
     /// Asks the daemon to agree that a virtqueue becomes ready, or that it ceases to be ready.
@@ -337,30 +335,17 @@ impl MessageQueue {
         };
         let breaks = |ended| breaks_if_killed && ended == Ended::Killed;
         let body = RequestBody::from_vq_ready(index.into(), ready);
-        let mut waited = match is_kernel {
-            true => Delta::from_nanos(self.ready_waited.load(Relaxed)),
-            false => Delta::ZERO,
-        };
+        let waited = is_kernel.then_some(&self.ready_waited);
 
         // The virtqueue learns of a failure from its message.
-        let _ = self.exchange(
-            SET_VQ_READY,
-            body,
-            Some(vq),
-            suspending,
-            &mut waited,
-            breaks,
-        );
-        if is_kernel {
-            self.ready_waited.store(waited.as_nanos(), Relaxed);
-            if !ready {
-                vq.set_ready(false);
-            }
+        let _ = self.exchange(SET_VQ_READY, body, Some(vq), suspending, waited, breaks);
+        if is_kernel && !ready {
+            vq.set_ready(false);
         }
     }
 
     /// Sends a request, and returns the daemon's response. `vq` is the virtqueue of a
-    /// [`SET_VQ_READY`]. `waited` is how much of the timeout has passed before, and is updated.
+    /// [`SET_VQ_READY`]. `waited`, if given, is how much of the timeout is used up, and is updated.
     /// `breaks` returns whether the device breaks if the wait ends for the given reason; a timeout
     /// always breaks the device.
     fn exchange(
@@ -369,7 +354,7 @@ impl MessageQueue {
         body: RequestBody,
         vq: Option<&Arc<Vq>>,
         suspending: Suspending,
-        waited: &mut Delta,
+        waited: Option<&Atomic<i64>>,
         breaks: impl FnOnce(Ended) -> bool,
     ) -> Result<DevResponse> {
         let new = Message::new(kind, body, vq.cloned());
@@ -420,20 +405,21 @@ impl MessageQueue {
         }
     }
 
-    /// Waits until a message is answered, or failed with all others. `waited` is how much of the
-    /// timeout has passed before; whole intervals of this wait are added.
+    /// Waits until a message is answered, or failed with all others. `waited`, if given, is how much
+    /// of the timeout is used up, in nanoseconds; whole intervals of this wait are added.
     fn wait(
         &self,
         message: &Message,
         suspending: Suspending,
-        waited: &mut Delta,
+        waited: Option<&Atomic<i64>>,
     ) -> Result<(), Ended> {
         let mut left = match self.timeout() {
             0 => None,
             seconds => {
                 let timeout = Delta::from_secs(seconds.into());
+                let used = Delta::from_nanos(waited.map_or(0, |waited| waited.load(Relaxed)));
 
-                Some(Delta::max(timeout - *waited, LOOK_INTERVAL))
+                Some(Delta::max(timeout - used, LOOK_INTERVAL))
             }
         };
 
@@ -466,7 +452,9 @@ impl MessageQueue {
                 WaitResult::TimedOut if suspending == Suspending::Waits && is_suspending => (),
                 WaitResult::TimedOut => {
                     left = left.map(|left| left - slice);
-                    *waited += slice;
+                    if let Some(waited) = waited {
+                        let _ = waited.fetch_add(slice.as_nanos(), Relaxed);
+                    }
                 }
             }
         }

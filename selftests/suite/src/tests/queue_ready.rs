@@ -38,6 +38,7 @@ tests![
     deleting_a_device_that_nobody_serves_breaks_nothing,
     virtio_asks_for_each_queue_and_once_more_after_the_reset,
     a_driver_of_the_kernel_waits_for_all_its_queues_together,
+    a_new_daemon_has_the_whole_timeout,
     an_interrupt_right_after_the_agreement_arrives => 60,
     a_kick_right_after_the_agreement_arrives => 60,
 ];
@@ -187,14 +188,7 @@ fn silence_breaks_the_device() {
 fn a_refusal_of_a_request_from_before_breaks_the_device() {
     let setup = Answered::negotiated(NEGOTIATION, 1, agree);
     let vhost = setup.vhost();
-    let Answered {
-        on_bus,
-        responder,
-        file,
-        device,
-    } = setup;
-    drop(responder);
-    drop(file);
+    let (on_bus, device) = setup.end_daemon();
     std::thread::scope(|scope| {
         // No daemon has the device open: the request waits for one.
         let enabling = scope.spawn(|| vhost.enable_queue(0));
@@ -225,14 +219,7 @@ fn the_next_daemon_finds_what_the_driver_wants() {
         } else {
             vhost.enable_queue(0).unwrap();
         }
-        let Answered {
-            on_bus,
-            responder,
-            file,
-            device,
-        } = setup;
-        drop(responder);
-        drop(file);
+        let (on_bus, device) = setup.end_daemon();
         let file = device.open_nonblocking();
         assert_eq!(file.vq_info(0).unwrap().ready, u8::from(ready));
         assert_eq!(file.vq_info(1).unwrap().ready, 0);
@@ -255,14 +242,7 @@ fn a_kick_of_a_refused_queue_reaches_the_next_daemon() {
     let queue = HandQueue::prepare(&vhost, 0, 0, IOVA);
     queue.set_up(&vhost);
     queue.kick_at_once(&vhost);
-    let Answered {
-        on_bus,
-        responder,
-        file,
-        device,
-    } = setup;
-    drop(responder);
-    drop(file);
+    let (on_bus, device) = setup.end_daemon();
     let file = device.open_nonblocking();
     let kick = EventFd::new().unwrap();
     file.set_kick(0, kick.as_fd()).unwrap();
@@ -373,6 +353,48 @@ fn a_driver_of_the_kernel_waits_for_all_its_queues_together() {
     });
     soon("the daemon was asked for the second", || {
         responder.seen().last().map(|request| request.kind) == Some(asked(1, true))
+    });
+}
+
+fn a_new_daemon_has_the_whole_timeout() {
+    let device = create(&net_config(), NEGOTIATION).unwrap();
+    let file = Arc::new(device.open_ready(2));
+    let (asking, is_asked) = mpsc::channel();
+    let first = Responder::new(&file, move |request| match request.kind {
+        Kind::SetVqReady { .. } => {
+            let _ = asking.send(());
+            None
+        }
+        _ => agree(request),
+    });
+    sysfs::write(&sysfs::attribute(device.name(), "msg_timeout"), "2").unwrap();
+    modules::tool("modprobe", &["virtio_net"]).unwrap();
+    let on_bus = OnBus::add(device.name()).unwrap();
+    let pause = std::time::Duration::from_millis(1200);
+    std::thread::scope(|scope| {
+        let name = device.name();
+        let binding = scope.spawn(move || bus::bind(name, Driver::Virtio));
+        received("the first daemon is asked", &is_asked);
+        drop(first);
+        drop(file);
+        // The greater part of the timeout passes without a daemon.
+        std::thread::sleep(pause);
+        let file = Arc::new(device.open_nonblocking());
+        let second = Responder::new(&file, move |request| {
+            if request.kind == asked(1, true) {
+                std::thread::sleep(pause);
+            }
+            agree(request)
+        });
+        binding.join().expect("a thread").expect("binding");
+        soon("the card has an interface", || {
+            bus::interface(name).is_some()
+        });
+        let broken = sysfs::attribute(name, "broken");
+        assert_eq!(sysfs::read(&broken).unwrap(), "0");
+        assert_eq!(file.vq_info(1).unwrap().ready, 1);
+        drop(on_bus);
+        drop(second);
     });
 }
 

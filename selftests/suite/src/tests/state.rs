@@ -192,14 +192,7 @@ fn a_broken_device_is_shown() {
         &setup.device,
         &[("broken", "1"), ("vqs", "    0   256     0 0")],
     );
-    let Answered {
-        on_bus,
-        responder,
-        file,
-        device,
-    } = setup;
-    drop(responder);
-    drop(file);
+    let (on_bus, device) = setup.end_daemon();
     let file = std::sync::Arc::new(device.open_nonblocking());
     shows(&device, &[("broken", "0"), ("vqs", "    0   256     0 1")]);
     let _responder = crate::lab::daemon::responder::Responder::ok(&file);

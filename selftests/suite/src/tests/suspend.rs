@@ -387,14 +387,7 @@ fn a_new_daemon_can_see_it() {
     running.vhost.suspend().unwrap();
     assert_eq!(running.attribute(), "1");
     let Running { setup, vhost, .. } = running;
-    let Answered {
-        on_bus,
-        responder,
-        file,
-        device,
-    } = setup;
-    drop(responder);
-    drop(file);
+    let (on_bus, device) = setup.end_daemon();
     let file = Arc::new(device.open_nonblocking());
     let path = sysfs::attribute(device.name(), "suspended");
     assert_eq!(sysfs::read(&path).unwrap(), "1");
@@ -416,14 +409,7 @@ fn a_new_daemon_is_not_kicked_either() {
         queue,
         ..
     } = running;
-    let Answered {
-        on_bus,
-        responder,
-        file,
-        device,
-    } = setup;
-    drop(responder);
-    drop(file);
+    let (on_bus, device) = setup.end_daemon();
     let file = Arc::new(device.open_nonblocking());
     let kick = EventFd::new().unwrap();
     file.set_kick(0, kick.as_fd()).unwrap();

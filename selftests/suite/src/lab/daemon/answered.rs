@@ -102,6 +102,19 @@ impl Answered {
         }
     }
 
+    /// Ends the daemon. Returns what is left, without a daemon.
+    pub fn end_daemon(self) -> (OnBus, TestDevice) {
+        let Self {
+            on_bus,
+            responder,
+            file,
+            device,
+        } = self;
+        drop(responder);
+        drop(file);
+        (on_bus, device)
+    }
+
     /// Opens the device as a driver that is about to map memory.
     #[track_caller]
     pub fn vhost(&self) -> Vhost {
