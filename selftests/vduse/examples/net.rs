@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! A network card whose cable is a TAP interface of this machine:
-//! `net NAME TAP [--pairs N] [--isolate] [--mac M]`, then `vdpa dev add name NAME mgmtdev vduse`.
+//! `net NAME TAP [--pairs N] [--control | --isolate] [--mac M]`, then `vdpa dev add name NAME mgmtdev vduse`.
 //!
-//! The program reports the driver's actions. With `--isolate` the card has a control queue in a
-//! group of its own, so that QEMU can keep that queue's memory separate from the guest's.
+//! The program reports the driver's actions. With `--control` the card has a control queue, by which
+//! the driver uses several pairs of queues, sets addresses, and filters what is received. With
+//! `--isolate` that queue is in a group of its own, so that QEMU can keep the queue's memory
+//! separate from the guest's.
 
 use std::io;
 
@@ -29,6 +31,7 @@ pub fn parse(arguments: &[String]) -> Option<(Shape, String)> {
         match option.as_str() {
             "--pairs" => shape.pairs = options.next()?.parse().ok().filter(|&pairs| pairs > 0)?,
             "--mac" => shape.mac = parse_mac(options.next()?)?,
+            "--control" => shape.control = true,
             "--isolate" => {
                 shape.control = true;
                 shape.groups = Groups::Isolated;
@@ -47,7 +50,7 @@ fn parse_mac(text: &str) -> Option<Mac> {
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some((shape, tap)) = parse(&arguments) else {
-        eprintln!("usage: net NAME TAP [--pairs N] [--isolate] [--mac M]");
+        eprintln!("usage: net NAME TAP [--pairs N] [--control | --isolate] [--mac M]");
         std::process::exit(2);
     };
     serve(&shape, &tap)

@@ -80,6 +80,8 @@ pub struct Net<P> {
     features: Option<u64>,
     /// Pending changes to the configuration space.
     changed: Vec<(u32, Vec<u8>)>,
+    /// The ports are to be enabled or disabled, as the number of pairs in use has changed.
+    ports_differ: bool,
     scratch: Vec<u8>,
     observer: Option<Observer>,
 }
@@ -102,6 +104,7 @@ impl<P: Port> Net<P> {
             settings: Settings::new(mac),
             features: None,
             changed: Vec::new(),
+            ports_differ: false,
             scratch: Vec::new(),
             observer: None,
         };
@@ -130,20 +133,6 @@ impl<P: Port> Net<P> {
             pair.port.enable(index < count)?;
         }
         Ok(())
-    }
-
-    /// Enables `count` pairs, if the card has that many and the ports can. Returns whether that
-    /// succeeded.
-    fn set_pairs(&mut self, count: u16) -> bool {
-        if !(1..=self.pairs.len()).contains(&count.into()) {
-            return false;
-        }
-        if self.enable(count).is_ok() {
-            return true;
-        }
-        // The previous setting, which the ports have accepted before.
-        let _ = self.enable(self.settings.pairs);
-        false
     }
 
     /// Returns the role of a virtqueue (virtio 1.3, section 5.1.2). The control queue follows the
@@ -236,7 +225,10 @@ impl<P: Port> Net<P> {
 
     fn obey(&mut self, command: &Command) -> bool {
         match *command {
-            Command::Pairs(count) if !self.set_pairs(count) => return false,
+            Command::Pairs(count) if !(1..=self.pairs.len()).contains(&count.into()) => {
+                return false;
+            }
+            Command::Pairs(_) => self.ports_differ = true,
             Command::MacAddress(mac) => self.changed.push((MAC_OFFSET, mac.to_vec())),
             Command::AnnounceAck => {
                 let status = (VIRTIO_NET_S_LINK_UP as u16).to_le_bytes();
@@ -324,6 +316,16 @@ impl<P: Port> Backend for Net<P> {
         std::mem::take(&mut self.changed)
     }
 
+    fn answered(&mut self) {
+        // Not earlier: enabling a queue of a TAP interface takes RTNL, which the kernel's driver
+        // holds until its command is answered.
+        if std::mem::take(&mut self.ports_differ) {
+            if let Err(error) = self.enable(self.settings.pairs) {
+                eprintln!("the ports stay as they were: {error}");
+            }
+        }
+    }
+
     fn start(&mut self, features: u64) {
         // Called again for each queue that is enabled later.
         if self.features.is_none() {
@@ -344,6 +346,7 @@ impl<P: Port> Backend for Net<P> {
         self.features = None;
         self.settings = Settings::new(self.mac);
         self.changed = vec![(MAC_OFFSET, self.mac.to_vec())];
+        self.ports_differ = false;
         for pair in &mut self.pairs {
             pair.waiting = None;
         }

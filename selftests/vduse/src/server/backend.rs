@@ -42,6 +42,12 @@ pub trait Backend {
         Vec::new()
     }
 
+    /// Called after the driver was told of requests that were served. Whatever may wait for the
+    /// driver belongs here: a kernel driver may hold locks until its request is served. virtio_net
+    /// holds the lock of all network configuration (RTNL), which many calls about network
+    /// interfaces take, while it waits for a command.
+    fn answered(&mut self) {}
+
     /// Called when the driver has accepted these features and starts. Called again whenever more
     /// virtqueues are enabled.
     fn start(&mut self, _features: u64) {}

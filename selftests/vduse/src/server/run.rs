@@ -594,9 +594,13 @@ impl<B: Backend> Server<B> {
             };
             let queue = &mut self.queues[index].queue;
             let more = waits == Waits::Kick && queue.enable_notification(&*memory)?;
-            if served != before && wants_interrupt(queue, &memory)? {
-                // Fails while the driver resets the device; nothing waits for the interrupt then.
-                let _ = self.device.inject_vq_irq(index as u32);
+            if served != before {
+                if wants_interrupt(queue, &memory)? {
+                    // Fails while the driver resets the device; nothing waits for the interrupt
+                    // then.
+                    let _ = self.device.inject_vq_irq(index as u32);
+                }
+                self.backend.answered();
             }
             if !more {
                 return Ok(waits);
