@@ -46,6 +46,12 @@ module_param_int! {
         "Maximum number of IOTLB entries of an address space (default: 2048)";
 }
 
+module_param_int! {
+    /// How long a driver of the kernel waits for a command of a network card's control virtqueue.
+    static CONTROL_TIMEOUT_MS: control_timeout_ms = 1000,
+        "Milliseconds that virtio_net waits for a daemon to carry out a command, with RTNL held; 0 to offer no control virtqueue (default: 1000)";
+}
+
 /// The module. Fields are dropped in declaration order.
 #[pin_data]
 struct Vduse {
@@ -67,7 +73,7 @@ impl kernel::InPlaceModule for Vduse {
                     pr_err!("the in-tree driver is loaded: unload it first (rmmod vduse)\n");
                     return Err(EBUSY);
                 }
-                Registry::new(module, MAX_IOTLB_ENTRIES.get())?
+                Registry::new(module, MAX_IOTLB_ENTRIES.get(), CONTROL_TIMEOUT_MS.get())?
             },
             _management <- mgmt::Registration::new(
                 RootDevice::new(c"vduse")?,

@@ -144,6 +144,11 @@ impl Buffer<'_> {
             _call: PhantomData,
         }
     }
+
+    /// Returns the physical address, and the length in bytes.
+    pub(super) fn range(&self) -> (u64, usize) {
+        (self.phys, self.len)
+    }
 }
 
 /// Value of [`Slot::orig`] in a slot that stands in for no buffer.
@@ -638,7 +643,7 @@ impl Area {
     }
 
     /// Ends a mapping, after copying the buffer out if the device writes to the buffer and `sync`
-    /// is set.
+    /// is set. Returns false, and does nothing, if `iova` is not in the area.
     ///
     /// # Context
     ///
@@ -646,7 +651,8 @@ impl Area {
     ///
     /// # Safety
     ///
-    /// `iova` and `len` must be those of a mapping of this area that has not ended.
+    /// `iova` and `len` must be those of a mapping of this area that has not ended, or `iova` must
+    /// not be in the area.
     #[inline(always)]
     pub(super) unsafe fn unmap(
         &self,
@@ -655,13 +661,14 @@ impl Area {
         dir: Direction,
         sync: bool,
         rcu: rcu::Section<'_>,
-    ) {
+    ) -> bool {
         let Some(given) = self.allocator.block_slot(iova, len) else {
             // SAFETY: By the safety requirements.
             return unsafe { self.unmap_slow(iova, len, dir, sync, rcu) };
         };
         let Some(slot) = self.slot(given.index()) else {
-            return given.free();
+            given.free();
+            return true;
         };
 
         // As in `map_fast`: no function call at all if nothing is copied.
@@ -672,6 +679,8 @@ impl Area {
             slot.orig.write(NO_BUFFER);
             given.free();
         }
+
+        true
     }
 
     /// Copies `len` bytes of a slot out, makes the slot stand in for no buffer, and frees the slot.
@@ -707,9 +716,9 @@ impl Area {
         dir: Direction,
         sync: bool,
         rcu: rcu::Section<'_>,
-    ) {
+    ) -> bool {
         if !self.contains(iova) {
-            return;
+            return false;
         }
         let (mut index, mut left) = (iova as usize >> PAGE_SHIFT, len);
 
@@ -729,6 +738,7 @@ impl Area {
         }
 
         self.allocator.free(iova, len);
+        true
     }
 
     /// Returns the kernel's page at an address of the area, for the device side to map.

@@ -39,7 +39,7 @@ impl WaitResult {
     }
 }
 
-/// An event that happens once, and that tasks wait for.
+/// An event that tasks wait for.
 #[pin_data]
 pub(crate) struct Completion {
     #[pin]
@@ -66,6 +66,12 @@ impl Completion {
     pub(crate) fn complete_all(&self) {
         // SAFETY: The completion is initialised by the type's constructor.
         unsafe { bindings::complete_all(self.inner.get()) }
+    }
+
+    /// Completes the event for one wait, the current one or the next. Any context.
+    pub(crate) fn complete(&self) {
+        // SAFETY: The completion is initialised by the type's constructor.
+        unsafe { bindings::complete(self.inner.get()) }
     }
 
     /// Waits until the event is completed, until `timeout` has passed, or until the task is killed.

@@ -7,9 +7,17 @@
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
-use super::raw as bindings;
+use super::{
+    phys,
+    raw as bindings,
+    vring::{
+        Malformed,
+        Memory, //
+    }, //
+};
 use core::ptr::NonNull;
 use kernel::{
+    prelude::*,
     sync::aref::{
         ARef,
         AlwaysRefCounted, //
@@ -93,7 +101,7 @@ pub(crate) struct Pages {
 
 // SAFETY: Page references may be released by any task.
 unsafe impl Send for Pages {}
-// SAFETY: No method touches the pages' contents.
+// SAFETY: The pages' contents may be accessed by several tasks at the same time, see `phys`.
 unsafe impl Sync for Pages {}
 
 impl Pages {
@@ -114,6 +122,55 @@ impl Pages {
         Self { first, count }
     }
 
+    /// Allocates zeroed memory of `size` bytes, rounded up to whole pages, to share with userspace
+    /// or with a device.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short, or `size` is 0.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn alloc(size: usize) -> Result<Self> {
+        if size == 0 {
+            return Err(ENOMEM);
+        }
+        let flags = bindings::GFP_KERNEL_ACCOUNT | bindings::__GFP_ZERO;
+
+        // SAFETY: Any size but 0 may be requested.
+        let memory = unsafe { bindings::alloc_pages_exact(size, flags) };
+        if memory.is_null() {
+            return Err(ENOMEM);
+        }
+        // SAFETY: `memory` is the start of allocated pages.
+        let first = unsafe { bindings::phys_to_page(bindings::virt_to_phys(memory)) };
+
+        // INVARIANT: `alloc_pages_exact` returned contiguous pages, each with a reference of its
+        // own, which this value owns.
+        Ok(Self {
+            first: NonNull::new(first).ok_or(ENOMEM)?,
+            count: size.div_ceil(PAGE_SIZE),
+        })
+    }
+
+    /// Returns another set of references to the same pages.
+    pub(crate) fn share(&self) -> Self {
+        // SAFETY: By the type invariants.
+        unsafe { Self::get(self.first, self.count) }
+    }
+
+    /// Returns the physical address of `len` bytes from `offset` on, if there are as many.
+    pub(super) fn phys(&self, offset: u64, len: usize) -> Option<u64> {
+        let end = offset.checked_add(len as u64)?;
+        if end > (self.count as u64) << PAGE_SHIFT {
+            return None;
+        }
+
+        // SAFETY: By the type invariants, `first` is a page.
+        Some(unsafe { bindings::page_to_phys(self.first.as_ptr()) } + offset)
+    }
+
     /// Returns a reference to the page at `index`, or [`None`] if there are fewer pages.
     pub(crate) fn page(&self, index: usize) -> Option<ARef<Page>> {
         if index >= self.count {
@@ -122,6 +179,44 @@ impl Pages {
 
         // SAFETY: By the type invariants, there is such a page, and the page is allocated.
         Some(unsafe { Page::from_raw(self.first.as_ptr().add(index)) }.into())
+    }
+}
+
+/// The addresses are offsets in bytes.
+impl Memory for Pages {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Malformed> {
+        let phys = self.phys(offset, buf.len()).ok_or(Malformed)?;
+
+        // SAFETY: By the type invariants, the pages stay allocated as long as `self` does.
+        unsafe { phys::read(phys, buf) }
+
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Malformed> {
+        let phys = self.phys(offset, bytes.len()).ok_or(Malformed)?;
+
+        // SAFETY: As in `read`. The pages hold what drivers and devices share, which all of them
+        // check.
+        unsafe { phys::write(phys, bytes) }
+
+        Ok(())
+    }
+
+    fn load_acquire(&self, offset: u64) -> Result<u16, Malformed> {
+        let phys = self.phys(offset, 2).filter(|phys| phys % 2 == 0);
+
+        // SAFETY: As in `read`; the address is even.
+        Ok(unsafe { phys::load_acquire(phys.ok_or(Malformed)?) })
+    }
+
+    fn store_release(&self, offset: u64, value: u16) -> Result<(), Malformed> {
+        let phys = self.phys(offset, 2).filter(|phys| phys % 2 == 0);
+
+        // SAFETY: As in `write`; the address is even.
+        unsafe { phys::store_release(phys.ok_or(Malformed)?, value) }
+
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ use super::{
         Buffer,
         Direction, //
     },
+    direct_map::DirectMap,
     fast::Inlined,
     page::{
         Pages,
@@ -121,11 +122,17 @@ pub(crate) struct Token<T: Owner> {
     former: Atomic<*mut Space<T>>,
     /// 0 while the token is open; otherwise a value that identifies the call that has quiesced it.
     quiesced_by: Atomic<usize>,
+    /// What memory is mapped into by a [direct](Self::new_direct) token, which stays quiesced.
+    direct: Option<Arc<DirectMap>>,
 }
 
 /// Value of [`Token::quiesced_by`] in a token quiesced by [`Token::quiesce`]. Other values are
 /// addresses, and this is none.
 const ALONE: usize = 1;
+
+/// Value of [`Token::quiesced_by`] in a [direct](Token::new_direct) token. This is no address
+/// either.
+const ALWAYS: usize = 2;
 
 // SAFETY: A token owns references to spaces, which move with the token.
 unsafe impl<T: Owner> Send for Token<T> {}
@@ -140,7 +147,18 @@ impl<T: Owner> Token<T> {
             space: Atomic::new(Arc::into_raw(space).cast_mut()),
             former: Atomic::new(ptr::null_mut()),
             quiesced_by: Atomic::new(0),
+            direct: None,
         }
+    }
+
+    /// Creates a token for a virtqueue whose device is in the kernel itself: memory is mapped into
+    /// `direct`, and nothing into `space`, to which the token points for ever.
+    pub(crate) fn new_direct(space: Arc<Space<T>>, direct: Arc<DirectMap>) -> Self {
+        let mut token = Self::new(space);
+        token.quiesced_by = Atomic::new(ALWAYS);
+        token.direct = Some(direct);
+
+        token
     }
 
     /// Returns whether the token points to `space` now.
@@ -248,7 +266,8 @@ impl<T: Owner> Token<T> {
         (self.quiesced_by.read_acquire() == 0).then(|| self.enter(rcu))
     }
 
-    /// Maps a buffer by [`Area::map`]. Returns [`None`] also if the token is quiesced.
+    /// Maps a buffer by [`Area::map`], or by [`DirectMap::map`] if the token is direct. Returns
+    /// [`None`] also if the token is quiesced.
     #[inline(never)]
     fn map(
         &self,
@@ -257,7 +276,9 @@ impl<T: Owner> Token<T> {
         sync: bool,
         rcu: rcu::Section<'_>,
     ) -> Option<u64> {
-        let space = self.enter_open(rcu)?;
+        let Some(space) = self.enter_open(rcu) else {
+            return self.direct.as_ref()?.map(buffer, dir);
+        };
         if !space.owner.is_prepared() {
             space.owner.prepare();
         }
@@ -299,7 +320,19 @@ impl<T: Owner> Token<T> {
     ) {
         // SAFETY: By the safety requirements. The token points to the same space as long as
         // anything is mapped into that space.
-        unsafe { self.enter(rcu).bounce.unmap(iova, len, dir, sync, rcu) }
+        let is_unmapped = unsafe { self.enter(rcu).bounce.unmap(iova, len, dir, sync, rcu) };
+
+        if !is_unmapped {
+            self.unmap_direct(iova, len);
+        }
+    }
+
+    /// Ends a mapping that is not in the space's bounce area, if the token is direct.
+    #[cold]
+    fn unmap_direct(&self, iova: u64, len: usize) {
+        if let Some(direct) = &self.direct {
+            direct.unmap(iova, len);
+        }
     }
 
     /// Copies a part of a mapped buffer in or out, by [`Area::sync`].
@@ -577,12 +610,10 @@ impl<T: Owner> VTable<T> {
             // its own.
             let pages = unsafe { Pages::get(first, size.div_ceil(PAGE_SIZE)) };
 
-            rcu::read(|rcu| {
-                token
-                    .enter_open(rcu)
-                    .ok_or(EBUSY)?
-                    .owner
-                    .map_coherent(pages, size)
+            rcu::read(|rcu| match (token.enter_open(rcu), &token.direct) {
+                (Some(space), _) => space.owner.map_coherent(pages, size),
+                (None, Some(direct)) => direct.map_coherent(pages, size),
+                (None, None) => Err(EBUSY),
             })
         });
 
@@ -614,7 +645,10 @@ impl<T: Owner> VTable<T> {
     ) {
         // SAFETY: The virtio core passes a device's token.
         if let Some(token) = unsafe { Token::<T>::from_raw(map) } {
-            rcu::read(|rcu| token.enter(rcu).owner.unmap_coherent(iova, size));
+            match &token.direct {
+                Some(direct) => direct.unmap(iova, size),
+                None => rcu::read(|rcu| token.enter(rcu).owner.unmap_coherent(iova, size)),
+            }
             // SAFETY: The virtio core frees what `alloc` returned for the same size.
             unsafe { bindings::free_pages_exact(memory, size) }
         }

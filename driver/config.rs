@@ -28,17 +28,34 @@ pub(crate) mod device_id {
 pub(crate) mod feature {
     /// Block: the driver may switch the write cache through the configuration space.
     pub(crate) const BLK_CONFIG_WCE: u64 = 1 << 11;
+    /// Net: there is a control virtqueue.
+    pub(crate) const NET_CTRL_VQ: u64 = 1 << 17;
+    /// Net: receive modes, and filter tables of addresses.
+    pub(crate) const NET_CTRL_RX: u64 = 1 << 18;
+    /// Net: a filter of VLAN ids.
+    pub(crate) const NET_CTRL_VLAN: u64 = 1 << 19;
+    /// Net: more receive modes.
+    pub(crate) const NET_CTRL_RX_EXTRA: u64 = 1 << 20;
+    /// Net: the driver can be asked to announce itself, and acknowledges that.
+    pub(crate) const NET_GUEST_ANNOUNCE: u64 = 1 << 21;
+    /// Net: there can be more than one pair of virtqueues.
+    pub(crate) const NET_MQ: u64 = 1 << 22;
+    /// Net: the card's address can be set.
+    pub(crate) const NET_CTRL_MAC_ADDR: u64 = 1 << 23;
     /// Net: the control virtqueue, and everything that is done through it (section 5.1.3.1, and
     /// later additions). With some of these bits, the kernel's driver uses the control virtqueue
     /// without checking that there is one, and hits its own `BUG_ON`.
-    pub(crate) const NET_CONTROL: u64 = 1 << 2 // offloads change
-        | 1 << 17 // the control virtqueue
-        | 1 << 18 // receive modes
-        | 1 << 19 // VLAN filters
-        | 1 << 20 // more receive modes
-        | 1 << 21 // announcements are acknowledged
-        | 1 << 22 // more than one pair of virtqueues
-        | 1 << 23 // the address changes
+    pub(crate) const NET_CONTROL: u64 = NET_CTRL_VQ
+        | NET_CTRL_RX
+        | NET_CTRL_VLAN
+        | NET_CTRL_RX_EXTRA
+        | NET_GUEST_ANNOUNCE
+        | NET_MQ
+        | NET_CTRL_MAC_ADDR
+        | NET_CTRL_OTHERS;
+    /// Net: those of [`NET_CONTROL`] whose commands a daemon must carry out, or answer in a form
+    /// that the driver relies on.
+    pub(crate) const NET_CTRL_OTHERS: u64 = 1 << 2 // offloads change
         | 1 << 50 // statistics
         | 1 << 52 // interrupts of one virtqueue are coalesced
         | 1 << 53 // interrupts are coalesced

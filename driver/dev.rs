@@ -10,7 +10,13 @@
 use super::{
     config,
     msg::MessageQueue,
-    quirks,
+    quirks::{
+        self,
+        ControlVq,
+        KernelView,
+        RequestLimits, //
+    },
+    shadow::Shadow,
     spaces::Spaces,
     vq::Vq, //
 };
@@ -43,7 +49,7 @@ use crate::{
 };
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
-    new_mutex,
+    fmt, new_mutex,
     prelude::*,
     sync::{
         atomic::{
@@ -75,6 +81,9 @@ pub(crate) struct Shared {
     pub(super) queue: workqueue::FlushOnDrop,
     /// The maximum number of mappings of an address space.
     pub(super) max_iotlb_entries: usize,
+    /// How long a kernel driver waits for a command of its control virtqueue; 0 if it is not
+    /// offered one.
+    pub(super) control_timeout: Delta,
 }
 
 /// The current use of a device.
@@ -106,6 +115,34 @@ struct ConfigSpace {
     written: Option<Instant<Monotonic>>,
 }
 
+/// A network card's control virtqueue, and its shadow.
+struct Control {
+    vq: ControlVq,
+    shadow: Pin<KBox<Shadow>>,
+}
+
+impl Control {
+    /// Returns what a device's control virtqueue needs, if the device has one and `timeout` is not
+    /// 0.
+    fn new(config: &DevConfig, space: &[u8], timeout: Delta) -> Result<Option<Self>> {
+        if timeout <= Delta::ZERO {
+            return Ok(None);
+        }
+        let vq = ControlVq::of(config.device_id, config.features, config.vq_num, space);
+
+        vq.map(|vq| {
+            Ok(Self {
+                vq,
+                shadow: KBox::pin_init(
+                    Shadow::new(vq.max_pairs.unwrap_or(1), timeout),
+                    GFP_KERNEL_ACCOUNT,
+                )?,
+            })
+        })
+        .transpose()
+    }
+}
+
 /// A VDUSE device.
 #[pin_data]
 pub(crate) struct Dev {
@@ -122,6 +159,8 @@ pub(crate) struct Dev {
     vqs: KVVec<Arc<Vq>>,
     /// The address space of each virtqueue group.
     group_asids: KVVec<Atomic<u32>>,
+    /// The control virtqueue, if kernel drivers are offered one.
+    control: Option<Control>,
     /// The driver's interrupt callbacks.
     pub(super) callbacks: Arc<Callbacks>,
     /// Requests to the daemon.
@@ -146,6 +185,8 @@ pub(crate) struct Dev {
     /// Whether the device is suspended. Changes only under the mutex of the messages, and in a
     /// reset.
     suspended: AtomicFlag,
+    /// Whether the log says which features are hidden from kernel drivers.
+    hidden_logged: AtomicFlag,
 }
 
 impl Dev {
@@ -184,6 +225,8 @@ impl Dev {
             group_asids.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
         }
 
+        let control = Control::new(config, &space, shared.control_timeout)?;
+
         Arc::pin_init(
             try_pin_init!(Self {
                 negotiated,
@@ -194,6 +237,7 @@ impl Dev {
                 ngroups,
                 vqs,
                 group_asids,
+                control,
                 callbacks,
                 messages <- MessageQueue::new(shared.suspend_watch.clone()),
                 spaces <- Spaces::new(
@@ -208,6 +252,7 @@ impl Dev {
                 driver_ok_refused: AtomicFlag::new(false),
                 driver_features: Atomic::new(0),
                 suspended: AtomicFlag::new(false),
+                hidden_logged: AtomicFlag::new(false),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -239,6 +284,9 @@ impl Dev {
                 vq.settle_ready();
             }
         });
+        if let Some(control) = &self.control {
+            control.shadow.opened();
+        }
 
         Ok(())
     }
@@ -251,6 +299,9 @@ impl Dev {
             vq.abandon_kickfd();
         }
         self.messages.daemon_closed();
+        if let Some(control) = &self.control {
+            control.shadow.closed();
+        }
         self.usage.lock().open = false;
     }
 
@@ -383,20 +434,7 @@ impl Dev {
         }
 
         if to_kernel {
-            quirks::hide_from_kernel(self.device_id, || self.request_limits(), offset, buf);
-        }
-    }
-
-    /// Returns the limits of one request of a kernel driver. May sleep.
-    fn request_limits(&self) -> quirks::RequestLimits {
-        let shortest = self.vqs.iter().map(|vq| vq.size()).min();
-        let area = self.spaces.get(0).map(|handle| handle.domain.bounce());
-
-        quirks::RequestLimits {
-            pages: area.map_or(0, |area| area.size() >> PAGE_SHIFT),
-            mappings: area.map_or(0, |area| area.max_mappings()),
-            shortest_vq: shortest.unwrap_or(0),
-            indirect: self.features & config::feature::INDIRECT_DESC != 0,
+            quirks::hide_from_kernel(self.device_id, self, offset, buf);
         }
     }
 
@@ -493,10 +531,38 @@ impl Dev {
     /// one.
     pub(super) fn offered(&self, to_kernel: bool) -> u64 {
         if to_kernel {
-            self.features & !quirks::hidden_from_kernel(self.device_id, self.features)
+            self.features & !self.hidden()
         } else {
             self.features
         }
+    }
+
+    /// Returns those of the device's features that are hidden from kernel drivers.
+    fn hidden(&self) -> u64 {
+        self.features & quirks::hidden_from_kernel(self.device_id, self.features, self.control())
+    }
+
+    /// Logs which of the device's features are hidden from kernel drivers, and why, in one line and
+    /// once: a card that lacks what its daemon offers is hard to make out otherwise.
+    pub(super) fn log_hidden(&self, name: &CStr) {
+        let hidden = self.hidden();
+
+        if hidden != 0 && !self.hidden_logged.xchg(true, Relaxed) {
+            let reasons = Reasons(self);
+
+            pr_info!("{name}: features hidden from drivers of this kernel: {reasons}\n");
+        }
+    }
+
+    /// Returns the shadow of the control virtqueue, if there is one.
+    pub(super) fn shadow(&self) -> Option<&Shadow> {
+        Some(&self.control.as_ref()?.shadow)
+    }
+
+    /// Returns the shadow of a virtqueue, if that is shadowed now.
+    #[inline]
+    pub(super) fn shadow_at(&self, index: u32) -> Option<&Shadow> {
+        self.shadow().filter(|shadow| shadow.is_at(index))
     }
 
     /// Records the features that the driver accepts, out of those that it was `offered`.
@@ -587,6 +653,49 @@ impl Dev {
             vq.reset();
         }
         self.suspended.store(false, Relaxed);
+    }
+}
+
+/// The features of a device that are hidden from kernel drivers, with the reasons, to be printed.
+struct Reasons<'a>(&'a Dev);
+
+impl fmt::Display for Reasons<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+
+        for (features, reason) in quirks::reasons(self.0.hidden(), self.0.control()) {
+            write!(f, "{separator}{features:#x} ({reason})")?;
+            separator = ", ";
+        }
+
+        Ok(())
+    }
+}
+
+impl KernelView for Dev {
+    /// May sleep.
+    fn request_limits(&self) -> RequestLimits {
+        let shortest = self.vqs.iter().map(|vq| vq.size()).min();
+        let area = self.spaces.get(0).map(|handle| handle.domain.bounce());
+
+        RequestLimits {
+            pages: area.map_or(0, |area| area.size() >> PAGE_SHIFT),
+            mappings: area.map_or(0, |area| area.max_mappings()),
+            shortest_vq: shortest.unwrap_or(0),
+            indirect: self.features & config::feature::INDIRECT_DESC != 0,
+        }
+    }
+
+    fn control(&self) -> Option<&ControlVq> {
+        self.control.as_ref().map(|control| &control.vq)
+    }
+
+    /// May sleep.
+    fn may_announce(&self) -> bool {
+        let features = self.driver_features();
+
+        self.shadow()
+            .is_some_and(|shadow| shadow.may_announce(features))
     }
 }
 

@@ -342,7 +342,13 @@ fn inject_vq_irq(dev: &Dev, index: u32) -> Result {
         return Err(EINVAL);
     }
 
-    vq.inject().map_err(|_| EINVAL)
+    match dev.shadow_at(index) {
+        None => vq.inject().map_err(|_| EINVAL),
+        Some(shadow) => {
+            shadow.advance(vq);
+            Ok(())
+        }
+    }
 }
 
 fn setup_kickfd(dev: &Dev, config: VqEventfd) -> Result {
@@ -354,6 +360,9 @@ fn setup_kickfd(dev: &Dev, config: VqEventfd) -> Result {
     };
 
     vq.set_kickfd(kickfd);
+    if let Some(shadow) = dev.shadow_at(config.index) {
+        shadow.advance(vq);
+    }
 
     Ok(())
 }

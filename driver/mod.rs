@@ -25,6 +25,7 @@
 pub(crate) mod nodes;
 pub(crate) mod registry;
 
+mod budget;
 mod config;
 mod control;
 mod dev;
@@ -32,7 +33,9 @@ mod domain;
 mod ioctl;
 mod mapping;
 mod msg;
+mod net_ctrl;
 mod quirks;
+mod shadow;
 mod spaces;
 mod sysfs;
 mod user;

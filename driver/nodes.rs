@@ -44,6 +44,7 @@ impl ManagementOperations for Management {
 
     fn dev_add(&self, name: &CStr, context: AddContext<'_, DriverSide>) -> Result {
         let (index, attached) = self.0.attach(name)?;
+        attached.log_hidden(name);
         let side = DriverSide::new(attached)?;
         // Declared after `side`, which keeps the device attached, so that `parent` is dropped
         // first: a device that is not attached any more can be destroyed, and after that nothing of

@@ -6,28 +6,135 @@
 //! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
 //! on the host as well.
 
-use super::config::{
-    device_id,
-    feature, //
+use super::{
+    config::{
+        device_id,
+        feature, //
+    },
+    net_ctrl, //
 };
 
-/// Returns the features of a device that are hidden from the kernel's own drivers.
+/// The offset of the link status in a network card's configuration space, in bytes.
+const NET_STATUS: usize = 6;
+/// The bit of the link status, in little endian, that asks for an announcement.
+const NET_STATUS_ANNOUNCE: u8 = 2;
+/// The offset of the number of pairs of virtqueues in a network card's configuration space, in
+/// bytes.
+const NET_MAX_PAIRS: usize = 8;
+
+/// A network card's control virtqueue, as a driver of the kernel finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ControlVq {
+    /// The number of pairs of virtqueues, if there can be more than one. The control virtqueue
+    /// comes after them.
+    pub(crate) max_pairs: Option<u16>,
+}
+
+impl ControlVq {
+    /// Returns the control virtqueue of a device with `vq_num` virtqueues and these contents of the
+    /// configuration space, or [`None`] if there is none.
+    ///
+    /// The number of pairs does not change later, whatever the daemon writes to the configuration
+    /// space: the driver and the device must have the same virtqueue in mind.
+    pub(crate) fn of(device_id: u32, features: u64, vq_num: u32, space: &[u8]) -> Option<Self> {
+        let has = |feature| features & feature != 0;
+        if device_id != device_id::NET || !has(feature::NET_CTRL_VQ) || vq_num < 3 {
+            return None;
+        }
+
+        // virtio_net uses a single pair if the number is 0 or above 32,768.
+        let max_pairs = space
+            .get(NET_MAX_PAIRS..)
+            .and_then(|field| field.first_chunk())
+            .map(|&field| u16::from_le_bytes(field))
+            .filter(|&pairs| has(feature::NET_MQ) && (1..=1 << 15).contains(&pairs))
+            .filter(|&pairs| 2 * u32::from(pairs) < vq_num);
+
+        Some(Self { max_pairs })
+    }
+}
+
+/// Returns the features of a device that are hidden from the kernel's own drivers. `control` is the
+/// device's control virtqueue, if there is one and if it is [shadowed](super::shadow).
 ///
 /// virtio_net waits indefinitely for the answer to a command, in a loop that only the device can
 /// end, with the lock of all network configuration held. So a daemon that does not answer would
-/// hang more than itself. A virtual machine waits at its own expense. And a standby card takes over
-/// the host's own card of the same address, which the daemon can choose.
+/// hang more than itself, without a shadow. A shadow knows [some commands](net_ctrl::FEATURES), and
+/// split virtqueues. And a standby card takes over the host's own card of the same address, which
+/// the daemon can choose.
 ///
 /// When a large packet arrives in one buffer, virtio_net takes the daemon's word for how much of
 /// the buffer is full, and writes beyond the packet's fragments if all of the buffer is.
-pub(crate) fn hidden_from_kernel(device_id: u32, features: u64) -> u64 {
-    match device_id {
-        device_id::NET if features & feature::NET_MERGEABLE_BUFFERS == 0 => {
-            feature::NET_CONTROL | feature::NET_STANDBY | feature::NET_LARGE_PACKETS
-        }
-        device_id::NET => feature::NET_CONTROL | feature::NET_STANDBY,
-        _ => 0,
+pub(crate) fn hidden_from_kernel(
+    device_id: u32,
+    features: u64,
+    control: Option<&ControlVq>,
+) -> u64 {
+    if device_id != device_id::NET {
+        return 0;
     }
+
+    let control = match control {
+        None => feature::NET_CONTROL,
+        Some(control) => {
+            let pairs = match control.max_pairs {
+                None => feature::NET_MQ,
+                Some(_) => 0,
+            };
+
+            feature::NET_CONTROL & !net_ctrl::FEATURES | pairs | feature::RING_PACKED
+        }
+    };
+    let large_packets = if features & feature::NET_MERGEABLE_BUFFERS == 0 {
+        feature::NET_LARGE_PACKETS
+    } else {
+        0
+    };
+
+    control | large_packets | feature::NET_STANDBY
+}
+
+/// Returns why the given features of a network card, one of the sets that
+/// [`hidden_from_kernel`] consists of, are hidden.
+pub(crate) fn reasons(
+    hidden: u64,
+    control: Option<&ControlVq>,
+) -> impl Iterator<Item = (u64, &'static str)> {
+    let is_shadowed = control.is_some();
+    let sets = [
+        (
+            feature::RING_PACKED,
+            "the control virtqueue is shadowed, which packed virtqueues cannot be",
+        ),
+        (
+            feature::NET_MQ,
+            if is_shadowed {
+                "max_virtqueue_pairs does not fit the number of virtqueues"
+            } else {
+                "there is no control virtqueue that could be shadowed"
+            },
+        ),
+        (
+            feature::NET_CONTROL & net_ctrl::FEATURES & !feature::NET_MQ,
+            "there is no control virtqueue that could be shadowed",
+        ),
+        (
+            feature::NET_CTRL_OTHERS,
+            "their commands must be carried out, or answered with data",
+        ),
+        (
+            feature::NET_LARGE_PACKETS,
+            "a large packet in one buffer takes the daemon's word for its length",
+        ),
+        (
+            feature::NET_STANDBY,
+            "the card could take the host's own card over",
+        ),
+    ];
+
+    sets.into_iter()
+        .map(move |(set, reason)| (set & hidden, reason))
+        .filter(|&(set, _)| set != 0)
 }
 
 /// The limits of one request of the kernel's own drivers.
@@ -107,21 +214,38 @@ fn field<const N: usize>(at: usize, offset: usize, buf: &mut [u8]) -> Option<&mu
     buf.get_mut(at.checked_sub(offset)?..)?.first_chunk_mut()
 }
 
+/// What the kernel's own drivers read from a configuration space in place of what is there.
+pub(crate) trait KernelView {
+    /// Returns the limits of one request.
+    fn request_limits(&self) -> RequestLimits;
+    /// Returns the control virtqueue that is shadowed, if there is one.
+    fn control(&self) -> Option<&ControlVq>;
+    /// Returns whether the driver may now be asked to announce itself, and counts that as done.
+    fn may_announce(&self) -> bool;
+}
+
 /// Changes the values that the kernel's own drivers cannot deal with in `buf`, the part of a
 /// device's configuration space from `offset` on. Drivers read a field at a time, or more.
 pub(crate) fn hide_from_kernel(
     device_id: u32,
-    limits: impl FnOnce() -> RequestLimits,
+    view: &impl KernelView,
     offset: usize,
     buf: &mut [u8],
 ) {
     match device_id {
         device_id::NET => {
-            // The bit of the link status that asks for an announcement (section 5.1.4), in little
-            // endian. virtio_net obeys the bit whether or not there is a control virtqueue to
-            // acknowledge it with, and hits its own `BUG_ON`.
-            if let Some([status, _]) = field(6, offset, buf) {
-                *status &= !2;
+            // The bit of the link status that asks for an announcement (section 5.1.4).
+            // virtio_net obeys the bit whether or not there is a control virtqueue to acknowledge
+            // it with, and hits its own `BUG_ON`.
+            if let Some([status, _]) = field(NET_STATUS, offset, buf) {
+                if *status & NET_STATUS_ANNOUNCE != 0 && !view.may_announce() {
+                    *status &= !NET_STATUS_ANNOUNCE;
+                }
+            }
+            if let Some(max_pairs) = view.control().and_then(|control| control.max_pairs) {
+                if let Some(to) = field(NET_MAX_PAIRS, offset, buf) {
+                    *to = max_pairs.to_le_bytes();
+                }
             }
         }
         device_id::BLOCK => {
@@ -132,7 +256,7 @@ pub(crate) fn hide_from_kernel(
             // The maximum number of segments of a request. A driver that is not offered this field
             // uses 1.
             if let Some(seg_max) = field(12, offset, buf) {
-                let most = u32::try_from(limits().segments()).unwrap_or(u32::MAX);
+                let most = u32::try_from(view.request_limits().segments()).unwrap_or(u32::MAX);
 
                 *seg_max = u32::from_le_bytes(*seg_max).min(most).to_le_bytes();
             }
@@ -153,7 +277,7 @@ mod tests {
     fn fields_are_changed_wherever_reading_begins() {
         let seen = |device_id, offset, byte| {
             let mut buf = [byte; 6];
-            hide_from_kernel(device_id, || LIMITS, offset, &mut buf);
+            hide_from_kernel(device_id, &View::default(), offset, &mut buf);
             buf
         };
         let ones = [0xff; 6];
@@ -181,7 +305,66 @@ mod tests {
         );
         assert_eq!(seen(device_id::BLOCK, 10, 0xff), [0xff, 0xff, 254, 0, 0, 0]);
         assert_eq!(seen(device_id::BLOCK, 12, 0x00), [0; 6]);
-        hide_from_kernel(device_id::NET, || LIMITS, 6, &mut []);
+        hide_from_kernel(device_id::NET, &View::default(), 6, &mut []);
+    }
+
+    /// A view with the limits of a disk, and with or without a control virtqueue.
+    #[derive(Default)]
+    struct View {
+        control: Option<ControlVq>,
+        may_announce: bool,
+    }
+
+    impl KernelView for View {
+        fn request_limits(&self) -> RequestLimits {
+            LIMITS
+        }
+
+        fn control(&self) -> Option<&ControlVq> {
+            self.control.as_ref()
+        }
+
+        fn may_announce(&self) -> bool {
+            self.may_announce
+        }
+    }
+
+    #[test]
+    fn a_card_with_a_control_virtqueue_has_the_pairs_that_it_had_at_first() {
+        let seen = |max_pairs, may_announce| {
+            let mut buf = [0xff; 4];
+            let view = View {
+                control: Some(ControlVq { max_pairs }),
+                may_announce,
+            };
+            hide_from_kernel(device_id::NET, &view, 6, &mut buf);
+            buf
+        };
+        assert_eq!(seen(Some(0x102), false), [0xfd, 0xff, 2, 1]);
+        assert_eq!(seen(Some(4), true), [0xff, 0xff, 4, 0]);
+        assert_eq!(seen(None, true), [0xff; 4]);
+    }
+
+    #[test]
+    fn a_control_virtqueue_follows_the_pairs() {
+        const MQ: u64 = feature::NET_CTRL_VQ | feature::NET_MQ;
+        let of = |features, vq_num, pairs: u16| {
+            let space = [&[0; 8][..], &pairs.to_le_bytes(), &[0; 2]].concat();
+            ControlVq::of(device_id::NET, features, vq_num, &space).map(|vq| vq.max_pairs)
+        };
+        assert_eq!(of(MQ, 9, 4), Some(Some(4)));
+        assert_eq!(of(MQ, 10, 4), Some(Some(4)));
+        assert_eq!(of(MQ, 3, 1), Some(Some(1)));
+        assert_eq!(of(MQ, 8, 4), Some(None));
+        assert_eq!(of(MQ, 9, 0), Some(None));
+        assert_eq!(of(MQ, u32::MAX, 0x8000), Some(Some(0x8000)));
+        assert_eq!(of(MQ, u32::MAX, 0x8001), Some(None));
+        assert_eq!(of(MQ, 2, 1), None);
+        assert_eq!(of(feature::NET_CTRL_VQ, 9, 4), Some(None));
+        assert_eq!(of(feature::NET_MQ, 9, 4), None);
+        let short = ControlVq::of(device_id::NET, MQ, 9, &[1; 9]);
+        assert_eq!(short, Some(ControlVq { max_pairs: None }));
+        assert_eq!(ControlVq::of(device_id::BLOCK, MQ, 9, &[1; 12]), None);
     }
 
     /// The limits with the default bounce area and a virtqueue of 256 descriptors.
@@ -250,25 +433,43 @@ mod tests {
         );
     }
 
-    #[test]
-    fn the_control_virtqueue_is_hidden_with_all_that_needs_it() {
-        let hidden = |features| {
-            let hidden = hidden_from_kernel(device_id::NET, features);
-            (0..64)
-                .filter(|bit| hidden >> bit & 1 != 0)
-                .collect::<Vec<u32>>()
-        };
+    fn hidden(features: u64, control: Option<ControlVq>) -> Vec<u32> {
+        let hidden = hidden_from_kernel(device_id::NET, features, control.as_ref());
+        let explained: u64 = reasons(hidden, control.as_ref()).map(|(set, _)| set).sum();
+        assert_eq!(explained, hidden, "each is explained once");
+        (0..64).filter(|bit| hidden >> bit & 1 != 0).collect()
+    }
 
+    #[test]
+    fn without_a_shadow_the_control_virtqueue_is_hidden_with_all_that_needs_it() {
         assert_eq!(
-            hidden(feature::NET_MERGEABLE_BUFFERS),
+            hidden(feature::NET_MERGEABLE_BUFFERS, None),
             [2, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 57, 60, 62]
         );
         assert_eq!(
-            hidden(0),
+            hidden(0, None),
             [2, 7, 8, 9, 10, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 54, 55, 57, 60, 62]
         );
         // The same bits mean something else for these device types.
-        assert_eq!(hidden_from_kernel(device_id::BLOCK, !0), 0);
-        assert_eq!(hidden_from_kernel(device_id::FS, 0), 0);
+        assert_eq!(hidden_from_kernel(device_id::BLOCK, !0, None), 0);
+        assert_eq!(hidden_from_kernel(device_id::FS, 0, None), 0);
+    }
+
+    #[test]
+    fn with_a_shadow_only_what_it_cannot_do_is_hidden() {
+        let mergeable = feature::NET_MERGEABLE_BUFFERS;
+        let with = |max_pairs| Some(ControlVq { max_pairs });
+        assert_eq!(
+            hidden(mergeable, with(Some(4))),
+            [2, 34, 50, 52, 53, 57, 60, 62]
+        );
+        assert_eq!(
+            hidden(mergeable, with(None)),
+            [2, 22, 34, 50, 52, 53, 57, 60, 62]
+        );
+        assert_eq!(
+            hidden(0, with(Some(1))),
+            [2, 7, 8, 9, 10, 34, 50, 52, 53, 54, 55, 57, 60, 62]
+        );
     }
 }

@@ -59,6 +59,7 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    time::Delta,
     ThisModule,
 };
 
@@ -106,17 +107,22 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Creates an empty registry.
+    /// Creates an empty registry. The numbers are those of the module's parameters.
     ///
     /// # Errors
     ///
     /// [`EEXIST`] if there is a class of the same name.
-    pub(crate) fn new(module: &'static ThisModule, max_iotlb_entries: i32) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        module: &'static ThisModule,
+        max_iotlb_entries: i32,
+        control_timeout_ms: i32,
+    ) -> Result<Arc<Self>> {
         let shared = Shared {
             iova_cache: iova::Cache::get()?,
             suspend_watch: Arc::pin_init(SuspendWatch::new(), GFP_KERNEL_ACCOUNT)?,
             queue: FlushOnDrop::new(OwnedQueue::new_highpri_percpu(c"vduse")?)?,
             max_iotlb_entries: usize::try_from(max_iotlb_entries).unwrap_or(0),
+            control_timeout: Delta::from_millis(control_timeout_ms.into()),
         };
 
         Arc::pin_init(

@@ -56,6 +56,8 @@ use kernel::{
 pub(crate) struct DriverSide {
     /// The mapping tokens, by virtqueue group.
     tokens: KVVec<Token<Mappings>>,
+    /// The mapping token of a virtqueue that is [shadowed](super::shadow).
+    shadowed_token: Option<Token<Mappings>>,
     /// Whether the device was reset but the daemon did not acknowledge the reset.
     reset_refused: AtomicFlag,
     /// Dropped last: after that, the device may be destroyed.
@@ -80,8 +82,13 @@ impl DriverSide {
             tokens.push(Token::new(space.clone()), GFP_KERNEL_ACCOUNT)?;
         }
 
+        let shadowed_token = dev
+            .shadow()
+            .map(|shadow| Token::new_direct(space.clone(), shadow.memory().clone()));
+
         Ok(Self {
             tokens,
+            shadowed_token,
             reset_refused: AtomicFlag::new(false),
             dev,
         })
@@ -150,16 +157,29 @@ impl Operations for DriverSide {
 
     type Parent = Arc<Node<Dev>>;
 
-    fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result {
-        self.vq(vq, |vq| vq.set_address(address))
+    fn set_vq_address(&self, index: u16, address: VqAddress) -> Result {
+        let address = match self.dev.shadow_at(index.into()) {
+            None => address,
+            Some(shadow) => {
+                let num = self.vq(index, |vq| vq.snapshot().num)?;
+                let domain = &self.dev.spaces.get(0)?.domain;
+
+                shadow.begin(num, address, self.dev.driver_features(), domain)?
+            }
+        };
+
+        self.vq(index, |vq| vq.set_address(address))
     }
 
     fn set_vq_num(&self, vq: u16, num: u32) {
         let _ = self.vq(vq, |vq| vq.set_num(num));
     }
 
-    fn kick_vq(&self, vq: u16) {
-        let _ = self.vq(vq, |vq| vq.kick());
+    fn kick_vq(&self, index: u16) {
+        let _ = self.vq(index, |vq| match self.dev.shadow_at(index.into()) {
+            None => vq.kick(),
+            Some(shadow) => shadow.serve(vq),
+        });
     }
 
     fn set_vq_ready(&self, index: u16, ready: bool, driver: BusDriver) {
@@ -172,6 +192,11 @@ impl Operations for DriverSide {
             let is_kernel = driver != BusDriver::Vhost;
             self.dev.messages.ask_for_ready(vq, index, ready, is_kernel);
         });
+        if !ready {
+            if let Some(shadow) = self.dev.shadow_at(index.into()) {
+                shadow.end();
+            }
+        }
     }
 
     fn vq_ready(&self, vq: u16) -> bool {
@@ -201,7 +226,10 @@ impl Operations for DriverSide {
     }
 
     fn vq_token(&self, vq: u16) -> Option<&Token<Mappings>> {
-        self.tokens.get(self.vq_group(vq) as usize)
+        match self.dev.shadow_at(vq.into()) {
+            None => self.tokens.get(self.vq_group(vq) as usize),
+            Some(_) => self.shadowed_token.as_ref(),
+        }
     }
 
     fn vq_affinity(&self, vq: u16) -> Option<&AtomicCpumask> {
@@ -241,7 +269,16 @@ impl Operations for DriverSide {
 
     fn set_driver_features(&self, features: u64, driver: BusDriver) -> Result {
         self.dev
-            .set_driver_features(features, self.device_features(driver))
+            .set_driver_features(features, self.device_features(driver))?;
+        if let Some(shadow) = self.dev.shadow() {
+            shadow.select(if driver == BusDriver::Kernel {
+                features
+            } else {
+                0
+            });
+        }
+
+        Ok(())
     }
 
     fn status(&self) -> u8 {
@@ -283,6 +320,10 @@ impl Operations for DriverSide {
         // Done whatever the daemon answers: the driver is going to free its memory.
         self.dev.reset();
         self.reset_groups();
+        if let Some(shadow) = self.dev.shadow() {
+            shadow.end();
+            shadow.select(0);
+        }
         told
     }
 

@@ -156,6 +156,55 @@ void vduse_rs_helper_memcpy_phys(phys_addr_t to, phys_addr_t from, size_t len)
 #endif
 }
 
+/*
+ * Copies @len bytes from physical memory that has page structures, and may span pages.
+ */
+void vduse_rs_helper_memcpy_from_phys(void *to, phys_addr_t from, size_t len)
+{
+	while (len) {
+		size_t part = min(len, PAGE_SIZE - offset_in_page(from));
+
+		memcpy_from_page(to, pfn_to_page(PHYS_PFN(from)), offset_in_page(from), part);
+		to += part;
+		from += part;
+		len -= part;
+	}
+}
+
+/*
+ * Copies @len bytes to physical memory that has page structures, and may span pages.
+ */
+void vduse_rs_helper_memcpy_to_phys(phys_addr_t to, const void *from, size_t len)
+{
+	while (len) {
+		size_t part = min(len, PAGE_SIZE - offset_in_page(to));
+
+		memcpy_to_page(pfn_to_page(PHYS_PFN(to)), offset_in_page(to), from, part);
+		to += part;
+		from += part;
+		len -= part;
+	}
+}
+
+u16 vduse_rs_helper_load_acquire_phys(phys_addr_t phys)
+{
+	void *page = kmap_local_page(pfn_to_page(PHYS_PFN(phys)));
+	u16 value = smp_load_acquire((u16 *)(page + offset_in_page(phys)));
+
+	kunmap_local(page);
+	return value;
+}
+
+void vduse_rs_helper_store_release_phys(phys_addr_t phys, u16 value)
+{
+	struct page *page = pfn_to_page(PHYS_PFN(phys));
+	void *addr = kmap_local_page(page);
+
+	smp_store_release((u16 *)(addr + offset_in_page(phys)), value);
+	flush_dcache_page(page);
+	kunmap_local(addr);
+}
+
 bool vduse_rs_helper_PageHWPoison(const struct page *page)
 {
 	return PageHWPoison(page);

@@ -7,8 +7,16 @@ pub use vduse_uapi as uapi;
 
 // The kernel module uses every item of these files; in this crate, only the tests do.
 #[allow(dead_code)]
+#[path = "../../driver/budget.rs"]
+mod budget;
+
+#[allow(dead_code)]
 #[path = "../../driver/config.rs"]
 mod config;
+
+#[allow(dead_code)]
+#[path = "../../driver/net_ctrl.rs"]
+mod net_ctrl;
 
 #[allow(dead_code)]
 #[path = "../../driver/quirks.rs"]
@@ -17,3 +25,7 @@ mod quirks;
 #[allow(dead_code)]
 #[path = "../../bindings/vdpa/status.rs"]
 mod status;
+
+#[allow(dead_code)]
+#[path = "../../bindings/vring.rs"]
+mod vring;

@@ -4,8 +4,8 @@
 //! queue, and that a daemon that does not answer blocks no other process.
 //!
 //! The kernel's own driver, virtio_net, waits for the answer to a command in an endless loop while
-//! holding the lock of all network configuration. virtio_net is therefore not offered the control
-//! queue.
+//! holding the lock of all network configuration. virtio_net therefore gets a queue whose device is
+//! the kernel itself: see `shadow::`.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -28,7 +28,7 @@ use crate::lab::kernel::sysfs;
 
 tests![
     vhost_is_offered_the_control_queue,
-    virtio_is_not_offered_the_control_queue,
+    virtio_is_offered_what_can_be_shadowed,
     each_driver_in_turn_is_offered_what_it_is_to_have,
     netlink_shows_what_the_device_can_do,
     statistics_without_a_control_queue_do_no_harm,
@@ -123,9 +123,20 @@ fn vhost_is_offered_the_control_queue() {
 /// The features of a card without a control queue.
 const WITHOUT: u64 = feature::ACCESS_PLATFORM | feature::VERSION_1 | feature::NET_MAC;
 
-fn virtio_is_not_offered_the_control_queue() {
+/// The features that virtio_net accepts of [`CONTROL`], as the card has no number of pairs.
+const SHADOWED: u64 = feature::NET_CTRL_VQ
+    | feature::NET_CTRL_RX
+    | feature::NET_CTRL_VLAN
+    | feature::NET_GUEST_ANNOUNCE
+    | feature::NET_CTRL_MAC_ADDR;
+
+fn virtio_is_offered_what_can_be_shadowed() {
     load_virtio_net();
-    assert_eq!(Card::new(&card()).accepted_by_virtio(), WITHOUT);
+    let accepted = Card::new(&card()).accepted_by_virtio();
+    assert_eq!(accepted, WITHOUT | SHADOWED);
+    let mut without_a_queue = card();
+    without_a_queue.queues = 2;
+    assert_eq!(Card::new(&without_a_queue).accepted_by_virtio(), WITHOUT);
 }
 
 fn each_driver_in_turn_is_offered_what_it_is_to_have() {
@@ -134,7 +145,7 @@ fn each_driver_in_turn_is_offered_what_it_is_to_have() {
     let card = Card::new(&config);
     for _ in 0..3 {
         assert_eq!(card.offered_by_vhost(), config.features);
-        assert_eq!(card.accepted_by_virtio(), WITHOUT);
+        assert_eq!(card.accepted_by_virtio(), WITHOUT | SHADOWED);
     }
 }
 

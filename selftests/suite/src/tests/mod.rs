@@ -34,6 +34,7 @@ mod probes;
 mod qsd;
 mod queue_ready;
 mod reference;
+mod shadow;
 mod spaces;
 mod state;
 mod suspend;
@@ -104,6 +105,7 @@ const GROUPS: &[Group] = groups![
     disk,
     fs,
     net,
+    shadow,
     reference,
     teardown,
     probes,

@@ -42,6 +42,15 @@ impl Pace {
         }
     }
 
+    /// Measures the speed now, for an operation that has ended.
+    pub fn measured() -> Self {
+        let mut pace = Self::new();
+        for _ in 0..MEASUREMENTS {
+            pace.measure();
+        }
+        pace
+    }
+
     /// Measures the speed, if the next measurement is due.
     pub fn look(&mut self) {
         if Instant::now() >= self.next {

@@ -5,6 +5,7 @@
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 
+use rustix::process::{Pid, Signal};
 use vduse::net::{Mac, Net, Shape, Tap};
 
 use crate::lab::assert::timing::received;
@@ -65,6 +66,13 @@ impl Example {
     #[track_caller]
     pub fn says(&self, wanted: &str) {
         while received(wanted, &self.lines) != wanted {}
+    }
+
+    /// Sends the process a signal.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).expect("sending a signal");
     }
 
     /// Kills the process and waits until it has ended.

@@ -4,6 +4,7 @@
 
 pub mod answered;
 pub mod card;
+pub mod control_ring;
 pub mod disk;
 pub mod fs;
 pub mod fuse;

@@ -12,6 +12,7 @@ pub mod isolated_card;
 pub mod namespace;
 pub mod peer;
 pub mod ring;
+pub mod rtnl;
 pub mod vhost;
 pub mod virtio_disk;
 pub mod virtiofs;

@@ -2,20 +2,25 @@
 
 //! A network card that the kernel's virtio_net drives in another network namespace.
 
+use std::net::UdpSocket;
 use std::process::Command;
 
 use crate::lab::assert::timing::soon;
 use crate::lab::daemon::tap::HERE;
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::driver::namespace::{ip, Namespace};
-use crate::lab::kernel::modules;
+use crate::lab::kernel::{cpu, modules};
 
 /// IP address of the card.
 pub const THERE: &str = "10.99.0.2";
 
+/// The port of a service that answers nothing.
+const DISCARD: u16 = 9;
+
 /// A card that the kernel's virtio_net drives in a separate network namespace.
 #[derive(Debug)]
 pub struct Peer {
+    interface: String,
     namespace: Namespace,
     _on_bus: OnBus,
 }
@@ -34,6 +39,7 @@ impl Peer {
         namespace.ip(&format!("address add {THERE}/24 dev {interface}"));
         namespace.ip(&format!("link set {interface} up"));
         Self {
+            interface,
             namespace,
             _on_bus: on_bus,
         }
@@ -42,6 +48,49 @@ impl Peer {
     /// Returns the card's namespace.
     pub fn namespace(&self) -> &Namespace {
         &self.namespace
+    }
+
+    /// Returns the name of the card's interface.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+
+    /// Runs `ethtool` with an option on the card's interface, and returns its output.
+    #[track_caller]
+    pub fn ethtool(&self, option: &str, arguments: &str) -> String {
+        let output = self
+            .namespace
+            .command("ethtool")
+            .args([option, &self.interface])
+            .args(arguments.split_whitespace())
+            .output()
+            .expect("running ethtool");
+        assert!(
+            output.status.success(),
+            "ethtool {option} {arguments}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Sends a packet in each of this number of flows, on each CPU.
+    #[track_caller]
+    pub fn send_flows(&self, flows: usize) {
+        let threads: Vec<_> = cpu::online()
+            .into_iter()
+            .map(|cpu| {
+                self.namespace.spawn(move || {
+                    cpu::run_on(cpu);
+                    for _ in 0..flows {
+                        let socket = UdpSocket::bind((THERE, 0)).expect("a socket");
+                        let _ = socket.send_to(b"a packet", (HERE, DISCARD));
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("sending packets");
+        }
     }
 
     /// Asserts that pings of this number of bytes arrive in both directions without loss.

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory that a virtio driver has mapped for a device that is in the kernel itself.
+//!
+//! Such a device needs no bounce pages: it accesses the driver's memory where that is, but no more
+//! of it than is mapped, and only in the direction for which it is mapped. All that a [`DirectMap`]
+//! lets the device do, the driver has allowed.
+//!
+//! # Lock order
+//!
+//! The lock of a map is taken in any context, and no other lock is taken under it.
+
+use super::{
+    bounce::{
+        Buffer,
+        Direction, //
+    },
+    lock::{
+        new_spinlock_irqsave,
+        SpinLockIrqSave, //
+    },
+    page::Pages,
+    phys,
+    vring::{
+        Malformed,
+        Memory, //
+    },
+};
+use kernel::prelude::*;
+
+/// Maximum number of ranges that are mapped at the same time: a ring, and as many buffers as a
+/// request with some descriptors has.
+const MAX_RANGES: usize = 16;
+
+/// Bit of the addresses of mapped ranges. It tells them from addresses in a bounce area, which are
+/// much lower.
+const DIRECT: u64 = 1 << 63;
+
+/// What keeps the memory of a range allocated.
+enum Owner {
+    /// The driver: the range is a buffer, which it unmaps before it frees the memory.
+    Driver,
+    /// The range itself: it is memory that was allocated for the driver.
+    Range(Pages),
+}
+
+/// A mapped range.
+///
+/// # Invariants
+///
+/// The `len` bytes of physical memory from `phys` on have page structures, and stay allocated until
+/// the range is removed from its map.
+struct Range {
+    phys: u64,
+    len: usize,
+    is_readable: bool,
+    is_writable: bool,
+    owner: Owner,
+}
+
+impl Range {
+    fn address(&self) -> u64 {
+        self.phys | DIRECT
+    }
+
+    /// Returns the physical address of the byte at `address`, if `len` bytes from there on are all
+    /// in the range. The two differ by [`DIRECT`] only.
+    fn phys(&self, address: u64, len: usize) -> Option<u64> {
+        let offset = address.checked_sub(self.address())?;
+        let end = offset.checked_add(len as u64)?;
+
+        (end <= self.len as u64).then_some(self.phys + offset)
+    }
+}
+
+/// The memory that a driver has mapped for a device that is in the kernel.
+#[pin_data]
+pub(crate) struct DirectMap {
+    #[pin]
+    ranges: SpinLockIrqSave<[Option<Range>; MAX_RANGES]>,
+}
+
+impl DirectMap {
+    /// Returns an initialiser for an empty map.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            ranges <- new_spinlock_irqsave!([const { None }; MAX_RANGES]),
+        })
+    }
+
+    fn add(&self, range: Range) -> Result<u64> {
+        let address = range.address();
+        let mut ranges = self.ranges.lock();
+        let free = ranges.iter_mut().find(|range| range.is_none());
+
+        *free.ok_or(ENOMEM)? = Some(range);
+
+        Ok(address)
+    }
+
+    /// Maps a buffer. Returns its address, or [`None`] if too many are mapped. Any context.
+    pub(super) fn map(&self, buffer: Buffer<'_>, dir: Direction) -> Option<u64> {
+        let (phys, len) = buffer.range();
+
+        // INVARIANT: By the invariants of `Buffer`, the driver keeps the memory until it unmaps the
+        // buffer.
+        self.add(Range {
+            phys,
+            len,
+            is_readable: dir.device_reads(),
+            is_writable: dir.device_writes(),
+            owner: Owner::Driver,
+        })
+        .ok()
+    }
+
+    /// Maps the first `size` bytes of memory that was allocated for the driver, and keeps its pages
+    /// until [`unmap`](Self::unmap) is called.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if too much is mapped, or `pages` has fewer than `size` bytes.
+    ///
+    /// # Context
+    ///
+    /// Any.
+    pub(super) fn map_coherent(&self, pages: Pages, size: usize) -> Result<u64> {
+        let phys = pages.phys(0, size).ok_or(ENOMEM)?;
+
+        // INVARIANT: The range owns the pages.
+        self.add(Range {
+            phys,
+            len: size,
+            is_readable: true,
+            is_writable: true,
+            owner: Owner::Range(pages),
+        })
+    }
+
+    /// Ends a mapping. Waits for accesses that are in progress. Any context.
+    pub(super) fn unmap(&self, address: u64, len: usize) {
+        let mut ranges = self.ranges.lock();
+        let removed = ranges
+            .iter_mut()
+            .find(|range| {
+                range
+                    .as_ref()
+                    .is_some_and(|range| range.address() == address && range.len == len)
+            })
+            .and_then(Option::take);
+
+        drop(ranges);
+        if let Some(Range {
+            owner: Owner::Range(pages),
+            ..
+        }) = removed
+        {
+            drop(pages);
+        }
+    }
+
+    /// Calls `f` with the physical address of `len` bytes from `address` on, if they are all in one
+    /// mapped range for which `allows` returns true. The range stays mapped during the call.
+    fn access<R>(
+        &self,
+        address: u64,
+        len: usize,
+        allows: impl Fn(&Range) -> bool,
+        f: impl FnOnce(u64) -> R,
+    ) -> Result<R, Malformed> {
+        let ranges = self.ranges.lock();
+        let phys = ranges
+            .iter()
+            .flatten()
+            .filter(|range| allows(range))
+            .find_map(|range| range.phys(address, len));
+
+        phys.map(f).ok_or(Malformed)
+    }
+}
+
+impl Memory for DirectMap {
+    fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), Malformed> {
+        self.access(
+            address,
+            buf.len(),
+            |range| range.is_readable,
+            |phys| {
+                // SAFETY: By the invariants of `Range`, the memory stays allocated as long as the range
+                // is mapped, which it is during this call.
+                unsafe { phys::read(phys, buf) }
+            },
+        )
+    }
+
+    fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Malformed> {
+        self.access(
+            address,
+            bytes.len(),
+            |range| range.is_writable,
+            |phys| {
+                // SAFETY: As in `read`. The driver has mapped the memory for a device to write to.
+                unsafe { phys::write(phys, bytes) }
+            },
+        )
+    }
+
+    fn load_acquire(&self, address: u64) -> Result<u16, Malformed> {
+        if address % 2 != 0 {
+            return Err(Malformed);
+        }
+
+        self.access(
+            address,
+            2,
+            |range| range.is_readable,
+            |phys| {
+                // SAFETY: As in `read`; a physical address is even if its `DIRECT` address is.
+                unsafe { phys::load_acquire(phys) }
+            },
+        )
+    }
+
+    fn store_release(&self, address: u64, value: u16) -> Result<(), Malformed> {
+        if address % 2 != 0 {
+            return Err(Malformed);
+        }
+
+        self.access(
+            address,
+            2,
+            |range| range.is_writable,
+            |phys| {
+                // SAFETY: As in `write`; the address is even, as in `load_acquire`.
+                unsafe { phys::store_release(phys, value) }
+            },
+        )
+    }
+}

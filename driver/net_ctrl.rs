@@ -1,0 +1,529 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The commands of a network card's control virtqueue (virtio 1.3, section 5.1.6.5), and what they
+//! have set.
+//!
+//! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
+//! on the host as well.
+
+use super::config::feature;
+use core::ops::DerefMut;
+
+/// Maximum length of a command in bytes: room for 1,363 addresses in the filter tables.
+pub(crate) const MAX_LEN: usize = 8192;
+
+/// The answer of a device that has carried a command out.
+pub(crate) const OK: u8 = 0;
+/// The answer of a device that has refused a command.
+pub(crate) const ERR: u8 = 1;
+
+/// Classes of commands, and the commands of each.
+mod class {
+    pub(super) const RX: u8 = 0;
+    pub(super) const MAC: u8 = 1;
+    pub(super) const MAC_TABLE_SET: u8 = 0;
+    pub(super) const MAC_ADDR_SET: u8 = 1;
+    pub(super) const VLAN: u8 = 2;
+    pub(super) const VLAN_ADD: u8 = 0;
+    pub(super) const VLAN_DEL: u8 = 1;
+    pub(super) const ANNOUNCE: u8 = 3;
+    pub(super) const ANNOUNCE_ACK: u8 = 0;
+    pub(super) const MQ: u8 = 4;
+    pub(super) const MQ_PAIRS_SET: u8 = 0;
+}
+
+/// Features whose commands this module knows.
+///
+/// virtio_net goes on with any answer to these commands, or none. The other commands are left out:
+///
+/// - Offloads that change, hashes that are reported, and receive side scaling decide how the driver
+///   lays out and reads what it receives: it must be able to rely on the device.
+/// - Coalescing of interrupts changes with the traffic, which a daemon controls, and the driver
+///   waits for an answer each time.
+/// - Statistics are an answer of the daemon's that the driver has to parse.
+pub(crate) const FEATURES: u64 = feature::NET_CTRL_VQ
+    | feature::NET_CTRL_RX
+    | feature::NET_CTRL_VLAN
+    | feature::NET_CTRL_RX_EXTRA
+    | feature::NET_GUEST_ANNOUNCE
+    | feature::NET_MQ
+    | feature::NET_CTRL_MAC_ADDR;
+
+/// The number of receive modes.
+const MODES: u8 = 6;
+/// The first of the receive modes that need `VIRTIO_NET_F_CTRL_RX_EXTRA`.
+const FIRST_EXTRA_MODE: u8 = 2;
+
+/// The number of VLAN ids.
+const VLANS: u16 = 4096;
+
+/// The length of an Ethernet address.
+const ADDRESS_LEN: usize = 6;
+
+/// A valid command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Command<'a> {
+    /// Switches a receive mode on or off.
+    Mode(u8, bool),
+    /// Sets the filter tables: the bytes after class and command.
+    MacTable(&'a [u8]),
+    /// Sets the card's own address.
+    MacAddress([u8; ADDRESS_LEN]),
+    /// Adds a VLAN id to the filter, or removes one from it.
+    Vlan(u16, bool),
+    /// Acknowledges that the driver was asked to announce itself.
+    AnnounceAck,
+    /// Sets the number of queue pairs in use.
+    Pairs(u16),
+}
+
+impl<'a> Command<'a> {
+    /// Parses a command. Returns [`None`] if it is malformed, unknown, or of a feature that is not
+    /// in `features`, or if it sets more than `max_pairs` queue pairs.
+    pub(crate) fn parse(bytes: &'a [u8], features: u64, max_pairs: u16) -> Option<Self> {
+        let (&[class, command], data) = bytes.split_first_chunk()?;
+        let (parsed, feature) = match (class, command) {
+            (class::RX, mode @ 0..MODES) => {
+                let on = match data {
+                    [0] => false,
+                    [1] => true,
+                    _ => return None,
+                };
+                let feature = if mode < FIRST_EXTRA_MODE {
+                    feature::NET_CTRL_RX
+                } else {
+                    feature::NET_CTRL_RX_EXTRA
+                };
+
+                (Self::Mode(mode, on), feature)
+            }
+            (class::MAC, class::MAC_TABLE_SET) => {
+                if !after_table(after_table(data)?)?.is_empty() {
+                    return None;
+                }
+                (Self::MacTable(data), feature::NET_CTRL_RX)
+            }
+            (class::MAC, class::MAC_ADDR_SET) => {
+                let address = data.try_into().ok()?;
+
+                (Self::MacAddress(address), feature::NET_CTRL_MAC_ADDR)
+            }
+            (class::VLAN, class::VLAN_ADD | class::VLAN_DEL) => {
+                let vlan = u16::from_le_bytes(data.try_into().ok()?);
+                if vlan >= VLANS {
+                    return None;
+                }
+                (
+                    Self::Vlan(vlan, command == class::VLAN_ADD),
+                    feature::NET_CTRL_VLAN,
+                )
+            }
+            (class::ANNOUNCE, class::ANNOUNCE_ACK) if data.is_empty() => {
+                (Self::AnnounceAck, feature::NET_GUEST_ANNOUNCE)
+            }
+            (class::MQ, class::MQ_PAIRS_SET) => {
+                let pairs = u16::from_le_bytes(data.try_into().ok()?);
+                if !(1..=max_pairs).contains(&pairs) {
+                    return None;
+                }
+                (Self::Pairs(pairs), feature::NET_MQ)
+            }
+            _ => return None,
+        };
+
+        (features & feature != 0).then_some(parsed)
+    }
+}
+
+/// Returns the bytes after a table of addresses, or [`None`] if there are not as many addresses as
+/// the table says.
+fn after_table(bytes: &[u8]) -> Option<&[u8]> {
+    let (&count, rest) = bytes.split_first_chunk()?;
+    let count = usize::try_from(u32::from_le_bytes(count)).ok()?;
+
+    rest.get(count.checked_mul(ADDRESS_LEN)?..)
+}
+
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The daemon has carried it out.
+    Done,
+    /// The daemon has refused it.
+    Refused,
+    /// There was no answer in time: the daemon may or may not carry it out.
+    Unknown,
+}
+
+/// Something that commands set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Setting {
+    /// A receive mode.
+    Mode(u8),
+    /// The filter tables.
+    MacTable,
+    /// The card's own address.
+    MacAddress,
+    /// Whether the filter has a VLAN id.
+    Vlan(u16),
+    /// The number of queue pairs in use.
+    Pairs,
+}
+
+impl Setting {
+    /// Returns the setting's bit in [`Settings::set`] and [`Settings::stale`], unless it has a bit
+    /// elsewhere.
+    fn bit(self) -> u16 {
+        match self {
+            Self::Mode(mode) => 1 << mode,
+            Self::MacTable => 1 << MODES,
+            Self::MacAddress => 1 << (MODES + 1),
+            Self::Pairs => 1 << (MODES + 2),
+            Self::Vlan(_) => 0,
+        }
+    }
+
+    /// Returns the settings that have a bit.
+    fn with_a_bit() -> impl Iterator<Item = Self> {
+        (0..MODES)
+            .map(Self::Mode)
+            .chain([Self::MacTable, Self::MacAddress, Self::Pairs])
+    }
+}
+
+/// A set of VLAN ids.
+struct Vlans([u64; VLANS as usize / 64]);
+
+impl Vlans {
+    const fn new() -> Self {
+        Self([0; VLANS as usize / 64])
+    }
+
+    fn has(&self, vlan: u16) -> bool {
+        self.0
+            .get(usize::from(vlan / 64))
+            .is_some_and(|word| word >> (vlan % 64) & 1 != 0)
+    }
+
+    fn set(&mut self, vlan: u16, on: bool) {
+        if let Some(word) = self.0.get_mut(usize::from(vlan / 64)) {
+            let bit = 1 << (vlan % 64);
+
+            *word = if on { *word | bit } else { *word & !bit };
+        }
+    }
+
+    fn first(&self) -> Option<u16> {
+        let (index, word) = (0..).zip(&self.0).find(|&(_, &word)| word != 0)?;
+
+        // A trailing zero count of a word is below 64.
+        Some(index * 64 + word.trailing_zeros() as u16)
+    }
+}
+
+/// The settings of a card as its driver believes them to be, and which of them the daemon may not
+/// have: those are *stale*.
+///
+/// Few commands are ever checked by a driver. virtio_net keeps its previous belief if setting the
+/// address or the number of queue pairs fails, but not when it sets the number of pairs for the
+/// first time, as it is bound. Of everything else, it believes that it is set.
+pub(crate) struct Settings<B> {
+    /// The settings that have a value; of VLANs, see `vlans`.
+    set: u16,
+    stale: u16,
+    modes_on: u8,
+    address: [u8; ADDRESS_LEN],
+    pairs: u16,
+    /// The filter tables, in the first `table_len` bytes.
+    table: B,
+    table_len: usize,
+    vlans: Vlans,
+    stale_vlans: Vlans,
+}
+
+impl<B: DerefMut<Target = [u8]>> Settings<B> {
+    /// Returns the settings of a driver that has sent no command. Longer filter tables than fit
+    /// into `table` are not remembered.
+    pub(crate) fn new(table: B) -> Self {
+        Self {
+            set: 0,
+            stale: 0,
+            modes_on: 0,
+            address: [0; ADDRESS_LEN],
+            pairs: 0,
+            table,
+            table_len: 0,
+            vlans: Vlans::new(),
+            stale_vlans: Vlans::new(),
+        }
+    }
+
+    /// Records what became of a command.
+    pub(crate) fn record(&mut self, command: Command<'_>, outcome: Outcome) {
+        let is_done = outcome == Outcome::Done;
+        let (setting, is_believed) = match command {
+            Command::Mode(mode, on) => {
+                let bit = 1 << mode;
+
+                self.modes_on = self.modes_on & !bit | if on { bit } else { 0 };
+                (Setting::Mode(mode), true)
+            }
+            Command::MacTable(tables) => {
+                self.set &= !Setting::MacTable.bit();
+                let fits = self.table.get_mut(..tables.len()).map(|to| {
+                    to.copy_from_slice(tables);
+                    self.table_len = tables.len();
+                });
+
+                (Setting::MacTable, fits.is_some())
+            }
+            Command::MacAddress(address) => {
+                if is_done {
+                    self.address = address;
+                }
+                (Setting::MacAddress, is_done)
+            }
+            Command::Pairs(pairs) => {
+                let is_believed = is_done || self.set & Setting::Pairs.bit() == 0;
+                if is_believed {
+                    self.pairs = pairs;
+                }
+                (Setting::Pairs, is_believed)
+            }
+            Command::Vlan(vlan, add) => {
+                self.vlans.set(vlan, add);
+                (Setting::Vlan(vlan), true)
+            }
+            Command::AnnounceAck => return,
+        };
+
+        if is_believed {
+            self.set |= setting.bit();
+        }
+        self.set_stale(setting, outcome == Outcome::Unknown);
+    }
+
+    fn set_stale(&mut self, setting: Setting, is_stale: bool) {
+        if let Setting::Vlan(vlan) = setting {
+            self.stale_vlans.set(vlan, is_stale);
+        } else if is_stale {
+            // Without a value, there is nothing to restore.
+            self.stale |= setting.bit() & self.set;
+        } else {
+            self.stale &= !setting.bit();
+        }
+    }
+
+    /// Records that a setting was restored, or that the daemon has refused that.
+    pub(crate) fn restored(&mut self, setting: Setting) {
+        self.set_stale(setting, false);
+    }
+
+    /// Records that there is a new daemon, which knows nothing of the settings.
+    pub(crate) fn forgotten(&mut self) {
+        self.stale = self.set;
+        self.stale_vlans.0 = self.vlans.0;
+    }
+
+    /// Returns a setting that the daemon may not have, and the length of the command that restores
+    /// it, which is written to `to`. Returns [`None`] if there is none.
+    pub(crate) fn next_stale(&self, to: &mut [u8]) -> Option<(Setting, usize)> {
+        let setting = Setting::with_a_bit()
+            .find(|setting| self.stale & setting.bit() != 0)
+            .or_else(|| self.stale_vlans.first().map(Setting::Vlan))?;
+        let pairs = self.pairs.to_le_bytes();
+        let mode_on = |mode| [self.modes_on >> mode & 1];
+        let (mode, vlan);
+
+        let (class, command, data): (_, _, &[u8]) = match setting {
+            Setting::Mode(number) => {
+                mode = mode_on(number);
+                (class::RX, number, &mode)
+            }
+            Setting::MacTable => (
+                class::MAC,
+                class::MAC_TABLE_SET,
+                self.table.get(..self.table_len)?,
+            ),
+            Setting::MacAddress => (class::MAC, class::MAC_ADDR_SET, &self.address),
+            Setting::Vlan(id) => {
+                vlan = id.to_le_bytes();
+                let command = if self.vlans.has(id) {
+                    class::VLAN_ADD
+                } else {
+                    class::VLAN_DEL
+                };
+
+                (class::VLAN, command, &vlan)
+            }
+            Setting::Pairs => (class::MQ, class::MQ_PAIRS_SET, &pairs),
+        };
+
+        let len = 2 + data.len();
+        let (header, rest) = to.get_mut(..len)?.split_first_chunk_mut()?;
+        *header = [class, command];
+        rest.copy_from_slice(data);
+
+        Some((setting, len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAIRS: u16 = 4;
+
+    fn parse(bytes: &[u8]) -> Option<Command<'_>> {
+        Command::parse(bytes, FEATURES, PAIRS)
+    }
+
+    /// The class and command, and then the tables of one and two addresses.
+    fn tables() -> Vec<u8> {
+        [&[1, 0, 1, 0, 0, 0][..], &[2; 6], &[2, 0, 0, 0], &[3; 12]].concat()
+    }
+
+    /// One valid command of each kind, and the feature that it needs.
+    fn commands() -> Vec<(Vec<u8>, u64)> {
+        vec![
+            (vec![0, 0, 1], feature::NET_CTRL_RX),
+            (vec![0, 1, 0], feature::NET_CTRL_RX),
+            (vec![0, 2, 1], feature::NET_CTRL_RX_EXTRA),
+            (vec![0, 5, 1], feature::NET_CTRL_RX_EXTRA),
+            (tables(), feature::NET_CTRL_RX),
+            (vec![1, 1, 2, 3, 4, 5, 6, 7], feature::NET_CTRL_MAC_ADDR),
+            (vec![2, 0, 0xff, 0xf], feature::NET_CTRL_VLAN),
+            (vec![2, 1, 1, 0], feature::NET_CTRL_VLAN),
+            (vec![3, 0], feature::NET_GUEST_ANNOUNCE),
+            (vec![4, 0, 4, 0], feature::NET_MQ),
+        ]
+    }
+
+    #[test]
+    fn each_command_needs_its_feature_and_its_length() {
+        for (bytes, feature) in commands() {
+            assert!(parse(&bytes).is_some(), "{bytes:?}");
+            assert!(Command::parse(&bytes, feature, PAIRS).is_some());
+            assert_eq!(Command::parse(&bytes, FEATURES & !feature, PAIRS), None);
+            for len in 0..bytes.len() {
+                assert_eq!(parse(&bytes[..len]), None, "{bytes:?} {len}");
+            }
+            let longer = [&bytes[..], &[0]].concat();
+            assert_eq!(parse(&longer), None, "{longer:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_out_of_range_or_unknown_is_refused() {
+        let huge = [&[1, 0][..], &[0xff; 4], &[0; 64]].concat();
+        for bytes in [
+            &[0, 0, 2][..],
+            &[0, 6, 1],
+            &[2, 0, 0, 0x10],
+            &[2, 2, 0, 0],
+            &[4, 0, 0, 0],
+            &[4, 0, 5, 0],
+            &[4, 1, 1, 0],
+            &[5, 0],
+            &[6, 0],
+            &[0xff, 0xff],
+            &huge,
+        ] {
+            assert_eq!(parse(bytes), None, "{bytes:?}");
+        }
+    }
+
+    /// Restores all settings, and returns the commands.
+    fn restore(settings: &mut Settings<Box<[u8]>>) -> Vec<Vec<u8>> {
+        let mut commands = Vec::new();
+        let mut buf = [0; MAX_LEN];
+        while let Some((setting, len)) = settings.next_stale(&mut buf) {
+            commands.push(buf[..len].to_vec());
+            settings.restored(setting);
+        }
+        commands
+    }
+
+    fn settings() -> Settings<Box<[u8]>> {
+        Settings::new(vec![0; MAX_LEN].into())
+    }
+
+    #[test]
+    fn a_new_daemon_is_told_what_was_set_and_an_old_one_nothing() {
+        let mut settings = settings();
+        for (bytes, _) in commands() {
+            settings.record(parse(&bytes).unwrap(), Outcome::Done);
+            assert_eq!(restore(&mut settings), [[]; 0]);
+        }
+        settings.forgotten();
+        let mut expected: Vec<_> = commands().into_iter().map(|(bytes, _)| bytes).collect();
+        // The VLAN that was removed, and the announcement, are not settings.
+        expected.retain(|bytes| bytes[..2] != [2, 1] && bytes[0] != 3);
+        let mut found = restore(&mut settings);
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+        assert_eq!(restore(&mut settings), [[]; 0]);
+    }
+
+    #[test]
+    fn an_unknown_outcome_is_settled_by_what_the_driver_believes() {
+        let after = |known: &[&[u8]], unknown: &[u8], outcome| {
+            let mut settings = settings();
+            for bytes in known {
+                settings.record(parse(bytes).unwrap(), Outcome::Done);
+            }
+            settings.record(parse(unknown).unwrap(), outcome);
+            restore(&mut settings)
+        };
+        let none = [[]; 0];
+        let (old, new) = (
+            [1, 1, 2, 2, 2, 2, 2, 2].as_slice(),
+            [1, 1, 4, 4, 4, 4, 4, 4].as_slice(),
+        );
+        // The driver keeps its old address, and has none to restore if that is the card's own.
+        assert_eq!(after(&[old], new, Outcome::Unknown), [old]);
+        assert_eq!(after(&[], new, Outcome::Unknown), none);
+        assert_eq!(after(&[old], new, Outcome::Refused), none);
+        // Of the pairs as well, but for the first time.
+        let (two, three) = ([4, 0, 2, 0].as_slice(), [4, 0, 3, 0].as_slice());
+        assert_eq!(after(&[two], three, Outcome::Unknown), [two]);
+        assert_eq!(after(&[], three, Outcome::Unknown), [three]);
+        assert_eq!(after(&[], three, Outcome::Refused), none);
+        // Of everything else, the new value.
+        for bytes in [&[0, 0, 1][..], &[0, 1, 0], &[2, 1, 5, 0], &[2, 0, 7, 0]] {
+            assert_eq!(after(&[], bytes, Outcome::Unknown), [bytes]);
+            assert_eq!(after(&[], bytes, Outcome::Refused), none);
+        }
+        assert_eq!(after(&[], &tables(), Outcome::Unknown), [tables()]);
+    }
+
+    #[test]
+    fn a_first_number_of_pairs_that_was_refused_is_told_to_a_new_daemon() {
+        let mut settings = settings();
+        settings.record(Command::Pairs(3), Outcome::Refused);
+        settings.record(Command::Pairs(2), Outcome::Refused);
+        settings.forgotten();
+        assert_eq!(restore(&mut settings), [[4, 0, 3, 0]]);
+    }
+
+    #[test]
+    fn a_setting_is_not_stale_once_it_was_set_again() {
+        let mut settings = settings();
+        settings.record(Command::Mode(0, true), Outcome::Unknown);
+        settings.record(Command::Vlan(9, true), Outcome::Unknown);
+        settings.record(Command::Mode(0, false), Outcome::Done);
+        settings.record(Command::Vlan(9, false), Outcome::Done);
+        assert_eq!(restore(&mut settings), [[]; 0]);
+    }
+
+    #[test]
+    fn tables_that_do_not_fit_are_not_restored() {
+        let mut settings = Settings::new(vec![0; 8].into_boxed_slice());
+        let tables = tables();
+        settings.record(Command::MacTable(&[0; 8]), Outcome::Done);
+        settings.record(parse(&tables).unwrap(), Outcome::Unknown);
+        settings.forgotten();
+        assert_eq!(restore(&mut settings), [[]; 0]);
+    }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The lock of all network configuration (RTNL), and for how long others hold it.
+
+use std::net::UdpSocket;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::lab::kernel::raw;
+
+/// The ioctls that read and write an interface's flags. The latter takes the lock.
+const SIOCGIFFLAGS: u32 = 0x8913;
+const SIOCSIFFLAGS: u32 = 0x8914;
+
+/// Time that taking and releasing the lock may take if nobody holds it.
+const FREE: Duration = Duration::from_millis(5);
+
+/// For how long the lock was held by others.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    /// The longest time.
+    pub longest: Duration,
+    /// All times together.
+    pub total: Duration,
+}
+
+/// A thread that takes the lock again and again.
+#[derive(Debug)]
+pub struct Watch {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Held>>,
+}
+
+impl Watch {
+    /// Begins to watch.
+    #[track_caller]
+    pub fn start() -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ours = stop.clone();
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        // `struct ifreq`: the name in 16 bytes, then the flags.
+        let mut request = [0; 40];
+        request[..2].copy_from_slice(b"lo");
+        raw::call(&socket, SIOCGIFFLAGS, &mut request).expect("reading flags");
+        let thread = std::thread::spawn(move || {
+            let mut held = Held::default();
+            while !ours.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                raw::call(&socket, SIOCSIFFLAGS, &mut request).expect("writing flags");
+                let took = begin.elapsed();
+                held.longest = held.longest.max(took);
+                if took > FREE {
+                    held.total += took;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            held
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// Ends, and returns what was seen.
+    #[track_caller]
+    pub fn end(mut self) -> Held {
+        self.stop.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().expect("a running thread");
+        thread.join().expect("the thread that takes the lock")
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
