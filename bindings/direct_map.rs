@@ -36,6 +36,9 @@ const MAX_RANGES: usize = 16;
 /// much lower.
 const DIRECT: u64 = 1 << 63;
 
+// The allocator of bounce slots takes addresses as `usize`, and must not lose that bit.
+const _: () = assert!(usize::BITS == u64::BITS);
+
 /// What keeps the memory of a range allocated.
 enum Owner {
     /// The driver: the range is a buffer, which it unmaps before it frees the memory.

@@ -201,13 +201,14 @@ impl DeviceSide {
     }
 
     /// Takes the next request, and copies what the device can read to `buf`, as far as there is
-    /// room. Returns [`None`] if there is no request.
+    /// room. Returns [`None`] if there is no request. A request that is malformed has neither
+    /// anything to read nor room for an answer, and must be completed all the same.
     ///
     /// The driver announces the next request, whatever it was told before.
     ///
     /// # Errors
     ///
-    /// [`Malformed`] if the virtqueue or the request is malformed. The driver gets no answer then.
+    /// [`Malformed`] if the virtqueue is not mapped.
     pub(crate) fn take(
         &mut self,
         memory: &impl Memory,
@@ -224,7 +225,12 @@ impl DeviceSide {
         // others; without, nobody reads these two bytes.
         memory.store_release(layout.avail_event(), self.taken)?;
 
-        Self::read_request(layout, memory, head, buf).map(Some)
+        let request = Self::read_request(layout, memory, head, buf);
+        Ok(Some(request.unwrap_or(Request {
+            head,
+            len: 0,
+            answer: None,
+        })))
     }
 
     fn read_request(
@@ -241,9 +247,10 @@ impl DeviceSide {
         let (mut table, mut count, mut index) = (layout.desc, u32::from(layout.size), head);
         let mut is_indirect = false;
 
-        // A request has no more descriptors than the virtqueue (section 2.7.5.3.1), and one more
-        // for the table.
-        for _ in 0..=layout.size {
+        // A chain that comes back to a descriptor has more descriptors than the table.
+        let mut left = count;
+        while left != 0 {
+            left = left.wrapping_sub(1);
             if u32::from(index) >= count {
                 return Err(Malformed);
             }
@@ -258,7 +265,7 @@ impl DeviceSide {
                     return Err(Malformed);
                 }
                 (table, count, index) = (desc.address, desc.len / DESC_LEN, 0);
-                is_indirect = true;
+                (is_indirect, left) = (true, count);
                 continue;
             }
 
@@ -525,6 +532,15 @@ mod tests {
         }
     }
 
+    /// What is taken for the malformed request from `head` on.
+    fn malformed(head: u16) -> Result<Option<Request>, Malformed> {
+        Ok(Some(Request {
+            head,
+            len: 0,
+            answer: None,
+        }))
+    }
+
     fn take(memory: &Bytes, layout: Layout) -> (Result<Option<Request>, Malformed>, [u8; 8]) {
         let mut buf = [0xee; 8];
         let taken = DeviceSide::new(layout).take(memory, &mut buf);
@@ -596,12 +612,37 @@ mod tests {
             (32, DESC_F_WRITE),
         ] {
             memory.put_desc(&layout, 2, indirect(len, flags));
-            assert_eq!(take(&memory, layout).0, Err(Malformed));
+            assert_eq!(take(&memory, layout).0, malformed(2));
         }
         // A table in a table.
         memory.put_desc(&layout, 2, indirect(32, 0));
         memory.put_desc(&table, 0, indirect(32, 0));
-        assert_eq!(take(&memory, layout).0, Err(Malformed));
+        assert_eq!(take(&memory, layout).0, malformed(2));
+    }
+
+    #[test]
+    fn a_table_may_be_longer_than_the_virtqueue() {
+        let layout = Layout::contiguous(1).unwrap();
+        let memory = Bytes::new(0x1000);
+        let table = Layout {
+            desc: DATA + 256,
+            ..layout
+        };
+        memory.put(DATA, b"abc");
+        for index in 0..3_u16 {
+            let desc = readable(DATA + u64::from(index), 1, Some(index + 1));
+            memory.put_desc(&table, index.into(), desc);
+        }
+        memory.put_desc(&table, 3, writable(DATA + 64, 1));
+        let desc = Desc {
+            flags: DESC_F_INDIRECT,
+            ..readable(table.desc, 64, None)
+        };
+        memory.put_desc(&layout, 0, desc);
+        memory.offer(&layout, 0, 0);
+        let (taken, buf) = take(&memory, layout);
+        assert_eq!(taken.unwrap().unwrap().answer, Some(DATA + 64));
+        assert_eq!(&buf[..3], b"abc");
     }
 
     #[test]
@@ -625,7 +666,7 @@ mod tests {
                 memory.put_desc(&layout, index, desc);
             }
             memory.offer(&layout, 0, head);
-            assert_eq!(take(&memory, layout).0, Err(Malformed));
+            assert_eq!(take(&memory, layout).0, malformed(head));
         };
         // No such descriptor; an endless chain; a buffer to read after one to write; memory that is
         // not mapped.

@@ -28,6 +28,8 @@ pub(crate) mod device_id {
 pub(crate) mod feature {
     /// Block: the driver may switch the write cache through the configuration space.
     pub(crate) const BLK_CONFIG_WCE: u64 = 1 << 11;
+    /// Net: the configuration space has the card's address.
+    pub(crate) const NET_MAC: u64 = 1 << 5;
     /// Net: there is a control virtqueue.
     pub(crate) const NET_CTRL_VQ: u64 = 1 << 17;
     /// Net: receive modes, and filter tables of addresses.

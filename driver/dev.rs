@@ -4,8 +4,9 @@
 //!
 //! # Lock order
 //!
-//! [`Dev::usage`], then the mutex of the messages, then a callback slot or a virtqueue's lock. No
-//! other lock is taken under the mutex of the configuration space.
+//! [`Dev::usage`], then the mutex of the messages or that of the [shadow](super::shadow), then a
+//! callback slot or a virtqueue's lock. No other lock is taken under the mutex of the configuration
+//! space.
 
 use super::{
     config,
@@ -16,7 +17,10 @@ use super::{
         KernelView,
         RequestLimits, //
     },
-    shadow::Shadow,
+    shadow::{
+        self,
+        Shadow, //
+    },
     spaces::Spaces,
     vq::Vq, //
 };
@@ -439,7 +443,8 @@ impl Dev {
     }
 
     /// Returns the size of a virtqueue that a kernel driver (`to_kernel`) or another driver is
-    /// told: the size that the driver chose, or else the largest one.
+    /// told: the size that the driver chose, or else the largest one. A virtqueue that is shadowed
+    /// has a size of its own.
     ///
     /// # Context
     ///
@@ -451,7 +456,9 @@ impl Dev {
     pub(super) fn vq_size(&self, index: u32, to_kernel: bool) -> Result<u16> {
         let size = self.vq(index)?.size();
 
-        Ok(if to_kernel {
+        Ok(if to_kernel && self.shadow_at(index).is_some() {
+            shadow::SIZE
+        } else if to_kernel {
             self.request_limits().vq_size(self.device_id, size)
         } else {
             size
@@ -687,15 +694,11 @@ impl KernelView for Dev {
     }
 
     fn control(&self) -> Option<&ControlVq> {
-        self.control.as_ref().map(|control| &control.vq)
-    }
+        let control = &self.control.as_ref()?.vq;
+        // A command has two descriptors. Sizes do not change while a driver uses the device.
+        let is_long_enough = |index| self.vq(index).is_ok_and(|vq| vq.max_size() >= 2);
 
-    /// May sleep.
-    fn may_announce(&self) -> bool {
-        let features = self.driver_features();
-
-        self.shadow()
-            .is_some_and(|shadow| shadow.may_announce(features))
+        control.indexes().all(is_long_enough).then_some(control)
     }
 }
 

@@ -26,8 +26,6 @@ mod class {
     pub(super) const VLAN: u8 = 2;
     pub(super) const VLAN_ADD: u8 = 0;
     pub(super) const VLAN_DEL: u8 = 1;
-    pub(super) const ANNOUNCE: u8 = 3;
-    pub(super) const ANNOUNCE_ACK: u8 = 0;
     pub(super) const MQ: u8 = 4;
     pub(super) const MQ_PAIRS_SET: u8 = 0;
 }
@@ -41,11 +39,13 @@ mod class {
 /// - Coalescing of interrupts changes with the traffic, which a daemon controls, and the driver
 ///   waits for an answer each time.
 /// - Statistics are an answer of the daemon's that the driver has to parse.
+/// - An announcement is made by a work item that takes RTNL (`virtnet_config_changed_work`). Closing
+///   the interface waits for that work item with RTNL held (`virtnet_close`, 7.3), and a daemon
+///   chooses the moment.
 pub(crate) const FEATURES: u64 = feature::NET_CTRL_VQ
     | feature::NET_CTRL_RX
     | feature::NET_CTRL_VLAN
     | feature::NET_CTRL_RX_EXTRA
-    | feature::NET_GUEST_ANNOUNCE
     | feature::NET_MQ
     | feature::NET_CTRL_MAC_ADDR;
 
@@ -71,8 +71,6 @@ pub(crate) enum Command<'a> {
     MacAddress([u8; ADDRESS_LEN]),
     /// Adds a VLAN id to the filter, or removes one from it.
     Vlan(u16, bool),
-    /// Acknowledges that the driver was asked to announce itself.
-    AnnounceAck,
     /// Sets the number of queue pairs in use.
     Pairs(u16),
 }
@@ -117,9 +115,6 @@ impl<'a> Command<'a> {
                     Self::Vlan(vlan, command == class::VLAN_ADD),
                     feature::NET_CTRL_VLAN,
                 )
-            }
-            (class::ANNOUNCE, class::ANNOUNCE_ACK) if data.is_empty() => {
-                (Self::AnnounceAck, feature::NET_GUEST_ANNOUNCE)
             }
             (class::MQ, class::MQ_PAIRS_SET) => {
                 let pairs = u16::from_le_bytes(data.try_into().ok()?);
@@ -224,9 +219,13 @@ impl Vlans {
 /// The settings of a card as its driver believes them to be, and which of them the daemon may not
 /// have: those are *stale*.
 ///
-/// Few commands are ever checked by a driver. virtio_net keeps its previous belief if setting the
+/// Few answers are ever looked at by a driver. virtio_net keeps its previous belief if setting the
 /// address or the number of queue pairs fails, but not when it sets the number of pairs for the
 /// first time, as it is bound. Of everything else, it believes that it is set.
+///
+/// A number of pairs that is not raised must not fail: removing an interface with an XDP program
+/// sets the number, and warns if that fails (`dev_xdp_uninstall`). virtio_net copes with frames in
+/// pairs that it has ceased to use.
 pub(crate) struct Settings<B> {
     /// The settings that have a value; of VLANs, see `vlans`.
     set: u16,
@@ -242,14 +241,15 @@ pub(crate) struct Settings<B> {
 }
 
 impl<B: DerefMut<Target = [u8]>> Settings<B> {
-    /// Returns the settings of a driver that has sent no command. Longer filter tables than fit
-    /// into `table` are not remembered.
-    pub(crate) fn new(table: B) -> Self {
+    /// Returns the settings of a driver that has sent no command, and has found `address` in the
+    /// configuration space, if that has one. Longer filter tables than fit into `table` are not
+    /// remembered.
+    pub(crate) fn new(table: B, address: Option<[u8; ADDRESS_LEN]>) -> Self {
         Self {
-            set: 0,
+            set: address.map_or(0, |_| Setting::MacAddress.bit()),
             stale: 0,
             modes_on: 0,
-            address: [0; ADDRESS_LEN],
+            address: address.unwrap_or_default(),
             pairs: 0,
             table,
             table_len: 0,
@@ -258,9 +258,10 @@ impl<B: DerefMut<Target = [u8]>> Settings<B> {
         }
     }
 
-    /// Records what became of a command.
-    pub(crate) fn record(&mut self, command: Command<'_>, outcome: Outcome) {
-        let is_done = outcome == Outcome::Done;
+    /// Records what became of a command. Returns whether the driver is to be told that it was
+    /// carried out.
+    pub(crate) fn record(&mut self, command: Command<'_>, outcome: Outcome) -> bool {
+        let mut is_done = outcome == Outcome::Done;
         let (setting, is_believed) = match command {
             Command::Mode(mode, on) => {
                 let bit = 1 << mode;
@@ -284,23 +285,26 @@ impl<B: DerefMut<Target = [u8]>> Settings<B> {
                 (Setting::MacAddress, is_done)
             }
             Command::Pairs(pairs) => {
-                let is_believed = is_done || self.set & Setting::Pairs.bit() == 0;
-                if is_believed {
+                let is_first = self.set & Setting::Pairs.bit() == 0;
+
+                is_done |= !is_first && pairs <= self.pairs;
+                if is_done || is_first {
                     self.pairs = pairs;
                 }
-                (Setting::Pairs, is_believed)
+                (Setting::Pairs, is_done || is_first)
             }
             Command::Vlan(vlan, add) => {
                 self.vlans.set(vlan, add);
                 (Setting::Vlan(vlan), true)
             }
-            Command::AnnounceAck => return,
         };
 
         if is_believed {
             self.set |= setting.bit();
         }
         self.set_stale(setting, outcome == Outcome::Unknown);
+
+        is_done
     }
 
     fn set_stale(&mut self, setting: Setting, is_stale: bool) {
@@ -314,7 +318,7 @@ impl<B: DerefMut<Target = [u8]>> Settings<B> {
         }
     }
 
-    /// Records that a setting was restored, or that the daemon has refused that.
+    /// Records that the command that restores a setting is on its way to the daemon.
     pub(crate) fn restored(&mut self, setting: Setting) {
         self.set_stale(setting, false);
     }
@@ -394,7 +398,6 @@ mod tests {
             (vec![1, 1, 2, 3, 4, 5, 6, 7], feature::NET_CTRL_MAC_ADDR),
             (vec![2, 0, 0xff, 0xf], feature::NET_CTRL_VLAN),
             (vec![2, 1, 1, 0], feature::NET_CTRL_VLAN),
-            (vec![3, 0], feature::NET_GUEST_ANNOUNCE),
             (vec![4, 0, 4, 0], feature::NET_MQ),
         ]
     }
@@ -424,6 +427,7 @@ mod tests {
             &[4, 0, 0, 0],
             &[4, 0, 5, 0],
             &[4, 1, 1, 0],
+            &[3, 0],
             &[5, 0],
             &[6, 0],
             &[0xff, 0xff],
@@ -445,7 +449,7 @@ mod tests {
     }
 
     fn settings() -> Settings<Box<[u8]>> {
-        Settings::new(vec![0; MAX_LEN].into())
+        Settings::new(vec![0; MAX_LEN].into(), None)
     }
 
     #[test]
@@ -457,8 +461,8 @@ mod tests {
         }
         settings.forgotten();
         let mut expected: Vec<_> = commands().into_iter().map(|(bytes, _)| bytes).collect();
-        // The VLAN that was removed, and the announcement, are not settings.
-        expected.retain(|bytes| bytes[..2] != [2, 1] && bytes[0] != 3);
+        // A VLAN that was removed is no setting.
+        expected.retain(|bytes| bytes[..2] != [2, 1]);
         let mut found = restore(&mut settings);
         found.sort();
         expected.sort();
@@ -485,9 +489,11 @@ mod tests {
         assert_eq!(after(&[old], new, Outcome::Unknown), [old]);
         assert_eq!(after(&[], new, Outcome::Unknown), none);
         assert_eq!(after(&[old], new, Outcome::Refused), none);
-        // Of the pairs as well, but for the first time.
+        // Of the pairs as well, but for the first time, and not if there are to be fewer.
         let (two, three) = ([4, 0, 2, 0].as_slice(), [4, 0, 3, 0].as_slice());
         assert_eq!(after(&[two], three, Outcome::Unknown), [two]);
+        assert_eq!(after(&[three], two, Outcome::Unknown), [two]);
+        assert_eq!(after(&[three], two, Outcome::Refused), none);
         assert_eq!(after(&[], three, Outcome::Unknown), [three]);
         assert_eq!(after(&[], three, Outcome::Refused), none);
         // Of everything else, the new value.
@@ -502,9 +508,29 @@ mod tests {
     fn a_first_number_of_pairs_that_was_refused_is_told_to_a_new_daemon() {
         let mut settings = settings();
         settings.record(Command::Pairs(3), Outcome::Refused);
-        settings.record(Command::Pairs(2), Outcome::Refused);
+        settings.record(Command::Pairs(4), Outcome::Refused);
         settings.forgotten();
         assert_eq!(restore(&mut settings), [[4, 0, 3, 0]]);
+    }
+
+    #[test]
+    fn fewer_pairs_or_as_many_never_fail() {
+        let mut settings = settings();
+        assert!(!settings.record(Command::Pairs(3), Outcome::Refused));
+        assert!(settings.record(Command::Pairs(3), Outcome::Unknown));
+        assert!(!settings.record(Command::Pairs(4), Outcome::Unknown));
+        assert!(settings.record(Command::Pairs(1), Outcome::Refused));
+        assert!(!settings.record(Command::Pairs(2), Outcome::Refused));
+        assert!(settings.record(Command::Pairs(2), Outcome::Done));
+        assert!(!settings.record(Command::Mode(0, true), Outcome::Unknown));
+        assert!(settings.record(Command::Mode(0, true), Outcome::Done));
+    }
+
+    #[test]
+    fn the_first_address_is_restored_as_well() {
+        let mut settings = Settings::new(vec![0; 8].into_boxed_slice(), Some([7; 6]));
+        settings.record(Command::MacAddress([8; 6]), Outcome::Unknown);
+        assert_eq!(restore(&mut settings), [[1, 1, 7, 7, 7, 7, 7, 7]]);
     }
 
     #[test]
@@ -519,7 +545,7 @@ mod tests {
 
     #[test]
     fn tables_that_do_not_fit_are_not_restored() {
-        let mut settings = Settings::new(vec![0; 8].into_boxed_slice());
+        let mut settings = Settings::new(vec![0; 8].into_boxed_slice(), None);
         let tables = tables();
         settings.record(Command::MacTable(&[0; 8]), Outcome::Done);
         settings.record(parse(&tables).unwrap(), Outcome::Unknown);

@@ -31,6 +31,15 @@ pub(crate) struct ControlVq {
 }
 
 impl ControlVq {
+    /// Returns the indexes that the control virtqueue can have, depending on the features that the
+    /// driver accepts.
+    pub(crate) fn indexes(&self) -> impl Iterator<Item = u32> {
+        Iterator::chain(
+            [2].into_iter(),
+            self.max_pairs.map(|pairs| 2 * u32::from(pairs)),
+        )
+    }
+
     /// Returns the control virtqueue of a device with `vq_num` virtqueues and these contents of the
     /// configuration space, or [`None`] if there is none.
     ///
@@ -121,6 +130,10 @@ pub(crate) fn reasons(
         (
             feature::NET_CTRL_OTHERS,
             "their commands must be carried out, or answered with data",
+        ),
+        (
+            feature::NET_GUEST_ANNOUNCE,
+            "virtio_net can be made to wait for itself by an announcement",
         ),
         (
             feature::NET_LARGE_PACKETS,
@@ -220,8 +233,6 @@ pub(crate) trait KernelView {
     fn request_limits(&self) -> RequestLimits;
     /// Returns the control virtqueue that is shadowed, if there is one.
     fn control(&self) -> Option<&ControlVq>;
-    /// Returns whether the driver may now be asked to announce itself, and counts that as done.
-    fn may_announce(&self) -> bool;
 }
 
 /// Changes the values that the kernel's own drivers cannot deal with in `buf`, the part of a
@@ -236,11 +247,9 @@ pub(crate) fn hide_from_kernel(
         device_id::NET => {
             // The bit of the link status that asks for an announcement (section 5.1.4).
             // virtio_net obeys the bit whether or not there is a control virtqueue to acknowledge
-            // it with, and hits its own `BUG_ON`.
+            // it with, and hits its own `BUG_ON`; with one, see `net_ctrl::FEATURES`.
             if let Some([status, _]) = field(NET_STATUS, offset, buf) {
-                if *status & NET_STATUS_ANNOUNCE != 0 && !view.may_announce() {
-                    *status &= !NET_STATUS_ANNOUNCE;
-                }
+                *status &= !NET_STATUS_ANNOUNCE;
             }
             if let Some(max_pairs) = view.control().and_then(|control| control.max_pairs) {
                 if let Some(to) = field(NET_MAX_PAIRS, offset, buf) {
@@ -312,7 +321,6 @@ mod tests {
     #[derive(Default)]
     struct View {
         control: Option<ControlVq>,
-        may_announce: bool,
     }
 
     impl KernelView for View {
@@ -323,26 +331,20 @@ mod tests {
         fn control(&self) -> Option<&ControlVq> {
             self.control.as_ref()
         }
-
-        fn may_announce(&self) -> bool {
-            self.may_announce
-        }
     }
 
     #[test]
     fn a_card_with_a_control_virtqueue_has_the_pairs_that_it_had_at_first() {
-        let seen = |max_pairs, may_announce| {
+        let seen = |max_pairs| {
             let mut buf = [0xff; 4];
             let view = View {
                 control: Some(ControlVq { max_pairs }),
-                may_announce,
             };
             hide_from_kernel(device_id::NET, &view, 6, &mut buf);
             buf
         };
-        assert_eq!(seen(Some(0x102), false), [0xfd, 0xff, 2, 1]);
-        assert_eq!(seen(Some(4), true), [0xff, 0xff, 4, 0]);
-        assert_eq!(seen(None, true), [0xff; 4]);
+        assert_eq!(seen(Some(0x102)), [0xfd, 0xff, 2, 1]);
+        assert_eq!(seen(None), [0xfd, 0xff, 0xff, 0xff]);
     }
 
     #[test]
@@ -461,15 +463,15 @@ mod tests {
         let with = |max_pairs| Some(ControlVq { max_pairs });
         assert_eq!(
             hidden(mergeable, with(Some(4))),
-            [2, 34, 50, 52, 53, 57, 60, 62]
+            [2, 21, 34, 50, 52, 53, 57, 60, 62]
         );
         assert_eq!(
             hidden(mergeable, with(None)),
-            [2, 22, 34, 50, 52, 53, 57, 60, 62]
+            [2, 21, 22, 34, 50, 52, 53, 57, 60, 62]
         );
         assert_eq!(
             hidden(0, with(Some(1))),
-            [2, 7, 8, 9, 10, 34, 50, 52, 53, 54, 55, 57, 60, 62]
+            [2, 7, 8, 9, 10, 21, 34, 50, 52, 53, 54, 55, 57, 60, 62]
         );
     }
 }

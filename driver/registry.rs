@@ -66,6 +66,10 @@ use kernel::{
 /// Minor number of the control node. Devices have the minor numbers after it.
 pub(super) const CONTROL_INDEX: u32 = 0;
 
+/// Maximum time for which a kernel driver waits for a command: the machine suspends within 20 s or
+/// not at all, and a task that waits for a command cannot be frozen.
+const MAX_CONTROL_TIMEOUT_MS: i32 = 10_000;
+
 struct VduseClass;
 
 impl ClassInfo for VduseClass {
@@ -122,7 +126,9 @@ impl Registry {
             suspend_watch: Arc::pin_init(SuspendWatch::new(), GFP_KERNEL_ACCOUNT)?,
             queue: FlushOnDrop::new(OwnedQueue::new_highpri_percpu(c"vduse")?)?,
             max_iotlb_entries: usize::try_from(max_iotlb_entries).unwrap_or(0),
-            control_timeout: Delta::from_millis(control_timeout_ms.into()),
+            control_timeout: Delta::from_millis(
+                control_timeout_ms.min(MAX_CONTROL_TIMEOUT_MS).into(),
+            ),
         };
 
         Arc::pin_init(

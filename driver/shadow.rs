@@ -34,10 +34,12 @@ use super::{
         self,
         Command,
         Outcome,
-        Setting,
         Settings, //
     },
-    vq::Vq, //
+    vq::{
+        Snapshot,
+        Vq, //
+    },
 };
 use crate::bindings::{
     completion::{
@@ -83,8 +85,9 @@ use kernel::{
 /// to be interrupted, so there may be daemons that never interrupt for this virtqueue.
 const LOOK_INTERVAL: Delta = Delta::from_millis(10);
 
-/// Minimum time between two requests to the driver to announce itself: each makes it wait.
-const ANNOUNCE_INTERVAL: Delta = Delta::from_secs(1);
+/// The size of the driver's virtqueue, in descriptors, whatever that of the daemon's: a command has
+/// up to five.
+pub(super) const SIZE: u16 = 16;
 
 /// Value of [`Shadow::index`] if no virtqueue is shadowed.
 const NONE: u32 = u32::MAX;
@@ -99,7 +102,7 @@ enum InFlight {
     /// A command of the driver's, which was answered with an error because there was no answer.
     GivenUp,
     /// A command that sets again what the daemon may not have.
-    Restoring(Setting),
+    Restoring,
 }
 
 /// The virtqueue that the daemon sees, with the room for a request.
@@ -213,9 +216,6 @@ impl Active {
             return;
         }
 
-        if let InFlight::Restoring(setting) = self.in_flight {
-            self.settings.restored(setting);
-        }
         self.in_flight = InFlight::None;
     }
 
@@ -230,7 +230,9 @@ impl Active {
         };
 
         if self.send(len) {
-            self.in_flight = InFlight::Restoring(setting);
+            // Not once it is answered: the driver may send a newer value before that.
+            self.settings.restored(setting);
+            self.in_flight = InFlight::Restoring;
             vq.kick();
         }
     }
@@ -247,10 +249,11 @@ impl Active {
         Command::parse(buf.get(..len)?, features, max_pairs)
     }
 
-    /// Goes on with the driver's command of `len` bytes in the buffer, until there is an outcome.
-    fn command(&mut self, vq: &Arc<Vq>, len: usize, limits: &Limits) -> ControlFlow<Outcome> {
+    /// Goes on with the driver's command of `len` bytes in the buffer, until it is decided whether
+    /// the driver is told that this was done.
+    fn command(&mut self, vq: &Arc<Vq>, len: usize, limits: &Limits) -> ControlFlow<bool> {
         if Self::parse(&self.buf, len, self.features, limits.max_pairs).is_none() {
-            return ControlFlow::Break(Outcome::Refused);
+            return ControlFlow::Break(false);
         }
 
         self.look();
@@ -260,10 +263,10 @@ impl Active {
             (InFlight::Command, Progress::Pending) if limits.has_time => {
                 return ControlFlow::Continue(());
             }
-            (InFlight::None | InFlight::Restoring(_), _) if !limits.is_open || !limits.has_time => {
+            (InFlight::None | InFlight::Restoring, _) if !limits.is_open || !limits.has_time => {
                 Outcome::Unknown
             }
-            (InFlight::Restoring(_), _) => return ControlFlow::Continue(()),
+            (InFlight::Restoring, _) => return ControlFlow::Continue(()),
             (InFlight::None, _) if self.send(len) => {
                 self.in_flight = InFlight::Command;
                 vq.kick();
@@ -279,11 +282,9 @@ impl Active {
             };
         }
         let command = Self::parse(&self.buf, len, self.features, limits.max_pairs);
-        if let Some(command) = command {
-            self.settings.record(command, outcome);
-        }
+        let is_done = command.is_some_and(|command| self.settings.record(command, outcome));
 
-        ControlFlow::Break(outcome)
+        ControlFlow::Break(is_done)
     }
 
     /// Answers the driver's command.
@@ -323,8 +324,6 @@ struct State {
     waiting: bool,
     /// What the driver may still wait.
     budget: Budget,
-    /// When the driver was last asked to announce itself.
-    announced: Option<Instant<Monotonic>>,
 }
 
 impl State {
@@ -370,7 +369,6 @@ impl Shadow {
                 count: 0,
                 waiting: false,
                 budget: Budget::new(limit.as_nanos(), 0),
-                announced: None,
             }),
             answered <- Completion::new(),
             start: Instant::now(),
@@ -407,8 +405,10 @@ impl Shadow {
         self.index.store(index, Relaxed);
     }
 
-    /// Begins to shadow the virtqueue of `size` descriptors that the driver has put at `address`.
-    /// Returns the address of the virtqueue for the daemon, which is in `domain`.
+    /// Begins to shadow the virtqueue of `driver.num` descriptors that the driver has put at
+    /// `driver.address`. Returns the size and the address of the virtqueue for the daemon, of at
+    /// most `max_size` descriptors, which is in `domain`. The driver has accepted `features`, and
+    /// believes that the card has `mac` for its address.
     ///
     /// # Errors
     ///
@@ -416,13 +416,22 @@ impl Shadow {
     /// - [`ENOMEM`] if memory is short, or if there is no room in the domain.
     pub(super) fn begin(
         &self,
-        size: u32,
-        address: VqAddress,
+        driver: &Snapshot,
+        max_size: u16,
         features: u64,
+        mac: [u8; 6],
         domain: &Arc<Domain>,
-    ) -> Result<VqAddress> {
-        let layout = Layout::new(size, address.desc, address.driver, address.device);
-        let (daemon, daemon_address) = DaemonSide::new(size, domain.clone())?;
+    ) -> Result<(u32, VqAddress)> {
+        let VqAddress {
+            desc,
+            driver: avail,
+            device: used,
+        } = driver.address;
+        let layout = Layout::new(driver.num, desc, avail, used);
+        // As for any driver, a power of two.
+        let size = 1 << max_size.checked_ilog2().ok_or(EINVAL)?;
+        let mac = (features & feature::NET_MAC != 0).then_some(mac);
+        let (daemon, address) = DaemonSide::new(size, domain.clone())?;
         let buffer = || KVVec::from_elem(0, net_ctrl::MAX_LEN, GFP_KERNEL_ACCOUNT);
         let mut active = KBox::new(
             Active {
@@ -431,7 +440,7 @@ impl Shadow {
                 daemon,
                 in_flight: InFlight::None,
                 serving: false,
-                settings: Settings::new(buffer()?),
+                settings: Settings::new(buffer()?, mac),
                 features,
                 buf: buffer()?,
             },
@@ -446,7 +455,7 @@ impl Shadow {
         };
         drop(old);
 
-        Ok(daemon_address)
+        Ok((size, address))
     }
 
     /// Ceases to shadow the virtqueue: the driver is about to free it. A command that waits ends.
@@ -475,18 +484,17 @@ impl Shadow {
         let Some(active) = &mut state.active else {
             return;
         };
-        match (active.in_flight, active.daemon.progress()) {
-            // The new daemon answers in place of the previous one. It begins at what is in the used
-            // ring, which the previous one may have spoilt.
-            (InFlight::Command, Progress::Pending | Progress::Malformed) => {
+        match active.in_flight {
+            // The new daemon answers, in place of the previous one, even if that has just done so:
+            // the new one has to know the setting. It begins at what is in the used ring, which the
+            // previous one may have spoilt.
+            InFlight::Command => {
                 let _ = active.daemon.ring.reoffer(&active.daemon.memory);
             }
-            (InFlight::Command, Progress::Completed) => (),
-            (InFlight::GivenUp | InFlight::Restoring(_), _) => {
+            InFlight::None | InFlight::GivenUp | InFlight::Restoring => {
                 active.daemon.withdraw();
                 active.in_flight = InFlight::None;
             }
-            (InFlight::None, _) => active.daemon.withdraw(),
         }
         active.settings.forgotten();
     }
@@ -506,21 +514,6 @@ impl Shadow {
             active.restore(vq);
         }
         self.wake(&mut state);
-    }
-
-    /// Returns whether the driver may be asked to announce itself now, with the features that it has
-    /// accepted, and counts that as done.
-    pub(super) fn may_announce(&self, features: u64) -> bool {
-        if features & feature::NET_GUEST_ANNOUNCE == 0 || self.is_at(NONE) {
-            return false;
-        }
-        let announced = &mut self.state.lock().announced;
-        let is_due = announced.is_none_or(|last| last.elapsed() >= ANNOUNCE_INTERVAL);
-
-        if is_due {
-            *announced = Some(Instant::now());
-        }
-        is_due
     }
 
     /// Handles the driver's commands, each of which is answered when this returns. `vq` is the
@@ -549,9 +542,10 @@ impl Shadow {
 
             active.serving = true;
             drop(state);
-            let answer = match self.command(vq, id, request.len) {
-                Outcome::Done => net_ctrl::OK,
-                Outcome::Refused | Outcome::Unknown => net_ctrl::ERR,
+            let answer = if self.command(vq, id, request.len) {
+                net_ctrl::OK
+            } else {
+                net_ctrl::ERR
             };
 
             if let Some(active) = self.state.lock().active(id) {
@@ -562,8 +556,8 @@ impl Shadow {
     }
 
     /// Has the daemon carry out the command of `len` bytes in the buffer of the active virtqueue
-    /// `id`, and waits for the answer.
-    fn command(&self, vq: &Arc<Vq>, id: u64, len: usize) -> Outcome {
+    /// `id`, and waits for the answer. Returns whether the driver is to be told that this was done.
+    fn command(&self, vq: &Arc<Vq>, id: u64, len: usize) -> bool {
         let start = self.now();
         let mut is_killed = false;
 
@@ -586,13 +580,13 @@ impl Shadow {
                 };
                 let outcome = match state.active(id) {
                     Some(active) => active.command(vq, len, &limits),
-                    None => ControlFlow::Break(Outcome::Unknown),
+                    None => ControlFlow::Break(false),
                 };
 
-                if let ControlFlow::Break(outcome) = outcome {
+                if let ControlFlow::Break(is_done) = outcome {
                     state.waiting = false;
                     state.budget.spend(start, now);
-                    return outcome;
+                    return is_done;
                 }
                 state.waiting = true;
                 Delta::from_nanos(left)

@@ -158,17 +158,25 @@ impl Operations for DriverSide {
     type Parent = Arc<Node<Dev>>;
 
     fn set_vq_address(&self, index: u16, address: VqAddress) -> Result {
-        let address = match self.dev.shadow_at(index.into()) {
-            None => address,
-            Some(shadow) => {
-                let num = self.vq(index, |vq| vq.snapshot().num)?;
-                let domain = &self.dev.spaces.get(0)?.domain;
+        self.vq(index, |vq| vq.set_address(address))?;
+        if let Some(shadow) = self.dev.shadow_at(index.into()) {
+            let vq = self.dev.vq(index.into())?;
+            let mut mac = [0; 6];
+            self.dev.read_config(0, &mut mac, true);
 
-                shadow.begin(num, address, self.dev.driver_features(), domain)?
-            }
-        };
+            // The daemon finds another virtqueue than the one that the driver has made.
+            let (num, address) = shadow.begin(
+                &vq.snapshot(),
+                vq.max_size(),
+                self.dev.driver_features(),
+                mac,
+                &self.dev.spaces.get(0)?.domain,
+            )?;
+            vq.set_num(num);
+            vq.set_address(address);
+        }
 
-        self.vq(index, |vq| vq.set_address(address))
+        Ok(())
     }
 
     fn set_vq_num(&self, vq: u16, num: u32) {

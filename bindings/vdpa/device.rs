@@ -86,7 +86,8 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     /// Records the size of a virtqueue that the driver has chosen, in descriptors.
     fn set_vq_num(&self, vq: u16, num: u32);
     /// Handles a kick: the driver has made buffers available in a virtqueue. Any context, interrupt
-    /// handlers included.
+    /// handlers included; a device that knows that its driver kicks a virtqueue in process context
+    /// only, as virtio_net does the control virtqueue, may sleep.
     fn kick_vq(&self, vq: u16);
     /// Enables or disables a virtqueue.
     fn set_vq_ready(&self, vq: u16, ready: bool, driver: BusDriver);

@@ -127,7 +127,6 @@ const WITHOUT: u64 = feature::ACCESS_PLATFORM | feature::VERSION_1 | feature::NE
 const SHADOWED: u64 = feature::NET_CTRL_VQ
     | feature::NET_CTRL_RX
     | feature::NET_CTRL_VLAN
-    | feature::NET_GUEST_ANNOUNCE
     | feature::NET_CTRL_MAC_ADDR;
 
 fn virtio_is_offered_what_can_be_shadowed() {
