@@ -98,6 +98,50 @@ pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
     });
 }
 
+/// The virtqueue by which a card of one pair gets its commands.
+const CONTROL: u32 = 2;
+
+/// Writes anything to a control queue, and to the commands and answers behind it. If the driver is
+/// the kernel's own, that is its shadow.
+pub fn corrupt_control_queue(actor: &mut Actor, device: &Device) {
+    let errors = &[Errno::PERM, Errno::INVAL];
+    let info = || device.vq_info(CONTROL);
+    let Some(info) = actor.call("VQ_GET_INFO", Wait::Short, errors, info) else {
+        return;
+    };
+    if info.ready == 0 || info.num == 0 {
+        return;
+    }
+    let find = || device.iotlb_fd(info.desc_addr, info.desc_addr);
+    let Some(region) = actor.call("find a ring", Wait::Short, errors, find) else {
+        return;
+    };
+    let len = region.last - region.first + 1;
+    let map = || Mapping::of_file(region.file.as_fd(), region.offset, len, region.access);
+    let Some(memory) = actor.attempt("map a ring", Wait::Short, map) else {
+        return;
+    };
+    let available = get(&memory, info.driver_addr.wrapping_sub(region.first) + 2);
+    let used = info.device_addr.wrapping_sub(region.first) + 2;
+    for _ in 0..1 + actor.dice.below(32) {
+        match actor.dice.below(3) {
+            // What is likely to be taken for an answer.
+            0 => {
+                let index = available.wrapping_sub(actor.dice.below(3) as u16);
+                put(&memory, used, &index.to_le_bytes());
+            }
+            1 => put(&memory, actor.dice.below(len), &[0; 8]),
+            _ => {
+                let word = actor.dice.next().to_le_bytes();
+                put(&memory, actor.dice.below(len), &word);
+            }
+        }
+    }
+    actor.call("interrupt", Wait::Short, errors, || {
+        device.inject_vq_irq(CONTROL)
+    });
+}
+
 /// Where the parts of a client's virtqueue are in its memory, which is so long.
 pub const DESC: u64 = 0;
 /// The driver's ring.

@@ -53,6 +53,21 @@ fn ip(arguments: &[&str]) -> std::io::Result<()> {
     command.status().map(drop)
 }
 
+/// Has the driver send a command, if the card has a control queue.
+fn configure(actor: &mut Actor, card: &str) {
+    let address = format!("02:00:00:00:00:{:02x}", actor.dice.below(256));
+    let words: &[&str] = match actor.dice.below(5) {
+        0 => &["promisc", "on"],
+        1 => &["promisc", "off"],
+        2 => &["allmulticast", "on"],
+        3 => &["allmulticast", "off"],
+        _ => &["address", &address],
+    };
+    actor.attempt("ip link set", Wait::Daemon, || {
+        ip(&[&["link", "set", card], words].concat())
+    });
+}
+
 /// Brings a card up, sends packets, and mostly takes it down.
 fn use_card(actor: &mut Actor, card: &str) {
     actor.attempt("ip link up", Wait::Daemon, || {
@@ -75,6 +90,9 @@ fn use_card(actor: &mut Actor, card: &str) {
             actor.dice.fill(&mut data);
             let to = format!("10.77.{net}.255:9");
             actor.attempt("send a packet", Wait::Daemon, || socket.send_to(&data, &to));
+            if actor.dice.one_in(8) {
+                configure(actor, card);
+            }
             actor.pause(5);
         }
     }

@@ -6,6 +6,7 @@
 mod registry;
 
 mod bus;
+mod card_faults;
 mod compat;
 mod control;
 mod control_queue;
@@ -29,6 +30,7 @@ mod leaks;
 mod messages;
 mod model;
 mod net;
+mod ovs;
 mod power;
 mod probes;
 mod qsd;
@@ -106,6 +108,7 @@ const GROUPS: &[Group] = groups![
     fs,
     net,
     shadow,
+    ovs,
     reference,
     teardown,
     probes,
@@ -121,6 +124,7 @@ const GROUPS: &[Group] = groups![
     vhost_faults,
     disk_faults,
     umem_faults,
+    card_faults,
 ];
 
 /// Returns all tests, in the order in which they run.

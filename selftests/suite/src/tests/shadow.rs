@@ -14,23 +14,22 @@ use vduse::net::{Command as Set, Event, Groups, Net, Port, Shape, Tap, What};
 use vduse::{Device, DeviceConfig};
 use vm_memory::Bytes;
 
-use crate::lab::assert::limit::{Limit, Pace};
+use crate::lab::assert::limit::Limit;
 use crate::lab::assert::random::Random;
 use crate::lab::assert::timing::{soon, stays};
 use crate::lab::daemon::card::{self, Example};
 use crate::lab::daemon::control_ring::{ControlRing, Controller, Taken, ERR, OK};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::daemon::serving::Serving;
-use crate::lab::daemon::tap::TapInterface;
+use crate::lab::daemon::tap::{TapInterface, HERE};
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{net_config, unique_name, TestDevice};
 use crate::lab::device::virtio::{feature, link};
 use crate::lab::driver::namespace::ip;
-use crate::lab::driver::peer::Peer;
-use crate::lab::driver::rtnl::{Held, Watch};
+use crate::lab::driver::peer::{Peer, DISCARD};
+use crate::lab::driver::rtnl::Watch;
 use crate::lab::kernel::modules::tool;
 use crate::lab::kernel::sysfs;
-use crate::lab::run::report::note;
 use crate::lab::run::settings::seed;
 
 tests![
@@ -70,19 +69,6 @@ const LIMIT: Duration = Duration::from_secs(1);
 
 /// What an idle machine needs in addition, at most.
 const SLACK: Duration = Duration::from_millis(500);
-
-/// Asserts that the lock was not held for longer than a time, which is stretched on a slow machine,
-/// and reports for how long it was.
-#[track_caller]
-fn assert_held(what: &str, held: Held, longest: Duration, total: Duration) {
-    note(format!(
-        "{what}: RTNL was held by others for {:?} at most, {:?} in all",
-        held.longest, held.total
-    ));
-    let pace = Pace::measured();
-    assert!(held.longest <= pace.stretch(longest), "{held:?}");
-    assert!(held.total <= pace.stretch(total), "{held:?}");
-}
 
 /// A TAP interface's queue that counts frames.
 struct Counted {
@@ -187,7 +173,7 @@ impl Card {
             .map(|n| n.load(Ordering::Relaxed))
             .collect();
         soon("each pair sends frames", || {
-            self.peer.send_flows(64);
+            self.peer.send_flows(HERE, DISCARD, 64);
             let sent = self.sent.iter().zip(&before);
             let mut sent = sent.map(|(n, before)| n.load(Ordering::Relaxed) > *before);
             sent.by_ref().take(pairs).all(|sent| sent)
@@ -819,7 +805,9 @@ fn a_silent_daemon_holds_the_lock_no_longer_than_the_limit() {
     }
     card.ip("down");
     drop(card);
-    assert_held("a silent daemon", watch.end(), LIMIT + SLACK, 3 * LIMIT);
+    watch
+        .end()
+        .assert("a silent daemon", LIMIT + SLACK, 3 * LIMIT);
 }
 
 fn a_slow_daemon_holds_the_lock_a_tenth_of_the_time() {
@@ -841,7 +829,7 @@ fn a_slow_daemon_holds_the_lock_a_tenth_of_the_time() {
     // The budget that there was at first, and a tenth of the time; the rest is what `ip` itself and
     // the commands that fail at once take.
     let most = LIMIT + begin.elapsed() / 10 + begin.elapsed() / 10;
-    assert_held("a slow daemon", held, LIMIT + SLACK, most);
+    held.assert("a slow daemon", LIMIT + SLACK, most);
 }
 
 fn a_daemon_that_wants_announcements_all_the_time_does_not_hold_the_lock() {
@@ -862,7 +850,7 @@ fn a_daemon_that_wants_announcements_all_the_time_does_not_hold_the_lock() {
     }
     let held = watch.end();
     let most = SLACK;
-    assert_held("announcements without end", held, SLACK, most);
+    held.assert("announcements without end", SLACK, most);
     drop(card);
 }
 
@@ -897,7 +885,7 @@ fn a_daemon_that_scribbles_over_the_queue_harms_itself_only() {
         last = last.wrapping_add(1);
     }
     let held = watch.end();
-    assert_held("a scribbling daemon", held, LIMIT + SLACK, 30 * LIMIT);
+    held.assert("a scribbling daemon", LIMIT + SLACK, 30 * LIMIT);
 }
 
 fn interrupts_without_end_do_no_harm() {
@@ -946,7 +934,7 @@ fn a_stopped_daemon_holds_the_lock_no_longer_than_the_limit() {
         set("promisc off");
         let held = watch.end();
         daemon.signal(rustix::process::Signal::CONT);
-        assert_held("a stopped daemon", held, LIMIT + SLACK, 2 * LIMIT);
+        held.assert("a stopped daemon", LIMIT + SLACK, 2 * LIMIT);
         // It is told what it has missed.
         daemon.says("Done(Promiscuous(false))");
         ip(&format!("neighbour flush dev {}", tap.name()));

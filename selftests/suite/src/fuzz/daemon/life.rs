@@ -104,6 +104,7 @@ pub fn live(actor: &mut Actor) {
                     }
                     if name.starts_with("fuzz-net") && actor.dice.one_in(3) {
                         rings::corrupt_used_ring(actor, &device);
+                        rings::corrupt_control_queue(actor, &device);
                     }
                     act(actor, &device);
                 }

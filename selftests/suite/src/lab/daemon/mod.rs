@@ -21,3 +21,4 @@ pub mod served_groups;
 pub mod serving;
 pub mod tap;
 pub mod unanswered;
+pub mod vswitch;

@@ -15,7 +15,7 @@ use crate::lab::kernel::{cpu, modules};
 pub const THERE: &str = "10.99.0.2";
 
 /// The port of a service that answers nothing.
-const DISCARD: u16 = 9;
+pub const DISCARD: u16 = 9;
 
 /// A card that the kernel's virtio_net drives in a separate network namespace.
 #[derive(Debug)]
@@ -29,6 +29,12 @@ impl Peer {
     /// Puts a card that is served on the bus, and moves the card's interface to a new namespace.
     #[track_caller]
     pub fn new(name: &str) -> Self {
+        Self::at(name, THERE)
+    }
+
+    /// Does the same as [`new`](Self::new) with another IP address for the card.
+    #[track_caller]
+    pub fn at(name: &str, address: &str) -> Self {
         modules::tool("modprobe", &["virtio_net"]).expect("loading virtio_net");
         let on_bus = OnBus::add_soon(name);
         on_bus.bind(Driver::Virtio).expect("binding the card");
@@ -36,7 +42,7 @@ impl Peer {
         let interface = bus::interface(name).expect("an interface");
         let namespace = Namespace::new();
         ip(&format!("link set {interface} netns {}", namespace.name()));
-        namespace.ip(&format!("address add {THERE}/24 dev {interface}"));
+        namespace.ip(&format!("address add {address}/24 dev {interface}"));
         namespace.ip(&format!("link set {interface} up"));
         Self {
             interface,
@@ -73,24 +79,27 @@ impl Peer {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Sends a packet in each of this number of flows, on each CPU.
+    /// Sends a packet in each of this number of flows, on each CPU. Returns the flows' own ports.
     #[track_caller]
-    pub fn send_flows(&self, flows: usize) {
+    pub fn send_flows(&self, to: &'static str, port: u16, flows: usize) -> Vec<u16> {
         let threads: Vec<_> = cpu::online()
             .into_iter()
             .map(|cpu| {
                 self.namespace.spawn(move || {
                     cpu::run_on(cpu);
-                    for _ in 0..flows {
-                        let socket = UdpSocket::bind((THERE, 0)).expect("a socket");
-                        let _ = socket.send_to(b"a packet", (HERE, DISCARD));
-                    }
+                    let send = |_| {
+                        let socket = UdpSocket::bind(("0.0.0.0", 0)).expect("a socket");
+                        let _ = socket.send_to(b"a packet", (to, port));
+                        socket.local_addr().expect("an address").port()
+                    };
+                    (0..flows).map(send).collect::<Vec<_>>()
                 })
             })
             .collect();
-        for thread in threads {
-            thread.join().expect("sending packets");
-        }
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("sending packets"))
+            .collect()
     }
 
     /// Asserts that pings of this number of bytes arrive in both directions without loss.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::lab::assert::limit::Pace;
 use crate::lab::kernel::raw;
+use crate::lab::run::report::note;
 
 /// The ioctls that read and write an interface's flags. The latter takes the lock.
 const SIOCGIFFLAGS: u32 = 0x8913;
@@ -24,6 +26,21 @@ pub struct Held {
     pub longest: Duration,
     /// All times together.
     pub total: Duration,
+}
+
+impl Held {
+    /// Asserts that the lock was held no longer than these times, which are stretched on a slow
+    /// machine, and reports for how long it was.
+    #[track_caller]
+    pub fn assert(self, what: &str, longest: Duration, total: Duration) {
+        note(format!(
+            "{what}: RTNL was held by others for {:?} at most, {:?} in all",
+            self.longest, self.total
+        ));
+        let pace = Pace::measured();
+        assert!(self.longest <= pace.stretch(longest), "{self:?}");
+        assert!(self.total <= pace.stretch(total), "{self:?}");
+    }
 }
 
 /// A thread that takes the lock again and again.

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Open vSwitch with DPDK, as Debian ships it: a daemon of network cards that nobody has adapted.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{kill_process, Pid, Signal};
+
+use crate::lab::assert::timing::{soon, within};
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::kernel::modules::tool;
+use crate::lab::kernel::sysfs;
+use crate::lab::run::report::skip;
+use crate::lab::run::scratch::Scratch;
+
+/// Programs. The second one is the vswitchd that is linked with DPDK.
+const DATABASE: &str = "/usr/sbin/ovsdb-server";
+const VSWITCHD: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
+
+/// Pages of 2 MiB for the switch's memory.
+const PAGES: &str = "/proc/sys/vm/nr_hugepages";
+const PAGE_COUNT: &str = "220";
+
+/// How long the switch may take to start: it initialises DPDK.
+const START: Duration = Duration::from_secs(60);
+
+/// A switch with one bridge.
+#[derive(Debug)]
+pub struct Vswitch {
+    database: Child,
+    switch: Option<Child>,
+    socket: String,
+    run: Scratch,
+    ports: Vec<TestDevice>,
+}
+
+impl Vswitch {
+    /// Starts a switch. Skips the test if it is not installed, or there is not enough memory.
+    #[track_caller]
+    pub fn new() -> Self {
+        if !Path::new(VSWITCHD).exists() {
+            skip("Open vSwitch with DPDK is not installed");
+        }
+        sysfs::write(Path::new(PAGES), PAGE_COUNT).expect("reserving pages");
+        if sysfs::read(Path::new(PAGES)).is_ok_and(|pages| pages != PAGE_COUNT) {
+            skip("not enough memory for the switch");
+        }
+        for module in ["tun", "virtio_net"] {
+            tool("modprobe", &[module]).expect("loading a module");
+        }
+        // Where the switch keeps what vhost needs, whatever it is told.
+        std::fs::create_dir_all("/run/openvswitch").expect("a directory");
+        let run = Scratch::new();
+        let path = |name: &str| run.path(name).to_string_lossy().into_owned();
+        let socket = format!("unix:{}", path("db.sock"));
+        let schema = "/usr/share/openvswitch/vswitch.ovsschema";
+        tool("ovsdb-tool", &["create", &path("conf.db"), schema]).expect("a database");
+        let remote = format!("--remote=p{socket}");
+        let database = Command::new(DATABASE)
+            .args([&path("conf.db"), &remote, "--unixctl=none"])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("starting the database");
+        soon("the database listens", || run.path("db.sock").exists());
+        let mut switch = Self {
+            database,
+            switch: None,
+            socket,
+            run,
+            ports: Vec::new(),
+        };
+        switch.set(&["init"]);
+        switch.set(&[
+            "set",
+            "Open_vSwitch",
+            ".",
+            "other_config:dpdk-init=true",
+            "other_config:dpdk-extra=--no-pci --iova-mode=va",
+            "other_config:dpdk-socket-mem=256",
+            // The thread that forwards takes a CPU of its own.
+            "other_config:pmd-cpu-mask=0x2",
+            "other_config:dpdk-lcore-mask=0x1",
+            "other_config:per-port-memory=true",
+        ]);
+        switch.start();
+        switch.set_and_wait(&[
+            "add-br",
+            "br0",
+            "--",
+            "set",
+            "bridge",
+            "br0",
+            "datapath_type=netdev",
+        ]);
+        switch
+    }
+
+    /// Runs `ovs-vsctl`, and waits until the switch has done what it says, if `waits`.
+    #[track_caller]
+    fn vsctl(&self, waits: bool, arguments: &[&str]) -> String {
+        let mut command = Command::new("ovs-vsctl");
+        command.args([&format!("--db={}", self.socket), "--timeout=120"]);
+        if !waits {
+            command.arg("--no-wait");
+        }
+        let output = command.args(arguments).output().expect("running ovs-vsctl");
+        assert!(
+            output.status.success(),
+            "ovs-vsctl {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    #[track_caller]
+    fn set(&self, arguments: &[&str]) {
+        self.vsctl(false, arguments);
+    }
+
+    #[track_caller]
+    fn set_and_wait(&self, arguments: &[&str]) {
+        self.vsctl(true, arguments);
+    }
+
+    /// Starts the switch itself, which must not run, and waits until it forwards.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let log = self.run.path("log").to_string_lossy().into_owned();
+        let child = Command::new(VSWITCHD)
+            .args([&self.socket, "--unixctl=none", &format!("--log-file={log}")])
+            .args(["--verbose=console:off", "--verbose=syslog:off"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        self.switch = Some(child.expect("starting the switch"));
+        within(START, "the switch has initialised DPDK", || {
+            self.vsctl(false, &["get", "Open_vSwitch", ".", "dpdk_initialized"]) == "true"
+        });
+    }
+
+    /// Adds a port whose other end is a card with this number of queue pairs. Returns the card's
+    /// name.
+    #[track_caller]
+    pub fn add_port(&mut self, pairs: u16) -> String {
+        let name = unique_name();
+        let path = format!("options:vhost-server-path=/dev/vduse/{name}");
+        let pairs = format!("options:vhost-max-queue-pairs={pairs}");
+        self.set_and_wait(&[
+            "add-port",
+            "br0",
+            &name,
+            "--",
+            "set",
+            "Interface",
+            &name,
+            "type=dpdkvhostuserclient",
+            &path,
+            &pairs,
+        ]);
+        self.ports.push(TestDevice::adopt(&name));
+        name
+    }
+
+    /// Sends the switch a signal.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        let switch = self.switch.as_ref().expect("a running switch");
+        kill_process(Pid::from_child(switch), signal).expect("sending a signal");
+    }
+
+    /// Kills the switch, and waits until it has ended.
+    pub fn kill(&mut self) {
+        if let Some(mut switch) = self.switch.take() {
+            let _ = switch.kill();
+            let _ = switch.wait();
+        }
+    }
+
+    /// Returns what the switch has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.run.path("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Vswitch {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.database.kill();
+        let _ = self.database.wait();
+        let _ = sysfs::write(Path::new(PAGES), "0");
+    }
+}
