@@ -642,19 +642,14 @@ impl Area {
         }
     }
 
-    /// Ends a mapping, after copying the buffer out if the device writes to the buffer and `sync`
-    /// is set. Returns false, and does nothing, if `iova` is not in the area.
-    ///
-    /// # Context
-    ///
-    /// Any.
+    /// Fast path of [`unmap`](Self::unmap): a slot of a block. Returns false, and does nothing, for
+    /// any other mapping, and for an address that is not in the area.
     ///
     /// # Safety
     ///
-    /// `iova` and `len` must be those of a mapping of this area that has not ended, or `iova` must
-    /// not be in the area.
+    /// The same as for [`unmap`](Self::unmap).
     #[inline(always)]
-    pub(super) unsafe fn unmap(
+    pub(super) unsafe fn unmap_fast(
         &self,
         iova: u64,
         len: usize,
@@ -663,8 +658,7 @@ impl Area {
         rcu: rcu::Section<'_>,
     ) -> bool {
         let Some(given) = self.allocator.block_slot(iova, len) else {
-            // SAFETY: By the safety requirements.
-            return unsafe { self.unmap_slow(iova, len, dir, sync, rcu) };
+            return false;
         };
         let Some(slot) = self.slot(given.index()) else {
             given.free();
@@ -703,13 +697,19 @@ impl Area {
         given.free();
     }
 
-    /// Slow path of [`unmap`](Self::unmap), for mappings of any length.
+    /// Ends a mapping, after copying the buffer out if the device writes to the buffer and `sync`
+    /// is set. Returns false, and does nothing, if `iova` is not in the area.
+    ///
+    /// # Context
+    ///
+    /// Any.
     ///
     /// # Safety
     ///
-    /// The same as for [`unmap`](Self::unmap).
+    /// `iova` and `len` must be those of a mapping of this area that has not ended, or `iova` must
+    /// not be in the area.
     #[inline(never)]
-    unsafe fn unmap_slow(
+    pub(super) unsafe fn unmap(
         &self,
         iova: u64,
         len: usize,
@@ -719,6 +719,10 @@ impl Area {
     ) -> bool {
         if !self.contains(iova) {
             return false;
+        }
+        // SAFETY: By the safety requirements.
+        if unsafe { self.unmap_fast(iova, len, dir, sync, rcu) } {
+            return true;
         }
         let (mut index, mut left) = (iova as usize >> PAGE_SHIFT, len);
 

@@ -320,16 +320,31 @@ impl<T: Owner> Token<T> {
     ) {
         // SAFETY: By the safety requirements. The token points to the same space as long as
         // anything is mapped into that space.
-        let is_unmapped = unsafe { self.enter(rcu).bounce.unmap(iova, len, dir, sync, rcu) };
-
-        if !is_unmapped {
-            self.unmap_direct(iova, len);
+        unsafe {
+            if !self.enter(rcu).bounce.unmap_fast(iova, len, dir, sync, rcu) {
+                self.unmap_slow(iova, len, dir, sync, rcu);
+            }
         }
     }
 
-    /// Ends a mapping that is not in the space's bounce area, if the token is direct.
-    #[cold]
-    fn unmap_direct(&self, iova: u64, len: usize) {
+    /// Slow path of [`unmap`](Self::unmap), out of line: the fast path keeps nothing for it.
+    ///
+    /// # Safety
+    ///
+    /// The same as for [`unmap`](Self::unmap).
+    #[inline(never)]
+    unsafe fn unmap_slow(
+        &self,
+        iova: u64,
+        len: usize,
+        dir: Direction,
+        sync: bool,
+        rcu: rcu::Section<'_>,
+    ) {
+        // SAFETY: As in `unmap`; what a direct token has mapped is not in the area.
+        if unsafe { self.enter(rcu).bounce.unmap(iova, len, dir, sync, rcu) } {
+            return;
+        }
         if let Some(direct) = &self.direct {
             direct.unmap(iova, len);
         }

@@ -12,6 +12,7 @@ use super::{
     },
     domain::Mappings,
     msg::Suspending,
+    shadow::Shadow,
     vq_state, //
 };
 use crate::{
@@ -56,8 +57,9 @@ use kernel::{
 pub(crate) struct DriverSide {
     /// The mapping tokens, by virtqueue group.
     tokens: KVVec<Token<Mappings>>,
-    /// The mapping token of a virtqueue that is [shadowed](super::shadow).
-    shadowed_token: Option<Token<Mappings>>,
+    /// The mapping token of a virtqueue that is [shadowed](super::shadow). Boxed, as few devices
+    /// have one.
+    shadowed_token: Option<KBox<Token<Mappings>>>,
     /// Whether the device was reset but the daemon did not acknowledge the reset.
     reset_refused: AtomicFlag,
     /// Dropped last: after that, the device may be destroyed.
@@ -82,9 +84,12 @@ impl DriverSide {
             tokens.push(Token::new(space.clone()), GFP_KERNEL_ACCOUNT)?;
         }
 
-        let shadowed_token = dev
-            .shadow()
-            .map(|shadow| Token::new_direct(space.clone(), shadow.memory().clone()));
+        let new_direct = |shadow: &Shadow| {
+            let token = Token::new_direct(space.clone(), shadow.memory().clone());
+
+            KBox::new(token, GFP_KERNEL_ACCOUNT)
+        };
+        let shadowed_token = dev.shadow().map(new_direct).transpose()?;
 
         Ok(Self {
             tokens,
@@ -236,7 +241,7 @@ impl Operations for DriverSide {
     fn vq_token(&self, vq: u16) -> Option<&Token<Mappings>> {
         match self.dev.shadow_at(vq.into()) {
             None => self.tokens.get(self.vq_group(vq) as usize),
-            Some(_) => self.shadowed_token.as_ref(),
+            Some(_) => self.shadowed_token.as_deref(),
         }
     }
 

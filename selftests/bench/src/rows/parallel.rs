@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Several virtqueues at a time. virtio_blk uses at most one for each CPU, so more than two
-//! virtqueues are on several disks, with two on each.
+//! virtqueues are on several disks, with two on each. virtio_net uses as many pairs as it is told.
 
 use std::sync::Barrier;
 
-use vduse_selftests::lab::kernel::cpu;
+use vduse_selftests::lab::device::bus;
+use vduse_selftests::lab::kernel::{cpu, modules};
 
 use crate::aio::{Direction, Flight};
 use crate::measurement::{Bench, Row};
-use crate::null::{NullDisk, Shape};
+use crate::null::{ethernet, NullDisk, NullPairs, Shape, LAST, OTHER};
+use crate::packet::Interface;
 use crate::rows::disk;
 use crate::{clock, profile};
 
@@ -50,9 +52,59 @@ fn reads(row: &str, queues: usize, depth: usize, count: usize) -> f64 {
     (queues * count) as f64 * 1e9 / took as f64
 }
 
+/// The number of frames that each CPU sends.
+const FRAMES: u64 = 10_000;
+
+/// Returns how many frames are sent in a second, by a thread on each CPU through a card of this
+/// number of pairs.
+fn frames(row: &str, pairs: u16) -> f64 {
+    let card = NullPairs::new(pairs);
+    let name = card.name();
+    let interfaces: Vec<_> = cpu::online()
+        .into_iter()
+        .map(|cpu| (cpu, Interface::of(name, LAST)))
+        .collect();
+    if pairs > 1 {
+        let interface = bus::interface(name).expect("an interface");
+        let pairs = pairs.to_string();
+        // Refused if there is no control queue.
+        let _ = modules::tool("ethtool", &["-L", &interface, "combined", &pairs]);
+    }
+    let mut frame = ethernet(OTHER).to_vec();
+    frame.resize(64, 0);
+    let count = interfaces.len() as u64 * FRAMES;
+    card.expect(count);
+    let took = clock::time(|| {
+        profile::watch(row, count as usize, || {
+            std::thread::scope(|scope| {
+                for (cpu, interface) in &interfaces {
+                    let frame = &frame;
+                    scope.spawn(move || {
+                        cpu::run_on(*cpu);
+                        (0..FRAMES).for_each(|_| interface.send(frame));
+                    });
+                }
+            });
+            card.wait_sent();
+        });
+    });
+    count as f64 * 1e9 / took as f64
+}
+
 /// Returns the measurements.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
+    for pairs in [1, 4] {
+        let name = format!("virtio-net: 64 B sent by each CPU, {pairs} pairs");
+        benches.push(Bench::new(
+            vec![Row::higher(&name, "frames/s", 1.0)],
+            move || {
+                modules::tool("modprobe", &["virtio_net"]).expect("loading virtio_net");
+                let best = (0..TRIES).map(|_| frames(&name, pairs));
+                vec![best.fold(0.0, f64::max)]
+            },
+        ));
+    }
     for (depth, count) in [(1, 400), (16, 2000)] {
         for queues in [1, 2, 4] {
             let name = format!("4 KiB random read, depth {depth}; {queues} queues at a time");

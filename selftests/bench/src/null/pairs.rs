@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A network card of several pairs of queues that counts what is sent through all of them.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::Arc;
+
+use rustix::event::{eventfd, EventfdFlags};
+use vduse::net::{Groups, Shape};
+use vduse::server::Chain;
+use vduse_selftests::lab::daemon::card::MAC;
+use vduse_selftests::lab::device::test_device::{unique_name, TestDevice};
+use virtio_bindings::virtio_net::VIRTIO_NET_OK;
+use virtio_queue::Queue;
+use vm_memory::Bytes;
+
+use crate::clock;
+use crate::null::device::{NullDevice, Work};
+
+/// A null card of several pairs that is bound to virtio_net.
+#[derive(Debug)]
+pub struct NullPairs {
+    device: NullDevice,
+    frames: Arc<Frames>,
+}
+
+impl NullPairs {
+    /// Creates a card of this number of pairs, serves it, and binds it to virtio_net. With the
+    /// in-tree driver, which refuses cards with a control queue, virtio_net uses one pair.
+    pub fn new(pairs: u16) -> Self {
+        let mut shape = Shape::new(&unique_name(), MAC);
+        shape.pairs = pairs;
+        shape.control = pairs > 1;
+        shape.suspend = false;
+        // Of version 1, as the other null devices are.
+        shape.groups = Groups::One;
+        if shape.create().is_err() {
+            shape.control = false;
+            shape.create().expect("creating a card");
+        }
+        let frames = Arc::new(Frames {
+            control: shape.control.then_some(2 * u32::from(pairs)),
+            left: AtomicI64::new(0),
+            all_sent: eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"),
+        });
+        let device = TestDevice::adopt(&shape.name);
+        Self {
+            device: NullDevice::new(device, shape.config().queues, frames.clone()),
+            frames,
+        }
+    }
+
+    /// Returns the device's name.
+    pub fn name(&self) -> &str {
+        self.device.device.name()
+    }
+
+    /// Counts the frames that are sent from now on, up to `count`.
+    pub fn expect(&self, count: u64) {
+        self.frames.left.store(count as i64, Ordering::SeqCst);
+    }
+
+    /// Waits until the expected number of frames has been sent.
+    pub fn wait_sent(&self) {
+        clock::read(&self.frames.all_sent, &mut [0; 8]);
+    }
+}
+
+/// The frames that are still expected.
+#[derive(Debug)]
+struct Frames {
+    /// The control queue.
+    control: Option<u32>,
+    /// How many frames are still to be sent; below 0 if the measurement did not send them.
+    left: AtomicI64,
+    /// Readable when all frames have been sent.
+    all_sent: OwnedFd,
+}
+
+impl Work for Frames {
+    fn wants(&self, index: u32) -> bool {
+        index % 2 != 0 || self.control == Some(index)
+    }
+
+    fn serve(&self, index: u32, _queue: &Queue, chain: Chain) -> Result<u32, virtio_queue::Error> {
+        if self.control == Some(index) {
+            let answer = chain.clone().writable().next();
+            let answer = answer.ok_or(virtio_queue::Error::InvalidChain)?;
+            chain
+                .memory()
+                .write_obj(VIRTIO_NET_OK as u8, answer.addr())
+                .map_err(virtio_queue::Error::GuestMemoryError)?;
+            return Ok(1);
+        }
+        if self.left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            rustix::io::write(&self.all_sent, &1u64.to_ne_bytes()).expect("telling of it");
+        }
+        Ok(0)
+    }
+}
