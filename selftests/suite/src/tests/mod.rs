@@ -22,6 +22,7 @@ mod groups;
 mod guest;
 mod guest_net;
 mod handover;
+mod hostile_cards;
 mod interrupts;
 mod iotlb;
 mod kicks;
@@ -108,6 +109,7 @@ const GROUPS: &[Group] = groups![
     fs,
     net,
     shadow,
+    hostile_cards,
     ovs,
     reference,
     teardown,

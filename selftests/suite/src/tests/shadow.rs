@@ -7,31 +7,24 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use vduse::net::{Command as Set, Event, Groups, Net, Port, Shape, Tap, What};
-use vduse::{Device, DeviceConfig};
-use vm_memory::Bytes;
 
-use crate::lab::assert::limit::Limit;
-use crate::lab::assert::random::Random;
-use crate::lab::assert::timing::{soon, stays};
-use crate::lab::daemon::card::{self, Example};
-use crate::lab::daemon::control_ring::{ControlRing, Controller, Taken, ERR, OK};
+use crate::lab::assert::timing::soon;
+use crate::lab::daemon::card::{self, pairs_at_first, Example};
+use crate::lab::daemon::control_ring::{ControlRing, Controller, OK};
 use crate::lab::daemon::responder::Responder;
 use crate::lab::daemon::serving::Serving;
 use crate::lab::daemon::tap::{TapInterface, HERE};
 use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{net_config, unique_name, TestDevice};
-use crate::lab::device::virtio::{feature, link};
+use crate::lab::device::virtio::feature;
+use crate::lab::driver::hand_card::{accepted, ended, hand_config, HandCard, INDEX};
 use crate::lab::driver::namespace::ip;
 use crate::lab::driver::peer::{Peer, DISCARD};
-use crate::lab::driver::rtnl::Watch;
 use crate::lab::kernel::modules::tool;
-use crate::lab::kernel::sysfs;
 use crate::lab::run::report::skip;
-use crate::lab::run::settings::seed;
 
 tests![
     virtio_net_uses_all_four_pairs => 60,
@@ -46,30 +39,9 @@ tests![
     the_log_says_once_what_is_hidden_and_why,
     the_number_of_pairs_that_counts_is_the_first,
     a_number_of_pairs_that_does_not_fit_is_hidden,
-    malformed_answers_fail_a_command_and_no_more,
-    commands_fail_at_once_until_a_late_answer_has_come,
-    a_late_answer_brings_the_daemon_up_to_date,
-    a_daemon_that_dies_with_a_command_is_replaced_by_one_that_answers,
-    a_command_that_was_given_up_is_not_carried_out_by_the_next_daemon,
-    without_a_daemon_commands_fail_at_once,
-    a_silent_daemon_holds_the_lock_no_longer_than_the_limit => 60,
-    a_slow_daemon_holds_the_lock_a_tenth_of_the_time => 90,
-    a_daemon_that_wants_announcements_all_the_time_does_not_hold_the_lock => 60,
-    a_daemon_that_scribbles_over_the_queue_harms_itself_only => 90,
-    interrupts_without_end_do_no_harm => 60,
-    a_stopped_daemon_holds_the_lock_no_longer_than_the_limit => 60,
-    a_card_that_is_removed_while_a_command_waits_is_removed => 60,
     more_commands_than_the_queue_has_descriptors_work,
     short_control_queues_work_or_are_hidden => 60,
-    fewer_pairs_never_fail,
-    a_program_that_is_killed_does_not_wait,
 ];
-
-/// How long a command waits for its answer at most: the default of the module's parameter.
-const LIMIT: Duration = Duration::from_secs(1);
-
-/// What an idle machine needs in addition, at most.
-const SLACK: Duration = Duration::from_millis(500);
 
 /// A TAP interface's queue that counts frames.
 struct Counted {
@@ -180,12 +152,6 @@ impl Card {
             sent.by_ref().take(pairs).all(|sent| sent)
         });
     }
-}
-
-/// Returns the number of pairs that virtio_net uses at first.
-fn pairs_at_first(pairs: u16) -> u16 {
-    let cpus = std::thread::available_parallelism().expect("the CPUs");
-    pairs.min(cpus.get() as u16)
 }
 
 fn virtio_net_uses_all_four_pairs() {
@@ -325,180 +291,6 @@ fn the_next_driver_begins_anew() {
     drop(device);
 }
 
-/// The features of a card whose control queue is operated by hand.
-const CONTROL: u64 = feature::NET_STATUS
-    | feature::NET_CTRL_VQ
-    | feature::NET_CTRL_RX
-    | feature::NET_CTRL_VLAN
-    | feature::NET_MQ
-    | feature::NET_CTRL_MAC_ADDR;
-
-/// The number of pairs of such a card, and the index of its control queue.
-const PAIRS: u16 = 2;
-const INDEX: u32 = 2 * PAIRS as u32;
-
-fn hand_config() -> DeviceConfig {
-    let mut config = net_config();
-    config.features |= CONTROL;
-    config.queues = 2 * PAIRS + 1;
-    config.space[6..8].copy_from_slice(&link::UP.to_le_bytes());
-    config.space[8..10].copy_from_slice(&PAIRS.to_le_bytes());
-    config
-}
-
-/// A card whose control queue is operated by hand. The fields are dropped in this order.
-struct HandCard {
-    on_bus: OnBus,
-    controller: Option<Controller>,
-    responder: Option<Responder>,
-    file: Option<Arc<Device>>,
-    device: TestDevice,
-}
-
-impl HandCard {
-    /// Creates a card, has `controller` operate its control queue, and binds it to virtio_net.
-    #[track_caller]
-    fn new(
-        config: &DeviceConfig,
-        controller: impl FnOnce(&Arc<Device>) -> Option<Controller>,
-    ) -> Self {
-        tool("modprobe", &["virtio_net"]).expect("loading virtio_net");
-        let device = TestDevice::new(config);
-        let file = Arc::new(device.open_ready(config.queues));
-        let responder = Responder::ok(&file);
-        let controller = controller(&file);
-        let on_bus = OnBus::add(device.name()).expect("adding");
-        on_bus.bind(Driver::Virtio).expect("binding");
-        Self {
-            on_bus,
-            controller,
-            responder: Some(responder),
-            file: Some(file),
-            device,
-        }
-    }
-
-    /// A card whose commands are answered by `answer`.
-    #[track_caller]
-    fn answering(answer: impl FnMut(&[u8]) -> Option<u8> + Send + 'static) -> Self {
-        Self::new(&hand_config(), |file| {
-            Some(Controller::answering(file, INDEX, answer))
-        })
-    }
-
-    /// A card that is up, whose commands have all been carried out so far, and whose control queue
-    /// is in the test's hands.
-    #[track_caller]
-    fn taken() -> (Self, ControlRing) {
-        let mut card = Self::answering(|_| Some(OK));
-        card.ip("up");
-        soon("no command is left for a while", || {
-            let before = card.counters();
-            std::thread::sleep(Duration::from_millis(100));
-            before.0 == before.1 && card.counters() == before
-        });
-        card.controller = None;
-        let ring = card.attach();
-        (card, ring)
-    }
-
-    fn file(&self) -> &Arc<Device> {
-        self.file.as_ref().expect("a daemon")
-    }
-
-    #[track_caller]
-    fn interface(&self) -> String {
-        bus::interface(self.device.name()).expect("an interface")
-    }
-
-    /// Returns the numbers of commands that are available and used.
-    #[track_caller]
-    fn counters(&self) -> (u16, u16) {
-        let ring = ControlRing::look(self.file(), INDEX).expect("a control queue");
-        (ring.available(), ring.used())
-    }
-
-    /// Takes the control queue into the test's hands, after what was used so far.
-    #[track_caller]
-    fn attach(&self) -> ControlRing {
-        let (_, used) = self.counters();
-        ControlRing::attach(self.file(), INDEX, used).expect("a control queue")
-    }
-
-    /// Starts another daemon.
-    #[track_caller]
-    fn replace(&mut self) {
-        self.end_daemon();
-        let file = Arc::new(self.device.open_nonblocking());
-        self.responder = Some(Responder::ok(&file));
-        self.file = Some(file);
-    }
-
-    /// Ends the daemon.
-    fn end_daemon(&mut self) {
-        self.controller = None;
-        self.responder = None;
-        self.file = None;
-    }
-
-    /// Runs `ip link set` on the interface, and returns whether it succeeded.
-    fn ip(&self, words: &str) -> bool {
-        let interface = self.interface();
-        let arguments: Vec<_> = ["link", "set", "dev", &interface]
-            .into_iter()
-            .chain(words.split(' '))
-            .collect();
-        tool("ip", &arguments).is_ok()
-    }
-
-    /// Starts a program that sets the card's address, which is a single command whose result the
-    /// program returns.
-    #[track_caller]
-    fn set_address(&self, last: u8) -> std::process::Child {
-        // Not the one that the card has at first.
-        let address = format!("02:00:00:00:77:{last:02x}");
-        Command::new("ip")
-            .args(["link", "set", "dev", &self.interface(), "address", &address])
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .expect("starting ip")
-    }
-}
-
-/// The command that sets the card's address to one that ends with a byte.
-fn address(last: u8) -> Vec<u8> {
-    vec![1, 1, 2, 0, 0, 0, 0x77, last]
-}
-
-/// Waits for a command. Others, which the network stack has the driver send now and then, are
-/// carried out meanwhile.
-#[track_caller]
-fn next(ring: &mut ControlRing, wanted: &[u8]) -> Taken {
-    let mut found = None;
-    soon("a command", || {
-        while let Some(taken) = ring.take() {
-            if taken.bytes == wanted {
-                found = Some(taken);
-                return true;
-            }
-            ring.answer(&taken, OK);
-        }
-        false
-    });
-    found.expect("a command")
-}
-
-/// Waits until a program has ended, and returns whether it succeeded.
-#[track_caller]
-fn ended(mut child: std::process::Child) -> bool {
-    let mut status = None;
-    soon("a program ends", || {
-        status = child.try_wait().expect("waiting");
-        status.is_some()
-    });
-    status.expect("a status").success()
-}
-
 fn vlans_are_filtered_and_restored() {
     if tool("modprobe", &["8021q"]).is_err() {
         skip("this kernel has no VLANs");
@@ -545,15 +337,6 @@ fn vlans_are_filtered_and_restored() {
             .for_each(|bytes| wanted.retain(|w| *w != bytes));
         wanted.is_empty()
     });
-}
-
-/// Returns the features that virtio_net has accepted.
-#[track_caller]
-fn accepted(name: &str) -> u64 {
-    let directory = bus::virtio_directory(name).expect("a virtio device");
-    let bits = sysfs::read(&directory.join("features")).expect("the features");
-    let bits = (0..64).zip(bits.chars()).filter(|&(_, bit)| bit == '1');
-    bits.fold(0, |features, (bit, _)| features | 1 << bit)
 }
 
 fn what_is_offered_is_what_is_known() {
@@ -633,336 +416,6 @@ fn a_number_of_pairs_that_does_not_fit_is_hidden() {
     }
 }
 
-fn malformed_answers_fail_a_command_and_no_more() {
-    let (card, mut ring) = HandCard::taken();
-    let fail = |ring: &mut ControlRing, last, spoil: &dyn Fn(&ControlRing, u16)| {
-        let begin = Instant::now();
-        let child = card.set_address(last);
-        let taken = next(ring, &address(last));
-        spoil(ring, ring.available());
-        ring.interrupt();
-        assert!(!ended(child));
-        // The command does not wait until its time is over.
-        assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
-        // The answer, once it is there, ends that state.
-        ring.answer(&taken, OK);
-    };
-    for (last, index) in (1..).zip([1_u16, 2, 0x7fff, 0x8000, 0xfffe]) {
-        fail(&mut ring, last, &|ring, available| {
-            ring.set_used(available.wrapping_add(index));
-        });
-    }
-    for (last, id) in (11..).zip([1, 255, 256, 0x1_0000, u32::MAX]) {
-        fail(&mut ring, last, &|ring, available| {
-            ring.use_id(id);
-            ring.set_used(available);
-        });
-    }
-    for answer in [ERR, 2, 0x80, 0xff] {
-        let child = card.set_address(30);
-        let taken = next(&mut ring, &address(30));
-        ring.answer(&taken, answer);
-        assert!(!ended(child));
-    }
-    let child = card.set_address(31);
-    let taken = next(&mut ring, &address(31));
-    ring.answer(&taken, OK);
-    assert!(ended(child));
-}
-
-fn commands_fail_at_once_until_a_late_answer_has_come() {
-    let (card, mut ring) = HandCard::taken();
-    let child = card.set_address(1);
-    let taken = next(&mut ring, &address(1));
-    assert!(!ended(child));
-    let begin = Instant::now();
-    for last in 2..12 {
-        assert!(!ended(card.set_address(last)));
-    }
-    assert!(begin.elapsed() < 10 * LIMIT / 2, "{:?}", begin.elapsed());
-    // Nothing more was sent.
-    assert_eq!(ring.take(), None);
-    ring.answer(&taken, OK);
-    // The driver's own address is restored, or was never set.
-    std::thread::sleep(3 * LIMIT);
-    let child = card.set_address(12);
-    let taken = next(&mut ring, &address(12));
-    ring.answer(&taken, OK);
-    assert!(ended(child));
-}
-
-fn a_late_answer_brings_the_daemon_up_to_date() {
-    let (card, mut ring) = HandCard::taken();
-    // Three commands in a row: promiscuous, all multicast, the tables.
-    assert!(card.ip("promisc on"));
-    let late = next(&mut ring, &[0, 0, 1]);
-    std::thread::sleep(2 * LIMIT);
-    ring.answer(&late, OK);
-    // At least the two that failed at once. If no time was left from before, so did the first one,
-    // and it is its restoring that was answered late.
-    let mut seen = Vec::new();
-    soon("the others are sent", || {
-        while let Some(taken) = ring.take() {
-            ring.answer(&taken, OK);
-            seen.push(taken.bytes[..2].to_vec());
-        }
-        [[0, 1], [1, 0]]
-            .iter()
-            .all(|wanted| seen.contains(&wanted.to_vec()))
-    });
-    stays("nothing else is sent", || ring.take().is_none());
-}
-
-fn a_daemon_that_dies_with_a_command_is_replaced_by_one_that_answers() {
-    let (mut card, mut ring) = HandCard::taken();
-    let child = card.set_address(1);
-    let _ = next(&mut ring, &address(1));
-    // What it leaves in the ring is nonsense.
-    ring.set_used(0x4321);
-    let seen = Arc::new(Mutex::new(Vec::new()));
-    let ours = seen.clone();
-    drop(ring);
-    card.replace();
-    let used = card.counters().1;
-    card.controller = Some(Controller::from(card.file(), INDEX, used, move |bytes| {
-        ours.lock().expect("the commands").push(bytes.to_vec());
-        Some(OK)
-    }));
-    let succeeded = ended(child);
-    soon("all that was set is set again", || {
-        let (available, used) = card.counters();
-        available == used
-    });
-    let seen = seen.lock().expect("the commands");
-    let times = seen.iter().filter(|bytes| **bytes == address(1)).count();
-    // The driver was too slow to be answered, or it was answered once; and the new daemon is not
-    // told again of what it has just done.
-    if succeeded {
-        assert!(times >= 1, "{seen:?}");
-    }
-    assert!(times <= 2, "{seen:?}");
-}
-
-fn a_command_that_was_given_up_is_not_carried_out_by_the_next_daemon() {
-    let (mut card, mut ring) = HandCard::taken();
-    let child = card.set_address(1);
-    let _ = next(&mut ring, &address(1));
-    assert!(!ended(child));
-    let before = card.counters().1;
-    drop(ring);
-    card.replace();
-    let (available, used) = card.counters();
-    assert_eq!(available, used, "nothing is left of it");
-    assert_eq!(used, before.wrapping_add(1));
-    // A daemon that remembers its own position finds no command that anybody could carry out.
-    let mut ring = ControlRing::attach(card.file(), INDEX, before).expect("a control queue");
-    let mut seen = Vec::new();
-    soon("what was set is set again", || {
-        while let Some(taken) = ring.take() {
-            ring.answer(&taken, OK);
-            seen.push(taken.bytes);
-        }
-        seen.len() > 1
-    });
-    assert!(seen.iter().all(|bytes| *bytes != address(1)), "{seen:?}");
-}
-
-fn without_a_daemon_commands_fail_at_once() {
-    let (mut card, ring) = HandCard::taken();
-    drop(ring);
-    card.end_daemon();
-    let begin = Instant::now();
-    for last in 1..6 {
-        assert!(!ended(card.set_address(last)));
-    }
-    assert!(begin.elapsed() < 5 * LIMIT / 2, "{:?}", begin.elapsed());
-    assert!(card.ip("promisc on"));
-    let file = Arc::new(card.device.open_nonblocking());
-    card.responder = Some(Responder::ok(&file));
-    card.file = Some(file);
-    let used = card.counters().1;
-    let (sender, commands) = mpsc::channel();
-    card.controller = Some(Controller::from(card.file(), INDEX, used, move |bytes| {
-        let _ = sender.send(bytes.to_vec());
-        Some(OK)
-    }));
-    soon("the receive mode is set", || {
-        commands.try_iter().any(|bytes| bytes == [0, 0, 1])
-    });
-}
-
-fn a_silent_daemon_holds_the_lock_no_longer_than_the_limit() {
-    let watch = Watch::start();
-    // From the first command on, which is sent when the card is bound.
-    let card = HandCard::answering(|_| None);
-    for words in [
-        "up",
-        "promisc on",
-        "address 02:00:00:00:00:77",
-        "allmulticast on",
-    ] {
-        card.ip(words);
-    }
-    for pairs in ["1", "2"] {
-        let _ = tool("ethtool", &["-L", &card.interface(), "combined", pairs]);
-    }
-    card.ip("down");
-    drop(card);
-    watch
-        .end()
-        .assert("a silent daemon", LIMIT + SLACK, 3 * LIMIT);
-}
-
-fn a_slow_daemon_holds_the_lock_a_tenth_of_the_time() {
-    let card = HandCard::answering(|_| {
-        std::thread::sleep(LIMIT / 3);
-        Some(OK)
-    });
-    card.ip("up");
-    std::thread::sleep(2 * LIMIT);
-    let watch = Watch::start();
-    let begin = Instant::now();
-    let mut count = 0;
-    while begin.elapsed() < 15 * LIMIT {
-        card.ip(["promisc on", "promisc off"][count % 2]);
-        count += 1;
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    let held = watch.end();
-    // The budget that there was at first, and a tenth of the time; the rest is what `ip` itself and
-    // the commands that fail at once take.
-    let most = LIMIT + begin.elapsed() / 10 + begin.elapsed() / 10;
-    held.assert("a slow daemon", LIMIT + SLACK, most);
-}
-
-fn a_daemon_that_wants_announcements_all_the_time_does_not_hold_the_lock() {
-    let mut config = hand_config();
-    config.features |= feature::NET_GUEST_ANNOUNCE;
-    let card = HandCard::new(&config, |file| {
-        Some(Controller::answering(file, INDEX, |bytes| {
-            (bytes != [3, 0]).then_some(OK)
-        }))
-    });
-    card.ip("up");
-    let watch = Watch::start();
-    let begin = Instant::now();
-    let status = (link::UP | link::ANNOUNCE).to_le_bytes();
-    while begin.elapsed() < 10 * LIMIT {
-        card.file().set_config(6, &status).expect("the status");
-        card.file().inject_config_irq().expect("telling of it");
-    }
-    let held = watch.end();
-    let most = SLACK;
-    held.assert("announcements without end", SLACK, most);
-    drop(card);
-}
-
-fn a_daemon_that_scribbles_over_the_queue_harms_itself_only() {
-    let mut random = Random::new(seed());
-    let card = HandCard::new(&hand_config(), |file| {
-        Some(Controller::new(file, INDEX, move |ring| {
-            let len = ring.memory().len();
-            for _ in 0..64 {
-                let mut bytes = vec![0; 1 + random.below(64) as usize];
-                random.fill(&mut bytes);
-                if random.one_in(4) {
-                    // What is likely to be taken for an answer.
-                    let available = ring.available();
-                    ring.set_used(available.wrapping_add(random.below(3) as u16));
-                } else {
-                    let at = random.below((len - bytes.len()) as u64) as usize;
-                    let written = ring.memory().bytes().write_slice(&bytes, at);
-                    written.expect("inside the memory");
-                }
-            }
-            ring.interrupt();
-            true
-        }))
-    });
-    let watch = Watch::start();
-    let mut limit = Limit::new(10 * LIMIT);
-    let mut last = 0;
-    while !limit.is_over() {
-        card.ip(["up", "promisc on", "promisc off", "down"][usize::from(last % 4)]);
-        let _ = ended(card.set_address(last));
-        last = last.wrapping_add(1);
-    }
-    let held = watch.end();
-    held.assert("a scribbling daemon", LIMIT + SLACK, 30 * LIMIT);
-}
-
-fn interrupts_without_end_do_no_harm() {
-    let card = HandCard::answering(|_| Some(OK));
-    card.ip("up");
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    let _ = card.file().inject_vq_irq(INDEX);
-                }
-            });
-        }
-        for last in 0..50 {
-            assert!(ended(card.set_address(last)));
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-}
-
-fn a_stopped_daemon_holds_the_lock_no_longer_than_the_limit() {
-    let tap = TapInterface::new(2);
-    let name = unique_name();
-    let device = TestDevice::adopt(&name);
-    let options = ["--control", "--pairs", "2", "--mac", "02:00:00:00:00:01"];
-    let daemon = Example::start(&name, &tap, &options);
-    let peer = Peer::new(&name);
-    daemon.says(&format!("Done(Pairs({}))", pairs_at_first(2)));
-    let interface = peer.interface();
-    let set = |words: &str| {
-        // May fail.
-        let words = format!(
-            "-n {} link set {interface} {words}",
-            peer.namespace().name()
-        );
-        let words: Vec<_> = words.split(' ').collect();
-        let _ = tool("ip", &words);
-    };
-    for round in 0..3 {
-        let watch = Watch::start();
-        daemon.signal(rustix::process::Signal::STOP);
-        set("promisc on");
-        set(&format!("address 02:00:00:00:00:1{round}"));
-        set("allmulticast on");
-        set("promisc off");
-        let held = watch.end();
-        daemon.signal(rustix::process::Signal::CONT);
-        held.assert("a stopped daemon", LIMIT + SLACK, 2 * LIMIT);
-        // It is told what it has missed.
-        daemon.says("Done(Promiscuous(false))");
-        ip(&format!("neighbour flush dev {}", tap.name()));
-        peer.ping_both_ways(64);
-        set("allmulticast off");
-        // The budget is regained.
-        std::thread::sleep(Duration::from_secs(3));
-    }
-    drop(peer);
-    drop(daemon);
-    drop(device);
-}
-
-fn a_card_that_is_removed_while_a_command_waits_is_removed() {
-    for _ in 0..5 {
-        let (card, mut ring) = HandCard::taken();
-        let child = card.set_address(1);
-        let _ = next(&mut ring, &address(1));
-        let begin = Instant::now();
-        card.on_bus.unbind(Driver::Virtio).expect("unbinding");
-        assert!(!ended(child));
-        assert!(begin.elapsed() < 5 * LIMIT, "{:?}", begin.elapsed());
-    }
-}
-
 fn more_commands_than_the_queue_has_descriptors_work() {
     let card = HandCard::answering(|_| Some(OK));
     card.ip("up");
@@ -1012,39 +465,4 @@ fn short_control_queues_work_or_are_hidden() {
             }
         }
     }
-}
-
-/// The kernel warns if virtio_net cannot go back to fewer pairs as an XDP program is removed.
-fn fewer_pairs_never_fail() {
-    let mut card = HandCard::answering(|_| Some(OK));
-    let interface = card.interface();
-    let pairs = |pairs: &str| tool("ethtool", &["-L", &interface, "combined", pairs]);
-    pairs("2").expect("two pairs");
-    card.end_daemon();
-    pairs("1").expect("one pair");
-    pairs("2").expect_err("two pairs without a daemon");
-    let file = Arc::new(card.device.open_nonblocking());
-    card.responder = Some(Responder::ok(&file));
-    card.file = Some(file);
-    let (sender, commands) = mpsc::channel();
-    let used = card.counters().1;
-    card.controller = Some(Controller::from(card.file(), INDEX, used, move |bytes| {
-        let _ = sender.send(bytes.to_vec());
-        Some(if bytes == [4, 0, 1, 0] { ERR } else { OK })
-    }));
-    soon("the new daemon is told of one pair", || {
-        commands.try_iter().any(|bytes| bytes == [4, 0, 1, 0])
-    });
-    pairs("2").expect("two pairs");
-    pairs("1").expect("one pair, which the daemon refuses");
-}
-
-fn a_program_that_is_killed_does_not_wait() {
-    let (card, mut ring) = HandCard::taken();
-    let begin = Instant::now();
-    let mut child = card.set_address(1);
-    let _ = next(&mut ring, &address(1));
-    child.kill().expect("killing");
-    child.wait().expect("waiting");
-    assert!(begin.elapsed() < LIMIT * 3 / 4, "{:?}", begin.elapsed());
 }

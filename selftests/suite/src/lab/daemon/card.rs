@@ -32,6 +32,12 @@ pub fn serve(shape: &Shape, device: &TestDevice, tap: &TapInterface) -> Serving<
     Serving::run(server.expect("serving the card"))
 }
 
+/// Returns the number of pairs that virtio_net uses at first.
+pub fn pairs_at_first(pairs: u16) -> u16 {
+    let cpus = std::thread::available_parallelism().expect("the CPUs");
+    pairs.min(cpus.get() as u16)
+}
+
 /// The `net` example of the `vduse` library: a process that serves a card.
 #[derive(Debug)]
 pub struct Example {

@@ -152,9 +152,14 @@ impl ControlRing {
         }
     }
 
-    /// Writes an answer and completes the command, without interrupting the driver.
-    pub fn complete(&self, taken: &Taken, answer: u8) {
+    /// Writes an answer, and no more.
+    pub fn write_answer(&self, taken: &Taken, answer: u8) {
         self.write(taken.answer, &[answer]);
+    }
+
+    /// Writes an answer and completes the command, without interrupting the driver.
+    fn complete(&self, taken: &Taken, answer: u8) {
+        self.write_answer(taken, answer);
         self.use_id(taken.head);
         self.set_used(self.taken);
     }

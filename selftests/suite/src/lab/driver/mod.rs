@@ -7,6 +7,7 @@ pub mod block;
 pub mod card_driver;
 pub mod client;
 pub mod exerciser;
+pub mod hand_card;
 pub mod in_flight;
 pub mod isolated_card;
 pub mod namespace;

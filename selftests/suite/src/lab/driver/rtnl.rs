@@ -19,6 +19,12 @@ const SIOCSIFFLAGS: u32 = 0x8914;
 /// Time that taking and releasing the lock may take if nobody holds it.
 const FREE: Duration = Duration::from_millis(5);
 
+/// How long a command waits for its answer at most: the default of the module's parameter.
+pub const LIMIT: Duration = Duration::from_secs(1);
+
+/// What an idle machine needs in addition, at most.
+pub const SLACK: Duration = Duration::from_millis(500);
+
 /// For how long the lock was held by others.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Held {
