@@ -335,14 +335,15 @@ fn virtio_asks_for_each_queue_and_once_more_after_the_reset() {
 fn a_driver_of_the_kernel_waits_for_all_its_queues_together() {
     let device = create(&net_config(), NEGOTIATION).unwrap();
     let file = Arc::new(device.open_ready(2));
-    let slow = std::time::Duration::from_millis(700);
+    // Far enough from the timeout that a busy machine makes no difference.
+    let slow = std::time::Duration::from_millis(2500);
     let responder = Responder::new(&file, move |request| {
         if matches!(request.kind, Kind::SetVqReady { .. }) {
             std::thread::sleep(slow);
         }
         agree(request)
     });
-    sysfs::write(&sysfs::attribute(device.name(), "msg_timeout"), "1").unwrap();
+    sysfs::write(&sysfs::attribute(device.name(), "msg_timeout"), "4").unwrap();
     modules::tool("modprobe", &["virtio_net"]).unwrap();
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
