@@ -162,6 +162,22 @@ impl DirectMap {
         }
     }
 
+    /// Ends the mappings of all buffers, whose driver is about to go. Ending such a mapping again
+    /// does nothing. Waits for accesses that are in progress. Any context.
+    pub(crate) fn forget_buffers(&self) {
+        for range in self.ranges.lock().iter_mut() {
+            if matches!(
+                range,
+                Some(Range {
+                    owner: Owner::Driver,
+                    ..
+                })
+            ) {
+                *range = None;
+            }
+        }
+    }
+
     /// Calls `f` with the physical address of `len` bytes from `address` on, if they are all in one
     /// mapped range for which `allows` returns true. The range stays mapped during the call.
     fn access<R>(

@@ -136,7 +136,8 @@ impl Pages {
         if size == 0 {
             return Err(ENOMEM);
         }
-        let flags = bindings::GFP_KERNEL_ACCOUNT | bindings::__GFP_ZERO;
+        // Contiguous pages may be short, of which the caller learns.
+        let flags = bindings::GFP_KERNEL_ACCOUNT | bindings::__GFP_ZERO | bindings::__GFP_NOWARN;
 
         // SAFETY: Any size but 0 may be requested.
         let memory = unsafe { bindings::alloc_pages_exact(size, flags) };

@@ -374,6 +374,18 @@ impl DriverSide {
         readable: Buffer,
         writable: Buffer,
     ) -> Result<(), Malformed> {
+        self.sent = self.sent.wrapping_add(1);
+        self.publish(memory, readable, writable)
+    }
+
+    /// Writes the last request, and all that makes it available.
+    fn publish(
+        &self,
+        memory: &impl Memory,
+        readable: Buffer,
+        writable: Buffer,
+    ) -> Result<(), Malformed> {
+        let index = self.sent.wrapping_sub(1);
         let first = Desc {
             address: readable.address,
             len: readable.len,
@@ -389,12 +401,11 @@ impl DriverSide {
 
         first.write(memory, self.layout.desc)?;
         second.write(memory, self.layout.desc.wrapping_add(DESC_LEN.into()))?;
-        memory.write(self.layout.avail_entry(self.sent), &[0; 2])?;
+        memory.write(self.layout.avail_entry(index), &[0; 2])?;
         // With `VIRTIO_F_EVENT_IDX`, the device interrupts when it has completed this request;
         // without, nobody reads these two bytes.
-        memory.write(self.layout.used_event(), &self.sent.to_le_bytes())?;
+        memory.write(self.layout.used_event(), &index.to_le_bytes())?;
 
-        self.sent = self.sent.wrapping_add(1);
         memory.store_release(self.layout.avail_index(), self.sent)
     }
 
@@ -426,17 +437,25 @@ impl DriverSide {
         let at = self.layout.used_entry(self.sent.wrapping_sub(1));
 
         memory.write(at, &[0; 8])?;
-        memory.store_release(self.layout.used_index(), self.sent)
+        memory.store_release(self.layout.used_index(), self.sent)?;
+        memory.store_release(self.layout.avail_index(), self.sent)
     }
 
-    /// Makes the last request the only one that the device has not completed, whatever a previous
-    /// device has written. Must be called only while no device uses the virtqueue.
+    /// Makes the last request, with the same buffers, the only one that the device has not
+    /// completed, whatever a previous device has written to the virtqueue. Must be called only while
+    /// no device uses the virtqueue.
     ///
     /// # Errors
     ///
     /// [`Malformed`] if the virtqueue is not mapped.
-    pub(crate) fn reoffer(&self, memory: &impl Memory) -> Result<(), Malformed> {
-        memory.store_release(self.layout.used_index(), self.sent.wrapping_sub(1))
+    pub(crate) fn reoffer(
+        &self,
+        memory: &impl Memory,
+        readable: Buffer,
+        writable: Buffer,
+    ) -> Result<(), Malformed> {
+        memory.store_release(self.layout.used_index(), self.sent.wrapping_sub(1))?;
+        self.publish(memory, readable, writable)
     }
 }
 
@@ -741,12 +760,22 @@ mod tests {
     #[test]
     fn another_device_finds_what_is_to_be_done() {
         let (memory, layout, driver) = sent();
-        memory.put(layout.used_index(), &[0x55; 2]);
-        driver.reoffer(&memory).unwrap();
-        assert_eq!(driver.progress(&memory), Progress::Pending);
-        memory.put(layout.used_entry(0), &[0x55; 8]);
-        driver.withdraw(&memory).unwrap();
-        assert_eq!(driver.progress(&memory), Progress::Completed);
+        let end = layout.end();
+        let buffer = Buffer {
+            address: DATA,
+            len: 1,
+        };
+        for byte in [0x55, 0xff, 0] {
+            memory.put(0, &vec![byte; end as usize]);
+            driver.reoffer(&memory, buffer, buffer).unwrap();
+            assert_eq!(driver.progress(&memory), Progress::Pending);
+            let taken = take(&memory, layout).0.unwrap().unwrap();
+            assert_eq!((taken.len, taken.answer), (1, Some(DATA)));
+            memory.put(0, &vec![byte; end as usize]);
+            driver.withdraw(&memory).unwrap();
+            assert_eq!(driver.progress(&memory), Progress::Completed);
+            assert_eq!(memory.load_acquire(layout.avail_index()), Ok(1));
+        }
     }
 
     #[test]

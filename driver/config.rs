@@ -82,6 +82,8 @@ pub(crate) mod feature {
     pub(crate) const ACCESS_PLATFORM: u64 = 1 << 33;
     /// Any device: virtqueues have the packed layout.
     pub(crate) const RING_PACKED: u64 = 1 << 34;
+    /// Any device: requests are used in the order in which they were made available.
+    pub(crate) const IN_ORDER: u64 = 1 << 35;
 }
 
 /// Maximum number of virtqueues of a device.

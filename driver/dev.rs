@@ -566,6 +566,13 @@ impl Dev {
         Some(&self.control.as_ref()?.shadow)
     }
 
+    /// Returns the virtqueue that is shadowed now, if there is one, and its shadow.
+    pub(super) fn shadowed(&self) -> Option<(&Arc<Vq>, &Shadow)> {
+        let shadow = self.shadow()?;
+
+        Some((self.vq(shadow.index()?).ok()?, shadow))
+    }
+
     /// Returns the shadow of a virtqueue, if that is shadowed now.
     #[inline]
     pub(super) fn shadow_at(&self, index: u32) -> Option<&Shadow> {

@@ -345,7 +345,7 @@ fn inject_vq_irq(dev: &Dev, index: u32) -> Result {
     match dev.shadow_at(index) {
         None => vq.inject().map_err(|_| EINVAL),
         Some(shadow) => {
-            shadow.advance(vq);
+            shadow.advance(vq, true);
             Ok(())
         }
     }
@@ -361,7 +361,7 @@ fn setup_kickfd(dev: &Dev, config: VqEventfd) -> Result {
 
     vq.set_kickfd(kickfd);
     if let Some(shadow) = dev.shadow_at(config.index) {
-        shadow.advance(vq);
+        shadow.advance(vq, dev.is_driven());
     }
 
     Ok(())

@@ -22,6 +22,9 @@ const NET_STATUS_ANNOUNCE: u8 = 2;
 /// bytes.
 const NET_MAX_PAIRS: usize = 8;
 
+/// Maximum number of pairs of virtqueues of the kernel's own drivers.
+const MAX_PAIRS: u16 = 256;
+
 /// A network card's control virtqueue, as a driver of the kernel finds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ControlVq {
@@ -51,17 +54,20 @@ impl ControlVq {
             return None;
         }
 
-        // virtio_net uses a single pair if the number is 0 or above 32,768.
+        // virtio_net makes as many as it is told, and keeps arrays of them.
         let max_pairs = space
             .get(NET_MAX_PAIRS..)
             .and_then(|field| field.first_chunk())
             .map(|&field| u16::from_le_bytes(field))
-            .filter(|&pairs| has(feature::NET_MQ) && (1..=1 << 15).contains(&pairs))
+            .filter(|&pairs| has(feature::NET_MQ) && (1..=MAX_PAIRS).contains(&pairs))
             .filter(|&pairs| 2 * u32::from(pairs) < vq_num);
 
         Some(Self { max_pairs })
     }
 }
+
+/// The layouts and uses of virtqueues that a shadow does not know.
+const RINGS: u64 = feature::RING_PACKED | feature::IN_ORDER;
 
 /// Returns the features of a device that are hidden from the kernel's own drivers. `control` is the
 /// device's control virtqueue, if there is one and if it is [shadowed](super::shadow).
@@ -91,7 +97,14 @@ pub(crate) fn hidden_from_kernel(
                 Some(_) => 0,
             };
 
-            feature::NET_CONTROL & !net_ctrl::FEATURES | pairs | feature::RING_PACKED
+            // Without an address of its own, the card gets one from virtio_net, which fails to be
+            // bound if that is refused.
+            let address = match features & feature::NET_MAC {
+                0 => feature::NET_CTRL_MAC_ADDR,
+                _ => 0,
+            };
+
+            feature::NET_CONTROL & !net_ctrl::FEATURES | pairs | address | RINGS
         }
     };
     let large_packets = if features & feature::NET_MERGEABLE_BUFFERS == 0 {
@@ -112,20 +125,31 @@ pub(crate) fn reasons(
     let is_shadowed = control.is_some();
     let sets = [
         (
-            feature::RING_PACKED,
-            "the control virtqueue is shadowed, which packed virtqueues cannot be",
+            RINGS,
+            "the control virtqueue is shadowed, which such virtqueues cannot be",
         ),
         (
             feature::NET_MQ,
             if is_shadowed {
-                "max_virtqueue_pairs does not fit the number of virtqueues"
+                "max_virtqueue_pairs is above 256, or does not fit the number of virtqueues"
             } else {
                 "there is no control virtqueue that could be shadowed"
             },
         ),
         (
-            feature::NET_CONTROL & net_ctrl::FEATURES & !feature::NET_MQ,
+            feature::NET_CONTROL
+                & net_ctrl::FEATURES
+                & !feature::NET_MQ
+                & !feature::NET_CTRL_MAC_ADDR,
             "there is no control virtqueue that could be shadowed",
+        ),
+        (
+            feature::NET_CTRL_MAC_ADDR,
+            if is_shadowed {
+                "the card has no address of its own"
+            } else {
+                "there is no control virtqueue that could be shadowed"
+            },
         ),
         (
             feature::NET_CTRL_OTHERS,
@@ -359,8 +383,8 @@ mod tests {
         assert_eq!(of(MQ, 3, 1), Some(Some(1)));
         assert_eq!(of(MQ, 8, 4), Some(None));
         assert_eq!(of(MQ, 9, 0), Some(None));
-        assert_eq!(of(MQ, u32::MAX, 0x8000), Some(Some(0x8000)));
-        assert_eq!(of(MQ, u32::MAX, 0x8001), Some(None));
+        assert_eq!(of(MQ, u32::MAX, 256), Some(Some(256)));
+        assert_eq!(of(MQ, u32::MAX, 257), Some(None));
         assert_eq!(of(MQ, 2, 1), None);
         assert_eq!(of(feature::NET_CTRL_VQ, 9, 4), Some(None));
         assert_eq!(of(feature::NET_MQ, 9, 4), None);
@@ -459,19 +483,19 @@ mod tests {
 
     #[test]
     fn with_a_shadow_only_what_it_cannot_do_is_hidden() {
-        let mergeable = feature::NET_MERGEABLE_BUFFERS;
+        let mergeable = feature::NET_MERGEABLE_BUFFERS | feature::NET_MAC;
         let with = |max_pairs| Some(ControlVq { max_pairs });
         assert_eq!(
             hidden(mergeable, with(Some(4))),
-            [2, 21, 34, 50, 52, 53, 57, 60, 62]
+            [2, 21, 34, 35, 50, 52, 53, 57, 60, 62]
         );
         assert_eq!(
             hidden(mergeable, with(None)),
-            [2, 21, 22, 34, 50, 52, 53, 57, 60, 62]
+            [2, 21, 22, 34, 35, 50, 52, 53, 57, 60, 62]
         );
         assert_eq!(
             hidden(0, with(Some(1))),
-            [2, 7, 8, 9, 10, 21, 34, 50, 52, 53, 54, 55, 57, 60, 62]
+            [2, 7, 8, 9, 10, 21, 23, 34, 35, 50, 52, 53, 54, 55, 57, 60, 62]
         );
     }
 }

@@ -89,6 +89,9 @@ const LOOK_INTERVAL: Delta = Delta::from_millis(10);
 /// up to five.
 pub(super) const SIZE: u16 = 16;
 
+/// Maximum size of the daemon's virtqueue, of which two descriptors are used.
+const MAX_SIZE: u16 = 1024;
+
 /// Value of [`Shadow::index`] if no virtqueue is shadowed.
 const NONE: u32 = u32::MAX;
 
@@ -99,7 +102,8 @@ enum InFlight {
     None,
     /// A command of the driver's, which waits for the answer.
     Command,
-    /// A command of the driver's, which was answered with an error because there was no answer.
+    /// A command that nobody waits for any more, as there was no answer in time: the driver's has
+    /// failed by then.
     GivenUp,
     /// A command that sets again what the daemon may not have.
     Restoring,
@@ -151,8 +155,8 @@ impl DaemonSide {
         self.answer.wrapping_add(1)
     }
 
-    /// Makes a command available to the daemon.
-    fn send(&mut self, command: &[u8]) -> Result<(), Malformed> {
+    /// Writes a command. Returns the parts of the request, one to read and one to write.
+    fn write(&self, command: &[u8]) -> Result<(Buffer, Buffer), Malformed> {
         let readable = Buffer {
             address: self.iova.wrapping_add(self.command()),
             // At most `MAX_LEN`.
@@ -166,7 +170,21 @@ impl DaemonSide {
         self.memory.write(self.command(), command)?;
         // What a daemon that does not write an answer has answered.
         self.memory.write(self.answer, &[net_ctrl::ERR])?;
+        Ok((readable, writable))
+    }
+
+    /// Makes a command available to the daemon.
+    fn send(&mut self, command: &[u8]) -> Result<(), Malformed> {
+        let (readable, writable) = self.write(command)?;
+
         self.ring.send(&self.memory, readable, writable)
+    }
+
+    /// Makes the last command available to a new daemon.
+    fn send_again(&self, command: &[u8]) -> Result<(), Malformed> {
+        let (readable, writable) = self.write(command)?;
+
+        self.ring.reoffer(&self.memory, readable, writable)
     }
 
     fn progress(&self) -> Progress {
@@ -205,8 +223,9 @@ struct Active {
     serving: bool,
     settings: Settings<KVVec<u8>>,
     features: u64,
-    /// A command, of either side.
+    /// The command that the driver or this driver has made last, of `len` bytes.
     buf: KVVec<u8>,
+    len: usize,
 }
 
 impl Active {
@@ -239,6 +258,7 @@ impl Active {
 
     /// Sends the command of `len` bytes in the buffer to the daemon. Returns whether there is one.
     fn send(&mut self, len: usize) -> bool {
+        self.len = len;
         self.buf
             .get(..len)
             .is_some_and(|command| self.daemon.send(command).is_ok())
@@ -266,21 +286,20 @@ impl Active {
             (InFlight::None | InFlight::Restoring, _) if !limits.is_open || !limits.has_time => {
                 Outcome::Unknown
             }
-            (InFlight::Restoring, _) => return ControlFlow::Continue(()),
+            (InFlight::Restoring, Progress::Pending) => return ControlFlow::Continue(()),
             (InFlight::None, _) if self.send(len) => {
                 self.in_flight = InFlight::Command;
                 vq.kick();
                 return ControlFlow::Continue(());
             }
-            (InFlight::None | InFlight::GivenUp | InFlight::Command, _) => Outcome::Unknown,
+            _ => Outcome::Unknown,
         };
 
-        if self.in_flight == InFlight::Command {
-            self.in_flight = match outcome {
-                Outcome::Done | Outcome::Refused => InFlight::None,
-                Outcome::Unknown => InFlight::GivenUp,
-            };
-        }
+        self.in_flight = match (self.in_flight, outcome) {
+            (InFlight::None, _) | (_, Outcome::Done | Outcome::Refused) => InFlight::None,
+            // A daemon that is too slow with what nobody waits for is too slow for this as well.
+            (_, Outcome::Unknown) => InFlight::GivenUp,
+        };
         let command = Self::parse(&self.buf, len, self.features, limits.max_pairs);
         let is_done = command.is_some_and(|command| self.settings.record(command, outcome));
 
@@ -385,6 +404,11 @@ impl Shadow {
         &self.memory
     }
 
+    /// Returns the index of the virtqueue that is shadowed, if there is one.
+    pub(super) fn index(&self) -> Option<u32> {
+        Some(self.index.load(Relaxed)).filter(|&index| index != NONE)
+    }
+
     /// Returns whether this is the virtqueue that is shadowed.
     #[inline]
     pub(super) fn is_at(&self, index: u32) -> bool {
@@ -429,8 +453,9 @@ impl Shadow {
         } = driver.address;
         let layout = Layout::new(driver.num, desc, avail, used);
         // As for any driver, a power of two.
-        let size = 1 << max_size.checked_ilog2().ok_or(EINVAL)?;
-        let mac = (features & feature::NET_MAC != 0).then_some(mac);
+        let size = 1 << max_size.min(MAX_SIZE).checked_ilog2().ok_or(EINVAL)?;
+        let can_set_mac = feature::NET_MAC | feature::NET_CTRL_MAC_ADDR;
+        let mac = (features & can_set_mac == can_set_mac).then_some(mac);
         let (daemon, address) = DaemonSide::new(size, domain.clone())?;
         let buffer = || KVVec::from_elem(0, net_ctrl::MAX_LEN, GFP_KERNEL_ACCOUNT);
         let mut active = KBox::new(
@@ -443,6 +468,7 @@ impl Shadow {
                 settings: Settings::new(buffer()?, mac),
                 features,
                 buf: buffer()?,
+                len: 0,
             },
             GFP_KERNEL_ACCOUNT,
         )?;
@@ -467,6 +493,7 @@ impl Shadow {
         };
 
         drop(old);
+        self.memory.forget_buffers();
     }
 
     /// Wakes the call that waits, if there is one.
@@ -489,7 +516,9 @@ impl Shadow {
             // the new one has to know the setting. It begins at what is in the used ring, which the
             // previous one may have spoilt.
             InFlight::Command => {
-                let _ = active.daemon.ring.reoffer(&active.daemon.memory);
+                if let Some(command) = active.buf.get(..active.len) {
+                    let _ = active.daemon.send_again(command);
+                }
             }
             InFlight::None | InFlight::GivenUp | InFlight::Restoring => {
                 active.daemon.withdraw();
@@ -505,13 +534,15 @@ impl Shadow {
     }
 
     /// Goes on with what the daemon is to be told: it has interrupted the driver, or can be kicked
-    /// from now on.
-    pub(super) fn advance(&self, vq: &Arc<Vq>) {
+    /// from now on. Nothing is sent unless the driver `is_ready`.
+    pub(super) fn advance(&self, vq: &Arc<Vq>, is_ready: bool) {
         let mut state = self.state.lock();
 
         if let Some(active) = &mut state.active {
             active.look();
-            active.restore(vq);
+            if is_ready {
+                active.restore(vq);
+            }
         }
         self.wake(&mut state);
     }

@@ -325,6 +325,10 @@ impl Operations for DriverSide {
 
         self.dev
             .set_driver_ok_refused(step.phase == Phase::Ready && told.is_err() && is_kernel);
+        // A daemon that came after the virtqueues were set up is told what was set before.
+        if let Some((vq, shadow)) = self.dev.shadowed() {
+            shadow.advance(vq, self.dev.is_driven());
+        }
     }
 
     fn reset(&self, driver: BusDriver) -> Result {
