@@ -47,7 +47,8 @@ module_param_int! {
 }
 
 module_param_int! {
-    /// How long a driver of the kernel waits for a command of a network card's control virtqueue.
+    /// The longest time, in milliseconds, that a kernel driver waits for the daemon to carry out a
+    /// command of a network card's control virtqueue.
     static CONTROL_TIMEOUT_MS: control_timeout_ms = 1000,
         "Milliseconds that virtio_net waits for a daemon to carry out a command, with RTNL held, up to 10000; 0 to offer no control virtqueue (default: 1000)";
 }

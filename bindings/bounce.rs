@@ -174,7 +174,7 @@ impl Slot {
         }
     }
 
-    /// Returns the kernel's page of this slot, if one was allocated.
+    /// Returns the page that the kernel has allocated for this slot, if there is one.
     #[inline(always)]
     fn kernel_page(&self) -> Option<NonNull<bindings::page>> {
         NonNull::new(self.page.read_acquire())

@@ -107,14 +107,15 @@ impl Completion {
     }
 }
 
-/// Converts `time` to jiffies for the scheduler to sleep: no shorter than `time`, 0 if `time` is
-/// negative, and no longer than the scheduler can sleep.
+/// Converts `time` to a timeout in jiffies: not shorter than `time`, but at most the longest timeout
+/// that the scheduler supports; 0 if `time` is not positive.
 fn jiffies(time: Delta) -> c_ulong {
     if time <= Delta::ZERO {
         return 0;
     }
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
 
-    // One more, for what was cut off, and for the part of the current jiffy that has passed.
+    // One more, for the fraction of a millisecond that was cut off, and for the part of the current
+    // jiffy that has passed.
     msecs_to_jiffies(milliseconds).saturating_add(1)
 }

@@ -260,7 +260,8 @@ impl<T: FileOperations> VTable<T> {
     ///
     /// # Safety
     ///
-    /// `file` must be a valid file with a table of `Self`, and must not be released during `'a`.
+    /// `file` must be valid, its `f_op` must be the table of `Self`, and it must not be released
+    /// during `'a`.
     unsafe fn data<'a>(file: *mut bindings::file) -> <T::Data as ForeignOwnable>::Borrowed<'a> {
         // SAFETY: The file is valid, and its private data does not change until it is released.
         let private = unsafe { (*file).private_data };

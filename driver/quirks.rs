@@ -293,7 +293,7 @@ pub(crate) fn hide_from_kernel(
 
                 *seg_max = u32::from_le_bytes(*seg_max).min(most).to_le_bytes();
             }
-            // The exponent of the physical block size, which virtio_blk shifts by.
+            // The exponent of the physical block size. virtio_blk shifts by the exponent.
             if let Some([exponent]) = field(24, offset, buf) {
                 *exponent = (*exponent).min(15);
             }

@@ -13,7 +13,8 @@ pub const ALL: [Driver; 2] = [Driver::C, Driver::Rust];
 /// A module parameter that allows more mappings than any measurement makes.
 const PARAMETERS: &str = "max_iotlb_entries=65536";
 
-/// Loads the other drivers of the vDPA bus. vhost-vdpa has a limit of the same name.
+/// Loads the other drivers of the vDPA bus. vhost-vdpa has a module parameter with the same name,
+/// `max_iotlb_entries`, which is set to the same value.
 pub fn load_bus() -> Result<(), String> {
     modules::tool("modprobe", &["vhost_vdpa", PARAMETERS])?;
     modules::load_bus()

@@ -17,7 +17,7 @@ pub enum Verdict {
     ExpectedFail(String),
 }
 
-/// Returns the first lines of a run of this number of tests.
+/// Returns the KTAP header of the output for a run of `tests` tests: the version and the plan.
 pub fn head(tests: usize) -> String {
     format!("KTAP version 1\n1..{tests}\n")
 }

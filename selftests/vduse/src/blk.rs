@@ -43,7 +43,7 @@ pub const FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
 /// The feature of a disk that cannot be written to.
 pub const READ_ONLY: u64 = 1 << VIRTIO_BLK_F_RO;
 
-/// Offset of the capacity, in sectors, in the configuration space.
+/// Offset, in bytes, of the capacity in the configuration space. The capacity is in sectors.
 const CAPACITY_OFFSET: u32 = 0;
 
 /// Returns the configuration space of a disk: `struct virtio_blk_config` up to the number of

@@ -148,7 +148,7 @@ pub(crate) struct InterfaceRequest {
 unsafe impl Plain for InterfaceRequest {}
 
 impl InterfaceRequest {
-    /// Names an interface.
+    /// Returns a request about the interface called `name`, with the given flags.
     ///
     /// # Errors
     ///

@@ -146,7 +146,8 @@ impl Supervisor<'_> {
                 let pause = Duration::from_millis(100 + dice.below(600));
                 next_kill = Instant::now() + pause * self.plan.patience;
                 for name in DEVICES {
-                    // Whoever is at sysfs may be killed between a long timeout and a short one.
+                    // The actor that writes to sysfs may be killed after it has set a long timeout
+                    // and before it has set a short one again.
                     let _ = sysfs::write(&sysfs::attribute(name, "msg_timeout"), "1");
                 }
             }

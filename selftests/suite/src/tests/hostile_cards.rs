@@ -45,6 +45,14 @@ tests![
     a_program_that_is_killed_does_not_wait,
 ];
 
+/// Asserts that what has begun at that time took less than `limit`, which is stretched on a slow
+/// machine.
+#[track_caller]
+fn assert_quick(begin: Instant, limit: Duration) {
+    let took = begin.elapsed();
+    assert!(took < Pace::measured().stretch(limit), "{took:?}");
+}
+
 fn malformed_answers_fail_a_command_and_no_more() {
     let (card, mut ring) = HandCard::taken();
     // Even though it says that the command was carried out.
@@ -57,7 +65,7 @@ fn malformed_answers_fail_a_command_and_no_more() {
         ring.interrupt();
         assert!(!ended(child));
         // The command does not wait until its time is over.
-        assert!(begin.elapsed() < LIMIT, "{:?}", begin.elapsed());
+        assert_quick(begin, LIMIT);
         // The answer, once it is there, ends that state.
         ring.answer(&taken, OK);
     };
@@ -93,7 +101,7 @@ fn commands_fail_at_once_until_a_late_answer_has_come() {
     for last in 2..12 {
         assert!(!ended(card.set_address(last)));
     }
-    assert!(begin.elapsed() < 10 * LIMIT / 2, "{:?}", begin.elapsed());
+    assert_quick(begin, 10 * LIMIT / 2);
     // Nothing more was sent.
     assert_eq!(ring.take(), None);
     ring.answer(&taken, OK);
@@ -188,11 +196,7 @@ fn without_a_daemon_commands_fail_at_once() {
     for last in 1..6 {
         let begin = Instant::now();
         assert!(!ended(card.set_address(last)));
-        let took = begin.elapsed();
-        assert!(
-            took < Pace::measured().stretch(LIMIT / 4),
-            "{last}: {took:?}"
-        );
+        assert_quick(begin, LIMIT * 3 / 5);
     }
     assert!(card.ip("promisc on"));
     card.begin_daemon();
@@ -239,7 +243,7 @@ fn a_slow_daemon_holds_the_lock_a_tenth_of_the_time() {
     let watch = Watch::start();
     let begin = Instant::now();
     let mut count = 0;
-    while begin.elapsed() < 15 * LIMIT {
+    while begin.elapsed() < 10 * LIMIT {
         card.ip(["promisc on", "promisc off"][count % 2]);
         count += 1;
         std::thread::sleep(Duration::from_millis(20));
@@ -263,7 +267,7 @@ fn a_daemon_that_wants_announcements_all_the_time_does_not_hold_the_lock() {
     let watch = Watch::start();
     let begin = Instant::now();
     let status = (link::UP | link::ANNOUNCE).to_le_bytes();
-    while begin.elapsed() < 10 * LIMIT {
+    while begin.elapsed() < 5 * LIMIT {
         card.file().set_config(6, &status).expect("the status");
         card.file().inject_config_irq().expect("telling of it");
     }
@@ -296,7 +300,7 @@ fn a_daemon_that_scribbles_over_the_queue_harms_itself_only() {
         }))
     });
     let watch = Watch::start();
-    let mut limit = Limit::new(10 * LIMIT);
+    let mut limit = Limit::new(6 * LIMIT);
     let mut last = 0;
     while !limit.is_over() {
         card.ip(["up", "promisc on", "promisc off", "down"][usize::from(last % 4)]);
@@ -375,7 +379,7 @@ fn a_card_that_is_removed_while_a_command_waits_is_removed() {
         let begin = Instant::now();
         card.on_bus.unbind(Driver::Virtio).expect("unbinding");
         assert!(!ended(child));
-        assert!(begin.elapsed() < 5 * LIMIT, "{:?}", begin.elapsed());
+        assert_quick(begin, 5 * LIMIT);
     }
 }
 
@@ -409,5 +413,5 @@ fn a_program_that_is_killed_does_not_wait() {
     let _ = next(&mut ring, &address(1));
     child.kill().expect("killing");
     child.wait().expect("waiting");
-    assert!(begin.elapsed() < LIMIT * 3 / 4, "{:?}", begin.elapsed());
+    assert_quick(begin, LIMIT * 3 / 4);
 }

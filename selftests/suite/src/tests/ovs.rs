@@ -109,7 +109,8 @@ impl Containers {
             .output()
             .expect("running tc");
         let said = String::from_utf8_lossy(&output.stdout);
-        // Each queue's discipline has the root for its parent: ` Sent 84 bytes 2 pkt (dropped ...`.
+        // Each queue has a qdisc whose parent is the root qdisc (`parent :N`). Its statistics
+        // contain ` Sent 84 bytes 2 pkt (dropped ...`.
         let queues = said
             .split("\nqdisc")
             .filter(|text| text.contains(" parent :"));

@@ -4,7 +4,7 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use vduse::control::CONTROL_PATH;
@@ -17,6 +17,9 @@ use crate::lab::daemon::answered::Answered;
 use crate::lab::daemon::regions::first_byte;
 use crate::lab::device::bus;
 use crate::lab::device::test_device::TestDevice;
+use crate::lab::device::virtio::feature;
+use crate::lab::driver::hand_card::{accepted, hand_config, HandCard};
+use crate::lab::driver::rtnl::{Watch, SLACK};
 use crate::lab::driver::vhost::access;
 use crate::lab::driver::virtio_disk::{LiveDisk, Shape};
 use crate::lab::kernel::loading::{self, load, try_unload, unload, LoadAgain};
@@ -33,6 +36,8 @@ tests![
     each_space_has_max_iotlb_entries_of_its_own,
     maps_that_there_is_no_room_for_take_no_time,
     rings_leave_room_for_the_bounce_area,
+    a_control_timeout_of_0_hides_control_queues,
+    a_short_control_timeout_is_kept_to,
 ];
 
 fn an_idle_module_is_unloaded_and_leaves_nothing() {
@@ -142,6 +147,28 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
     vhost.unmap_in(1, iova(3), PAGE).unwrap();
     vhost.map_in(1, iova(MOST), &page, access::RW).unwrap();
     assert_eq!(found(1, MOST).unwrap(), 1);
+}
+
+fn a_control_timeout_of_0_hides_control_queues() {
+    let _parameter = Parameter::set("control_timeout_ms=0");
+    let card = HandCard::new(&hand_config(), |_| None);
+    let control = feature::NET_CTRL_VQ | feature::NET_MQ | feature::NET_CTRL_MAC_ADDR;
+    assert_eq!(accepted(card.device.name()) & control, 0);
+    // No command is sent, and so none waits.
+    assert!(card.ip("up"));
+    assert!(card.ip("address 02:00:00:00:77:01"));
+}
+
+fn a_short_control_timeout_is_kept_to() {
+    const LIMIT: Duration = Duration::from_millis(100);
+    let _parameter = Parameter::set("control_timeout_ms=100");
+    let watch = Watch::start();
+    let card = HandCard::answering(|_| None);
+    assert!(card.ip("up"));
+    assert!(!card.ip("address 02:00:00:00:77:01"));
+    watch
+        .end()
+        .assert("a limit of 100 ms", LIMIT + SLACK, 2 * SLACK);
 }
 
 fn maps_that_there_is_no_room_for_take_no_time() {

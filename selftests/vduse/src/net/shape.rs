@@ -57,8 +57,8 @@ pub struct Shape {
     pub groups: Groups,
     /// Features offered in addition to the usual ones: [`GUEST_ANNOUNCE`], [`CTRL_RX_EXTRA`].
     pub options: u64,
-    /// Whether a driver is offered to suspend the card, if the kernel supports that, so that a
-    /// virtual machine migrates without losing what is in the virtqueues.
+    /// Whether the card lets its driver suspend it, if the kernel supports that, so that a virtual
+    /// machine can migrate without losing what is in the virtqueues.
     pub suspend: bool,
 }
 

@@ -29,8 +29,9 @@ pub trait Backend {
         true
     }
 
-    /// Returns the file that becomes readable when a virtqueue that was not [ready](Self::ready) is
-    /// ready again. The server polls the file only while the virtqueue waits for it.
+    /// Returns a file, if there is one, that becomes readable when the virtqueue is
+    /// [ready](Self::ready) again. The server polls the file only while the virtqueue is not ready
+    /// for its next request.
     fn source(&self, _queue: u16) -> Option<BorrowedFd<'_>> {
         None
     }

@@ -33,7 +33,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Starts with no measurement, as short operations are not measured at all.
+    /// Starts without a measurement. The first one is due only after [`BETWEEN`], so an operation that
+    /// is shorter is never measured.
     pub fn new() -> Self {
         Self {
             worked: Duration::ZERO,

@@ -70,7 +70,7 @@ impl TestDevice {
         Self::adopt(&config.name)
     }
 
-    /// Creates a small disk with one queue, which is not set up.
+    /// Creates a small disk with one queue. The queue is not set up.
     #[track_caller]
     pub fn disk() -> Self {
         Self::new(&disk_config())
