@@ -39,14 +39,6 @@ const DIRECT: u64 = 1 << 63;
 // The allocator of bounce slots takes addresses as `usize`, and must not lose that bit.
 const _: () = assert!(usize::BITS == u64::BITS);
 
-/// What keeps the memory of a range allocated.
-enum Owner {
-    /// The driver: the range is a buffer, which it unmaps before it frees the memory.
-    Driver,
-    /// The range itself: it is memory that was allocated for the driver.
-    Range(Pages),
-}
-
 /// A mapped range.
 ///
 /// # Invariants
@@ -58,7 +50,9 @@ struct Range {
     len: usize,
     is_readable: bool,
     is_writable: bool,
-    owner: Owner,
+    /// The pages, if the memory was allocated for the driver. Otherwise the range is a buffer, which
+    /// the driver unmaps before freeing it.
+    pages: Option<Pages>,
 }
 
 impl Range {
@@ -112,7 +106,7 @@ impl DirectMap {
             len,
             is_readable: dir.device_reads(),
             is_writable: dir.device_writes(),
-            owner: Owner::Driver,
+            pages: None,
         })
         .ok()
     }
@@ -136,7 +130,7 @@ impl DirectMap {
             len: size,
             is_readable: true,
             is_writable: true,
-            owner: Owner::Range(pages),
+            pages: Some(pages),
         })
     }
 
@@ -152,27 +146,16 @@ impl DirectMap {
             })
             .and_then(Option::take);
 
+        // Pages are freed without the lock.
         drop(ranges);
-        if let Some(Range {
-            owner: Owner::Range(pages),
-            ..
-        }) = removed
-        {
-            drop(pages);
-        }
+        drop(removed);
     }
 
     /// Ends the mappings of all buffers, whose driver is about to go. Ending such a mapping again
     /// does nothing. Waits for accesses that are in progress. Any context.
     pub(crate) fn forget_buffers(&self) {
         for range in self.ranges.lock().iter_mut() {
-            if matches!(
-                range,
-                Some(Range {
-                    owner: Owner::Driver,
-                    ..
-                })
-            ) {
+            if range.as_ref().is_some_and(|range| range.pages.is_none()) {
                 *range = None;
             }
         }
@@ -205,8 +188,8 @@ impl Memory for DirectMap {
             buf.len(),
             |range| range.is_readable,
             |phys| {
-                // SAFETY: By the invariants of `Range`, the memory stays allocated as long as the range
-                // is mapped, which it is during this call.
+                // SAFETY: By the invariants of `Range`, the memory stays allocated as long as the
+                // range is mapped, which it is during this call.
                 unsafe { phys::read(phys, buf) }
             },
         )

@@ -5,7 +5,8 @@
 //! A virtio driver whose device has map operations passes its buffers and rings to these
 //! operations, with the *token* that belongs to the virtqueue. Here, a token points to a [`Space`]:
 //! buffers are mapped into the space's [bounce area](Area); rings (coherent memory) are allocated
-//! here and given addresses by the space's owner. Following a token to its space takes an RCU
+//! here and given addresses by the space's owner. The memory of a virtqueue whose device is in the
+//! kernel itself is mapped by a *direct* token, into a [`DirectMap`] instead. Following a token to its space takes an RCU
 //! read-side critical section and no lock.
 //!
 //! C header: [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)

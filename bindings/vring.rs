@@ -442,8 +442,8 @@ impl DriverSide {
     }
 
     /// Makes the last request, with the same buffers, the only one that the device has not
-    /// completed, whatever a previous device has written to the virtqueue. Must be called only while
-    /// no device uses the virtqueue.
+    /// completed, whatever a previous device has written to the virtqueue. Must be called only
+    /// while no device uses the virtqueue.
     ///
     /// # Errors
     ///

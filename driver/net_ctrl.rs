@@ -39,9 +39,9 @@ mod class {
 /// - Coalescing of interrupts changes with the traffic, which a daemon controls, and the driver
 ///   waits for an answer each time.
 /// - Statistics are an answer of the daemon's that the driver has to parse.
-/// - An announcement is made by a work item that takes RTNL (`virtnet_config_changed_work`). Closing
-///   the interface waits for that work item with RTNL held (`virtnet_close`, 7.3), and a daemon
-///   chooses the moment.
+/// - An announcement is made by a work item that takes RTNL (`virtnet_config_changed_work`).
+///   Closing the interface waits for that work item with RTNL held (`virtnet_close`, 7.3), and a
+///   daemon chooses the moment.
 pub(crate) const FEATURES: u64 = feature::NET_CTRL_VQ
     | feature::NET_CTRL_RX
     | feature::NET_CTRL_VLAN

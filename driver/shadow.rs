@@ -36,10 +36,7 @@ use super::{
         Outcome,
         Settings, //
     },
-    vq::{
-        Snapshot,
-        Vq, //
-    },
+    vq::Vq, //
 };
 use crate::bindings::{
     completion::{
@@ -129,7 +126,7 @@ impl DaemonSide {
         let layout = Layout::contiguous(size).ok_or(EINVAL)?;
         let ring = DriverSide::new(layout).ok_or(EINVAL)?;
         let answer = layout.end();
-        // At most some 900,000 bytes.
+        // At most some 35,000 bytes.
         let len = (answer as usize).saturating_add(1 + net_ctrl::MAX_LEN);
         let memory = Pages::alloc(len)?;
         let iova = domain.owner().map_coherent(memory.share(), len)?;
@@ -429,10 +426,10 @@ impl Shadow {
         self.index.store(index, Relaxed);
     }
 
-    /// Begins to shadow the virtqueue of `driver.num` descriptors that the driver has put at
-    /// `driver.address`. Returns the size and the address of the virtqueue for the daemon, of at
-    /// most `max_size` descriptors, which is in `domain`. The driver has accepted `features`, and
-    /// believes that the card has `mac` for its address.
+    /// Begins to shadow the virtqueue of `num` descriptors that the driver has put at `address`.
+    /// Returns the size and the address of the virtqueue for the daemon, of at most `max_size`
+    /// descriptors, which is in `domain`. The driver has accepted `features`, and believes that the
+    /// card has `mac` for its address.
     ///
     /// # Errors
     ///
@@ -440,18 +437,14 @@ impl Shadow {
     /// - [`ENOMEM`] if memory is short, or if there is no room in the domain.
     pub(super) fn begin(
         &self,
-        driver: &Snapshot,
+        num: u32,
+        address: VqAddress,
         max_size: u16,
         features: u64,
         mac: [u8; 6],
         domain: &Arc<Domain>,
     ) -> Result<(u32, VqAddress)> {
-        let VqAddress {
-            desc,
-            driver: avail,
-            device: used,
-        } = driver.address;
-        let layout = Layout::new(driver.num, desc, avail, used);
+        let layout = Layout::new(num, address.desc, address.driver, address.device);
         // As for any driver, a power of two.
         let size = 1 << max_size.min(MAX_SIZE).checked_ilog2().ok_or(EINVAL)?;
         let can_set_mac = feature::NET_MAC | feature::NET_CTRL_MAC_ADDR;

@@ -163,23 +163,26 @@ impl Operations for DriverSide {
     type Parent = Arc<Node<Dev>>;
 
     fn set_vq_address(&self, index: u16, address: VqAddress) -> Result {
-        self.vq(index, |vq| vq.set_address(address))?;
-        if let Some(shadow) = self.dev.shadow_at(index.into()) {
-            let vq = self.dev.vq(index.into())?;
-            let mut mac = [0; 6];
-            self.dev.read_config(0, &mut mac, true);
-
-            // The daemon finds another virtqueue than the one that the driver has made.
-            let (num, address) = shadow.begin(
-                &vq.snapshot(),
-                vq.max_size(),
-                self.dev.driver_features(),
-                mac,
-                &self.dev.spaces.get(0)?.domain,
-            )?;
-            vq.set_num(num);
+        let vq = self.dev.vq(index.into())?;
+        let Some(shadow) = self.dev.shadow_at(index.into()) else {
             vq.set_address(address);
-        }
+            return Ok(());
+        };
+        let mut mac = [0; 6];
+        self.dev.read_config(0, &mut mac, true);
+
+        // The daemon finds another virtqueue than the one that the driver has made, and never the
+        // address of that, which is a physical one.
+        let (num, address) = shadow.begin(
+            vq.snapshot().num,
+            address,
+            vq.max_size(),
+            self.dev.driver_features(),
+            mac,
+            &self.dev.spaces.get(0)?.domain,
+        )?;
+        vq.set_num(num);
+        vq.set_address(address);
 
         Ok(())
     }

@@ -4,8 +4,9 @@
 //! commands to this kernel's VDUSE driver, which hands them on. virtio_net waits for the answers
 //! with the lock of all network configuration held, so that no daemon may make it wait for long.
 
+use std::collections::HashSet;
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ tests![
     vlans_are_filtered_and_restored,
     what_is_offered_is_what_is_known,
     the_log_says_once_what_is_hidden_and_why,
+    a_daemon_never_sees_where_the_drivers_own_queue_is,
     the_number_of_pairs_that_counts_is_the_first,
     a_number_of_pairs_that_does_not_fit_is_hidden,
     a_card_without_an_address_is_given_one_that_the_daemon_is_not_told_of,
@@ -384,6 +386,33 @@ fn the_log_says_once_what_is_hidden_and_why() {
     for part in ["0x400000 (", "0x20000 (", "0x4000000000000000 ("] {
         assert!(lines[0].contains(part), "{part}: {}", lines[0]);
     }
+}
+
+fn a_daemon_never_sees_where_the_drivers_own_queue_is() {
+    let card = HandCard::answering(|_| Some(OK));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let mut seen = HashSet::new();
+            while !stop.load(Ordering::Relaxed) {
+                let info = card.file().vq_info(INDEX).expect("a queue");
+                seen.extend([info.desc_addr, info.driver_addr, info.device_addr]);
+            }
+            seen
+        });
+        for _ in 0..40 {
+            card.on_bus.unbind(Driver::Virtio).expect("unbinding");
+            card.on_bus.bind(Driver::Virtio).expect("binding");
+        }
+        stop.store(true, Ordering::Relaxed);
+        // The address space ends at 1 GiB and 128 MiB. What is above is the kernel's business.
+        let seen = watch.join().expect("a thread");
+        assert!(seen.len() > 1, "{seen:x?}");
+        assert!(
+            seen.iter().all(|address| *address < 0x4800_0000),
+            "{seen:x?}"
+        );
+    });
 }
 
 fn the_number_of_pairs_that_counts_is_the_first() {
