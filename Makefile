@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# `make help` says what there is. How the module itself is put together is in Kbuild.
+# `make help` lists the targets. Kbuild says how the module itself is built.
 
 export KVER FLAVOUR QEMU FAST VDUSE_RS_CACHE DEBIAN_MIRROR
 
-# Blanks and colons separate paths, in make and kbuild.
+# make and Kbuild treat blanks and colons as separators between paths.
 ifneq ($(words $(CURDIR))$(findstring :,$(CURDIR)),1)
 $(error The path of this checkout, $(CURDIR), has a blank or a colon in it, which the kernel's build system cannot \
 	handle: move the checkout)
@@ -14,11 +14,11 @@ DRIVER ?= rust
 KERNEL ?= stock
 TESTS ?=
 
-# Options of the kernel's build system that are handed on.
+# Options that are passed on to the kernel's build system.
 KBUILD_OPTIONS := $(foreach v,V W C CLIPPY KCFLAGS KRUSTFLAGS,$(if $($(v)),$(v)=$($(v))))
 
 ifdef KDIR
-# Against a kernel tree that has the Rust metadata, with the host's programs.
+# Build against a kernel tree that has the Rust metadata, with the host's programs.
 TOOLS := $(foreach v,LLVM CC RUSTC BINDGEN,$(if $(filter command% environment%,$(origin $(v))),$(v)=$($(v))))
 KBUILD = $(TOOLS) ./scripts/check-kdir $(KDIR) && $(MAKE) -C $(KDIR) M=$(CURDIR) $(TOOLS) $(KBUILD_OPTIONS)
 else
@@ -55,7 +55,7 @@ lint:
 check-unsafe:
 	@./scripts/check-unsafe
 
-# For the debug kernel, the module is built in a place of its own.
+# The module for the debug kernel is built elsewhere, by scripts/debug-module.
 GUEST_MODULE := $(if $(filter rust-stock,$(DRIVER)-$(KERNEL)),modules)
 
 demo: $(GUEST_MODULE)

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A plugin of QEMU's (TCG) that counts the guest's instructions, by function, and says where those
-//! of vduse-bench's rows are: every one of them, none sampled.
+//! A QEMU (TCG) plugin that counts the guest's instructions by function, for the rows of
+//! vduse-bench. It counts every instruction and does not sample.
 //!
-//! `run --profile` builds and loads it. The guest marks the *windows* that are to be counted by
-//! executing an instruction that does nothing, `nop dword [rax + rax + 0x56445500 + window]`, and leaves
-//! in a file what the window is called, how often it did something in it, and where its functions
-//! are. The report is written when QEMU ends.
+//! `qemu-test/run --profile` builds and loads the plugin. The guest marks *windows*, in which the
+//! plugin counts, by executing an instruction that does nothing:
+//! `nop dword [rax + rax + 0x56445500 + window]`. The instruction opens the window, and window 0
+//! closes the open one. The guest also writes a file for each window, with the window's title, the
+//! number of operations in the window, and the addresses of the guest's functions. The plugin
+//! writes its report when QEMU ends.
 //!
-//! An instruction counts for the function in which its block began, as the emulator has it: blocks end
-//! with a jump, a call or a page.
+//! The instructions of a block count for the function in which the block begins. A block is a unit
+//! of QEMU's translation. It ends with a jump, a call or a page.
 
 #![warn(unsafe_op_in_unsafe_fn)]
 
@@ -19,19 +21,20 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 
-/// A mark: the instruction, and its constant, whose lowest byte is the window's number. 0 is no window.
+/// The bytes of a mark: a `nop` whose lowest constant byte is the window's number. Number 0 means
+/// no window.
 const MARK: [u8; 8] = [0x0f, 0x1f, 0x84, 0x00, 0, 0x55, 0x44, 0x56];
 
-/// Where in a mark the window's number is.
+/// Offset of the window's number in a mark.
 const WINDOW: usize = 4;
 
-/// How many windows there can be, with the one that is none.
+/// Maximum number of windows, including number 0.
 const WINDOWS: usize = 4;
 
-/// How many functions are shown.
+/// Number of rows that a table of the report shows.
 const SHOWN: usize = 60;
 
-/// Opaque things of QEMU's.
+/// A translated block of QEMU, whose contents the plugin does not access.
 #[repr(C)]
 struct Block {
     _opaque: [u8; 0],
@@ -43,7 +46,7 @@ struct Instruction {
 
 type Id = u64;
 
-/// A callback that is told nothing of registers.
+/// Flag of a callback: it does not access the guest's registers.
 const NO_REGISTERS: c_int = 0;
 
 // The plugin API, version 4 (`include/qemu/qemu-plugin.h` of QEMU 10.0).
@@ -72,32 +75,33 @@ extern "C" {
     );
 }
 
-/// Which version of the API this is for.
+/// The version of the plugin API that this plugin uses.
 #[no_mangle]
 #[allow(non_upper_case_globals)]
 pub static qemu_plugin_version: c_int = 4;
 
-/// A translated block, and how often it was executed in each window.
+/// A translated block, and how often the guest has executed it in each window.
 struct Counted {
     address: u64,
     instructions: u64,
     times: [AtomicU64; WINDOWS],
 }
 
-/// All blocks. They stay for as long as QEMU runs.
+/// All blocks. They are never freed.
 static BLOCKS: Mutex<Vec<&'static Counted>> = Mutex::new(Vec::new());
 
-/// The window that is open.
+/// Number of the open window.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
-/// Where the guest leaves what it knows of windows, and the report goes.
+/// The directory in which the guest writes its files about windows, and the plugin writes the
+/// report.
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
-/// Loads the plugin. Its one argument is `folder=PATH`.
+/// Loads the plugin. The only argument is `folder=PATH`.
 ///
 /// # Safety
 ///
-/// To be called by QEMU: `argv` has `argc` strings.
+/// QEMU must call this function, with `argc` strings in `argv`.
 #[no_mangle]
 pub unsafe extern "C" fn qemu_plugin_install(
     id: Id,
@@ -106,7 +110,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
     argv: *const *const c_char,
 ) -> c_int {
     for i in 0..argc as usize {
-        // SAFETY: By the safety requirements.
+        // SAFETY: The caller guarantees that `argv` has `argc` strings.
         let argument = unsafe { CStr::from_ptr(*argv.add(i)) };
         if let Some(folder) = argument
             .to_str()
@@ -120,7 +124,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
         eprintln!("profiler: there is no folder=");
         return -1;
     }
-    // SAFETY: These are callbacks of the kinds that are asked for.
+    // SAFETY: The callbacks have the types that QEMU expects.
     unsafe {
         qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
         qemu_plugin_register_atexit_cb(id, ended, std::ptr::null_mut());
@@ -129,8 +133,8 @@ pub unsafe extern "C" fn qemu_plugin_install(
 }
 
 extern "C" fn translated(_id: Id, block: *mut Block) {
-    // SAFETY: QEMU's block is valid during this call, and so are its instructions. What the callbacks
-    // get is a number, or stays for ever.
+    // SAFETY: QEMU's block and its instructions are valid during this call. The data of a callback
+    // is either a number or a reference that is valid forever.
     unsafe {
         let instructions = qemu_plugin_tb_n_insns(block);
         let counted: &'static Counted = Box::leak(Box::new(Counted {
@@ -158,7 +162,7 @@ extern "C" fn translated(_id: Id, block: *mut Block) {
 extern "C" fn executed(_cpu: c_uint, data: *mut c_void) {
     let window = OPEN.load(Relaxed);
     if window != 0 {
-        // SAFETY: It is what was registered.
+        // SAFETY: `data` is the reference that `translated` has registered, which is valid forever.
         let counted = unsafe { &*data.cast::<Counted>() };
         counted.times[window].fetch_add(1, Relaxed);
     }
@@ -175,18 +179,19 @@ extern "C" fn ended(_id: Id, _data: *mut c_void) {
     }
 }
 
-/// The functions of a window.
+/// The guest's file about a window.
 struct Symbols {
-    /// What the window is called.
+    /// The window's title.
     title: String,
-    /// How often something was done in it.
+    /// Number of operations in the window.
     times: f64,
-    /// The functions and their modules, by address.
+    /// The name and the module of each function, keyed by its address.
     functions: BTreeMap<u64, (String, String)>,
 }
 
 impl Symbols {
-    /// Reads a line with the title, a line with the number, and `/proc/kallsyms`.
+    /// Parses a line with the title, a line with the number of operations, and the contents of
+    /// `/proc/kallsyms`.
     fn read(path: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(path).ok()?;
         let mut lines = text.lines();
@@ -209,7 +214,7 @@ impl Symbols {
         })
     }
 
-    /// The function at an address, and its module.
+    /// Returns the name and the module of the function at an address.
     fn find(&self, address: u64) -> (&str, &str) {
         if address >> 63 == 0 {
             return ("(all)", "processes");
@@ -219,10 +224,10 @@ impl Symbols {
     }
 }
 
-/// Instructions by what they belong to, in each window.
+/// Number of instructions in each window, keyed by the module or the function.
 type Sums = BTreeMap<String, [f64; WINDOWS]>;
 
-/// Two tables: by module, and by function.
+/// Returns the report: one table by module and one by function.
 fn report(folder: &Path) -> String {
     let blocks = BLOCKS.lock().expect("the blocks");
     let mut titles: [Option<String>; WINDOWS] = Default::default();

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash disable=SC2034
 #
-# The code that the scripts share: messages, host programs, and the cache of artefacts that are expensive to build.
-# To be sourced, not run, by bash scripts that have `set -eu`.
+# Code that the scripts share: messages, host programs, and the cache of artefacts that are expensive to build. Bash
+# scripts with `set -eu` source this file.
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 scripts=$top/scripts
@@ -10,14 +10,15 @@ cache=${VDUSE_RS_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/vduse_rs}
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd -P)
 
-# The Debian release of the tools and of the guest, and the suite that has newer kernels for it.
+# The Debian release of the tools and of the guest, and the suite with newer kernels for that release.
 suite=trixie
 backports=trixie-backports
 
 say() { printf '[vduse_rs] %s\n' "$*" >&2; }
 die() { printf '[vduse_rs] error: %s\n' "$*" >&2; exit 1; }
 
-# need PROGRAM=PACKAGE...: installs the packages of programs that the host lacks, or says what to install.
+# need PROGRAM=PACKAGE...: installs the PACKAGE of each PROGRAM that the host lacks, or fails with a message that says
+# what to install.
 need() {
 	local pair missing=()
 	for pair in "$@"; do
@@ -28,7 +29,7 @@ need() {
 		die "this host lacks ${missing[*]}: install it with the package manager (apt-get install ${missing[*]})"
 	fi
 	say "this host lacks ${missing[*]}: installing it with apt-get"
-	# One apt-get at a time, as it does not wait for another one.
+	# Run one apt-get at a time, because apt-get does not wait for another one.
 	flock --close "$cache/apt.lock" sh -c '
 		apt-get -q update
 		DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "$@"
@@ -38,17 +39,18 @@ need() {
 	}
 }
 
-# need_root: fails unless run by root on x86_64. Everything below runs with mounts and chroot, which need root.
+# need_root: fails unless the script runs as root on x86_64. The scripts use mounts and chroot, which need root.
 need_root() {
 	[ "$(id -u)" = 0 ] || die "this needs root, for mounts and chroot (\`make KDIR=...\` does not)"
 	[ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported, this is $(uname -m)"
 }
 
-# artefact NAME INPUT...: sets $out to the directory of the artefact NAME, as built from these inputs by the current
-# function build_NAME, which runs in an empty directory. The artefact is built if it is not in the cache.
+# artefact NAME INPUT...: sets $out to the directory of the artefact NAME. If this artefact, with these inputs, is not
+# in the cache, it is built by the function build_NAME, which runs in an empty directory. A change of build_NAME makes a
+# new artefact.
 #
-# An artefact is valid only with its stamp, which is written last, before the directory gets its name. Only one process
-# at a time builds an artefact, so a leftover seen under the lock is that of an interrupted build.
+# An artefact is valid only with its stamp, which is written last, before the directory gets its final name. Only one
+# process at a time builds an artefact, so under the lock any leftover is from an interrupted build.
 artefact() {
 	local name=$1 key tmp lock old status
 	key=$({ printf '%s\n' "$@" "$suite"; declare -f "build_${name//-/_}"; } | sha256sum | cut -c1-12)
@@ -65,7 +67,7 @@ artefact() {
 		tmp=$(mktemp -d "$cache/$name/tmp.XXXXXX")
 		chmod 755 "$tmp"
 		SECONDS=0
-		# Not in a condition: there, `set -e` would have no effect inside.
+		# Do not call the function in a condition, where `set -e` would have no effect inside the function.
 		set +e
 		(set -e; cd "$tmp"; "build_${name//-/_}") 3>&2 >"$cache/$name/log" 2>&1
 		status=$?
@@ -79,7 +81,7 @@ artefact() {
 		date >"$tmp/stamp"
 		mv -T "$tmp" "$out"
 		say "$name: done in $SECONDS s"
-		# Artefacts of other inputs that have not been used for a week are removed.
+		# Remove artefacts with other inputs that have not been used for a week.
 		for old in "$cache/$name"/*/stamp; do
 			[ "$old" = "$out/stamp" ] || [ -z "$(find "$old" -mtime +7)" ] || rm -rf --one-file-system "${old%/stamp}"
 		done
@@ -87,20 +89,20 @@ artefact() {
 	exec {lock}>&-
 }
 
-# step TEXT: says what a long build is doing; only for build_*, where descriptor 3 is the terminal.
+# step TEXT: says what a long build is doing. Only for the functions build_*, where descriptor 3 is the terminal.
 step() { printf '[vduse_rs] %s\n' "$*" >&3; printf '## %s\n' "$*"; }
 
-# new_run: sets $run to a new directory for a guest's instructions and its output; the logs of the last runs are kept.
+# new_run: sets $run to a new directory for a guest's instructions and output. The logs of the last runs are kept.
 new_run() {
 	mkdir -p "$cache/runs"
 	run=$(mktemp -d "$cache/runs/$(date +%m%d-%H%M%S).XXXX")
-	# Not those that may still be going on.
+	# Do not remove the directories of runs that may still be in progress.
 	find "$cache/runs" -mindepth 1 -maxdepth 1 -type d | sort -r | tail -n +40 |
 		xargs -r -I{} find {} -maxdepth 0 -mmin +300 | xargs -r rm -rf
 }
 
-# write_command COMMAND [ARGUMENT]...: writes the guest's command to $run/command; without arguments, COMMAND is a shell
-# command line.
+# write_command COMMAND [ARGUMENT]...: writes the guest's command to $run/command. A COMMAND without arguments is a
+# shell command line.
 write_command() {
 	if [ $# = 1 ]; then
 		printf '%s\n' "$1"

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files of the driver and of its bindings that need no kernel, compiled here so that their unit
-//! tests run on the host.
+//! Files of the driver and its bindings that do not depend on the kernel. This crate compiles them
+//! so that their unit tests run on the host.
 
 pub use vduse_uapi as uapi;
 
-// The kernel module uses every item of these files; in this crate, only the tests do.
+// The kernel module uses every item of these files. In this crate, only the tests use them.
 #[allow(dead_code)]
 #[path = "../../driver/budget.rs"]
 mod budget;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Many requests in flight, by the kernel's own asynchronous I/O (`io_submit`). fio gives the same
-//! figures within 2 %, but takes a process, and seconds to start, for each figure.
+//! A generator that keeps many requests in flight with the kernel's asynchronous I/O (`io_submit`).
+//! fio gives the same figures within 2 %, but for each figure it needs a process and seconds to
+//! start.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -49,15 +50,15 @@ struct Event {
     second_result: i64,
 }
 
-/// Requests that are in flight together, each with a buffer of its own.
+/// Requests that are in flight at the same time. Each has its own buffer.
 #[derive(Debug)]
 pub struct Flight {
     context: c_ulong,
     buffers: Mapping,
-    /// The distance from one buffer to the next, in bytes.
+    /// Distance from one buffer to the next, in bytes.
     stride: usize,
     requests: Vec<Request>,
-    /// Room for the results of all requests.
+    /// Space for the results of all requests.
     events: Vec<Event>,
     under_way: usize,
 }
@@ -67,14 +68,14 @@ fn check(result: c_long) -> io::Result<usize> {
 }
 
 impl Flight {
-    /// Makes room for `depth` requests of at most `bytes` bytes.
+    /// Allocates buffers for `depth` requests of at most `bytes` bytes each.
     pub fn new(depth: usize, bytes: usize) -> io::Result<Self> {
         let page = PAGE as usize;
         let stride = bytes.next_multiple_of(page);
         let buffers = Mapping::anonymous(depth * stride)?;
-        // The kernel hands out consecutive pages. Adjacent pages of a buffer should not be
-        // physically adjacent, not even now and then, so that a request of many pages always has
-        // many pieces.
+        // The kernel allocates physically consecutive pages. Write first to all even pages and then
+        // to all odd ones, so that adjacent pages of a buffer are not physically adjacent. A
+        // request of many pages then always has many segments.
         for parity in [0, 1] {
             for at in (parity * page..buffers.len()).step_by(2 * page) {
                 buffers
@@ -96,8 +97,8 @@ impl Flight {
         })
     }
 
-    /// Starts the requests of some buffers. `what` returns each request's direction, offset, and
-    /// length in bytes.
+    /// Submits one request for each buffer in `slots`. `what` returns the direction, the offset and
+    /// the length in bytes of each request.
     pub fn submit(
         &mut self,
         file: &impl AsFd,
@@ -124,8 +125,8 @@ impl Flight {
         let mut rest = &list[..];
         while !rest.is_empty() {
             // SAFETY: The list and the requests that it points to are valid during the call. Each
-            // buffer is as long as its request says, in shared memory, and not freed before the
-            // context is destroyed, which waits for the requests.
+            // buffer is shared memory at least as long as its request. The buffers are freed only
+            // after the context is destroyed, and destroying the context waits for the requests.
             let n = check(unsafe {
                 libc::syscall(libc::SYS_io_submit, self.context, rest.len(), rest.as_ptr())
             })?;
@@ -135,7 +136,8 @@ impl Flight {
         Ok(())
     }
 
-    /// Waits for at least `least` requests, and sets `free` to the buffers that are free again.
+    /// Waits until at least `least` requests are complete. Sets `free` to the indices of the
+    /// buffers of all complete requests.
     pub fn wait(&mut self, least: usize, free: &mut Vec<usize>) -> io::Result<()> {
         // SAFETY: The kernel writes at most `self.events.len()` events.
         let n = check(unsafe {
@@ -160,7 +162,8 @@ impl Flight {
         Ok(())
     }
 
-    /// Keeps all buffers busy until `count` requests are done.
+    /// Submits `count` requests and waits for them. All buffers are in use until no request is left
+    /// to submit.
     pub fn run(
         &mut self,
         file: &impl AsFd,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The clock. In a machine that counts instructions, a nanosecond is one instruction.
+//! The clock of the measurements. In a virtual machine that counts instructions, a nanosecond is
+//! one instruction.
 
 use std::os::fd::AsFd;
 
@@ -20,13 +21,13 @@ pub fn time(work: impl FnOnce()) -> u64 {
     now() - begin
 }
 
-/// The longest wait for something that may have got lost.
+/// Maximum time to wait for data, which may have been lost.
 const PATIENCE: Timespec = Timespec {
     tv_sec: 10,
     tv_nsec: 0,
 };
 
-/// Reads what fits from a file, and waits for data if necessary.
+/// Reads up to `buffer.len()` bytes from a file. Waits for data if necessary.
 #[track_caller]
 pub fn read(file: &impl AsFd, buffer: &mut [u8]) {
     let mut fds = [PollFd::new(file, PollFlags::IN)];

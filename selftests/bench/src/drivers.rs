@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The two drivers: only one can be loaded at a time.
+//! The two VDUSE drivers, the in-tree one and ours. Only one can be loaded at a time.
 
 use std::path::Path;
 
@@ -10,17 +10,17 @@ use vduse_selftests::lab::kernel::modules;
 /// Both drivers.
 pub const ALL: [Driver; 2] = [Driver::C, Driver::Rust];
 
-/// A module parameter that allows more mappings than any measurement makes.
+/// Module parameter that allows more mappings than any measurement makes.
 const PARAMETERS: &str = "max_iotlb_entries=65536";
 
-/// Loads the other drivers of the vDPA bus. vhost-vdpa has a module parameter with the same name,
-/// `max_iotlb_entries`, which is set to the same value.
+/// Loads the drivers on the vDPA bus. vhost-vdpa has a module parameter with the same name,
+/// `max_iotlb_entries`, and gets the same value.
 pub fn load_bus() -> Result<(), String> {
     modules::tool("modprobe", &["vhost_vdpa", PARAMETERS])?;
     modules::load_bus()
 }
 
-/// Returns the name of a driver in the table.
+/// Returns the title of a driver's column in the table.
 pub fn title(driver: Driver) -> &'static str {
     match driver {
         Driver::C => "C",
@@ -28,7 +28,7 @@ pub fn title(driver: Driver) -> &'static str {
     }
 }
 
-/// Loads a driver; `module` is the file of our driver.
+/// Loads a driver. `module` is the path of our driver.
 pub fn load(driver: Driver, module: &Path) -> Result<(), String> {
     match driver {
         Driver::C => modules::tool("modprobe", &[modules::name(driver), PARAMETERS]),

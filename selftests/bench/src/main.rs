@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Measures our driver against the in-tree one: both are loaded in turn and do the same work for
-//! the same daemon.
+//! A benchmark of our driver against the in-tree one. It loads both drivers in turn, and measures
+//! the same work of the same daemon with each.
 //!
-//! Runs as root in a machine that has neither driver loaded and nothing to lose
-//! (`qemu-test/bench`), preferably in one whose clock counts instructions: a figure is then the
-//! same each time, whatever else the host does.
+//! It must run as root in a machine that has neither driver loaded and whose state does not matter
+//! (`qemu-test/bench`). Preferably, the machine's clock counts instructions: then a figure is the
+//! same in each run, whatever else the host does.
 //!
-//! - `rows` are the measurements.
-//! - `null` has the devices of most measurements, `aio` and `packet` generate the load, and
-//!   `probes` looks inside the driver. `profile` makes the machine look inside the driver.
-//! - `ublk` is a disk of the same kind to compare with.
-//! - The rest loads drivers and prints the table.
+//! - `rows` has the measurements.
+//! - `null` has the devices of most measurements. `aio` and `packet` generate the load.
+//! - `probes` counts the instructions of functions with kernel probes. `profile` lets QEMU count
+//!   them.
+//! - `ublk` is a disk of ublk, to compare with the null disk.
+//! - `drivers` loads the drivers. `measurement`, `options` and `table` are the rows, the command
+//!   line and the printed table.
 
 mod aio;
 mod clock;
@@ -74,7 +76,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures all rows with all drivers, and returns the results and whether a measurement failed.
+/// Measures all rows with all drivers. Returns the results, and whether a measurement failed.
 fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), String> {
     if let Some(directory) = &options.profile {
         profile::start(directory.clone(), options.patterns.clone());
@@ -85,7 +87,7 @@ fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), Stri
     let mut failed = false;
     for round in 1..=options.rounds {
         let mut run = |bench: &Bench, column, measure: &dyn Fn() -> Vec<f64>| {
-            // Gives the kernel time to free what the measurement before has left to be freed.
+            // Give the kernel time to complete deferred frees of the previous measurement.
             std::thread::sleep(Duration::from_millis(500));
             let begin = std::time::Instant::now();
             let name = &bench.rows[0].name;
@@ -96,7 +98,7 @@ fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), Stri
                         results.add(row, column, value);
                     }
                 }
-                // The panic has been reported already.
+                // The panic's message has been printed already.
                 Err(_) => {
                     eprintln!("{name}: not measured");
                     failed = true;

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A measurement, with the rows of the table that it fills.
+//! A measurement, and the rows of the table that it fills.
 
-/// The figures that are better.
+/// Whether large or small figures are better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Better {
-    /// Large figures.
+    /// Large figures are better.
     Higher,
-    /// Small figures.
+    /// Small figures are better.
     Lower,
 }
 
 /// A row of the table.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// What is measured.
+    /// The row's name, which says what is measured.
     pub name: String,
     /// The unit of the figures.
     pub unit: &'static str,
-    /// The figures that are better.
+    /// Whether large or small figures are better.
     pub better: Better,
-    /// The target, as our driver's figure divided by that of the in-tree driver.
+    /// The target for our driver's figure divided by the in-tree driver's figure.
     pub target: f64,
 }
 
@@ -44,18 +44,18 @@ impl Row {
     }
 }
 
-/// A measurement, of one row or several.
+/// A measurement, which fills one or more rows.
 pub struct Bench {
     /// The rows.
     pub rows: Vec<Row>,
-    /// Measures the rows once, with the driver that is loaded.
+    /// Measures all rows once, with the loaded driver.
     pub run: Box<dyn Fn() -> Vec<f64>>,
-    /// Measures the same with ublk, which needs neither driver.
+    /// Measures all rows once with ublk, which needs neither driver.
     pub on_ublk: Option<Box<dyn Fn() -> Vec<f64>>>,
 }
 
 impl Bench {
-    /// Creates a measurement that ublk has no counterpart of.
+    /// Creates a measurement that has no counterpart with ublk.
     pub fn new(rows: Vec<Row>, run: impl Fn() -> Vec<f64> + 'static) -> Self {
         Self {
             rows,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The command line.
+//! The options on the command line.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use vduse_selftests::differences::Driver;
 
 use crate::drivers;
 
-/// The text that is printed with a complaint.
+/// The usage message, which follows an error message about the command line.
 pub const USAGE: &str = "\
 usage: vduse-bench [OPTION]... [PATTERN]...
 
@@ -29,33 +29,34 @@ As root, with neither of them loaded.
 /// The options of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The file of our module.
+    /// Path of our module.
     pub module: PathBuf,
-    /// How often each driver is measured.
+    /// Number of rounds. Each round measures each driver once.
     pub rounds: u32,
     /// The drivers to measure.
     pub drivers: Vec<Driver>,
-    /// Measure ublk as well.
+    /// Whether to measure ublk as well.
     pub ublk: bool,
-    /// The directory where the machine that makes a profile looks for what it needs.
+    /// Directory in which `qemu-test/profiler.rs` finds the symbols of each driver, if a profile is
+    /// wanted.
     pub profile: Option<PathBuf>,
-    /// Print comma-separated values.
+    /// Whether to print comma-separated values as well.
     pub csv: bool,
-    /// Only print the names of rows.
+    /// Whether to print only the names of the rows.
     pub list: bool,
-    /// Report progress.
+    /// Whether to report progress.
     pub verbose: bool,
-    /// The rows to measure.
+    /// The patterns that select the rows to measure.
     pub patterns: Patterns,
 }
 
-/// Patterns for names of rows: a name fits if it contains one of the patterns, or if there are
-/// none. A `$` at the end of a pattern is the end of the name.
+/// Patterns for the names of rows. A name matches if it contains one of the patterns, or if there
+/// are no patterns. A pattern that ends with `$` must match the end of the name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Patterns(Vec<String>);
 
 impl Patterns {
-    /// Returns whether a name fits one of the patterns.
+    /// Returns whether a name matches.
     pub fn fit(&self, name: &str) -> bool {
         let fits = |pattern: &String| match pattern.strip_suffix('$') {
             Some(end) => name.ends_with(end),
@@ -72,7 +73,7 @@ impl Options {
     }
 }
 
-/// Reads the command line.
+/// Parses the command line.
 pub fn parse(arguments: &[String]) -> Result<Options, String> {
     let mut options = Options {
         module: std::env::var_os("VDUSE_MODULE")
@@ -117,7 +118,7 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
         }
     }
     if options.profile.is_some() {
-        // A driver is at another address each time it is loaded.
+        // A driver has another address each time it is loaded, so a profile covers one round.
         options.rounds = 1;
         if options.ublk {
             return Err("--profile is of the two drivers: not with --ublk".to_owned());

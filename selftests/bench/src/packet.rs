@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network interface, and frames through it: packet(7).
+//! A network interface, and a raw socket (packet(7)) that sends and receives frames through it.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -14,7 +14,7 @@ use vduse_selftests::lab::kernel::sysfs;
 
 use crate::clock;
 
-/// An interface that is up, and a socket for the frames of one type.
+/// A network interface that is up, and a socket that receives frames of one type.
 #[derive(Debug)]
 pub struct Interface {
     directory: PathBuf,
@@ -22,11 +22,11 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Brings up the interface of a device that is bound to virtio_net, free of other frames.
+    /// Brings up the network interface of a device that is bound to virtio_net, without IPv6.
     pub fn of(device: &str, ether_type: u16) -> Self {
         soon("the interface appears", || bus::interface(device).is_some());
         let name = bus::interface(device).expect("an interface");
-        // IPv6 would send frames of its own.
+        // With IPv6, the kernel would send frames of its own.
         let ipv6 = Path::new("/proc/sys/net/ipv6/conf").join(&name);
         if ipv6.exists() {
             sysfs::write(&ipv6.join("disable_ipv6"), "1").expect("disabling IPv6");
@@ -34,9 +34,9 @@ impl Interface {
         let directory = Path::new("/sys/class/net").join(&name);
         let up = format!("link set {name} up");
         ip(&up);
-        // Until the kernel has dealt with the link's state, sent frames are dropped without an
-        // error. Setting the link up again waits for the kernel to finish, as both take the same
-        // lock.
+        // The kernel drops sent frames, without an error, until it has processed the link's state.
+        // Setting the link up takes the same lock as that processing, so setting it up again waits
+        // until the processing is complete.
         soon("the link is up", || {
             sysfs::read(&directory.join("operstate")).is_ok_and(|state| state == "up")
         });
@@ -47,7 +47,7 @@ impl Interface {
         Self { directory, socket }
     }
 
-    /// Sends a frame as soon as there is room.
+    /// Sends a frame. Waits until the socket's send buffer has space.
     pub fn send(&self, frame: &[u8]) {
         let sent = rustix::io::write(&self.socket, frame);
         assert_eq!(sent, Ok(frame.len()), "sending");
@@ -58,7 +58,8 @@ impl Interface {
         clock::read(&self.socket, &mut [0; 64]);
     }
 
-    /// Returns how many frames were received, excluding those too short to be frames.
+    /// Returns how many frames the interface has received. `rx_packets` also counts buffers that
+    /// are too short for a frame, so this function subtracts them.
     pub fn received(&self) -> u64 {
         let count = |name| -> u64 {
             let count = sysfs::read(&self.directory.join("statistics").join(name));
@@ -68,7 +69,7 @@ impl Interface {
     }
 }
 
-/// Opens a socket that sends any frames to an interface, and receives frames of one type.
+/// Opens a socket on an interface. The socket sends any frames and receives frames of one type.
 fn socket(index: c_int, ether_type: u16) -> io::Result<OwnedFd> {
     let family = libc::AF_PACKET;
     // SAFETY: The call only takes numbers.

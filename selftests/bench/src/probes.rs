@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The number of instructions that mapping and unmapping a buffer takes, measured by kernel probes
-//! (`kprobe_events`) that record when a function begins and when it returns.
+//! Kernel probes (`kprobe_events`) that measure how many instructions it takes to map and to unmap
+//! a buffer. They record when a function begins and when it returns.
 //!
-//! The probes are on functions of virtio that call the driver's functions, as Rust functions cannot
-//! be probed. The instructions of the virtio functions themselves are known, and subtracted. The
-//! cost of a probe is subtracted as well: this cost is higher but the same each time, and is
-//! measured on a system call that does next to nothing. Times are those of the TSC, which counts
-//! instructions in a machine that counts instructions.
+//! Rust functions cannot be probed, so the probes are on the virtio functions that call the
+//! driver's functions. The result is the time of a call, minus two constants: the number of the
+//! virtio function's own instructions, which is known, and the cost of a probe. The cost of a probe
+//! is larger than the result but always the same. It is measured on a system call that does almost
+//! nothing. Times are those of the TSC, which counts instructions in a virtual machine that counts
+//! instructions.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,18 +21,18 @@ use crate::table::median;
 /// A function with probes.
 struct Function {
     name: &'static str,
-    /// The number of the function's own instructions, excluding the driver's function. The number
-    /// applies to what Debian's compiler makes of Linux 7.2; elsewhere there may be a few more or
-    /// fewer, for both drivers.
+    /// Number of the function's own instructions, without those of the driver's function. The
+    /// number is for Linux 7.2 as Debian's compiler builds it. In other builds, it can be slightly
+    /// off, equally for both drivers.
     own: f64,
-    /// Two figures that are recorded when the function begins, of the same kind in all functions,
-    /// so that recording takes the same time.
+    /// Two values that the probe at the function's start records. They have the same types for all
+    /// functions, so that recording takes the same time.
     figures: [&'static str; 2],
-    /// The index of the figure that is the number of bytes.
+    /// Index in `figures` of the buffer's length in bytes.
     bytes: usize,
 }
 
-/// The function that calls `map_page`.
+/// The virtio function that calls the driver's `map_page`.
 const MAP: Function = Function {
     name: "virtqueue_map_page_attrs",
     own: 13.0,
@@ -39,7 +40,8 @@ const MAP: Function = Function {
     bytes: 0,
 };
 
-/// The function that calls `unmap_page`, for what `struct vring_desc_extra` says.
+/// The virtio function that calls the driver's `unmap_page`. The buffer's length is in its
+/// argument, a `struct vring_desc_extra`.
 const UNMAP: Function = Function {
     name: "vring_unmap_one_split",
     own: 29.0,
@@ -47,7 +49,8 @@ const UNMAP: Function = Function {
     bytes: 1,
 };
 
-/// The system call that returns the highest priority.
+/// A system call that returns the highest priority. It does almost nothing, so its calls show the
+/// cost of a probe.
 const NOTHING: Function = Function {
     name: "__x64_sys_sched_get_priority_max",
     own: 10.0,
@@ -57,27 +60,27 @@ const NOTHING: Function = Function {
 
 const TRACING: &str = "/sys/kernel/tracing";
 
-/// The name of the events' group, and of the buffer that they are written to.
+/// Name of the probes' event group and of the tracing instance with their buffer.
 const GROUP: &str = "vduse_bench";
 
-/// How many times the probes themselves are measured.
+/// Number of calls with which the cost of a probe is measured.
 const NOTHINGS: usize = 100;
 
-/// Empties a list in tracefs, by opening the file to be overwritten.
+/// Empties a list in tracefs by opening its file with truncation.
 fn empty(path: &Path) -> io::Result<()> {
     std::fs::File::create(path).map(drop)
 }
 
-/// Probes that exist until this is dropped.
+/// The probes. Dropping a `Probes` removes them from the kernel.
 #[derive(Debug)]
 pub struct Probes {
     buffer: PathBuf,
 }
 
 impl Probes {
-    /// Sets the probes.
+    /// Adds the probes to the kernel.
     pub fn new() -> Self {
-        // Each probe must take as long as the others, whatever function it is on.
+        // All probes must have the same cost, whatever function they are on.
         let optimization = Path::new("/proc/sys/debug/kprobes-optimization");
         sysfs::write(optimization, "0").expect("no optimised probes");
         let tracing = Path::new(TRACING);
@@ -90,7 +93,7 @@ impl Probes {
                 format!("p:{GROUP}/{name} {name} f0={first} f1={second}"),
                 format!("r:{GROUP}/{name}_end {name}"),
             ] {
-                // Writing adds the probe to the existing ones.
+                // Writing to this file adds the probe to the existing ones.
                 sysfs::write(&tracing.join("kprobe_events"), &probe).expect("a probe");
             }
         }
@@ -105,7 +108,7 @@ impl Probes {
         sysfs::write(&self.buffer.join(what), value).expect("setting probes up");
     }
 
-    /// Records what is mapped and unmapped by `work`.
+    /// Runs `work`. Returns the calls of the probed functions during that time.
     pub fn watch(&self, work: impl FnOnce()) -> Watched {
         empty(&self.buffer.join("trace")).expect("emptying a buffer");
         self.set("tracing_on", "1");
@@ -127,8 +130,8 @@ impl Probes {
 
 impl Drop for Probes {
     fn drop(&mut self) {
-        // Enabled probes cannot be removed, nor can a buffer in use. Leftovers are in the way of
-        // the next probes, which fail with a message.
+        // The kernel removes a probe only after it is disabled, and a buffer only when it is not in
+        // use. If something fails here, the next call of `new` fails with a message.
         let enable = format!("events/{GROUP}/enable");
         let _ = sysfs::write(&self.buffer.join(enable), "0");
         let _ = std::fs::remove_dir(&self.buffer);
@@ -136,7 +139,7 @@ impl Drop for Probes {
     }
 }
 
-/// An event: its time, its name, and the recorded figures.
+/// An event in the trace: its time, its name, and the recorded values.
 struct Event<'a> {
     time: f64,
     name: &'a str,
@@ -144,8 +147,8 @@ struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// Parses `TASK-PID [CPU] FLAGS TIME: NAME: (WHERE) f0=N f1=N`. The end of a call has no
-    /// figures.
+    /// Parses `TASK-PID [CPU] FLAGS TIME: NAME: (WHERE) f0=N f1=N`. When a function returns, the
+    /// event has no values.
     fn read(line: &'a str) -> Option<Self> {
         let (before, after) = line.split_once(": (")?;
         let (before, name) = before.rsplit_once(": ")?;
@@ -162,7 +165,7 @@ impl<'a> Event<'a> {
     }
 }
 
-/// A call of a function.
+/// A call of a probed function.
 #[derive(Debug)]
 struct Call {
     name: String,
@@ -170,12 +173,12 @@ struct Call {
     took: f64,
 }
 
-/// The calls of the probed functions while something was done.
+/// The calls of the probed functions during [`Probes::watch`].
 #[derive(Debug)]
 pub struct Watched(Vec<Call>);
 
 impl Watched {
-    /// Parses a trace of one CPU, where calls do not overlap.
+    /// Parses the trace of a machine with one CPU, where calls do not overlap.
     fn read(trace: &str) -> Self {
         let mut calls = Vec::new();
         let mut begun: Option<Event<'_>> = None;
@@ -187,14 +190,15 @@ impl Watched {
                     figures: begin.figures,
                     took: event.time - begin.time,
                 }),
-                // The end of a call that began before the trace.
+                // The call began before the trace, so its start is unknown.
                 _ => {}
             }
         }
         Self(calls)
     }
 
-    /// Returns how long a function's calls take, without the function's own instructions.
+    /// Returns the median time of the wanted calls of a function, without the function's own
+    /// instructions.
     fn of(&self, function: &Function, wanted: impl Fn(&Call) -> bool, count: usize) -> f64 {
         let calls = self.0.iter().filter(|call| call.name == function.name);
         let took: Vec<f64> = calls
@@ -210,8 +214,8 @@ impl Watched {
         self.of(function, fits, count) - self.of(&NOTHING, |_| true, NOTHINGS)
     }
 
-    /// Returns how many instructions it takes to map and to unmap `bytes` bytes, which happened
-    /// `count` times.
+    /// Returns the number of instructions for mapping `bytes` bytes, and for unmapping them. The
+    /// trace must contain `count` such calls of each function.
     pub fn map_and_unmap(&self, bytes: usize, count: usize) -> [f64; 2] {
         [&MAP, &UNMAP].map(|function| self.each(function, bytes, count))
     }

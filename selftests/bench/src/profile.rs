@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Marks that tell the machine which instructions to count, by function, if the machine counts any
-//! (`qemu-test/run --profile`).
+//! Marks in the instruction stream, between which QEMU counts the guest's instructions by function
+//! (`qemu-test/run --profile`). Without that option, the marks have no effect.
 
 use std::arch::asm;
 use std::path::PathBuf;
@@ -16,11 +16,12 @@ use crate::options::Patterns;
 /// The state of a profile.
 #[derive(Debug)]
 struct Profile {
-    /// The directory where the machine looks for what it needs.
+    /// Directory in which the profiler finds the symbols of each window.
     directory: PathBuf,
-    /// The rows that are profiled.
+    /// The patterns for the names of the rows to profile.
     patterns: Patterns,
-    /// The *window* of the driver that is loaded, from 1 on; each driver is loaded once.
+    /// Number of the *window* of the loaded driver, from 1. Each driver is loaded once and has one
+    /// window.
     window: AtomicUsize,
     /// How often the rows' operations were done in this window.
     times: AtomicUsize,
@@ -28,7 +29,8 @@ struct Profile {
 
 static PROFILE: OnceLock<Profile> = OnceLock::new();
 
-/// Makes the machine count what these rows do. The machine looks for what it needs in `directory`.
+/// Starts a profile of the rows that match `patterns`. The profiler finds the symbols of each
+/// window in `directory`.
 pub fn start(directory: PathBuf, patterns: Patterns) {
     let profile = Profile {
         directory,
@@ -39,7 +41,7 @@ pub fn start(directory: PathBuf, patterns: Patterns) {
     PROFILE.set(profile).expect("one profile");
 }
 
-/// Selects the window of a driver that was just loaded: instructions count for this driver.
+/// Selects the next window, for a driver that has just been loaded.
 pub fn next_driver() {
     if let Some(profile) = PROFILE.get() {
         profile.window.fetch_add(1, SeqCst);
@@ -47,7 +49,8 @@ pub fn next_driver() {
     }
 }
 
-/// Tells the machine about what it has counted for a driver, which must still be loaded.
+/// Writes the symbols and the number of operations of a driver's window for the profiler. The
+/// driver must still be loaded.
 pub fn tell(driver: Driver) {
     let Some(profile) = PROFILE.get() else {
         return;
@@ -63,12 +66,12 @@ pub fn tell(driver: Driver) {
     .expect("telling the machine");
 }
 
-/// Returns the profile, if a row is profiled.
+/// Returns the profile if it includes a row.
 fn of_row(row: &str) -> Option<&'static Profile> {
     PROFILE.get().filter(|profile| profile.patterns.fit(row))
 }
 
-/// Counts instructions for a row from now on, those of all processes.
+/// Starts counting instructions for a row. The instructions of all processes count.
 pub fn begin(row: &str) {
     if let Some(profile) = of_row(row) {
         match profile.window.load(SeqCst) {
@@ -79,7 +82,7 @@ pub fn begin(row: &str) {
     }
 }
 
-/// Ends the counting for a row, whose operation was done `times` times.
+/// Stops counting instructions for a row whose operation was done `times` times.
 pub fn end(row: &str, times: usize) {
     mark::<0>();
     if let Some(profile) = of_row(row) {
@@ -87,7 +90,7 @@ pub fn end(row: &str, times: usize) {
     }
 }
 
-/// Runs a row's `work`, which does an operation `times` times, and counts the instructions.
+/// Counts the instructions of `work`, which does a row's operation `times` times.
 pub fn watch<T>(row: &str, times: usize, work: impl FnOnce() -> T) -> T {
     begin(row);
     let result = work();
@@ -95,7 +98,7 @@ pub fn watch<T>(row: &str, times: usize, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Opens a window, or closes the open one, for [`qemu-test/profiler.rs`].
+/// Opens a window of `qemu-test/profiler.rs`, or closes the open window if `WINDOW` is 0.
 fn mark<const WINDOW: u8>() {
     // SAFETY: The instruction does nothing: `nop dword [rax + rax + WINDOW + 0x56445500]`.
     unsafe {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The printed results.
+//! The printed table of results.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -10,10 +10,10 @@ use vduse_selftests::differences::Driver;
 use crate::drivers;
 use crate::measurement::{Better, Row};
 
-/// The title of ublk's column; a driver's column has the driver's [title](drivers::title).
+/// Title of ublk's column. The column of a driver has the driver's [title](drivers::title).
 pub const UBLK: &str = "ublk";
 
-/// The measured figures of each column, by the row's name.
+/// The measured figures, keyed by the row's name and the column's title.
 #[derive(Debug, Default)]
 pub struct Results(HashMap<(String, &'static str), Vec<f64>>);
 
@@ -35,7 +35,7 @@ impl Results {
     }
 }
 
-/// Returns the middle one of some figures, or the mean of the two in the middle.
+/// Returns the median: the middle value, or the mean of the two middle values.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -47,7 +47,7 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     })
 }
 
-/// A row as printed.
+/// The figures of a row, as the table shows them.
 struct Line {
     c: Option<f64>,
     ours: Option<f64>,
@@ -72,7 +72,7 @@ impl Line {
     }
 }
 
-/// Returns whether a ratio, as printed, reaches a row's target.
+/// Returns whether a ratio, rounded as in the table, reaches a row's target.
 fn reaches(row: &Row, ratio: f64) -> bool {
     let ratio = (ratio * 100.0).round() / 100.0;
     match row.better {
@@ -127,7 +127,7 @@ pub fn text(rows: &[&Row], results: &Results) -> String {
     for line in &lines {
         let mut shown = String::new();
         for (column, (cell, &width)) in line.iter().zip(&widths).enumerate() {
-            // Text to the left, figures to the right. Writing to a string does not fail.
+            // Align text to the left and figures to the right. Writing to a string cannot fail.
             let _ = if column < 2 || column == 6 {
                 write!(shown, "{cell:<width$}  ")
             } else {

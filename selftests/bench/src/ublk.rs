@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk that does nothing, served by ublk: the cost of the kernel's other way to have a disk in a
-//! process, where a request is an entry of an io_uring. Like the null disk on VDUSE, this disk has
-//! one queue with a thread of its own, and requests succeed without their data being looked at. The
-//! kernel copies the data to and from the thread's buffers.
+//! A null disk served by ublk, to compare VDUSE with. ublk is another way to serve a disk from a
+//! process: each request is an entry of an io_uring. Like the null disk on VDUSE, this disk has one
+//! queue with its own thread, and completes requests without accessing their data. The kernel
+//! copies the data to and from the thread's buffers.
 //!
 //! C header: `include/uapi/linux/ublk_cmd.h`
 
@@ -23,15 +23,16 @@ use vm_memory::{ByteValued, Bytes};
 
 use crate::null::CAPACITY;
 
-/// The maximum number of requests at a time.
+/// Maximum number of requests in flight.
 const DEPTH: u16 = 128;
 
-/// The maximum length of a request, in bytes.
+/// Maximum length of a request in bytes.
 const LONGEST: usize = 1 << 20;
 
 const SECTOR_SHIFT: u8 = 9;
 
-// Commands to the control device, and to a disk's own device.
+// Commands to the control device (ADD to SET_PARAMETERS) and to a disk's own device (FETCH and
+// COMMIT_AND_FETCH).
 const ADD: u32 = command(0x04, size_of::<Control>());
 const DELETE: u32 = command(0x05, size_of::<Control>());
 const START: u32 = command(0x06, size_of::<Control>());
@@ -45,13 +46,13 @@ const fn command(number: u32, size: usize) -> u32 {
     3 << 30 | (size as u32) << 16 | (b'u' as u32) << 8 | number
 }
 
-/// Flag: commands are numbered as ioctls are.
+/// Flag: the numbers of commands are encoded like those of ioctls.
 const IOCTL_ENCODE: u64 = 1 << 6;
 
-/// Flag: partitions are looked for when the disk is first opened, and not at the same time.
+/// Flag: the kernel does not scan for partitions when the disk starts.
 const NO_AUTO_PART_SCAN: u64 = 1 << 18;
 
-/// The type of the parameters that each disk has.
+/// Type of the parameters that each disk has (`struct ublk_param_basic`).
 const BASIC: u32 = 1 << 0;
 
 /// `struct ublksrv_ctrl_cmd`
@@ -90,7 +91,7 @@ struct Info {
     reserved: [u64; 2],
 }
 
-/// `struct ublk_params`, as far as `struct ublk_param_basic`.
+/// `struct ublk_params`, up to and including `struct ublk_param_basic`.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct Parameters {
@@ -133,7 +134,7 @@ struct Io {
 // SAFETY: The structure has numbers only, and no padding.
 unsafe impl ByteValued for Io {}
 
-/// The control device.
+/// ublk's control device, and the io_uring for its commands.
 struct Commander {
     ring: IoUring<Entry128>,
     file: OwnedFd,
@@ -147,7 +148,8 @@ impl Commander {
         })
     }
 
-    /// Sends a command about a device, with `about` to be read or written.
+    /// Sends a command about a device and waits for its completion. The kernel reads or writes
+    /// `about`.
     fn say<T>(&mut self, what: u32, device: u32, data: u64, about: &mut T) -> io::Result<()> {
         let control = Control {
             device,
@@ -161,8 +163,8 @@ impl Commander {
         bytes[..size_of::<Control>()].copy_from_slice(control.as_slice());
         let file = types::Fd(self.file.as_raw_fd());
         let entry = opcode::UringCmd80::new(file, what).cmd(bytes).build();
-        // SAFETY: `about` is as long as the command says, and the kernel no longer uses it once the
-        // command is completed, which is waited for.
+        // SAFETY: `about` is as long as the command says. The kernel uses `about` only until the
+        // command is complete, and this function waits for that.
         unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)?;
         self.ring.submit_and_wait(1)?;
         let done = self.ring.completion().next().map(|entry| entry.result());
@@ -178,7 +180,7 @@ fn open_device(path: &Path) -> io::Result<OwnedFd> {
     Ok(open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// A disk.
+/// A null disk served by ublk.
 pub struct UblkDisk {
     commander: Commander,
     device: u32,
@@ -238,7 +240,7 @@ impl UblkDisk {
 impl Drop for UblkDisk {
     fn drop(&mut self) {
         let stopped = self.commander.say(STOP, self.device, 0, &mut ());
-        // The thread ends when all of its requests have come back.
+        // The thread ends when the kernel has completed all of the thread's commands.
         let served = self.thread.take().map(JoinHandle::join);
         let deleted = self.commander.say(DELETE, self.device, 0, &mut ());
         if !std::thread::panicking() {
@@ -250,7 +252,7 @@ impl Drop for UblkDisk {
     }
 }
 
-/// The state of the queue's thread.
+/// The data that the queue's thread owns.
 struct Queue {
     file: OwnedFd,
     requests: Mapping,
@@ -262,10 +264,10 @@ impl Queue {
         let bytes = usize::from(DEPTH) * size_of::<Request>();
         let requests = Mapping::of_file(file.as_fd(), 0, bytes as u64, vduse::uapi::ACCESS_RO)?;
         let buffers = Mapping::anonymous(usize::from(DEPTH) * LONGEST)?;
-        // Populates all buffers, as bounce pages also stay once they have been used, for any
-        // request.
+        // Populate all buffers in advance. VDUSE also keeps its bounce pages once they have been
+        // used, and uses them for any request.
         let start = buffers.address().cast();
-        // SAFETY: The advice does not change what the memory holds.
+        // SAFETY: The advice does not change the contents of the memory.
         unsafe { madvise(start, buffers.len(), Advice::LinuxPopulateWrite) }?;
         Ok(Self {
             file,
@@ -298,13 +300,13 @@ impl Queue {
         let (submitter, mut submission, mut completion) = ring.split();
         for tag in 0..DEPTH {
             let entry = self.entry(FETCH, tag, 0);
-            // SAFETY: The buffer was created before the ring, and exists until the ring is gone.
+            // SAFETY: The buffer was created before the ring, and is freed after the ring.
             unsafe { submission.push(&entry) }.map_err(io::Error::other)?;
         }
         let mut left = DEPTH;
         while left != 0 {
-            // From here on, pushed and taken entries belong to the kernel, and its results belong
-            // to us.
+            // Pass the pushed submissions and the consumed completions to the kernel. After the
+            // wait, fetch the kernel's changes to both queues.
             submission.sync();
             completion.sync();
             submitter.submit_and_wait(1)?;
@@ -324,7 +326,7 @@ impl Queue {
                     .map_err(io::Error::other)?;
                 let bytes = (request.sectors << SECTOR_SHIFT) as i32;
                 let entry = self.entry(COMMIT_AND_FETCH, tag, bytes);
-                // SAFETY: As above.
+                // SAFETY: The buffer was created before the ring, and is freed after the ring.
                 unsafe { submission.push(&entry) }.map_err(io::Error::other)?;
             }
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The attributes of messages, from which the types are parsed.
+//! Netlink attributes, and the conversion from them to the types of this crate.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use netlink_packet_core::{DecodeError, DefaultNla, Emitable, Nla, NlasIterator, 
 
 use crate::info::{DeviceConfig, DeviceInfo, ManagementDevice};
 
-/// The attributes (`enum vdpa_attr` of `include/uapi/linux/vdpa.h`).
+/// The attributes' numbers (`enum vdpa_attr` in `include/uapi/linux/vdpa.h`).
 #[derive(Clone, Copy, Debug)]
 #[repr(u16)]
 pub(crate) enum Attribute {

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What the vDPA core says about devices.
+//! Information about devices, as the vDPA core reports it.
 
 /// A management device, which creates vDPA devices.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagementDevice {
-    /// The bus of the management device, if any.
+    /// The bus of the management device, if it is on one.
     pub bus: Option<String>,
     /// The management device's name.
     pub name: String,
-    /// A bit for each virtio device id that can be created.
+    /// Bit mask of the virtio device ids that the management device can create.
     pub classes: u64,
-    /// Maximum number of virtqueues of a device; 0 when not reported.
+    /// Maximum number of virtqueues of a device, or 0 if the vDPA core does not report it.
     pub max_queues: u32,
-    /// Virtio features that a device can offer; 0 when not reported.
+    /// Virtio feature bits that a device can offer, or 0 if the vDPA core does not report them.
     pub features: u64,
 }
 
@@ -36,16 +36,17 @@ pub struct DeviceInfo {
     pub min_queue_size: u16,
 }
 
-/// Contents of a device's configuration space; `None` for fields that the device does not have.
+/// Contents of a device's configuration space. A field is `None` if the device does not have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceConfig {
     /// The device's name.
     pub name: String,
     /// The virtio device id.
     pub device_id: u32,
-    /// The features that the device offers.
+    /// The virtio feature bits that the device offers.
     pub features: u64,
-    /// The features that the driver accepted; `None` before that.
+    /// The virtio feature bits that the driver has accepted, or `None` while the driver has not
+    /// accepted any.
     pub negotiated_features: Option<u64>,
     /// A disk's capacity in sectors of 512 bytes.
     pub blk_capacity: Option<u64>,

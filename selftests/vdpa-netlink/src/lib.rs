@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A client of the Linux vDPA core's generic netlink family, which iproute2's `vdpa` program uses
-//! too.
+//! A client of the vDPA core's generic netlink family, the interface of iproute2's `vdpa` program.
 //!
 //! ```no_run
 //! # fn main() -> std::io::Result<()> {
@@ -13,8 +12,8 @@
 //! # }
 //! ```
 //!
-//! Calls block until the kernel has finished, including everything that adding or deleting a device
-//! waits for: for a VDUSE device, the answers of its daemon.
+//! Each call blocks until the kernel has completed it. When a call adds or deletes a VDUSE device,
+//! the kernel waits for the device's daemon to answer.
 
 #![forbid(unsafe_code)]
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Messages of the family: a command with its attributes.
+//! Messages of the vDPA core's netlink family: a command with its attributes.
 
 use std::fmt::Debug;
 
@@ -23,7 +23,7 @@ pub(crate) enum Command {
     DevConfigGet = 6,
 }
 
-/// A family whose messages can be sent and received.
+/// A generic netlink family whose messages can be sent and received.
 pub(crate) trait Family:
     GenlFamily + Emitable + ParseableParametrized<[u8], GenlHeader> + Clone + Debug + PartialEq + Eq
 {

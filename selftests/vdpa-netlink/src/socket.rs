@@ -48,12 +48,12 @@ impl Vdpa {
         Ok(Self { socket, family })
     }
 
-    /// Has a management device create a device and put it on the bus.
+    /// Tells a management device to create a device and to put it on the vDPA bus.
     ///
     /// # Errors
     ///
-    /// `ENODEV` when no management device of this name exists; otherwise the error of the
-    /// management device.
+    /// `ENODEV` when no management device of this name exists; otherwise the error that the
+    /// management device returns.
     pub fn add(&self, name: &str, management_device: &str) -> io::Result<()> {
         self.command(
             Command::DevNew,
@@ -64,7 +64,7 @@ impl Vdpa {
         )
     }
 
-    /// Takes a device off the bus.
+    /// Removes a device from the vDPA bus.
     ///
     /// # Errors
     ///
@@ -73,7 +73,7 @@ impl Vdpa {
         self.command(Command::DevDel, &[(Attribute::DevName, name)])
     }
 
-    /// Returns information about a device on the bus.
+    /// Returns information about a device on the vDPA bus.
     ///
     /// # Errors
     ///
@@ -83,7 +83,7 @@ impl Vdpa {
         DeviceInfo::from_attributes(&answer)
     }
 
-    /// Returns information about all devices on the bus.
+    /// Returns information about all devices on the vDPA bus.
     ///
     /// # Errors
     ///
@@ -96,7 +96,7 @@ impl Vdpa {
             .collect()
     }
 
-    /// Returns a device's configuration space, as far as the vDPA core knows its fields.
+    /// Returns the fields of a device's configuration space that the vDPA core knows.
     ///
     /// # Errors
     ///
@@ -107,7 +107,7 @@ impl Vdpa {
         DeviceConfig::from_attributes(&answer)
     }
 
-    /// Returns information about a management device that is on no bus.
+    /// Returns information about a management device that is not on a bus.
     ///
     /// # Errors
     ///
@@ -151,7 +151,7 @@ impl Vdpa {
     }
 
     fn get(&self, command: Command, key: Attribute, name: &str) -> io::Result<Attributes> {
-        // An acknowledgement marks the end of the reply in the same way for all commands.
+        // All commands request an acknowledgement, so that it always marks the end of the reply.
         self.request(command, NLM_F_ACK, &[(key, name)])?
             .pop()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an empty answer"))
@@ -162,7 +162,7 @@ impl Vdpa {
     }
 }
 
-/// Queries the family's number.
+/// Asks the kernel for the number of the vDPA family.
 fn resolve(socket: &Socket) -> io::Result<u16> {
     let message = GenlMessage::from_payload(GenlCtrl {
         cmd: GenlCtrlCmd::GetFamily,
@@ -203,7 +203,7 @@ where
                 NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => return Ok(answers),
                 _ => {}
             }
-            // Messages are aligned to four bytes.
+            // Netlink aligns messages to four bytes.
             let length = (answer.header.length as usize).next_multiple_of(4).max(16);
             rest = rest.get(length..).unwrap_or_default();
         }

@@ -18,11 +18,13 @@ pub fn serve(name: &str, bytes: u64) -> io::Result<()> {
     config.groups = 2;
     config.address_spaces = 2;
     let control = Control::open_v1()?;
-    // Whatever the kernel has of these: a driver can suspend the device, to migrate.
+    // Offer all VDUSE features that the kernel supports, so that a driver can suspend the device
+    // for a migration.
     control.offer_all()?;
     control.create(&config)?;
     let device = Device::open(name)?;
-    // The size and the group of each virtqueue, then the number of address spaces.
+    // Each pair is the maximum size and the group of a virtqueue. The device has two address
+    // spaces.
     let queues = [(256, 0), (256, 1)];
     Server::with_groups(device, &queues, 2, Disk::in_memory(bytes)?)?.run()
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A network card whose cable is a TAP interface of this machine:
+//! A network card that exchanges packets with a TAP interface of this machine:
 //! `net NAME TAP [--pairs N] [--control | --isolate] [--mac M]`, then `vdpa dev add name NAME mgmtdev vduse`.
 //!
-//! The program reports the driver's actions. With `--control` the card has a control queue, by which
-//! the driver uses several pairs of queues, sets addresses, and filters what is received. With
-//! `--isolate` that queue is in a group of its own, so that QEMU can keep the queue's memory
-//! separate from the guest's.
+//! The program prints the driver's actions. With `--control` the card has a control queue, through
+//! which the driver enables several queue pairs, sets addresses, and filters received packets. With
+//! `--isolate` the control queue is in a virtqueue group of its own, so that QEMU can keep the
+//! control queue's memory separate from the guest's.
 
 use std::io;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A disk (virtio 1.3, section 5.2).
+//! A backend for a disk (virtio 1.3, section 5.2).
 //!
-//! The data is in a file, or in memory (a file without a name). Tests can access the file at the
-//! same time, to check the data that was really written.
+//! The data is in a file or in an anonymous memory file (memfd). Tests can read the same file, to
+//! check which data the disk has written.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -30,7 +30,7 @@ pub const SECTOR: u64 = 512;
 /// Maximum number of data descriptors in one request.
 const SEG_MAX: u32 = 126;
 
-/// The features that a [`Disk`] supports.
+/// The virtio feature bits that a [`Disk`] supports.
 pub const FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
     | (1 << VIRTIO_F_ACCESS_PLATFORM)
     | (1 << VIRTIO_RING_F_EVENT_IDX)
@@ -40,10 +40,10 @@ pub const FEATURES: u64 = (1 << VIRTIO_F_VERSION_1)
     | (1 << VIRTIO_BLK_F_FLUSH)
     | (1 << VIRTIO_BLK_F_MQ);
 
-/// The feature of a disk that cannot be written to.
+/// The virtio feature bit of a disk that rejects writes.
 pub const READ_ONLY: u64 = 1 << VIRTIO_BLK_F_RO;
 
-/// Offset, in bytes, of the capacity in the configuration space. The capacity is in sectors.
+/// Offset of the capacity in the configuration space, in bytes. The capacity itself is in sectors.
 const CAPACITY_OFFSET: u32 = 0;
 
 /// Returns the configuration space of a disk: `struct virtio_blk_config` up to the number of
@@ -66,7 +66,8 @@ pub fn device_config(name: &str, bytes: u64, queues: u16) -> DeviceConfig {
     config
 }
 
-/// Announces a new size of a disk in use to the driver. The file must have the new size already.
+/// Tells the driver the new size, in bytes, of a disk in use. The caller must have resized the
+/// file.
 ///
 /// # Errors
 ///
@@ -74,7 +75,7 @@ pub fn device_config(name: &str, bytes: u64, queues: u16) -> DeviceConfig {
 pub fn resize(device: &Device, bytes: u64) -> io::Result<()> {
     device.set_config(CAPACITY_OFFSET, &(bytes / SECTOR).to_le_bytes())?;
     match device.inject_config_irq() {
-        // No driver is ready to be notified; a later driver reads the new size when it starts.
+        // No driver is ready for the interrupt. The next driver reads the new size when it starts.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         result => result,
     }
@@ -103,7 +104,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Creates a disk whose data is in a file. The disk's size is that of the file at each request.
+    /// Creates a disk whose data is in `file`. For each request, the disk's size is the file's
+    /// current size.
     pub fn new(file: Arc<File>) -> Self {
         Self {
             file,
@@ -124,7 +126,7 @@ impl Disk {
         Ok(Self::new(Arc::new(file)))
     }
 
-    /// Makes the disk refuse writes; offer [`READ_ONLY`] as well.
+    /// Makes the disk reject writes. The device must also offer [`READ_ONLY`].
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
@@ -140,7 +142,8 @@ impl Disk {
         self.stats
     }
 
-    /// Returns the file offset of the `len` bytes at `sector`, if all of them are on the disk.
+    /// Returns the file offset of `sector`, or `None` if the `len` bytes from there are not whole
+    /// sectors or extend beyond the disk.
     fn range(&self, sector: u64, len: u64) -> Option<u64> {
         let start = sector.checked_mul(SECTOR)?;
         let end = start.checked_add(len)?;
@@ -178,7 +181,7 @@ impl Disk {
             _ => return (VIRTIO_BLK_S_UNSUPP as u8, 0),
         };
         match done {
-            // A chain has less than 2^32 bytes.
+            // The cast is lossless: a chain has less than 2^32 bytes.
             Some(written) => (VIRTIO_BLK_S_OK as u8, written as u32),
             None => (VIRTIO_BLK_S_IOERR as u8, 0),
         }
@@ -203,7 +206,7 @@ impl Disk {
     }
 }
 
-/// Amount of data in a request in bytes, without header and status.
+/// Number of data bytes in a request, without the header and the status.
 struct Data {
     readable: usize,
     writable: usize,
@@ -215,7 +218,8 @@ impl Backend for Disk {
     }
 }
 
-/// Serves a request whose buffers are in any memory.
+/// Serves a request. `memory`, which contains the buffers, can have any type, so that tests need no
+/// device.
 fn serve<M, T>(disk: &mut Disk, chain: virtio_queue::DescriptorChain<T>, memory: &M) -> u32
 where
     M: vm_memory::GuestMemory<Bitmap = ()>,
@@ -266,7 +270,7 @@ mod tests {
     const DATA: u64 = 0x11000;
     const STATUS: u64 = 0x13000;
 
-    /// Sends one request to a disk. Returns the status and the number of bytes written.
+    /// Sends one request to a disk. Returns the status and the number of bytes that the disk wrote.
     fn ask(disk: &mut Disk, kind: u32, sector: u64, data: &mut [u8], to_device: bool) -> (u8, u32) {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x20000)]).unwrap();
         let mut header = [0; 16];

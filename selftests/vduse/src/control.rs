@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The control device, through which devices are created or destroyed.
+//! The control device, `/dev/vduse/control`, through which a program creates and destroys devices.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
@@ -17,8 +17,8 @@ pub const CONTROL_PATH: &str = "/dev/vduse/control";
 
 /// An open control device.
 ///
-/// The API version belongs to the open file, not to the driver: each `Control` has its own. A
-/// `Control` that neither reads nor sets the version speaks version 0.
+/// Each `Control` has its own API version, because the kernel keeps the version per open file. A
+/// `Control` that neither reads nor sets the version uses version 0.
 #[derive(Debug)]
 pub struct Control {
     file: File,
@@ -51,8 +51,8 @@ impl Control {
             .map(|file| Self { file })
     }
 
-    /// Reads the API version. Reading also chooses: a file without a version moves to the newest
-    /// version that the driver supports.
+    /// Reads the API version. If no version is set yet, the kernel also sets it, to the newest
+    /// version that the VDUSE driver supports.
     ///
     /// # Errors
     ///
@@ -63,74 +63,77 @@ impl Control {
         Ok(version)
     }
 
-    /// Opens [`CONTROL_PATH`] and chooses version 1, which supports virtqueue groups and address
+    /// Opens [`CONTROL_PATH`] and sets version 1, which supports virtqueue groups and address
     /// spaces.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open), and `EINVAL` when the driver supports only version 0.
+    /// As [`open`](Self::open), and `EINVAL` when the VDUSE driver supports only version 0.
     pub fn open_v1() -> io::Result<Self> {
         let control = Self::open()?;
         control.set_api_version(uapi::API_VERSION_1)?;
         Ok(control)
     }
 
-    /// Chooses the API version of devices created through this file.
+    /// Sets the API version of devices created through this `Control`.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the driver does not support the version.
+    /// `EINVAL` when the VDUSE driver does not support the version.
     pub fn set_api_version(&self, version: u64) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::SET_API_VERSION, &version)
     }
 
-    /// Reads the VDUSE features that the driver supports: [`uapi::F_QUEUE_READY`],
+    /// Reads the VDUSE features that the VDUSE driver supports: [`uapi::F_QUEUE_READY`] and
     /// [`uapi::F_SUSPEND`].
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the driver supports none (the in-tree driver before Linux 7.3).
+    /// `EINVAL` when the VDUSE driver has no such features (the in-tree driver before Linux 7.3).
     pub fn supported_features(&self) -> io::Result<u64> {
         let mut features = 0;
         sys::exchange(&self.file, uapi::ioctl::GET_FEATURES, &mut features)?;
         Ok(features)
     }
 
-    /// Sets the VDUSE features of devices created through this file from now on.
+    /// Sets the VDUSE features of devices that this `Control` creates from now on.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the driver does not support one of them; nothing changes then.
+    /// `EINVAL` when the VDUSE driver does not support one of the features; the earlier setting
+    /// remains.
     pub fn set_features(&self, features: u64) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::SET_FEATURES, &features)
     }
 
-    /// Reads the extensions that the driver supports: [`uapi::extension::F_RESUME`].
+    /// Reads the extensions that the VDUSE driver supports: [`uapi::extension::F_RESUME`].
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the driver supports none (every driver but `vduse_rs`).
+    /// `EINVAL` when the VDUSE driver has no extensions. Only `vduse_rs` has some.
     pub fn supported_extensions(&self) -> io::Result<u64> {
         let mut extensions = 0;
         sys::exchange(&self.file, uapi::extension::GET_FEATURES, &mut extensions)?;
         Ok(extensions)
     }
 
-    /// Sets the extensions of devices created through this file from now on.
+    /// Sets the extensions of devices that this `Control` creates from now on.
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the driver does not support one of them; nothing changes then.
+    /// `EINVAL` when the VDUSE driver does not support one of the extensions; the earlier setting
+    /// remains.
     pub fn set_extensions(&self, extensions: u64) -> io::Result<()> {
         sys::send(&self.file, uapi::extension::SET_FEATURES, &extensions)
     }
 
-    /// Sets all VDUSE features and extensions that the driver supports and a
-    /// [`Server`](crate::server::Server) can serve. Returns the features.
+    /// Sets all VDUSE features and extensions that both the VDUSE driver and a
+    /// [`Server`](crate::server::Server) support. Returns the features.
     ///
     /// # Errors
     ///
-    /// Returns the error of the ioctl that failed. A driver that supports nothing is not an error.
+    /// Returns the error of the ioctl that failed. A VDUSE driver without features or extensions is
+    /// not an error.
     pub fn offer_all(&self) -> io::Result<u64> {
         let or_none = |found: io::Result<u64>| match found {
             Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Ok(0),
@@ -152,7 +155,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// `EEXIST` when a device of this name exists, `EINVAL` when the driver does not allow the
+    /// `EEXIST` when a device of this name exists, `EINVAL` when the kernel rejects the
     /// configuration, `EPERM` for a network device without `CAP_NET_ADMIN`, `InvalidInput` when the
     /// name or the configuration space is too long for the ABI.
     pub fn create(&self, config: &DeviceConfig) -> io::Result<()> {
@@ -160,8 +163,8 @@ impl Control {
         self.create_raw(&head, tail)
     }
 
-    /// Creates a device from the ABI's own structure. The only check made here is that `space` has
-    /// the length given in `config`.
+    /// Variant of [`create`](Self::create) that takes the ABI's structure. The library checks only
+    /// that `space` has the length given in `config`.
     ///
     /// # Errors
     ///
@@ -212,15 +215,15 @@ fn name_bytes(name: &str) -> io::Result<[u8; uapi::NAME_MAX]> {
     Ok(bytes)
 }
 
-/// Returns the name in the ABI's array.
+/// Returns the device's name in the ABI's structure.
 pub fn name_of(config: &uapi::DevConfig) -> &CStr {
     CStr::from_bytes_until_nul(&config.name).unwrap_or_default()
 }
 
 /// Configuration of a device to create.
 ///
-/// [`features`](Self::features) must include `VIRTIO_F_ACCESS_PLATFORM`. [`blk`](crate::blk) has a
-/// function that fills in the configuration of a disk.
+/// [`features`](Self::features) must include `VIRTIO_F_ACCESS_PLATFORM`.
+/// [`blk::device_config`](crate::blk::device_config) returns the configuration of a disk.
 ///
 /// # Examples
 ///
@@ -248,13 +251,13 @@ pub struct DeviceConfig {
     pub features: u64,
     /// Number of virtqueues.
     pub queues: u16,
-    /// Alignment of a virtqueue's parts in bytes: a power of two from 4 to the page size.
+    /// Alignment of a virtqueue's parts, in bytes: a power of two from 4 to the page size.
     pub queue_align: u32,
-    /// Number of virtqueue groups: 0 in version 0, at least 1 in version 1.
+    /// Number of virtqueue groups: 0 with API version 0, at least 1 with version 1.
     pub groups: u32,
-    /// Number of address spaces: 0 in version 0, at least 1 in version 1.
+    /// Number of address spaces: 0 with API version 0, at least 1 with version 1.
     pub address_spaces: u32,
-    /// The configuration space, at most a page long.
+    /// The configuration space, at most one page long.
     pub space: Vec<u8>,
 }
 
@@ -274,7 +277,8 @@ impl DeviceConfig {
         }
     }
 
-    /// Returns the ABI's structure, and the bytes that follow it.
+    /// Returns the ABI's structure, and the configuration space that follows it in the ioctl's
+    /// argument.
     ///
     /// # Errors
     ///

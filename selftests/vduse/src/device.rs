@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A device's own file: its ioctls, its messages.
+//! The character device of a VDUSE device, `/dev/vduse/NAME`: its ioctls and its messages.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -24,10 +24,10 @@ pub struct Device {
     file: File,
 }
 
-/// An IOVA region found by [`Device::iotlb_fd`].
+/// An IOVA region, as [`Device::iotlb_fd`] returns it.
 #[derive(Debug)]
 pub struct Region {
-    /// The file to map, closed with the region; existing mappings of the file remain.
+    /// The file to map. Dropping the region closes the file but does not unmap it.
     pub file: OwnedFd,
     /// Offset of the region in the file, in bytes.
     pub offset: u64,
@@ -35,19 +35,19 @@ pub struct Region {
     pub first: u64,
     /// Last IOVA of the region.
     pub last: u64,
-    /// [`ACCESS_RO`](uapi::ACCESS_RO), [`ACCESS_WO`](uapi::ACCESS_WO) or
-    /// [`ACCESS_RW`](uapi::ACCESS_RW).
+    /// Permissions of the region: [`ACCESS_RO`](uapi::ACCESS_RO),
+    /// [`ACCESS_WO`](uapi::ACCESS_WO) or [`ACCESS_RW`](uapi::ACCESS_RW).
     pub access: u8,
 }
 
 impl Device {
-    /// Returns the path of a device's node.
+    /// Returns the path of the character device of the device called `name`.
     pub fn path(name: &str) -> PathBuf {
         // The kernel replaces a slash with an exclamation mark.
         PathBuf::from("/dev/vduse").join(name.replace('/', "!"))
     }
 
-    /// Opens a device. Reads block until there is a request.
+    /// Opens a device. [`read_request`](Self::read_request) then blocks until there is a request.
     ///
     /// # Errors
     ///
@@ -77,7 +77,8 @@ impl Device {
         Self::open_with(name, OFlags::empty())
     }
 
-    /// Opens a device. Reads fail with `EAGAIN` when there is no request.
+    /// Opens a device. [`read_request`](Self::read_request) then fails with `EAGAIN` when there is
+    /// no request.
     ///
     /// # Errors
     ///
@@ -103,7 +104,7 @@ impl Device {
         &self.name
     }
 
-    /// Reads the features that the driver accepted.
+    /// Reads the virtio feature bits that the driver has accepted.
     ///
     /// # Errors
     ///
@@ -150,17 +151,17 @@ impl Device {
         })
     }
 
-    /// Sets up a virtqueue from the ABI's own structure.
+    /// Variant of [`vq_setup`](Self::vq_setup) that takes the ABI's structure.
     ///
     /// # Errors
     ///
-    /// `EINVAL` for any value that the driver does not allow.
+    /// `EINVAL` when the kernel rejects a value.
     pub fn vq_setup_raw(&self, config: &uapi::VqConfig) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::VQ_SETUP, config)
     }
 
-    /// Reads the state that the driver has given a virtqueue: its size, its addresses, its
-    /// position, and whether it is ready.
+    /// Reads the size, the addresses, the position and the ready flag that the driver has set for a
+    /// virtqueue.
     ///
     /// # Errors
     ///
@@ -200,11 +201,11 @@ impl Device {
         })
     }
 
-    /// Sets the kick eventfd from the ABI's own structure.
+    /// Variant of [`set_kick`](Self::set_kick) that takes the ABI's structure.
     ///
     /// # Errors
     ///
-    /// Returns the error with which the driver rejects the values.
+    /// Returns the error with which the kernel rejects the values.
     pub fn set_kick_raw(&self, eventfd: &uapi::VqEventfd) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::VQ_SETUP_KICKFD, eventfd)
     }
@@ -240,7 +241,8 @@ impl Device {
         })
     }
 
-    /// Variant of [`iotlb_fd`](Self::iotlb_fd) for an address space of a version 1 device.
+    /// Variant of [`iotlb_fd`](Self::iotlb_fd) that searches address space `asid` of a version 1
+    /// device.
     ///
     /// # Errors
     ///
@@ -274,18 +276,19 @@ impl Device {
         Ok(info)
     }
 
-    /// Backs an IOVA region with memory of the caller. The driver reads and writes that memory from
-    /// then on. The memory stays pinned until it is deregistered or the device is closed.
+    /// Registers memory of the caller as an IOVA region (umem). From then on, the kernel copies the
+    /// driver's data through that memory. The memory stays pinned until it is deregistered or the
+    /// device is closed.
     ///
     /// # Safety
     ///
-    /// Until the memory that `umem` names is deregistered, the kernel may read and write it at any
-    /// time, and no Rust reference to it may exist.
+    /// Until the memory given in `umem` is deregistered, the kernel may read and write it at any
+    /// time, and no Rust reference to the memory may exist.
     ///
     /// # Errors
     ///
-    /// `EEXIST` when memory is registered already, `ENOMEM` beyond the limit of locked memory,
-    /// `EINVAL` when the region cannot be backed by user memory.
+    /// `EEXIST` when memory is registered already, `ENOMEM` when the size exceeds the limit of
+    /// locked memory (`RLIMIT_MEMLOCK`), `EINVAL` when the region cannot be backed by user memory.
     pub unsafe fn register_umem(&self, umem: &uapi::IovaUmem) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::IOTLB_REG_UMEM, umem)
     }
@@ -294,12 +297,13 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `ENOENT` when no memory is registered, `EINVAL` when `umem` is not the registered region.
+    /// `ENOENT` when no memory is registered, `EINVAL` when `umem` is another region than the
+    /// registered one.
     pub fn deregister_umem(&self, umem: &uapi::IovaUmem) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::IOTLB_DEREG_UMEM, umem)
     }
 
-    /// Reads the next request of the driver side.
+    /// Reads the kernel's next request to the device.
     ///
     /// # Errors
     ///
@@ -310,7 +314,7 @@ impl Device {
         self.read_raw().map(Request::from)
     }
 
-    /// Reads the next request as the ABI's own structure.
+    /// Variant of [`read_request`](Self::read_request) that returns the ABI's structure.
     ///
     /// # Errors
     ///
@@ -331,12 +335,13 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `ENOENT` when no request of this id is waiting for an answer, or none is waiting any more.
+    /// `ENOENT` when no request with this id is waiting for an answer, for instance because the
+    /// request has timed out.
     pub fn answer(&self, request: &Request, answer: Answer) -> io::Result<()> {
         self.write_raw(&answer.to_abi(request.id))
     }
 
-    /// Answers a request with the ABI's own structure.
+    /// Variant of [`answer`](Self::answer) that takes the ABI's structure.
     ///
     /// # Errors
     ///

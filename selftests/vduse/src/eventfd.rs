@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Eventfds: how the driver kicks a device, and how one thread wakes another.
+//! Eventfds, with which the driver kicks a device and one thread wakes another.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

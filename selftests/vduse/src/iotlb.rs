@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The driver's memory as a device sees it: address spaces keyed by IOVA.
+//! The driver's memory, as a device accesses it: address spaces keyed by IOVA.
 //!
 //! An [`AddressSpace`] starts empty and maps each region on the first access to it. Regions stay
-//! mapped. When the driver side reports changed mappings, the address space is replaced with a copy
-//! [`without`](AddressSpace::without) the affected regions; requests still in progress keep the old
-//! address space alive.
+//! mapped. When the kernel reports that mappings have changed, the server replaces the address
+//! space with a copy [`without`](AddressSpace::without) the affected regions. Requests in progress
+//! keep the old address space alive.
 //!
-//! Regions come from a [`Source`]: a [`Device`] of version 0, which has one address space, or one
-//! address space of a version 1 device.
+//! Regions come from a [`Source`], which is either a [`Device`] of version 0 with its only address
+//! space, or one address space of a version 1 device ([`SpaceOf`]).
 
 use std::io;
 use std::iter::FusedIterator;
@@ -92,23 +92,23 @@ struct Link {
 /// An address space whose regions are mapped on first access.
 ///
 /// Use an `AddressSpace` as vm-memory's [`GuestMemory`], with the IOVA as the guest address. An
-/// access that the driver side does not allow is an error, as is an access to an unmapped address.
+/// access fails if no region contains the address, or if the region's permissions forbid it.
 ///
-/// A region can be longer than the memory that the driver put into it. Access to an address in the
-/// region without memory raises `SIGBUS`. The device side either trusts the addresses in the
-/// driver's rings or installs a handler for that signal.
+/// A region can be longer than the memory in it. An access to an address without memory raises
+/// `SIGBUS`. A program that does not trust the addresses in the driver's rings must install a
+/// handler for that signal.
 #[derive(Debug)]
 pub struct AddressSpace {
     source: Arc<dyn Source>,
-    /// The regions: a list rather than a vector, so that references to regions stay valid while the
-    /// list grows.
+    /// The list of regions. A list rather than a vector, so that references to regions stay valid
+    /// while the list grows.
     head: OnceLock<Box<Link>>,
     /// Held while a region is appended to the list.
     growing: Mutex<()>,
 }
 
 impl AddressSpace {
-    /// Creates an address space with nothing mapped.
+    /// Creates an address space without regions.
     pub fn new(source: Arc<dyn Source>) -> Self {
         Self {
             source,
@@ -129,8 +129,8 @@ impl AddressSpace {
         new
     }
 
-    /// Maps memory at the IOVAs from `first` to `last` without asking the source. Nothing else may
-    /// be mapped in that range yet, and the memory must be as long as the range.
+    /// Maps memory at the IOVAs from `first` to `last` without a lookup in the source. No region
+    /// may overlap that range yet, and the memory must be as long as the range.
     pub fn map(&mut self, first: u64, last: u64, mapping: Arc<Mapping>) {
         self.append(Arc::new(Mapped {
             first,
@@ -144,8 +144,8 @@ impl AddressSpace {
         std::iter::successors(self.head.get(), |link| link.next.get()).map(|link| &link.region)
     }
 
-    /// Appends a region. No other thread may append at the same time: either the caller holds
-    /// `growing`, or `self` is not shared yet.
+    /// Appends a region. No other thread may append at the same time: the caller must hold
+    /// `growing`, or be the only user of `self`.
     fn append(&self, region: Arc<Mapped>) -> &Mapped {
         let mut slot = &self.head;
         while let Some(link) = slot.get() {
@@ -167,7 +167,7 @@ impl AddressSpace {
             .map(|region| &**region)
     }
 
-    /// Finds the region that contains an IOVA, and maps the region unless it is mapped already.
+    /// Finds the region that contains an IOVA. Maps the region if it is not mapped yet.
     fn region(&self, iova: u64) -> io::Result<&Mapped> {
         if let Some(region) = self.mapped(iova) {
             return Ok(region);
@@ -210,8 +210,8 @@ impl AddressSpace {
                 io::ErrorKind::PermissionDenied.into(),
             ));
         }
-        // The whole region is mapped, so the offset is below the mapping's length, which fits
-        // `usize`.
+        // The whole region is mapped, so the offset is smaller than the mapping's length, which
+        // fits `usize`.
         let offset = (iova - region.first) as usize;
         let len = len.min(region.mapping.len() - offset);
         Ok(region.mapping.slice(offset, len)?)
@@ -219,7 +219,7 @@ impl AddressSpace {
 }
 
 impl GuestMemory for AddressSpace {
-    // There is no such memory, but the trait requires a type.
+    // An address space has no physical memory, but the trait requires a type.
     type PhysicalMemory = GuestMemoryMmap;
     type Bitmap = ();
 
@@ -268,7 +268,7 @@ impl<'a> Iterator for Slices<'a> {
                 self.left -= slice.len();
                 match self.next.checked_add(slice.len() as u64) {
                     Some(next) => self.next = next,
-                    // The address space ends here; any bytes beyond its end are an error.
+                    // The address space ends here. An access to bytes beyond its end fails.
                     None if self.left == 0 => {}
                     None => {
                         self.left = 0;
@@ -293,7 +293,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use vm_memory::Bytes;
 
-    /// One-page regions of one file, at page numbers 0, 1, 4, 5, 8 and 9; page 5 is read-only.
+    /// A source with one-page regions at the page numbers 0, 1, 4, 5, 8 and 9. Page 5 is read-only.
     #[derive(Debug)]
     struct Pages {
         file: std::os::fd::OwnedFd,
@@ -359,7 +359,7 @@ mod tests {
     fn what_is_not_mapped_is_an_error() {
         let (_, space) = pages();
         assert!(space.read_obj::<u8>(GuestAddress(2 * PAGE)).is_err());
-        // The first page exists, the next one does not.
+        // Page 1 exists, but page 2 does not.
         assert!(!space.check_range(GuestAddress(PAGE), PAGE as usize + 1, Permissions::Read));
         assert!(space.check_range(GuestAddress(PAGE), PAGE as usize, Permissions::Read));
     }

@@ -10,10 +10,10 @@
 //! - [`control`] and [`device`] wrap the ioctls and messages in types.
 //! - [`iotlb`] maps the driver's memory on first access.
 //! - [`server`] runs a whole device: requests, virtqueues, kicks, interrupts. The program only
-//!   provides a [`server::Backend`], which is handed descriptor chains.
-//! - [`blk`] is such a backend, a disk; [`net`] is another one, a network card.
-//! - [`state`] tells a program that takes a device over what its predecessor had agreed to.
-//! - [`umem`] provides memory of the device's own through which the driver's data is copied.
+//!   provides a [`server::Backend`], which receives descriptor chains.
+//! - [`blk`] is a backend for a disk, [`net`] one for a network card.
+//! - [`state`] reads the state of a device in use, for a program that takes the device over.
+//! - [`umem`] registers the program's own memory as a device's bounce area.
 //!
 //! The numbers and layouts of the ABI are in [`uapi`].
 

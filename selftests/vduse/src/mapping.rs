@@ -11,10 +11,10 @@ use rustix::mm::{MapFlags, ProtFlags};
 use vduse_uapi as uapi;
 use vm_memory::volatile_memory::VolatileSlice;
 
-/// A range of bytes in a shared mapping, unmapped on drop.
+/// A range of bytes in a shared mapping. Dropping a `Mapping` unmaps the memory.
 ///
-/// The driver side writes to the same memory, so this program accesses the memory only as volatile
-/// and creates no references to it.
+/// The kernel or another process may write to the same memory, so this library accesses the memory
+/// only through volatile reads and writes, and creates no references to it.
 #[derive(Debug)]
 pub struct Mapping {
     /// Page-aligned start of the mapping.
@@ -29,11 +29,12 @@ pub struct Mapping {
 
 // SAFETY: Any thread may access the mapping and unmap it.
 unsafe impl Send for Mapping {}
-// SAFETY: The memory is accessed only as volatile, through raw pointers.
+// SAFETY: All accesses to the memory are volatile and use raw pointers.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes of a file from `offset`, which need not be a multiple of the page size.
+    /// Maps `len` bytes of a file from `offset`. The offset need not be a multiple of the page
+    /// size.
     ///
     /// `access` is one of [`ACCESS_RO`](uapi::ACCESS_RO), [`ACCESS_WO`](uapi::ACCESS_WO),
     /// [`ACCESS_RW`](uapi::ACCESS_RW).
@@ -113,8 +114,8 @@ impl Mapping {
 
     /// Returns all of the bytes. A read beyond the end of the mapped file raises `SIGBUS`.
     pub fn bytes(&self) -> VolatileSlice<'_> {
-        // SAFETY: The mapping is `offset + len` bytes long and lives as long as `self`; all code in
-        // this program accesses it through volatile slices.
+        // SAFETY: The mapping is `offset + len` bytes long and lives as long as `self`. All code in
+        // this program accesses the mapping through volatile slices.
         unsafe { VolatileSlice::new(self.address(), self.len) }
     }
 
@@ -122,7 +123,7 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// Fails unless all of the bytes are inside the range.
+    /// Fails when the bytes extend beyond the range.
     pub fn slice(
         &self,
         offset: usize,

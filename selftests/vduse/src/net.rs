@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A network card (virtio 1.3, section 5.1).
+//! A backend for a network card (virtio 1.3, section 5.1).
 //!
-//! Each pair of queues has a [`Port`], the other end of its cable: [`Tap`], [`Loopback`], or a port
-//! of your own. The card does no offloads. Commands of the control queue, if the card has one, are
-//! answered and take effect; an [observer](Net::observed_by) is notified of each command.
+//! Each queue pair sends and receives frames through a [`Port`]: a [`Tap`], a [`Loopback`], or your
+//! own implementation. The card supports no offloads. If the card has a control queue, it executes
+//! the driver's commands and notifies an [observer](Net::observed_by) of each command.
 
 mod card;
 pub mod control;

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Requests of the driver side, with the answers to them.
+//! Requests that the kernel sends to a device, and the device's answers.
 
 use vduse_uapi as uapi;
 
-/// A request of the driver side, answered with the same id.
+/// A request from the kernel. The answer has the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The id, unique among the requests that are not answered yet.
+    /// The id, unique among the requests without an answer.
     pub id: u32,
     /// The kind of request, with its parameters.
     pub kind: Kind,
 }
 
-/// The kinds of request.
+/// The kinds of requests, with their parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The driver side asks for the device's position in a virtqueue that is not in use.
+    /// The kernel asks for the device's position in a virtqueue that is not in use.
     GetVqState {
         /// The index of the virtqueue.
         index: u32,
     },
-    /// The driver wrote the device status (virtio 1.3, section 2.1); 0 resets the device.
+    /// The driver wrote the device status (virtio 1.3, section 2.1). Status 0 resets the device.
     SetStatus(u8),
     /// The mappings of the IOVAs from `first` to `last` have changed.
     UpdateIotlb {
@@ -32,26 +32,26 @@ pub enum Kind {
         /// The address space; 0 on a device of version 0.
         asid: u32,
     },
-    /// A virtqueue group moves to another address space (version 1).
+    /// The driver moves a virtqueue group to another address space (version 1).
     SetGroupAsid {
         /// The virtqueue group.
         group: u32,
         /// The address space.
         asid: u32,
     },
-    /// A virtqueue becomes ready, or ceases to be ([`uapi::F_QUEUE_READY`]).
+    /// The driver enables or disables a virtqueue ([`uapi::F_QUEUE_READY`]).
     SetVqReady {
         /// The index of the virtqueue.
         index: u32,
-        /// Whether the virtqueue is to be ready.
+        /// Whether the driver enables the virtqueue.
         ready: bool,
     },
-    /// The device stops processing virtqueues ([`uapi::F_SUSPEND`]). Requests that have begun are
-    /// completed before the answer.
+    /// The device must stop processing virtqueues ([`uapi::F_SUSPEND`]). Before it answers, the
+    /// device completes the requests that it has begun.
     Suspend,
-    /// The device processes virtqueues again ([`uapi::extension::F_RESUME`]).
+    /// The device must process virtqueues again ([`uapi::extension::F_RESUME`]).
     Resume,
-    /// A request type that this library does not know; the answer should be [`Answer::Failed`].
+    /// A request type that this library does not know. The answer should be [`Answer::Failed`].
     Unknown(u32),
 }
 
@@ -64,7 +64,7 @@ impl From<uapi::DevRequest> for Request {
             uapi::SET_STATUS => Kind::SetStatus(request.body.status()),
             uapi::UPDATE_IOTLB => {
                 let (first, last) = request.body.iova_range();
-                // Version 0 leaves these bytes at 0.
+                // On a device of version 0, the kernel leaves the bytes of the ASID at 0.
                 let asid = request.body.iova_asid();
                 Kind::UpdateIotlb { first, last, asid }
             }
@@ -94,19 +94,18 @@ pub enum Answer {
     Ok,
     /// The request was not carried out.
     Failed,
-    /// Answer to [`Kind::GetVqState`]: the next available entry of the virtqueue that the device
-    /// will process.
+    /// Answer to [`Kind::GetVqState`]: the available-ring entry that the device will process next.
     SplitState {
         /// The index of the virtqueue.
         index: u32,
-        /// The index of the available entry.
+        /// The index of that available-ring entry.
         next_avail: u16,
     },
-    /// Answer to [`Kind::GetVqState`] when packed virtqueues were negotiated.
+    /// Answer to [`Kind::GetVqState`] when the driver has negotiated packed virtqueues.
     PackedState {
         /// The index of the virtqueue.
         index: u32,
-        /// The device's position.
+        /// The device's position in the virtqueue.
         state: uapi::PackedState,
     },
 }

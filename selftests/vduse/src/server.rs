@@ -1,28 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A server of a whole device: requests, virtqueues, kicks, interrupts.
+//! A server that runs a whole device: it answers the kernel's requests, serves the virtqueues on
+//! kicks, and interrupts the driver.
 //!
-//! A single thread runs the server. The requests of a virtqueue are completed in order of arrival,
-//! which keeps a reconnect simple: a server that takes over a device in use resumes where the used
-//! ring ends, and so repeats the requests that its predecessor had begun. When the new server
-//! starts, it interrupts each virtqueue in use once: the predecessor may have ended between adding
-//! an entry to the used ring and interrupting the driver, and nothing records the missing
-//! interrupt. A driver looks at its used ring on a spurious interrupt, but waits forever for a
-//! missing one.
+//! A server uses a single thread and completes the requests of a virtqueue in order of arrival.
+//! This keeps it simple to take over a device in use: the new server resumes where the used ring
+//! ends, and so repeats the requests that its predecessor began but did not complete. When the new
+//! server starts, it interrupts the driver once for each virtqueue in use. The predecessor may have
+//! ended after it added an entry to the used ring but before it interrupted the driver, and nothing
+//! records the missing interrupt. On a spurious interrupt the driver only checks its used ring, but
+//! it waits forever for a missing interrupt.
 //!
-//! Only split virtqueues are supported: do not offer `VIRTIO_F_RING_PACKED`.
+//! A server supports only split virtqueues: do not offer `VIRTIO_F_RING_PACKED`.
 //!
-//! The virtqueue groups of a version 1 device ([`Server::with_groups`]) are in address space 0
-//! after each reset. The driver side can move groups to other address spaces before it sets
-//! `DRIVER_OK`. A server that takes over finds out which address spaces the groups are in, and
-//! whether the device is suspended, if the kernel shows that ([`DeviceState`](crate::state)); if
-//! not, it assumes address space 0 for all groups.
+//! After each reset, the virtqueue groups of a version 1 device ([`Server::with_groups`]) are in
+//! address space 0. The driver can move groups to other address spaces before it sets `DRIVER_OK`.
+//! If the VDUSE driver shows the device's state in sysfs ([`DeviceState`](crate::state)), a server
+//! that takes over reads there which address space each group is in and whether the device is
+//! suspended. Otherwise the server assumes address space 0 for all groups.
 //!
-//! If the VDUSE features were negotiated ([`Control::offer_all`](crate::Control::offer_all)), the
-//! kernel tells the server when a virtqueue is enabled, rather than the server having to look, and
-//! a driver can suspend the device, for a migration that loses nothing, and resume it. A suspended
-//! server goes on with a virtqueue where it stopped, unless the driver has changed the virtqueue's
-//! settings meanwhile.
+//! With the VDUSE features ([`Control::offer_all`](crate::Control::offer_all)), the kernel tells
+//! the server when the driver enables a virtqueue, so that the server need not poll for that. The
+//! driver can also suspend the device, for a migration without loss, and resume it. After a resume,
+//! the server continues each virtqueue where it stopped, unless the driver has changed the
+//! virtqueue's settings in the meantime.
 
 mod backend;
 mod handle;

@@ -2,8 +2,8 @@
 
 //! The state of a device in use, for a program that takes the device over.
 //!
-//! `vduse_rs` shows this state in sysfs, below `/sys/class/vduse/NAME`; the in-tree driver does
-//! not.
+//! `vduse_rs` shows this state in sysfs, below `/sys/class/vduse/NAME`. The in-tree driver does not
+//! show it.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use vduse_uapi as uapi;
 
-/// The state of a device, as the driver shows it in sysfs.
+/// The state of a device, as `vduse_rs` shows it in sysfs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceState {
     /// The VDUSE features that were negotiated when the device was created.
@@ -25,12 +25,12 @@ pub struct DeviceState {
 }
 
 impl DeviceState {
-    /// Reads the state of a device. Returns `None` if the driver does not show it.
+    /// Reads the state of a device. Returns `None` if the VDUSE driver does not show it in sysfs.
     ///
     /// # Errors
     ///
-    /// Returns the error of a file that exists but cannot be read; `InvalidData` when a file has
-    /// other contents than expected.
+    /// Returns the error of a file that exists but cannot be read; `InvalidData` when the contents
+    /// of a file cannot be parsed.
     pub fn read(name: &str) -> io::Result<Option<Self>> {
         let directory = directory(name);
         let features = match fs::read_to_string(directory.join("vduse_features")) {
@@ -56,13 +56,13 @@ impl DeviceState {
         })
     }
 
-    /// Returns whether the daemon is asked before a virtqueue becomes ready.
+    /// Returns whether the kernel asks the daemon before a virtqueue becomes ready.
     pub fn asks_for_ready(&self) -> bool {
         self.features & uapi::F_QUEUE_READY != 0
     }
 }
 
-/// Returns the directory of a device in sysfs.
+/// Returns the sysfs directory of a device.
 fn directory(name: &str) -> PathBuf {
     // The kernel replaces a slash with an exclamation mark.
     Path::new("/sys/class/vduse").join(name.replace('/', "!"))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The ioctls' plumbing: the only module that passes pointers to the kernel.
+//! Wrappers of the `ioctl` system call, which no other module calls.
 
 use std::ffi::c_void;
 use std::io;
@@ -17,17 +17,18 @@ use vduse_uapi as uapi;
 /// any bytes are a valid value.
 pub(crate) unsafe trait Plain: Copy {}
 
-// SAFETY: Integers.
+// SAFETY: The type is an integer.
 unsafe impl Plain for u32 {}
-// SAFETY: Integers.
+// SAFETY: The type is an integer.
 unsafe impl Plain for u64 {}
-// SAFETY: An array of integers.
+// SAFETY: The type is an array of integers.
 unsafe impl Plain for [u8; uapi::NAME_MAX] {}
 
 macro_rules! plain {
     ($($t:ty),*) => {
         $(
-            // SAFETY: `vduse-uapi` has only integers and arrays of integers, and names all padding.
+            // SAFETY: The types in `vduse-uapi` have only integers and arrays of them, and no
+            // implicit padding.
             unsafe impl Plain for $t {}
         )*
     };
@@ -64,12 +65,13 @@ struct Call {
     argument: *mut c_void,
 }
 
-// SAFETY: `as_ptr` passes to the kernel the argument that the caller of `call` vouches for, and the
-// output is the plain return value.
+// SAFETY: `as_ptr` returns the argument, whose validity the caller of `call` guarantees. The output
+// is the ioctl's return value.
 unsafe impl Ioctl for Call {
     type Output = i32;
 
-    // The kernel may write through the argument; the compiler must not assume otherwise.
+    // The kernel may write to the memory at the argument, so the compiler must not assume that the
+    // memory stays unchanged.
     const IS_MUTATING: bool = true;
 
     fn opcode(&self) -> Opcode {
@@ -89,31 +91,32 @@ unsafe impl Ioctl for Call {
 ///
 /// # Safety
 ///
-/// `argument` must be valid for every write that the ioctl of this number performs.
+/// `argument` must be valid for every write that the ioctl with this number performs.
 unsafe fn call(fd: impl AsFd, number: u32, argument: *mut c_void) -> io::Result<i32> {
-    // SAFETY: The caller vouches for the argument; VDUSE's ioctls have no other requirement.
+    // SAFETY: The caller guarantees that the argument is valid. The ioctl has no other requirement.
     Ok(unsafe { rustix::ioctl::ioctl(fd, Call { number, argument }) }?)
 }
 
-/// Returns the size in bytes of the structure that is encoded in an ioctl's number.
+/// Returns the size in bytes that an ioctl's number encodes for its argument.
 const fn argument_size(number: u32) -> usize {
     (number >> 16) as usize & 0x3fff
 }
 
-/// Calls an ioctl that reads and writes one structure.
+/// Calls an ioctl whose argument the kernel reads and writes.
 pub(crate) fn exchange<T: Plain>(fd: impl AsFd, number: u32, value: &mut T) -> io::Result<i32> {
     assert_eq!(argument_size(number), size_of::<T>());
-    // SAFETY: Every VDUSE ioctl writes at most a structure of the size encoded in its number;
-    // `value` has that size, and any bytes are valid in it.
+    // SAFETY: Every VDUSE ioctl writes at most a structure of the size encoded in its number.
+    // `value` has that size, and any bytes are a valid value of its type.
     unsafe { call(fd, number, std::ptr::from_mut(value).cast()) }
 }
 
-/// Calls an ioctl that reads one structure.
+/// Calls an ioctl whose argument the kernel only reads.
 pub(crate) fn send<T: Plain>(fd: impl AsFd, number: u32, value: &T) -> io::Result<()> {
     exchange(fd, number, &mut { *value }).map(drop)
 }
 
-/// Calls an ioctl that reads a structure and the bytes after it, whose number the structure gives.
+/// Calls an ioctl whose argument is the structure `head`, followed by `tail`. The structure
+/// contains the length of `tail`.
 pub(crate) fn send_with_tail<T: Plain>(
     fd: impl AsFd,
     number: u32,
@@ -122,8 +125,8 @@ pub(crate) fn send_with_tail<T: Plain>(
 ) -> io::Result<()> {
     assert_eq!(argument_size(number), size_of::<T>());
     let mut buffer = [bytes_of(head), tail].concat();
-    // SAFETY: The ioctls with a tail write nothing back. (They copy byte by byte, so no alignment
-    // is needed.)
+    // SAFETY: The kernel only reads the argument of an ioctl with a tail. The kernel copies the
+    // argument byte by byte, so `buffer` needs no alignment.
     unsafe { call(fd, number, buffer.as_mut_ptr().cast()) }.map(drop)
 }
 
@@ -143,8 +146,8 @@ pub(crate) struct InterfaceRequest {
     rest: [u8; 22],
 }
 
-// SAFETY: The fields are integers of 16, 2 and 22 bytes; the second one is at an even offset, so
-// there is no padding.
+// SAFETY: The fields have 16, 2 and 22 bytes and consist of integers. `flags` is at an even offset,
+// so there is no padding.
 unsafe impl Plain for InterfaceRequest {}
 
 impl InterfaceRequest {
@@ -170,7 +173,8 @@ impl InterfaceRequest {
 
 /// Calls an ioctl of `/dev/net/tun` that reads and writes an interface request.
 ///
-/// (For historical reasons, the ioctl's number encodes another size.)
+/// For historical reasons, the ioctl's number encodes another size, so the size is not checked
+/// here.
 pub(crate) fn interface(
     fd: impl AsFd,
     number: u32,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Memory of the device's own through which the driver's data is copied.
+//! Memory of the daemon that serves as a device's bounce area (umem).
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use vduse_uapi as uapi;
 
 use crate::{Device, Mapping};
 
-/// Memory registered with [`Device::register_umem`], deregistered on drop.
+/// Memory registered with [`Device::register_umem`]. Dropping a `Umem` deregisters the memory.
 #[derive(Debug)]
 pub struct Umem {
     device: Arc<Device>,
@@ -19,13 +19,13 @@ pub struct Umem {
 }
 
 impl Umem {
-    /// Backs the bounce area of a device, which is the region at IOVA 0, with new memory.
+    /// Allocates memory and registers it as a device's bounce area, which is the region at IOVA 0.
     ///
     /// # Errors
     ///
-    /// `EINVAL` while the driver has mapped nothing yet, `EEXIST` when memory is registered
-    /// already, `ENOMEM` beyond the limit of locked memory, `Unsupported` when the region at IOVA 0
-    /// cannot be backed by user memory.
+    /// `EINVAL` before the driver has mapped any memory, `EEXIST` when memory is registered
+    /// already, `ENOMEM` when the size exceeds the limit of locked memory (`RLIMIT_MEMLOCK`),
+    /// `Unsupported` when the region at IOVA 0 cannot be backed by user memory.
     pub fn register(device: Arc<Device>) -> io::Result<Self> {
         let info = device.iotlb_info(uapi::IovaInfo::default())?;
         if info.capability & uapi::IOVA_CAP_UMEM == 0 {
@@ -40,8 +40,8 @@ impl Umem {
             size,
             ..Default::default()
         };
-        // SAFETY: This program accesses a mapping only as volatile memory. If a registered mapping
-        // were unmapped, its pages would stay pinned and would not be given to anything else.
+        // SAFETY: This library accesses a mapping only as volatile memory, without references. If a
+        // registered mapping is unmapped, its pages stay pinned, so the kernel does not reuse them.
         unsafe { device.register_umem(&region) }?;
         Ok(Self {
             device,
@@ -66,7 +66,7 @@ impl Umem {
         self.device.deregister_umem(&self.region)
     }
 
-    /// Returns the region as it was registered.
+    /// Returns the registered region.
     pub fn region(&self) -> &uapi::IovaUmem {
         &self.region
     }
@@ -75,8 +75,8 @@ impl Umem {
 impl Drop for Umem {
     fn drop(&mut self) {
         if self.registered {
-            // On a device marked broken the ioctl fails; closing the device deregisters the memory
-            // too.
+            // The ioctl fails on a device that is marked broken. Closing the device deregisters the
+            // memory as well.
             let _ = self.device.deregister_umem(&self.region);
         }
     }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Checks that the layouts and numbers of `vduse-uapi` match the kernel's own header, for 64-bit
-//! programs and for 32-bit ones.
+//! Tests that the layouts and numbers of `vduse-uapi` match the kernel's own header, both for
+//! 64-bit and for 32-bit programs.
 //!
-//! One table of the Rust definitions is turned into C assertions, which a C compiler then checks.
-//! The header is a kernel's `include/uapi/linux/vduse.h`, given by `VDUSE_UAPI_HEADER`; without
-//! that variable, it is the system's header.
+//! The test generates C assertions from a table of the Rust definitions, and a C compiler checks
+//! the assertions. The environment variable `VDUSE_UAPI_HEADER` names the header, which is a
+//! kernel's `include/uapi/linux/vduse.h`. By default, the test uses the system's header.
 //!
-//! The same table is compared with the description for syzkaller.
+//! Another test compares the same table with the syzkaller description.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -28,8 +28,8 @@ enum Bits {
 
 use Bits::{All, Only32, Only64};
 
-/// The layout of a structure to be checked: the size of the Rust type, and the offset of each
-/// member in that type.
+/// The layout of a structure to check: the size of the Rust type, and the offset of each member in
+/// that type.
 struct Layout {
     bits: Bits,
     name: &'static str,
@@ -103,7 +103,8 @@ fn layouts() -> Vec<Layout> {
     }
 }
 
-/// Returns the offsets of union members, determined by setting each member.
+/// Returns the offset of each union member. The offset is that of the first byte that changes when
+/// the member is set.
 fn union_members() -> Vec<(&'static str, &'static str, usize)> {
     fn only(bytes: &[u8]) -> usize {
         let first = bytes.iter().position(|&byte| byte != 0);
@@ -129,7 +130,7 @@ fn union_members() -> Vec<(&'static str, &'static str, usize)> {
     let none = VqStateUnion::default();
     let of_request = |member, body| ("vduse_dev_request", member, request(body));
     let of_response = |member, index, state| ("vduse_dev_response", member, response(index, state));
-    // In all bytes, so that the byte order does not matter.
+    // All bits are set, so that every byte of a member changes, whatever the byte order.
     let (ones16, ones32, ones64) = (u16::MAX, u32::MAX, u64::MAX);
     vec![
         of_request("vq_state.index", RequestBody::from_vq_index(ones32)),
@@ -228,7 +229,7 @@ fn numbers() -> Vec<(Bits, &'static str, u64)> {
     ]
 }
 
-/// Returns whether Linux 7.3 has added a name to the header.
+/// Returns whether `name` is one that Linux 7.3 has added to the header.
 fn is_new(name: &str) -> bool {
     let added = ["vq_ready", "VDUSE_F_", "VDUSE_S", "VDUSE_GET_FEATURES"];
     let before = [
@@ -239,8 +240,8 @@ fn is_new(name: &str) -> bool {
     added.iter().any(|added| name.starts_with(added)) && !before.contains(&name)
 }
 
-/// Returns a C program that compiles if all layouts and numbers match the header. `new` says
-/// whether the header is that of Linux 7.3.
+/// Returns a C program that compiles only if all layouts and numbers match the header. `new` says
+/// whether the header is from Linux 7.3 or later.
 fn program(header: &str, new: bool, bits: Bits) -> String {
     let mut text = String::new();
     let mut line = |line: String| writeln!(text, "{line}").expect("a string");
@@ -273,7 +274,7 @@ fn program(header: &str, new: bool, bits: Bits) -> String {
     text
 }
 
-/// Compiles a program. Returns the compiler's output as the error.
+/// Compiles a program. On failure, returns the compiler's error output.
 fn compile(program: &str, option: &str) -> Result<(), String> {
     let compiler = std::env::var("CC").unwrap_or_else(|_| "gcc".to_owned());
     let mut child = Command::new(&compiler)
@@ -285,7 +286,7 @@ fn compile(program: &str, option: &str) -> Result<(), String> {
         .spawn()
         .map_err(|error| format!("{compiler}: {error}"))?;
     let mut stdin = child.stdin.take().expect("a pipe");
-    // If the compiler ends early, its output says why.
+    // If the compiler exits early, writing fails, but the compiler's output says why.
     let _ = stdin.write_all(program.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().expect("the compiler's output");
@@ -296,7 +297,7 @@ fn compile(program: &str, option: &str) -> Result<(), String> {
     }
 }
 
-/// Returns the path of the header, and whether it is that of Linux 7.3.
+/// Returns the path of the header, and whether the header is from Linux 7.3 or later.
 fn header() -> (String, bool) {
     const VARIABLE: &str = "VDUSE_UAPI_HEADER";
     let path = std::env::var(VARIABLE).unwrap_or_else(|_| "/usr/include/linux/vduse.h".to_owned());
@@ -315,7 +316,7 @@ fn check(bits: Bits, option: &str) {
     if let Err(said) = compile(&program, option) {
         panic!("{said}");
     }
-    // A wrong number must be detected.
+    // The check must detect a wrong number.
     let wrong = program.replacen(" == ", " == 1u + ", 1);
     assert!(compile(&wrong, option).is_err());
 }
@@ -330,7 +331,7 @@ fn layouts_and_numbers_are_the_kernels_for_32_bit_programs() {
     check(Only32, "-m32");
 }
 
-/// Compares the description for syzkaller with the layouts and with the numbers of ioctls.
+/// Compares the syzkaller description with the layouts and with the numbers of the ioctls.
 #[track_caller]
 fn check_description(text: &str, bits: Bits) -> Result<(), String> {
     let description = syzlang::Description::parse(text, if bits == Only32 { 4 } else { 8 });
@@ -352,12 +353,12 @@ fn check_description(text: &str, bits: Bits) -> Result<(), String> {
         let found = description.offset(name, member).map(|at| at as u64);
         same(format!("{name}.{member}"), found, offset as u64)?;
     }
-    // Only an ioctl's number has a type byte.
+    // Among the numbers, only those of ioctls have the type byte of VDUSE.
     let is_ioctl = |number: u64| number >> 8 & 0xff == 0x81;
     for (_, name, number) in numbers().into_iter().filter(|number| wanted(number.0)) {
         if is_ioctl(number) {
-            // All of the number except the part that syzkaller takes by name from the kernel's
-            // header.
+            // Compare all bits except the command number and the type, which syzkaller takes from
+            // the kernel's header.
             let found = description
                 .argument(name)
                 .map(|(direction, size)| u64::from(direction) << 30 | (size as u64) << 16);
@@ -375,7 +376,7 @@ fn the_description_for_syzkaller_has_the_same_layouts_and_all_ioctls() {
         if let Err(wrong) = check_description(&text, bits) {
             panic!("{wrong}");
         }
-        // A wrong description must be detected.
+        // The check must detect a wrong description.
         for (right, wrong) in [
             ("asid\t\tvduse_asid", "asid\t\tint64"),
             ("status\tint8\n", "state\tint8\n"),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card that does nothing: it only counts the frames that are sent; of a frame that it
-//! receives, only the header is made up.
+//! A null network card. It only counts the frames that the driver sends. When the driver receives a
+//! frame, the card writes only the frame's headers.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -21,24 +21,24 @@ use vm_memory::Bytes;
 use crate::clock;
 use crate::null::device::{NullDevice, Work};
 
-/// The virtqueue for received frames; the next virtqueue is for sent frames.
+/// Index of the receive virtqueue. The transmit virtqueue has the next index.
 const RECEIVE: u32 = 0;
 
-/// The length in bytes of the header before a frame, `struct virtio_net_hdr`: zeros, except for the
-/// number of buffers that hold the frame.
+/// Length in bytes of `struct virtio_net_hdr`, which precedes a frame. All of its bytes are 0,
+/// except in `num_buffers`.
 const HEADER: usize = 12;
 const NUM_BUFFERS: usize = 10;
 
-/// The length in bytes of a frame's own header: destination, source, and type.
+/// Length in bytes of the Ethernet header: destination, source and type.
 const ETHERNET: usize = 14;
 
-/// The type of frames that nothing waits for, reserved for experiments.
+/// An Ethernet type that is reserved for experiments. No socket waits for frames of this type.
 pub const OTHER: u16 = 0x88b5;
 
-/// The type of the last of several frames, for a socket that waits for that frame.
+/// The Ethernet type of the last frame in a series. A socket waits for this frame.
 pub const LAST: u16 = 0x88b6;
 
-/// Returns the own header of a frame of this type to the card.
+/// Returns the Ethernet header of a frame that has this type and is addressed to the card.
 pub fn ethernet(ether_type: u16) -> [u8; ETHERNET] {
     let mut header = [0; ETHERNET];
     header[..6].copy_from_slice(&MAC);
@@ -60,7 +60,7 @@ impl NullCard {
         let mut shape = Shape::new(&unique_name(), MAC);
         shape.groups = Groups::One;
         let mut config = shape.config();
-        // Features of cards that are made to be fast.
+        // Feature bits that fast network cards usually offer.
         config.features |= 1 << VIRTIO_RING_F_INDIRECT_DESC
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_NET_F_MRG_RXBUF;
@@ -84,18 +84,18 @@ impl NullCard {
         self.device.device.name()
     }
 
-    /// Counts the frames that are sent from now on, up to `count`.
+    /// Counts the frames that the driver sends from now on, up to `count`.
     pub fn expect(&self, count: u64) {
         self.frames.to_send.store(count, Ordering::Release);
     }
 
-    /// Waits until the expected number of frames has been sent.
+    /// Waits until the driver has sent the expected number of frames.
     pub fn wait_sent(&self) {
         clock::read(&self.frames.all_sent, &mut [0; 8]);
     }
 
-    /// Receives `count` frames of `bytes` bytes, as fast as the driver has room for them. The last
-    /// frame is of type [`LAST`].
+    /// Lets the driver receive `count` frames of `bytes` bytes, as fast as it provides buffers. The
+    /// last frame has the type [`LAST`].
     pub fn receive(&self, count: u64, bytes: u32) {
         self.frames.bytes.store(bytes, Ordering::Relaxed);
         self.frames.to_receive.store(count, Ordering::Release);
@@ -103,22 +103,22 @@ impl NullCard {
     }
 }
 
-/// The frames that are still expected.
+/// The frames that are still to be sent or received.
 #[derive(Debug)]
 struct Frames {
-    /// How many frames are still to be sent.
+    /// Number of frames that the driver has still to send.
     to_send: AtomicU64,
-    /// Readable when all frames have been sent.
+    /// An eventfd that becomes readable when the driver has sent all frames.
     all_sent: OwnedFd,
-    /// How many frames are still to be received.
+    /// Number of frames that the driver has still to receive.
     to_receive: AtomicU64,
-    /// The length of the received frames, in bytes.
+    /// Length of each received frame in bytes.
     bytes: AtomicU32,
 }
 
 impl Frames {
-    /// Returns the counter of a virtqueue's remaining frames. Only the virtqueue's thread counts
-    /// down.
+    /// Returns the counter of a virtqueue's remaining frames. Only the virtqueue's thread
+    /// decrements it.
     fn left(&self, index: u32) -> &AtomicU64 {
         match index {
             RECEIVE => &self.to_receive,
@@ -140,7 +140,7 @@ impl Work for Frames {
     ) -> Result<u32, virtio_queue::Error> {
         let left = self.left(index);
         let last = match left.load(Ordering::Acquire) {
-            // A frame that the measurement did not send.
+            // The frame is not part of the measurement.
             0 => return Ok(0),
             count => {
                 left.store(count - 1, Ordering::Release);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device whose virtqueues have a thread each.
+//! A null device. Each of its virtqueues has its own thread.
 
 use std::fmt::Debug;
 use std::io;
@@ -25,33 +25,33 @@ use vm_memory::GuestAddress;
 use crate::null::pause::Pause;
 use crate::null::stamps::Stamps;
 
-/// The length of a virtqueue, in descriptors.
+/// Maximum size of a virtqueue, in descriptors.
 const QUEUE_SIZE: u16 = 256;
 
-/// What a device does.
+/// The part of a null device that serves the requests of its virtqueues.
 pub(super) trait Work: Send + Sync + Debug {
-    /// Returns whether the next request of a virtqueue should be served.
+    /// Returns whether the device should serve the next request of a virtqueue now.
     fn wants(&self, _index: u32) -> bool {
         true
     }
 
-    /// Serves a request of a virtqueue, and returns how many bytes were written.
+    /// Serves a request of a virtqueue. Returns the number of bytes written to the chain.
     fn serve(&self, index: u32, queue: &Queue, chain: Chain) -> Result<u32, virtio_queue::Error>;
 }
 
-/// A null device that is bound to the kernel's driver. The fields are dropped in this order.
+/// A null device that is bound to the kernel's virtio driver. The fields are dropped in this order.
 #[derive(Debug)]
 pub(super) struct NullDevice {
-    /// The device's place on the bus.
+    /// The device on the vDPA bus.
     _on_bus: OnBus,
-    /// The thread that answers requests, and starts the virtqueues' threads.
+    /// The thread that answers the kernel's requests and starts the virtqueues' threads.
     _responder: Responder,
     pub(super) shared: Arc<Shared>,
     /// The created device.
     pub(super) device: TestDevice,
 }
 
-/// What a device's threads share.
+/// The state that the threads of a device share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) device: Arc<Device>,
@@ -62,7 +62,7 @@ pub(super) struct Shared {
     pub(super) pause: Pause,
 }
 
-/// A virtqueue's thread.
+/// The thread of a virtqueue, and the means to wake and stop it.
 #[derive(Debug)]
 struct QueueThread {
     index: u32,
@@ -147,14 +147,14 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes a virtqueue's thread look for something to do.
+    /// Wakes a virtqueue's thread, so that it looks for requests.
     pub(super) fn wake(&self, index: u32) {
         let threads = self.threads();
         let thread = threads.iter().find(|thread| thread.index == index);
         thread.expect("a virtqueue that is served").wake();
     }
 
-    /// Ends the threads.
+    /// Stops the virtqueues' threads and waits until they have ended.
     fn stop(&self) {
         for queue in std::mem::take(&mut *self.threads()) {
             queue.stop.store(true, Ordering::Release);
@@ -164,7 +164,7 @@ impl Shared {
     }
 }
 
-/// The state of a virtqueue's thread.
+/// The data that a virtqueue's thread owns.
 struct Served {
     shared: Arc<Shared>,
     memory: Arc<AddressSpace>,
@@ -205,7 +205,8 @@ impl Served {
             let more = self.queue.enable_notification(memory)?;
             if any && self.queue.needs_notification(memory)? {
                 self.shared.stamps.take_injecting();
-                // Refused while the driver resets the device, when nothing waits for the interrupt.
+                // The ioctl fails while the driver resets the device. The driver needs no interrupt
+                // then.
                 let _ = self.shared.device.inject_vq_irq(self.index);
             }
             if !(more && self.shared.work.wants(self.index)) {
@@ -216,8 +217,8 @@ impl Served {
 }
 
 impl NullDevice {
-    /// Serves a created device with `queues` virtqueues, and binds the device to the kernel's
-    /// driver.
+    /// Serves a created device with `queues` virtqueues, adds it to the vDPA bus, and binds it to
+    /// the kernel's virtio driver.
     pub(super) fn new(device: TestDevice, queues: u16, work: Arc<dyn Work>) -> Self {
         let file = Arc::new(device.open_nonblocking());
         for index in 0..queues {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk that does nothing.
+//! A null disk, which reports success for each request without accessing the data.
 
 use std::sync::Arc;
 
@@ -17,19 +17,19 @@ use crate::null::device::{NullDevice, Work};
 use crate::null::pause::Paused;
 use crate::null::stamps::Stamps;
 
-/// The capacity of a disk, in bytes.
+/// Capacity of a disk in bytes.
 pub const CAPACITY: u64 = 1 << 30;
 
 /// The properties of a disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// The number of virtqueues.
+    /// Number of virtqueues.
     pub queues: u16,
-    /// The number of groups; all virtqueues are in group 0.
+    /// Number of virtqueue groups. All virtqueues are in group 0.
     pub groups: u32,
-    /// The number of address spaces.
+    /// Number of address spaces.
     pub spaces: u32,
-    /// The size of the bounce area in bytes, for all address spaces together; 0 is the default.
+    /// Size of the bounce area in bytes, shared by all address spaces; 0 selects the default.
     pub bounce: u64,
 }
 
@@ -80,23 +80,23 @@ impl NullDisk {
         self.0.device.name()
     }
 
-    /// Returns the times when requests came and went.
+    /// Returns the time stamps of the last request.
     pub fn stamps(&self) -> &Stamps {
         &self.0.shared.stamps
     }
 
-    /// Pauses the serving of requests until the returned guard is dropped.
+    /// Stops serving requests until the returned guard is dropped.
     pub fn pause(&self) -> Paused<'_> {
         self.0.shared.pause.begin()
     }
 
-    /// Returns the daemon's side of the device.
+    /// Returns the daemon's open device.
     pub fn device(&self) -> &Device {
         &self.0.shared.device
     }
 }
 
-/// Work that reports success for each request.
+/// The [`Work`] of a null disk: it reports success for each request.
 #[derive(Debug)]
 struct Success;
 
@@ -110,9 +110,8 @@ impl Work for Success {
     }
 }
 
-/// Returns the address of a request's status, which is 0 for success: the last byte of the last
-/// descriptor. With an indirect table, finding the address takes the same time for any number of
-/// descriptors.
+/// Returns the address of a request's status, which is the last byte of the last descriptor. With
+/// an indirect table, this takes the same time for any number of descriptors.
 fn status(
     queue: &Queue,
     memory: &AddressSpace,

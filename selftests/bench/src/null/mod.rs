@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices that do nothing: what the driver sends succeeds without being looked at, so that only
-//! the round trip is measured. Each virtqueue has a thread.
+//! Null devices. A null device completes the driver's requests without accessing their data, so
+//! that a measurement covers only the round trip. Each virtqueue has its own thread.
 //!
-//! - `disk` is a disk whose requests succeed.
-//! - `card` is a network card that counts what is sent and makes up what is received.
-//! - `pairs` is a network card of several pairs of queues that counts what is sent.
+//! - `disk` is a disk.
+//! - `card` is a network card. It counts the frames that the driver sends, and writes only the
+//!   headers of the frames that the driver receives.
+//! - `pairs` is a network card with several queue pairs. It counts the frames that the driver
+//!   sends.
 
 mod card;
 mod device;

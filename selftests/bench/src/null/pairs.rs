@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card of several pairs of queues that counts what is sent through all of them.
+//! A null network card with several queue pairs. It counts the frames that the driver sends through
+//! all pairs.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -18,7 +19,7 @@ use vm_memory::Bytes;
 use crate::clock;
 use crate::null::device::{NullDevice, Work};
 
-/// A null card of several pairs that is bound to virtio_net.
+/// A null network card with several queue pairs that is bound to virtio_net.
 #[derive(Debug)]
 pub struct NullPairs {
     device: NullDevice,
@@ -26,14 +27,15 @@ pub struct NullPairs {
 }
 
 impl NullPairs {
-    /// Creates a card of this number of pairs, serves it, and binds it to virtio_net. With the
-    /// in-tree driver, which refuses cards with a control queue, virtio_net uses one pair.
+    /// Creates a card with this number of queue pairs, serves it, and binds it to virtio_net. The
+    /// in-tree driver rejects cards with a control queue. With that driver, the card has no control
+    /// queue and virtio_net uses one pair.
     pub fn new(pairs: u16) -> Self {
         let mut shape = Shape::new(&unique_name(), MAC);
         shape.pairs = pairs;
         shape.control = pairs > 1;
         shape.suspend = false;
-        // Of version 1, as the other null devices are.
+        // The other null devices are of version 1 too.
         shape.groups = Groups::One;
         if shape.create().is_err() {
             shape.control = false;
@@ -56,25 +58,26 @@ impl NullPairs {
         self.device.device.name()
     }
 
-    /// Counts the frames that are sent from now on, up to `count`.
+    /// Counts the frames that the driver sends from now on, up to `count`.
     pub fn expect(&self, count: u64) {
         self.frames.left.store(count as i64, Ordering::SeqCst);
     }
 
-    /// Waits until the expected number of frames has been sent.
+    /// Waits until the driver has sent the expected number of frames.
     pub fn wait_sent(&self) {
         clock::read(&self.frames.all_sent, &mut [0; 8]);
     }
 }
 
-/// The frames that are still expected.
+/// The frames that the driver has still to send.
 #[derive(Debug)]
 struct Frames {
-    /// The control queue.
+    /// Index of the control queue, if the card has one.
     control: Option<u32>,
-    /// How many frames are still to be sent; below 0 if the measurement did not send them.
+    /// Number of frames that the driver has still to send. Frames outside a measurement make it
+    /// negative.
     left: AtomicI64,
-    /// Readable when all frames have been sent.
+    /// An eventfd that becomes readable when the driver has sent all frames.
     all_sent: OwnedFd,
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A pause of a device's virtqueues.
+//! A switch that pauses the virtqueues' threads of a device.
 
 use std::fmt::Debug;
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// Stops the virtqueues' threads before their next request while the pause lasts.
+/// A switch. While it is on, a virtqueue's thread waits before it serves the next kick.
 #[derive(Debug, Default)]
 pub struct Pause {
     paused: Mutex<bool>,
@@ -13,7 +13,7 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// Pauses until the returned guard is dropped.
+    /// Pauses the virtqueues' threads until the returned guard is dropped.
     pub fn begin(&self) -> Paused<'_> {
         self.set_paused(true);
         Paused(self)
@@ -31,7 +31,7 @@ impl Pause {
     }
 }
 
-/// A guard for as long as a pause lasts.
+/// A guard that ends the pause on drop.
 #[derive(Debug)]
 pub struct Paused<'a>(&'a Pause);
 

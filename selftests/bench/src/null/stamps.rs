@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The times of the last request: when it came, when it went.
+//! Time stamps of a device's last request: when a kick woke the virtqueue's thread, and when the
+//! thread was about to interrupt the driver.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::clock;
 
-/// The times when the last request came and went, recorded only on demand.
+/// The time stamps of the last request. They are recorded only after a call of `want`.
 #[derive(Debug, Default)]
 pub struct Stamps {
     wanted: AtomicBool,
@@ -16,22 +17,22 @@ pub struct Stamps {
 }
 
 impl Stamps {
-    /// Records the times from now on.
+    /// Starts recording time stamps.
     pub fn want(&self) {
         self.wanted.store(true, Ordering::Relaxed);
     }
 
-    /// Returns when a virtqueue's thread was woken by a kick, in ns.
+    /// Returns when a kick last woke a virtqueue's thread, in ns.
     pub fn woken(&self) -> u64 {
         self.woken.load(Ordering::Acquire)
     }
 
-    /// Returns when a virtqueue's thread was about to interrupt the driver, in ns.
+    /// Returns when a virtqueue's thread was last about to interrupt the driver, in ns.
     pub fn injecting(&self) -> u64 {
         self.injecting.load(Ordering::Acquire)
     }
 
-    /// Records that a virtqueue's thread was woken.
+    /// Records that a kick has woken a virtqueue's thread.
     pub(super) fn take_woken(&self) {
         self.take(&self.woken);
     }

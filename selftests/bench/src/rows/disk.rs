@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests to a disk through virtio_blk, one CPU.
+//! Measurements of requests to a disk through virtio_blk, on one CPU.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -20,13 +20,14 @@ use crate::null::{NullDisk, Shape, CAPACITY};
 use crate::ublk::UblkDisk;
 use crate::{clock, profile};
 
-/// Opens the disk that virtio_blk has made of a device.
+/// Opens the block device that virtio_blk has created for a VDUSE device.
 pub fn open(device: &str) -> Block {
     soon("the disk appears", || bus::disk_name(device).is_some());
     open_block(&bus::disk_name(device).expect("a disk"))
 }
 
-/// Opens a disk by its name, and lets requests go to the driver as they come.
+/// Opens a block device by its name. Disables its I/O scheduler, so that requests go straight to
+/// the driver.
 fn open_block(name: &str) -> Block {
     let block = Block::open(name).expect("opening a disk");
     let directory = Path::new("/sys/block").join(block.name());
@@ -34,7 +35,7 @@ fn open_block(name: &str) -> Block {
     block
 }
 
-/// Returns how many requests of a row are done in a second, with `depth` requests in flight.
+/// Measures a row with `depth` requests in flight. Returns the number of requests per second.
 pub fn per_second(
     row: &str,
     file: &impl AsFd,
@@ -50,14 +51,14 @@ pub fn per_second(
     count as f64 * 1e9 / took as f64
 }
 
-/// Returns requests of one size at random places.
+/// Returns a generator of requests with one size at random offsets.
 pub fn random(direction: Direction, bytes: usize) -> impl FnMut() -> (Direction, u64, usize) {
     let mut random = Random::new(1);
     let places = CAPACITY / bytes as u64;
     move || (direction, random.below(places) * bytes as u64, bytes)
 }
 
-/// Returns consecutive requests of one size.
+/// Returns a generator of consecutive requests with one size.
 fn sequential(direction: Direction, bytes: usize) -> impl FnMut() -> (Direction, u64, usize) {
     let mut next = 0;
     move || {
@@ -67,7 +68,7 @@ fn sequential(direction: Direction, bytes: usize) -> impl FnMut() -> (Direction,
     }
 }
 
-/// Returns reads and writes of 512 bytes to 128 KiB that start at any sector.
+/// Returns a generator of reads and writes of 512 bytes to 128 KiB that start at any sector.
 fn mixed() -> impl FnMut() -> (Direction, u64, usize) {
     const SECTOR: u64 = 512;
     const LARGEST: u64 = 256;
@@ -85,7 +86,7 @@ fn mixed() -> impl FnMut() -> (Direction, u64, usize) {
 
 const DIRECTIONS: [(Direction, &str); 2] = [(Direction::Read, "read"), (Direction::Write, "write")];
 
-/// Measures reads from a disk that qemu-storage-daemon has in memory.
+/// Measures reads from a disk that qemu-storage-daemon serves from a file in memory.
 fn qsd() -> Bench {
     const MIB: usize = 1 << 20;
     let kib = [1, 16].map(|depth| format!("qemu-storage-daemon: 4 KiB random read, depth {depth}"));
@@ -120,7 +121,7 @@ fn qsd() -> Bench {
     })
 }
 
-/// Measures something on a null disk of one queue, of VDUSE or of ublk.
+/// Creates a measurement that runs on a null disk with one queue, of VDUSE or of ublk.
 fn on_null_disks(rows: Vec<Row>, measure: impl Fn(&Block) -> Vec<f64> + Clone + 'static) -> Bench {
     let on_ublk = measure.clone();
     let mut bench = Bench::new(rows, move || {
@@ -130,14 +131,15 @@ fn on_null_disks(rows: Vec<Row>, measure: impl Fn(&Block) -> Vec<f64> + Clone + 
     });
     bench.on_ublk = Some(Box::new(move || {
         let disk = UblkDisk::new();
-        // Closed before the disk is removed, which waits for the block device to be closed.
+        // `block` is dropped before `disk`: removing the disk waits until the block device is
+        // closed.
         let block = open_block(&disk.block());
         on_ublk(&block)
     }));
     bench
 }
 
-/// Returns the measurements.
+/// Returns the measurements of requests to a disk.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
     for (depth, count, target) in [(1, 4000, 1.3), (16, 6000, 1.15), (128, 6000, 1.15)] {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Operations that do not get slower when there is more of something.
+//! Measurements of operations whose cost must not grow with the number of address spaces, groups,
+//! virtqueues or regions.
 
 use std::os::fd::AsFd;
 
@@ -18,11 +19,11 @@ use crate::{clock, profile};
 
 const COUNTS: [u32; 4] = [1, 16, 256, 4096];
 
-/// Measures reads of 4 KiB from a disk of a certain shape.
+/// Measures reads of 4 KiB from a null disk of this shape, which has `count` of `what`.
 fn reads(what: &str, count: u32, shape: Shape) -> Bench {
     let name = format!("4 KiB read; {count} {what}");
     let row = Row::lower(&name, "ns", 0.77);
-    // So large that each of 4,096 address spaces has a part of the area.
+    // The bounce area is so large that each of 4,096 address spaces has a part of it.
     let shape = Shape {
         bounce: 1 << 30,
         ..shape
@@ -34,7 +35,7 @@ fn reads(what: &str, count: u32, shape: Shape) -> Bench {
     })
 }
 
-/// Measures finding a region, and mapping another one, among `count` regions.
+/// Measures `IOTLB_GET_FD`, and mapping a further region, in an address space with `count` regions.
 fn regions(count: u32) -> Bench {
     const CALLS: u64 = 1000;
     const MAPS: u64 = 30;
@@ -48,7 +49,7 @@ fn regions(count: u32) -> Bench {
         let vhost = answered.vhost();
         let page = Mapping::of_file(memory::file(PAGE).as_fd(), 0, PAGE, access::RW)
             .expect("mapping a page");
-        // With gaps between the regions, where nothing is found.
+        // Leave an unmapped page between two regions.
         let at = |region: u64| (region + 1) * 2 * PAGE;
         vhost.batch_begin(0).expect("beginning a batch");
         for region in 0..count.into() {
@@ -81,14 +82,15 @@ fn regions(count: u32) -> Bench {
                     .expect("unmapping");
             });
             profile::end(&map, 1);
-            // The responder must not need memory while vhost has this process's memory locked.
+            // Clear the responder's record: the responder must not allocate memory while vhost
+            // holds the mmap lock of this process.
             answered.responder.take_kinds();
         }
         vec![looking as f64 / CALLS as f64, mapping as f64 / MAPS as f64]
     })
 }
 
-/// Returns the measurements.
+/// Returns the measurements of how costs grow with the number of objects.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
     for count in COUNTS {

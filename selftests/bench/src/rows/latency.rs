@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The latency of a kick and of an interrupt.
+//! Measurements of the latency of a kick and of an interrupt.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc;
@@ -17,7 +17,7 @@ use crate::null::{NullDisk, Shape};
 use crate::rows::disk;
 use crate::{clock, profile};
 
-/// Some measured times, in ns.
+/// A series of measured times, in ns.
 struct Times(Vec<u64>);
 
 impl Times {
@@ -29,7 +29,7 @@ impl Times {
     }
 }
 
-/// The number of round trips that are timed, after `WARM_UP` others that are not.
+/// Number of round trips that are timed, after `WARM_UP` untimed ones.
 const ROUNDS: usize = 2000;
 const WARM_UP: usize = 50;
 
@@ -49,14 +49,14 @@ fn wait(event: &OwnedFd) {
     rustix::io::read(event, &mut [0; 8]).expect("reading from an eventfd");
 }
 
-/// Measures the way from one eventfd to another through vhost-vdpa, in both directions.
+/// Measures the latency of a kick and of an interrupt through vhost-vdpa, from eventfd to eventfd.
 fn through_vhost() -> Vec<f64> {
     let answered = Answered::version_0(1);
     let path = bus::vhost_path(answered.device.name()).expect("a node");
     let driver = HandDriver::prepare(Vhost::open(&path).expect("opening"), 0x10_0000);
     driver.set_queue_up();
     driver.start();
-    // Eventfds whose reads block, unlike those of the driver.
+    // The reads of these eventfds block, unlike those of `HandDriver`'s own eventfds.
     let (kick, call, kicked) = (event(), event(), event());
     driver.vhost.set_kick(0, kick.as_fd()).expect("a kick");
     let to_driver = Some(call.as_fd());
@@ -96,7 +96,8 @@ fn through_vhost() -> Vec<f64> {
     [Times(kicks).summary(), Times(calls).summary()].concat()
 }
 
-/// Measures the parts of a read of one sector.
+/// Measures two parts of reading a sector: from the read to the kick, and from the interrupt to the
+/// data.
 fn through_virtio_blk() -> Vec<f64> {
     let disk = NullDisk::new(Shape::default());
     let block = disk::open(disk.name());
@@ -116,7 +117,7 @@ fn through_virtio_blk() -> Vec<f64> {
     [Times(kicks).summary(), Times(interrupts).summary()].concat()
 }
 
-/// Returns the measurements.
+/// Returns the measurements of the latency of a kick and of an interrupt.
 pub fn benches() -> Vec<Bench> {
     let rows = |kick: &str, interrupt: &str, target| {
         let mut rows = Vec::new();

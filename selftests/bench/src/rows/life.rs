@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device's life: created, opened and set up, put on the bus, taken off it, destroyed.
+//! Measurements of a device's life cycle: creating, opening, setting up, adding to the bus,
+//! deleting from the bus and destroying a device.
 
 use vduse_selftests::lab::device::bus::OnBus;
 
@@ -17,7 +18,7 @@ fn live(shape: Shape) {
     device.destroy().expect("destroying a device");
 }
 
-/// Returns the measurements.
+/// Returns the measurements of a device's life cycle.
 pub fn benches() -> Vec<Bench> {
     let bench = |(spaces, times): (u32, u64)| {
         let name = format!("create, add, delete, destroy; {spaces} address spaces");

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A daemon's access to the driver's memory, and the kernel memory that a device takes.
+//! Measurements of a daemon's access to the driver's memory, and of a device's use of kernel
+//! memory.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -22,7 +23,7 @@ use crate::{clock, profile};
 const GET_FD: &str = "IOTLB_GET_FD";
 const FIRST_TOUCH: &str = "first touch of a page of the bounce area";
 
-/// Measures `IOTLB_GET_FD` of the bounce area, and closing the descriptor.
+/// Measures `IOTLB_GET_FD` for the bounce area, including closing the returned descriptor.
 fn get_fd() -> Vec<f64> {
     const CALLS: u64 = 4000;
     let disk = NullDisk::new(Shape::default());
@@ -34,19 +35,19 @@ fn get_fd() -> Vec<f64> {
     vec![took as f64 / CALLS as f64]
 }
 
-/// Measures mapping a bounce area that is in use, and touching its pages.
+/// Measures mapping a bounce area that is in use, and the first access to each of its pages.
 fn faults() -> Vec<f64> {
-    /// So many requests use nearly all of the area: each takes three pages in addition to its data,
-    /// for the header, the status, and the descriptors.
+    /// With this number of requests in flight, nearly all of the bounce area is in use. Besides its
+    /// data, each request uses three pages, for the header, the status and the descriptors.
     const DEPTH: usize = 120;
-    /// The longest possible request whose pages are not adjacent.
+    /// Length in bytes of the longest request whose pages are not adjacent.
     const BYTES: usize = 126 * PAGE as usize;
     const TIMES: u64 = 4;
 
     let disk = NullDisk::new(Shape::default());
     let block = disk::open(disk.name());
     let mut flight = Flight::new(DEPTH, BYTES).expect("asynchronous I/O");
-    // All requests are mapped before the first one is served.
+    // Pause the disk, so that all requests are mapped before the first one is served.
     let paused = disk.pause();
     let mut next = 0;
     let what = || {
@@ -62,13 +63,14 @@ fn faults() -> Vec<f64> {
         Mapping::of_file(region.file.as_fd(), region.offset, size, region.access)
             .expect("mapping the bounce area")
     };
-    // Not every page is present, and touching a missing one would kill this process.
+    // Some pages are not present. Reading such a page would kill this process, so find the present
+    // pages with `madvise`.
     let mapping = map();
     let there: Vec<usize> = (0..mapping.len())
         .step_by(PAGE as usize)
         .filter(|&at| {
             let page = mapping.address().wrapping_add(at).cast();
-            // SAFETY: The advice does not change what the memory holds.
+            // SAFETY: The advice does not change the contents of the memory.
             unsafe { madvise(page, PAGE as usize, Advice::LinuxPopulateRead) }.is_ok()
         })
         .collect();
@@ -82,7 +84,7 @@ fn faults() -> Vec<f64> {
             let mapping = map();
             for &at in &there {
                 let byte = mapping.address().wrapping_add(at);
-                // SAFETY: The byte is inside the mapping, in a page that was found to be present.
+                // SAFETY: The byte is inside the mapping, in a page that is present.
                 unsafe { byte.read_volatile() };
             }
         }
@@ -100,19 +102,19 @@ fn faults() -> Vec<f64> {
     vec![took as f64 / (TIMES * there.len() as u64) as f64]
 }
 
-/// Returns how much memory is free, in KiB, once pending frees are done.
+/// Returns the amount of free memory in KiB, after pending frees have completed.
 fn free_memory() -> f64 {
     std::thread::sleep(Duration::from_millis(100));
-    // Slab caches keep pages without any objects.
+    // Make the slab caches return pages without objects.
     for cache in std::fs::read_dir("/sys/kernel/slab").into_iter().flatten() {
-        // Some names are aliases of another cache.
+        // Ignore errors, because some names are aliases of another cache.
         let _ = cache.map(|cache| sysfs::write(&cache.path().join("shrink"), "1"));
     }
     let vm = Path::new("/proc/sys/vm");
     for (file, value) in [("drop_caches", "3"), ("stat_refresh", "1")] {
         sysfs::write(&vm.join(file), value).expect("asking for memory");
     }
-    // Pages that a CPU keeps for later allocations are free, too.
+    // Pages that a CPU keeps for later allocations count as free, too.
     let text = std::fs::read_to_string("/proc/zoneinfo").expect("reading about memory");
     let free = text.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -122,7 +124,7 @@ fn free_memory() -> f64 {
     (free.sum::<u64>() * PAGE / 1024) as f64
 }
 
-/// An idle device on the bus. The fields are dropped in this order.
+/// An idle device on the vDPA bus. The fields are dropped in this order.
 struct Idle {
     _on_bus: OnBus,
     _device: TestDevice,
@@ -144,19 +146,20 @@ impl Idle {
     }
 }
 
-/// Returns how much memory a device takes, in KiB.
+/// Returns the amount of memory that a device uses, in KiB.
 fn per_device(devices: usize, shape: Shape, driver: Option<Driver>) -> f64 {
-    // What the first device makes the kernel allocate stays allocated.
+    // The kernel keeps some memory that it allocates for the first device, so create a device
+    // before the measurement.
     drop(Idle::new(shape, driver));
     let before = free_memory();
     let all: Vec<_> = (0..devices).map(|_| Idle::new(shape, driver)).collect();
     let after = free_memory();
     drop(all);
-    // A negative result is 0, within the precision of the measurement.
+    // A negative result is within the precision of the measurement, and counts as 0.
     (before - after).max(0.0) / devices as f64
 }
 
-/// Returns the measurements.
+/// Returns the measurements of memory access and memory use.
 pub fn benches() -> Vec<Bench> {
     let spaces = |spaces| Shape {
         spaces,

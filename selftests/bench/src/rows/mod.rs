@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is measured.
+//! The measurements.
 
 mod disk;
 mod growth;
@@ -13,7 +13,7 @@ mod segments;
 
 use crate::measurement::Bench;
 
-/// Returns all measurements that make sense on `cpus` CPUs.
+/// Returns all measurements that are useful on `cpus` CPUs.
 pub fn all(cpus: usize) -> Vec<Bench> {
     let mut benches = Vec::new();
     benches.extend(disk::benches());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Frames through virtio_net: each direction on its own, counted by the receiver; and the round
-//! trip, through the library's card and its loopback.
+//! Measurements of frames through virtio_net: of each direction separately, with the null card, and
+//! of the round trip, with the library's card and its loopback port.
 
 use vduse::net::{Loopback, Net, Shape};
 use vduse_selftests::lab::assert::timing::soon;
@@ -16,37 +16,39 @@ use crate::null::{ethernet, NullCard, LAST, OTHER};
 use crate::packet::Interface;
 use crate::{clock, profile};
 
-/// The number of frames that are timed, after `WARM_UP` others that are not. The library's loopback
-/// has room for as many.
+/// Number of frames that are timed, after `WARM_UP` untimed ones. The library's loopback port can
+/// queue this number of frames.
 const FRAMES: u64 = 4000;
 const WARM_UP: u64 = 1000;
 
-/// Returns how many frames of a row pass in a second; `pass` lets a number of frames pass.
+/// Measures a row. `pass` lets a number of frames pass. Returns the number of frames per second.
 fn per_second(row: &Row, mut pass: impl FnMut(u64)) -> f64 {
     pass(WARM_UP);
     let took = clock::time(|| profile::watch(&row.name, FRAMES as usize, || pass(FRAMES)));
     FRAMES as f64 * 1e9 / took as f64
 }
 
-/// Builds a frame of `bytes` bytes, header included, to a card.
+/// Builds a frame that is addressed to the card. `bytes` is the frame's length, including the
+/// Ethernet header.
 fn frame(bytes: u32, ether_type: u16) -> Vec<u8> {
     let mut frame = ethernet(ether_type).to_vec();
     frame.resize(bytes as usize, 0);
     frame
 }
 
-/// Calls `start`, which makes `count` frames arrive, and waits until the last frame is there.
+/// Calls `start`, which makes `count` frames arrive, and waits until all frames have arrived.
 fn receive(interface: &Interface, count: u64, start: impl FnOnce()) {
     let before = interface.received();
     start();
     interface.wait();
-    // On another CPU, the driver only counts the frames after it has passed them all on.
+    // If the driver runs on another CPU, it updates the counter only after it has passed on all
+    // frames.
     soon("all frames are received", || {
         interface.received() - before == count
     });
 }
 
-/// Measures each direction on its own: frames that the driver sends, and frames that it receives.
+/// Measures each direction separately: frames that the driver sends, and frames that it receives.
 fn one_way(rows: [&Row; 2], bytes: u32) -> [f64; 2] {
     let card = NullCard::new();
     let interface = Interface::of(card.name(), LAST);
@@ -62,7 +64,7 @@ fn one_way(rows: [&Row; 2], bytes: u32) -> [f64; 2] {
     [sent, received]
 }
 
-/// Measures the round trip.
+/// Measures the round trip through the library's card with a loopback port.
 fn loopback(row: &Row, bytes: u32) -> f64 {
     let shape = Shape::new(&unique_name(), MAC);
     let device = TestDevice::new(&shape.config());
@@ -81,7 +83,7 @@ fn loopback(row: &Row, bytes: u32) -> f64 {
     })
 }
 
-/// Returns the measurements.
+/// Returns the measurements of frames through virtio_net.
 pub fn benches() -> Vec<Bench> {
     let bench = |bytes: u32| {
         let row = |what| Row::higher(format!("virtio-net: {bytes} B {what}"), "frames/s", 1.0);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Several virtqueues at a time. virtio_blk uses at most one for each CPU, so more than two
-//! virtqueues are on several disks, with two on each. virtio_net uses as many pairs as it is told.
+//! Measurements with several virtqueues at the same time. virtio_blk uses at most one virtqueue for
+//! each CPU, so more than two virtqueues need several disks, with two virtqueues each. virtio_net
+//! uses as many queue pairs as `ethtool` requests.
 
 use std::sync::Barrier;
 
@@ -15,10 +16,10 @@ use crate::packet::Interface;
 use crate::rows::disk;
 use crate::{clock, profile};
 
-/// The number of tries, of which the best counts: other load on the host can only slow a try down.
+/// Number of runs. The best run counts, because other load on the host can only make a run slower.
 const TRIES: usize = 5;
 
-/// Returns how many 4 KiB reads are done in a second, with a thread for each virtqueue.
+/// Returns how many 4 KiB reads complete per second, with one thread for each virtqueue.
 fn reads(row: &str, queues: usize, depth: usize, count: usize) -> f64 {
     let disks: Vec<_> = (0..queues.div_ceil(2))
         .map(|_| {
@@ -52,11 +53,11 @@ fn reads(row: &str, queues: usize, depth: usize, count: usize) -> f64 {
     (queues * count) as f64 * 1e9 / took as f64
 }
 
-/// The number of frames that each CPU sends.
+/// Number of frames that each CPU sends.
 const FRAMES: u64 = 10_000;
 
-/// Returns how many frames are sent in a second, by a thread on each CPU through a card of this
-/// number of pairs.
+/// Returns how many frames per second the driver sends through a card with this number of queue
+/// pairs, with one thread on each CPU.
 fn frames(row: &str, pairs: u16) -> f64 {
     let card = NullPairs::new(pairs);
     let name = card.name();
@@ -67,7 +68,7 @@ fn frames(row: &str, pairs: u16) -> f64 {
     if pairs > 1 {
         let interface = bus::interface(name).expect("an interface");
         let pairs = pairs.to_string();
-        // Refused if there is no control queue.
+        // `ethtool` fails if the card has no control queue.
         let _ = modules::tool("ethtool", &["-L", &interface, "combined", &pairs]);
     }
     let mut frame = ethernet(OTHER).to_vec();
@@ -91,7 +92,7 @@ fn frames(row: &str, pairs: u16) -> f64 {
     count as f64 * 1e9 / took as f64
 }
 
-/// Returns the measurements.
+/// Returns the measurements with several virtqueues at the same time.
 pub fn benches() -> Vec<Bench> {
     let mut benches = Vec::new();
     for pairs in [1, 4] {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The cost of mapping and unmapping a buffer: how many instructions the driver's two functions
-//! take for the data of a request, which is one piece. This includes the copy to or from the bounce
-//! pages: 11 instructions for 32 bytes where instructions are counted (see `qemu-test/bench`), so
-//! that 512 bytes say most about the driver itself.
+//! Measurements of how many instructions the driver's `map_page` and `unmap_page` take for the data
+//! of a request, which is one segment. The number includes the copy to or from the bounce pages. In
+//! a virtual machine that counts instructions (see `qemu-test/bench`), copying 32 bytes takes 11
+//! instructions, so the rows with 512 bytes say most about the driver itself.
 //!
-//! There is no row for syncing mapped memory: no driver of Linux 7.2 syncs memory with a device
-//! that has map operations. virtio_net could: its page pool maps and syncs receive buffers, but
-//! only if `virtqueue_dma_dev` finds a device for that, which fails where there are map operations
-//! (`virtnet_create_page_pools`). Nothing calls `virtqueue_map_sync_single_range_for_cpu` or
-//! `_for_device`.
+//! There is no row for syncing mapped memory, because no driver in Linux 7.2 syncs the memory of a
+//! device with map operations. virtio_net has a page pool that maps and syncs receive buffers, but
+//! creates it only if `virtqueue_dma_dev` returns a device (`virtnet_create_page_pools`). For a
+//! device with map operations, `virtqueue_dma_dev` returns none. Nothing calls
+//! `virtqueue_map_sync_single_range_for_cpu` or `_for_device`.
 
 use vduse_selftests::lab::kernel::huge_page::HugePage;
 
@@ -19,11 +19,12 @@ use crate::probes::Probes;
 use crate::profile;
 use crate::rows::disk;
 
-/// The number of requests of each kind that are timed, after `WARM_UP` others that are not.
+/// Number of requests of each kind that are timed, after `WARM_UP` untimed ones.
 const REQUESTS: usize = 100;
 const WARM_UP: usize = 20;
 
-/// Measures what the map operations take for buffers of `bytes` bytes, for reads and for writes.
+/// Measures how many instructions the map operations take for a buffer of `bytes` bytes, in a read
+/// and in a write.
 fn map_and_unmap(rows: &[Row], bytes: usize) -> Vec<f64> {
     let disk = NullDisk::new(Shape::default());
     let block = disk::open(disk.name());
@@ -40,7 +41,7 @@ fn map_and_unmap(rows: &[Row], bytes: usize) -> Vec<f64> {
             assert_eq!(done, Ok(bytes), "a request");
         };
         (0..WARM_UP).for_each(|_| once());
-        // Profile whole requests, without the probes.
+        // Profile whole requests before the probes are added.
         profile::watch(&row.name, REQUESTS, || (0..REQUESTS).for_each(|_| once()));
         let probes = Probes::new();
         let watched = probes.watch(|| (0..REQUESTS).for_each(|_| once()));
@@ -50,7 +51,7 @@ fn map_and_unmap(rows: &[Row], bytes: usize) -> Vec<f64> {
     vec![each(&rows[0], false), each(&rows[1], true)]
 }
 
-/// Returns the measurements.
+/// Returns the measurements of the map operations.
 pub fn benches() -> Vec<Bench> {
     let bench = |bytes: usize| {
         let row = |what| {

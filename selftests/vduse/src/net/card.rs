@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The card itself: virtqueues, commands, frames.
+//! The network card's backend, which serves the receive, transmit and control queues.
 
 #[cfg(test)]
 mod tests;
@@ -19,19 +19,19 @@ use crate::net::port::Port;
 use crate::server::{Backend, Chain, Memory};
 use crate::Device;
 
-/// Length in bytes of the header before each frame in a virtqueue, `struct virtio_net_hdr`.
+/// Length in bytes of `struct virtio_net_hdr`, which precedes each frame in a virtqueue.
 const HEADER: usize = 12;
 
-/// Offset in that header of the number of buffers that a frame takes up, which is always one.
+/// Offset of `num_buffers` in `struct virtio_net_hdr`. A received frame always uses one buffer.
 const NUM_BUFFERS: usize = 10;
 
-/// Maximum length of a frame in bytes, header included.
+/// Maximum length of a frame in bytes, including the header.
 const LONGEST: usize = HEADER + 65_550;
 
-/// Maximum length of a command in bytes: room for about 10,000 addresses.
+/// Maximum length of a command in bytes, enough for about 10,000 addresses.
 const LONGEST_COMMAND: usize = 1 << 16;
 
-/// Maximum number of frames that one call skips because the driver does not want them.
+/// Maximum number of frames that one call of `fetch` drops because the driver filters them out.
 const PATIENCE: usize = 64;
 
 /// Offset of the status in the configuration space.
@@ -40,7 +40,7 @@ const STATUS_OFFSET: u32 = 6;
 /// Offset of the card's MAC address in the configuration space.
 const MAC_OFFSET: u32 = 0;
 
-/// Asks the driver to announce itself on the network, which requires
+/// Asks the driver to announce itself on the network. The driver must have accepted
 /// [`shape::GUEST_ANNOUNCE`](crate::net::shape::GUEST_ANNOUNCE).
 ///
 /// # Errors
@@ -52,12 +52,12 @@ pub fn announce(device: &Device) -> io::Result<()> {
     device.inject_config_irq()
 }
 
-/// A pair of queues.
+/// A queue pair and its port.
 struct Pair<P> {
     port: P,
-    /// The received frame, after room for its header.
+    /// The received frame, preceded by space for the header.
     buffer: Vec<u8>,
-    /// Length of the frame in the buffer, header included; `None` when there is no frame.
+    /// Length of the frame in `buffer`, including the header. `None` when there is no frame.
     waiting: Option<usize>,
 }
 
@@ -67,7 +67,7 @@ enum Role {
     Receive(usize),
     Transmit(usize),
     Control,
-    /// No role with the features that the driver has accepted.
+    /// The virtqueue has no role with the features that the driver has accepted.
     Unused,
 }
 
@@ -76,18 +76,19 @@ pub struct Net<P> {
     mac: Mac,
     pairs: Vec<Pair<P>>,
     settings: Settings,
-    /// The features that the driver has accepted, once the driver has started.
+    /// The features that the driver has accepted, or `None` before the driver has started.
     features: Option<u64>,
     /// Pending changes to the configuration space.
     changed: Vec<(u32, Vec<u8>)>,
-    /// The ports are to be enabled or disabled, as the number of pairs in use has changed.
+    /// Whether the ports must be enabled or disabled because the driver has changed the number of
+    /// pairs.
     ports_differ: bool,
     scratch: Vec<u8>,
     observer: Option<Observer>,
 }
 
 impl<P: Port> Net<P> {
-    /// Creates a card with this MAC address and one pair of queues for each port.
+    /// Creates a card with this MAC address and one queue pair for each port.
     ///
     /// # Errors
     ///
@@ -135,8 +136,8 @@ impl<P: Port> Net<P> {
         Ok(())
     }
 
-    /// Returns the role of a virtqueue (virtio 1.3, section 5.1.2). The control queue follows the
-    /// pairs that the driver knows of: all pairs if the driver has accepted `MQ`, otherwise one.
+    /// Returns the role of a virtqueue (virtio 1.3, section 5.1.2). The control queue follows all
+    /// pairs if the driver has accepted `VIRTIO_NET_F_MQ`, and the first pair otherwise.
     fn role(&self, queue: u16) -> Role {
         let Some(features) = self.features else {
             return Role::Unused;
@@ -161,7 +162,8 @@ impl<P: Port> Net<P> {
         pair < self.settings.pairs.into()
     }
 
-    /// Fetches a frame that the driver wants. Returns whether there is one.
+    /// Receives frames from a pair's port until the driver's filter accepts one. Returns whether
+    /// the pair has such a frame.
     fn fetch(&mut self, index: usize) -> bool {
         if !self.is_used(index) {
             return false;
@@ -171,7 +173,7 @@ impl<P: Port> Net<P> {
             if pair.waiting.is_some() {
                 return true;
             }
-            // A failed port has no frame now, but may have one later.
+            // If `receive` fails, the port has no frame now, but may have one later.
             let Ok(Some(len)) = pair.port.receive(&mut pair.buffer[HEADER..]) else {
                 return false;
             };
@@ -183,22 +185,22 @@ impl<P: Port> Net<P> {
         false
     }
 
-    /// Sends the frame in a chain.
+    /// Sends the frame in a chain to the pair's port.
     fn transmit(&mut self, index: usize, input: &mut impl Read, len: usize) {
         if !(HEADER..=LONGEST).contains(&len) {
             return;
         }
         self.scratch.resize(len, 0);
         if input.read_exact(&mut self.scratch).is_ok() {
-            // Networks may lose frames.
+            // Ignore the error, because a network may lose frames.
             let _ = self.pairs[index].port.send(&self.scratch[HEADER..]);
         }
     }
 
-    /// Copies the waiting frame into a chain. Returns the number of bytes written.
+    /// Copies the received frame into a chain. Returns the number of bytes written.
     fn receive(&mut self, index: usize, output: &mut impl Write, room: usize) -> u32 {
         let pair = &mut self.pairs[index];
-        // A frame that does not fit the chain is lost.
+        // Drop a frame that does not fit the chain.
         let Some(len) = pair.waiting.take().filter(|&len| len <= room) else {
             return 0;
         };
@@ -245,7 +247,8 @@ impl<P: Port> Net<P> {
         VIRTIO_NET_ERR
     }
 
-    /// Serves a request whose buffers are in any memory.
+    /// Serves a request. `memory`, which contains the buffers, can have any type, so that tests
+    /// need no device.
     fn serve_in<M, T>(
         &mut self,
         queue: u16,
@@ -269,7 +272,8 @@ impl<P: Port> Net<P> {
                 self.receive(pair, &mut output, room)
             }
             (Role::Control, input, Ok(mut output)) if output.available_bytes() > 0 => {
-                // The answer is a single byte, and nothing else may be returned.
+                // The driver must provide exactly one device-writable byte, for the command's
+                // status.
                 let fits = output.available_bytes() == 1;
                 let mut bytes = Vec::new();
                 let read = input.ok().filter(|_| fits).and_then(|mut input| {
@@ -282,7 +286,7 @@ impl<P: Port> Net<P> {
                 };
                 output.write(&[answer as u8]).map_or(0, |n| n as u32)
             }
-            // A command without room for the answer is not executed.
+            // A command without space for its status is not executed.
             (Role::Control, _, _) => {
                 self.refuse();
                 0
@@ -317,8 +321,8 @@ impl<P: Port> Backend for Net<P> {
     }
 
     fn answered(&mut self) {
-        // Not earlier: enabling a queue of a TAP interface takes RTNL, which the kernel's driver
-        // holds until its command is answered.
+        // Change the ports only after the answer: enabling a queue of a TAP interface takes RTNL,
+        // which virtio_net holds until the card has answered its command.
         if std::mem::take(&mut self.ports_differ) {
             if let Err(error) = self.enable(self.settings.pairs) {
                 eprintln!("the ports stay as they were: {error}");
@@ -327,7 +331,7 @@ impl<P: Port> Backend for Net<P> {
     }
 
     fn start(&mut self, features: u64) {
-        // Called again for each queue that is enabled later.
+        // The server calls this function again for each virtqueue that the driver enables later.
         if self.features.is_none() {
             self.features = Some(features);
             self.tell(What::Started(features));

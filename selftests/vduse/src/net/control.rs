@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The settings that a network card's driver makes through the control queue (virtio 1.3, section
-//! 5.1.6.5).
+//! The commands of a network card's control queue (virtio 1.3, section 5.1.6.5), and the settings
+//! that a driver makes with them.
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_CTRL_MAC,
@@ -26,35 +26,35 @@ pub(super) fn is_group(mac: Mac) -> bool {
 /// A command of the control queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Receive all frames, whatever their destination.
+    /// Sets whether the card receives all frames, regardless of their destination.
     Promiscuous(bool),
-    /// Receive all multicast frames.
+    /// Sets whether the card receives all multicast frames.
     AllMulticast(bool),
-    /// Receive all unicast frames.
+    /// Sets whether the card receives all unicast frames.
     AllUnicast(bool),
-    /// Receive no multicast frames.
+    /// Sets whether the card drops all multicast frames.
     NoMulticast(bool),
-    /// Receive no unicast frames.
+    /// Sets whether the card drops all unicast frames.
     NoUnicast(bool),
-    /// Receive no broadcast frames.
+    /// Sets whether the card drops all broadcast frames.
     NoBroadcast(bool),
-    /// Receive frames to these addresses as well.
+    /// Sets the addresses, besides the card's own, whose frames the card receives.
     MacTable {
         /// Unicast addresses.
         unicast: Vec<Mac>,
         /// Multicast addresses.
         multicast: Vec<Mac>,
     },
-    /// Use this MAC address.
+    /// Sets the card's MAC address.
     MacAddress(Mac),
-    /// Use this number of queue pairs.
+    /// Sets the number of queue pairs in use.
     Pairs(u16),
     /// The driver has announced itself on the network.
     AnnounceAck,
 }
 
 impl Command {
-    /// Parses a command. Returns `None` if the command is invalid or needs a feature not in
+    /// Parses a command. Returns `None` if the command is invalid, or if its feature bit is not in
     /// `features`.
     pub(super) fn parse(bytes: &[u8], features: u64) -> Option<Self> {
         let (&[class, command], data) = bytes.split_first_chunk()?;
@@ -88,7 +88,7 @@ impl Command {
         (features & 1 << feature != 0).then_some(parsed)
     }
 
-    /// Returns the command that sets a receive mode, and the feature that the command needs.
+    /// Returns the command that sets a receive mode, and the feature bit that the command needs.
     fn parse_mode(command: u32, on: bool) -> Option<(Self, u32)> {
         let extra = VIRTIO_NET_F_CTRL_RX_EXTRA;
         Some(match command {
@@ -112,8 +112,8 @@ fn switch(data: &[u8]) -> Option<bool> {
     }
 }
 
-/// Parses an address count followed by a table of addresses. Returns the addresses and the rest of
-/// the bytes.
+/// Parses an address count followed by that number of addresses. Returns the addresses and the
+/// bytes that follow.
 fn table(data: &[u8]) -> Option<(Vec<Mac>, &[u8])> {
     let (count, rest) = data.split_first_chunk()?;
     let len = usize::try_from(u32::from_le_bytes(*count)).ok()?;
@@ -125,28 +125,27 @@ fn table(data: &[u8]) -> Option<(Vec<Mac>, &[u8])> {
 
 /// The settings made by the driver.
 ///
-/// A card starts with all frames being received, and returns to that on a reset: a driver need not
-/// support filters, and a program that takes over a running card does not know the driver's
-/// settings.
+/// Initially and after a reset, the card receives all frames. A driver need not support filters,
+/// and a program that takes over a running card does not know the driver's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The card's MAC address.
     pub mac: Mac,
-    /// All frames are received, whatever their destination.
+    /// Whether the card receives all frames, regardless of their destination.
     pub promiscuous: bool,
-    /// All multicast frames are received.
+    /// Whether the card receives all multicast frames.
     pub all_multicast: bool,
-    /// All unicast frames are received.
+    /// Whether the card receives all unicast frames.
     pub all_unicast: bool,
-    /// No multicast frames are received.
+    /// Whether the card drops all multicast frames.
     pub no_multicast: bool,
-    /// No unicast frames are received.
+    /// Whether the card drops all unicast frames.
     pub no_unicast: bool,
-    /// No broadcast frames are received.
+    /// Whether the card drops all broadcast frames.
     pub no_broadcast: bool,
-    /// Additional unicast addresses whose frames are received.
+    /// Unicast addresses, besides the card's own, whose frames the card receives.
     pub unicast: Vec<Mac>,
-    /// Multicast addresses whose frames are received.
+    /// Multicast addresses whose frames the card receives.
     pub multicast: Vec<Mac>,
     /// Number of queue pairs in use.
     pub pairs: u16,
@@ -188,7 +187,7 @@ impl Settings {
         }
     }
 
-    /// Returns whether the driver wants to receive a frame.
+    /// Returns whether the driver's filter accepts a frame.
     pub fn wants(&self, frame: &[u8]) -> bool {
         let Some(&to) = frame.first_chunk::<6>() else {
             return false;
@@ -220,8 +219,8 @@ mod tests {
         settings
     }
 
-    /// Returns which frames are wanted: to our address, another card's, a group's, the broadcast
-    /// address.
+    /// Returns which frames the filter accepts: to the card's own address, another card's address,
+    /// a multicast address, and the broadcast address.
     fn wanted(settings: &Settings) -> [bool; 4] {
         [OURS, OTHER, GROUP, BROADCAST].map(|to| settings.wants(&[&to[..], &[0; 54]].concat()))
     }

@@ -1,23 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Events on a card.
+//! Events on a card, which the card reports to its observer.
 
 use crate::net::control::{Command, Settings};
 
 /// An event on a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A driver with these features has started, or was found running.
+    /// A driver that has accepted these features has started, or was running already when the
+    /// server took over.
     Started(u64),
     /// The driver has reset the card.
     Reset,
-    /// The driver suspends the card, which has completed what it had begun.
+    /// The driver suspends the card, which has completed the requests that it had begun.
     Suspended,
-    /// The driver has issued a command, which was executed.
+    /// The card has executed this command of the driver.
     Done(Command),
-    /// The driver has issued a command that is invalid or cannot be executed. Nothing has changed.
+    /// The card has rejected a command that is invalid or cannot be executed. The settings are
+    /// unchanged.
     Refused,
-    /// A virtqueue group has moved to an address space.
+    /// The driver has moved a virtqueue group to an address space.
     Moved {
         /// The group.
         group: u32,
@@ -26,7 +28,7 @@ pub enum What {
     },
 }
 
-/// An event, and the settings that are in effect from then on.
+/// An event, and the settings after the event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// The event.
@@ -35,5 +37,5 @@ pub struct Event {
     pub settings: Settings,
 }
 
-/// The function that is called for each event.
+/// The function that the card calls for each event.
 pub(super) type Observer = Box<dyn FnMut(Event) + Send>;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A cable that connects a card to itself.
+//! A port that connects a card to itself.
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,14 +9,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::eventfd::EventFd;
 use crate::net::port::Port;
 
-/// Maximum number of queued frames; further frames are lost.
+/// Maximum number of queued frames. The port drops further frames.
 const ROOM: usize = 4096;
 
 /// A port that receives the frames sent to it.
 #[derive(Debug)]
 pub struct Loopback {
     frames: VecDeque<Vec<u8>>,
-    /// Readable while frames are queued.
+    /// Eventfd that is readable while frames are queued.
     there: EventFd,
 }
 

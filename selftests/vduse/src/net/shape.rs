@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The configuration of a network card.
+//! The configuration of a network card and its device.
 
 use std::io;
 
@@ -18,27 +18,27 @@ use crate::net::port::Port;
 use crate::server::Server;
 use crate::{Control, Device, DeviceConfig};
 
-/// Length of every virtqueue, including the control queue: QEMU creates virtqueues of this length,
-/// whatever the device allows.
+/// Maximum size of every virtqueue, including the control queue. QEMU creates virtqueues of this
+/// size, regardless of the maximum that the device reports.
 pub const QUEUE_SIZE: u16 = 1024;
 
-/// Length of the configuration space in bytes, `struct virtio_net_config`.
+/// Length in bytes of the configuration space (`struct virtio_net_config`).
 const CONFIG_SIZE: usize = 32;
 
-/// Feature for [`Shape::options`]: the driver can be asked to announce itself.
+/// Feature bit for [`Shape::options`]: the card can ask the driver to announce itself.
 pub const GUEST_ANNOUNCE: u64 = 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
 
-/// Feature for [`Shape::options`]: more ways to filter received frames.
+/// Feature bit for [`Shape::options`]: the driver can use further modes to filter received frames.
 pub const CTRL_RX_EXTRA: u64 = 1 << VIRTIO_NET_F_CTRL_RX_EXTRA;
 
 /// The virtqueue groups and address spaces of a card.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Groups {
-    /// No groups: a device of version 0.
+    /// No virtqueue groups: a device of version 0.
     None,
-    /// One group and one address space, in version 1.
+    /// One virtqueue group and one address space, on a device of version 1.
     One,
-    /// Two groups and two address spaces; the control queue is alone in its group.
+    /// Two virtqueue groups and two address spaces. The control queue is alone in its group.
     Isolated,
 }
 
@@ -49,21 +49,23 @@ pub struct Shape {
     pub name: String,
     /// The card's MAC address.
     pub mac: Mac,
-    /// Number of pairs of a receive and a transmit queue, at least 1.
+    /// Number of queue pairs, at least 1. A pair is a receive queue and a transmit queue.
     pub pairs: u16,
-    /// Whether the card has a control queue. Without one, a driver uses the first pair only.
+    /// Whether the card has a control queue. Without a control queue, the driver uses only the
+    /// first pair.
     pub control: bool,
     /// The virtqueue groups and address spaces.
     pub groups: Groups,
-    /// Features offered in addition to the usual ones: [`GUEST_ANNOUNCE`], [`CTRL_RX_EXTRA`].
+    /// Feature bits that the card offers in addition: any of [`GUEST_ANNOUNCE`] and
+    /// [`CTRL_RX_EXTRA`].
     pub options: u64,
-    /// Whether the card lets its driver suspend it, if the kernel supports that, so that a virtual
-    /// machine can migrate without losing what is in the virtqueues.
+    /// Whether the driver can suspend the card, if the kernel supports that. With suspend, a
+    /// virtual machine can migrate without losing the requests in the virtqueues.
     pub suspend: bool,
 }
 
 impl Shape {
-    /// Returns the configuration of a card with one pair of queues and no control queue.
+    /// Returns the configuration of a card with one queue pair and no control queue.
     pub fn new(name: &str, mac: Mac) -> Self {
         Self {
             name: name.to_owned(),
@@ -76,7 +78,7 @@ impl Shape {
         }
     }
 
-    /// Returns the features that the card offers.
+    /// Returns the virtio feature bits that the card offers.
     ///
     /// QEMU isolates the control queue only if it can shadow every offered feature, so the card
     /// offers neither indirect descriptors nor the event index.
@@ -119,12 +121,12 @@ impl Shape {
         }
     }
 
-    /// Returns the number of address spaces: 0 in version 0.
+    /// Returns the number of address spaces, which is 0 for a device of version 0.
     pub fn address_spaces(&self) -> u32 {
         self.group_count()
     }
 
-    /// Returns the length and the group of each virtqueue.
+    /// Returns the maximum size and the group of each virtqueue.
     pub fn queues(&self) -> Vec<(u16, u32)> {
         let data = 2 * self.pairs;
         let mut queues = vec![(QUEUE_SIZE, 0); data.into()];
@@ -134,7 +136,7 @@ impl Shape {
         queues
     }
 
-    /// Creates the device, unless it exists.
+    /// Creates the device, or does nothing if it exists already.
     ///
     /// # Errors
     ///

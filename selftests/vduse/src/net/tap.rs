@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A TAP interface of this machine: the kernel is the other end of the cable.
+//! A port that sends and receives frames through a TAP interface of this machine.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,15 +30,16 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens a TAP interface with one queue for each of the card's pairs. The interface belongs to
-    /// the network namespace of the calling thread. An interface that does not exist is created.
-    /// The interface disappears with its last queue unless it is persistent.
+    /// Opens a TAP interface with this number of queues, one for each queue pair of the card. The
+    /// interface is in the network namespace of the calling thread, and the kernel creates it if it
+    /// does not exist. When the last queue is closed, the kernel removes the interface unless it is
+    /// persistent.
     ///
     /// # Errors
     ///
     /// `ENOENT` or `ENODEV` without the kernel's `tun` module, `EPERM` when the caller lacks
     /// permission, `EBUSY` when another program uses the interface, `EINVAL` when the interface was
-    /// created with one queue and several are requested, or vice versa.
+    /// created for one queue and `queues` is larger, or vice versa.
     pub fn open(name: &str, queues: u16) -> io::Result<Vec<Self>> {
         let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
         (0..queues)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! What a device does with the requests of its virtqueues.
+//! The trait by which a device serves the requests of its virtqueues.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -18,48 +18,50 @@ pub type Chain = DescriptorChain<Memory>;
 /// The part of a device that serves the requests of its virtqueues.
 pub trait Backend {
     /// Serves a request of virtqueue `queue`, whose buffers are in `memory`. Returns the number of
-    /// bytes written to the chain.
+    /// bytes that the device has written to the chain.
     ///
     /// The chain comes from the driver and can contain anything.
     fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32;
 
-    /// Returns whether the next request of a virtqueue can be served now. If not, the request stays
-    /// in the virtqueue until the virtqueue's [source](Self::source) is readable.
+    /// Returns whether the backend can serve the next request of a virtqueue now. If not, the
+    /// request stays in the virtqueue until the virtqueue's [source](Self::source) is readable.
     fn ready(&mut self, _queue: u16) -> bool {
         true
     }
 
-    /// Returns a file, if there is one, that becomes readable when the virtqueue is
-    /// [ready](Self::ready) again. The server polls the file only while the virtqueue is not ready
-    /// for its next request.
+    /// Returns a file that becomes readable when the virtqueue is [ready](Self::ready) again, or
+    /// `None` if the virtqueue has no such file. The server polls the file only while the virtqueue
+    /// is not ready for its next request.
     fn source(&self, _queue: u16) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// Returns the changes to the configuration space since the last request or reset: offsets, and
-    /// the new contents at each offset. The changes are written before the driver learns that the
-    /// request was served.
+    /// Returns the changes to the configuration space since the last call. Each change is an offset
+    /// and the new contents there. The server writes the changes before it tells the driver that
+    /// the request was served.
     fn config_changes(&mut self) -> Vec<(u32, Vec<u8>)> {
         Vec::new()
     }
 
-    /// Called after the driver was told of requests that were served. Whatever may wait for the
-    /// driver belongs here: a kernel driver may hold locks until its request is served. virtio_net
-    /// holds the lock of all network configuration (RTNL), which many calls about network
-    /// interfaces take, while it waits for a command.
+    /// Called by the server after it has told the driver that requests were served. A backend must
+    /// do here whatever may wait for the driver, because a kernel driver may hold locks until its
+    /// request is served. For example, virtio_net holds RTNL, the lock of all network
+    /// configuration, while it waits for a command of its control queue. Many system calls about
+    /// network interfaces take RTNL.
     fn answered(&mut self) {}
 
-    /// Called when the driver has accepted these features and starts. Called again whenever more
-    /// virtqueues are enabled.
+    /// Called by the server when the driver starts with these accepted features, and again whenever
+    /// the driver enables more virtqueues.
     fn start(&mut self, _features: u64) {}
 
-    /// Called when a virtqueue group has moved to an address space.
+    /// Called by the server when the driver has moved a virtqueue group to an address space.
     fn moved(&mut self, _group: u32, _asid: u32) {}
 
-    /// Completes all requests that have begun, as the driver suspends the device. No request is
-    /// served until the device is resumed or reset.
+    /// Completes all requests that the backend has begun. Called by the server when the driver
+    /// suspends the device. The server passes no further request until the device is resumed or
+    /// reset.
     fn drain(&mut self) {}
 
-    /// Called when the driver has reset the device. No request is in progress.
+    /// Called by the server when the driver has reset the device. No request is in progress.
     fn reset(&mut self) {}
 }

@@ -16,7 +16,8 @@ use crate::Device;
 pub(super) struct Shared {
     pub(super) wake: EventFd,
     pub(super) stop: AtomicBool,
-    /// The address spaces of the groups that were moved, by group.
+    /// The address space of each virtqueue group, keyed by group. A group without an entry is in
+    /// address space 0.
     pub(super) moved: Mutex<HashMap<u32, u32>>,
     pub(super) commands: Mutex<Vec<(Command, Sender<io::Result<()>>)>>,
 }
@@ -36,10 +37,11 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Asks the server to leave its loop, and does not wait for that.
+    /// Tells the server to leave its loop. Returns without waiting for that.
     pub fn stop(&self) {
         self.control.stop.store(true, Ordering::Release);
-        // If the counter is at its maximum, the eventfd is readable all the same.
+        // If the counter is at its maximum, `signal` fails, but the eventfd is readable and wakes
+        // the server all the same.
         let _ = self.control.wake.signal();
     }
 
@@ -53,24 +55,24 @@ impl Handle {
         self.control.address_space(group)
     }
 
-    /// Replaces the bounce area with memory of this program, through which the driver's data is
-    /// copied from then on. The replacement happens between two requests.
+    /// Registers memory of this program as the bounce area (umem). From then on, the kernel copies
+    /// the driver's data through that memory. The server registers the memory between two requests.
     ///
     /// # Errors
     ///
-    /// As [`Umem::register`]; `EEXIST` when the server's memory is registered already; `BrokenPipe`
-    /// when the server has ended.
+    /// As [`Umem::register`]; `EEXIST` when the server has registered memory already; `BrokenPipe`
+    /// when the server ends without registering the memory.
     pub fn register_umem(&self) -> io::Result<()> {
         self.ask(Command::RegisterUmem)
     }
 
-    /// Deregisters the memory of this program, so that the driver's data is copied through the
-    /// kernel's memory again.
+    /// Deregisters the memory of this program, so that the kernel copies the driver's data through
+    /// its own bounce pages again.
     ///
     /// # Errors
     ///
     /// As [`Umem::deregister`]; `ENOENT` when no memory is registered; `BrokenPipe` when the server
-    /// has ended.
+    /// ends without deregistering the memory.
     pub fn deregister_umem(&self) -> io::Result<()> {
         self.ask(Command::DeregisterUmem)
     }

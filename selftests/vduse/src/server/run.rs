@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The loop of a device.
+//! The loop of a server, which waits for requests and kicks.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,7 +22,7 @@ use crate::state::DeviceState;
 use crate::umem::Umem;
 use crate::Device;
 
-/// A running device.
+/// A server of a device.
 #[derive(Debug)]
 pub struct Server<B> {
     device: Arc<Device>,
@@ -31,18 +31,19 @@ pub struct Server<B> {
     queues: Vec<VirtQueue>,
     backend: B,
     features: u64,
-    /// The driver has set `DRIVER_OK`, while this server was running or, as far as the kernel shows
-    /// that, before.
+    /// Whether the driver has set `DRIVER_OK`. After a take-over, this is false until the next
+    /// status change if the VDUSE driver does not show the status in sysfs.
     driver_ok: bool,
-    /// The kernel asks this server before a virtqueue becomes ready.
+    /// Whether the kernel asks this server before a virtqueue becomes ready.
     asked: bool,
-    /// The driver has suspended the device.
+    /// Whether the driver has suspended the device.
     suspended: bool,
     umem: Option<Umem>,
     control: Arc<Shared>,
 }
 
-/// Number of requests of a virtqueue that are served before the other virtqueues get their turn.
+/// Maximum number of requests of one virtqueue that the server serves before it turns to the
+/// others.
 const TURN: usize = 256;
 
 const AT_ONCE: Timespec = Timespec {
@@ -50,7 +51,7 @@ const AT_ONCE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// Interval at which virtqueues that the driver has not enabled are checked.
+/// Interval at which the server checks whether the driver has enabled further virtqueues.
 const NOT_READY: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 10_000_000,
@@ -59,7 +60,7 @@ const NOT_READY: Timespec = Timespec {
 /// Maximum size of a split virtqueue (virtio 1.3, section 2.7).
 const LARGEST: u16 = 0x8000;
 
-/// Sets up virtqueues with these sizes and groups.
+/// Sets up a device's virtqueues. `queues` has the maximum size and the group of each virtqueue.
 fn set_up(device: &Device, queues: &[(u16, u32)]) -> io::Result<()> {
     for (index, &(max_size, group)) in (0..).zip(queues) {
         device.vq_setup_raw(&crate::uapi::VqConfig {
@@ -73,9 +74,9 @@ fn set_up(device: &Device, queues: &[(u16, u32)]) -> io::Result<()> {
 }
 
 impl<B: Backend> Server<B> {
-    /// Creates a server of a device, and sets up virtqueues of these sizes. If a driver uses the
-    /// device already, the server resumes where its predecessor stopped, and interrupts the driver
-    /// when [`run`](Self::run) starts.
+    /// Creates a server of a device, and sets up one virtqueue for each maximum size in `sizes`. If
+    /// a driver uses the device already, the server resumes where its predecessor stopped, and
+    /// interrupts the driver when [`run`](Self::run) starts.
     ///
     /// # Errors
     ///
@@ -104,10 +105,10 @@ impl<B: Backend> Server<B> {
         Self::with_memory(device, &queues, vec![memory], backend)
     }
 
-    /// Creates a server of a device that is on the vDPA bus and has `queues` virtqueues, whose
-    /// configuration does not change. If a driver uses the device already, the server resumes where
-    /// its predecessor stopped. If the device has several address spaces, only the first one is
-    /// served.
+    /// Creates a server of a device that is on the vDPA bus and has `queues` virtqueues, without
+    /// setting the virtqueues up. If a driver uses the device already, the server resumes where its
+    /// predecessor stopped. If the device has several address spaces, the server uses only the
+    /// first one.
     ///
     /// # Errors
     ///
@@ -118,8 +119,8 @@ impl<B: Backend> Server<B> {
         Self::with_memory(device, &vec![(LARGEST, 0); queues], vec![memory], backend)
     }
 
-    /// Variant of [`new`](Self::new) for a device of version 1: `queues` has the size and the group
-    /// of each virtqueue, and `spaces` is the number of address spaces.
+    /// Variant of [`new`](Self::new) for a device of version 1. `queues` has the maximum size and
+    /// the group of each virtqueue, and `spaces` is the number of address spaces.
     ///
     /// # Errors
     ///
@@ -203,7 +204,7 @@ impl<B: Backend> Server<B> {
         self.backend
     }
 
-    /// Serves the device until the server is stopped.
+    /// Serves the device until a [`Handle`] stops the server.
     ///
     /// # Errors
     ///
@@ -211,19 +212,19 @@ impl<B: Backend> Server<B> {
     /// failed.
     pub fn run(&mut self) -> io::Result<()> {
         let result = self.serve();
-        // Commands that arrived too late are dropped, so that their callers get an error.
+        // Drop commands that the loop has not executed, so that their callers get an error.
         self.control.take_commands();
         result
     }
 
     fn serve(&mut self) -> io::Result<()> {
         for index in 0..self.queues.len() {
-            // Requests made available before the kick eventfd was set.
+            // Serve requests that the driver made available before the kick eventfd was set.
             self.process(index);
-            // Requests that a predecessor used without interrupting the driver: nothing records
-            // them.
+            // A predecessor may have added entries to the used ring without interrupting the
+            // driver, and nothing records that.
             if self.queues[index].state == State::Active && !self.suspended {
-                // Fails before the driver has set DRIVER_OK; nothing has been used then.
+                // The ioctl fails before the driver has set DRIVER_OK. The used ring is empty then.
                 let _ = self.device.inject_vq_irq(index as u32);
             }
         }
@@ -260,7 +261,7 @@ impl<B: Backend> Server<B> {
             let kicked: Vec<usize> = queues
                 .filter(|index| fds[index + 2].revents().contains(PollFlags::IN))
                 .collect();
-            // A failed source counts as readable: the backend detects the failure.
+            // A failed source counts as readable, so that the backend detects the failure.
             let fed: Vec<(usize, bool)> = sources
                 .iter()
                 .zip(&fds[2 + self.queues.len()..])
@@ -272,20 +273,22 @@ impl<B: Backend> Server<B> {
             }
             self.control.wake.take()?;
             for (command, reply) in self.control.take_commands() {
-                // The caller may be gone.
+                // Sending fails if the thread that gave the command no longer waits.
                 let _ = reply.send(match command {
                     Command::RegisterUmem => self.register_umem(),
                     Command::DeregisterUmem => self.deregister_umem(),
                 });
             }
-            // Kicks first: a driver that asks for the state of a queue has stopped kicking it.
+            // Serve kicks before a request: a driver that asks for the state of a virtqueue has
+            // stopped kicking it, so its last kick is served first.
             for &index in &kicked {
                 self.queues[index].kick.take()?;
                 self.process(index);
             }
             for (index, readable) in fed {
                 self.process(index);
-                // A failed source is not polled again before a reset: poll would return at once.
+                // Do not poll a failed source again before a reset, because `poll` would return at
+                // once.
                 if !readable && self.queues[index].waits == Waits::Source {
                     self.queues[index].waits = Waits::Kick;
                 }
@@ -296,7 +299,8 @@ impl<B: Backend> Server<B> {
                 }
             }
             if waiting {
-                // A driver may enable queues after DRIVER_OK too, and no message reports that.
+                // The driver may enable virtqueues after DRIVER_OK too, and the kernel sends no
+                // message about that.
                 for index in self.activate(false)? {
                     self.process(index);
                 }
@@ -350,7 +354,7 @@ impl<B: Backend> Server<B> {
         };
         let too_late = match self.device.answer(&request, answer) {
             Ok(()) => false,
-            // The driver side has stopped waiting for this answer, which is its loss.
+            // The request has timed out, so the kernel discards the answer.
             Err(error) if error.kind() == io::ErrorKind::NotFound => true,
             Err(error) => return Err(error),
         };
@@ -365,7 +369,7 @@ impl<B: Backend> Server<B> {
         Ok(())
     }
 
-    /// Records that the driver enables or disables a virtqueue.
+    /// Records that the driver has enabled or disabled a virtqueue.
     fn enable(&mut self, index: u32, ready: bool) {
         let Some(vq) = self.queues.get_mut(index as usize) else {
             return;
@@ -377,10 +381,11 @@ impl<B: Backend> Server<B> {
         }
     }
 
-    /// Serves virtqueues again. Returns the indices of those that there may be something to do for.
+    /// Resumes serving the virtqueues. Returns the indices of the virtqueues that may have
+    /// requests.
     fn resume(&mut self) -> io::Result<Vec<usize>> {
         self.suspended = false;
-        // The driver may have changed settings since the device was suspended.
+        // The driver may have changed settings while the device was suspended.
         for vq in &mut self.queues {
             if vq.state == State::Active {
                 vq.state = State::Idle;
@@ -399,7 +404,8 @@ impl<B: Backend> Server<B> {
             })
     }
 
-    /// Moves a virtqueue group, whose virtqueues must be idle, to another address space.
+    /// Moves a virtqueue group to another address space. Fails if a virtqueue of the group is in
+    /// use.
     fn move_group(&mut self, group: u32, asid: u32) -> Answer {
         let mut members = self.queues.iter().filter(|vq| vq.group == group);
         if members.any(|vq| vq.state != State::Idle) || self.spaces.get(asid as usize).is_none() {
@@ -410,7 +416,7 @@ impl<B: Backend> Server<B> {
         Answer::Ok
     }
 
-    /// Returns the memory of a virtqueue.
+    /// Returns the address space that a virtqueue is in.
     fn memory(&self, index: usize) -> &Memory {
         let asid = self.control.address_space(self.queues[index].group);
         &self.spaces[asid as usize]
@@ -428,7 +434,7 @@ impl<B: Backend> Server<B> {
             vq.settings = None;
             vq.queue.reset();
         }
-        // The next driver has other memory at the same addresses.
+        // The next driver may map other memory at the same IOVAs.
         for asid in 0..self.spaces.len() as u32 {
             self.forget(asid, 0, u64::MAX);
         }
@@ -449,7 +455,7 @@ impl<B: Backend> Server<B> {
         self.queues.iter().any(|vq| vq.waits == what)
     }
 
-    /// Returns the sources of the virtqueues that wait for their source.
+    /// Returns the index and the source of each virtqueue that waits for its source.
     fn sources(&self) -> Vec<(usize, BorrowedFd<'_>)> {
         (0..self.queues.len())
             .filter(|&index| self.queues[index].waits == Waits::Source)
@@ -457,8 +463,8 @@ impl<B: Backend> Server<B> {
             .collect()
     }
 
-    /// Drops the mappings of the IOVAs from `first` to `last` of an address space, so that the next
-    /// access maps them anew.
+    /// Drops the mappings of the IOVAs from `first` to `last` in an address space, so that the next
+    /// access maps them again.
     fn forget(&mut self, asid: u32, first: u64, last: u64) {
         let Some(space) = self.spaces.get_mut(asid as usize) else {
             return;
@@ -490,8 +496,8 @@ impl<B: Backend> Server<B> {
         Ok(())
     }
 
-    /// Starts to serve the virtqueues that the driver has enabled since the last call. Returns
-    /// their indices.
+    /// Starts to serve the virtqueues that the driver has enabled since the last call. Returns the
+    /// indices of these virtqueues.
     fn activate(&mut self, take_over: bool) -> io::Result<Vec<usize>> {
         self.features = self.device.features()?;
         let mut activated = Vec::new();
@@ -503,7 +509,7 @@ impl<B: Backend> Server<B> {
             if !self.queues[index].enabled.unwrap_or(info.ready != 0) {
                 continue;
             }
-            // A virtqueue whose settings are the same goes on where it stopped.
+            // A virtqueue whose settings are unchanged continues where it stopped.
             let settings = self.queues[index].settings.as_ref();
             let changed = settings.is_none_or(|settings| differ(settings, &info));
             if changed && self.set_up(index, &info, take_over).is_none() {
@@ -596,8 +602,8 @@ impl<B: Backend> Server<B> {
             let more = waits == Waits::Kick && queue.enable_notification(&*memory)?;
             if served != before {
                 if wants_interrupt(queue, &memory)? {
-                    // Fails while the driver resets the device; nothing waits for the interrupt
-                    // then.
+                    // The ioctl fails while the driver resets the device. The driver needs no
+                    // interrupt then.
                     let _ = self.device.inject_vq_irq(index as u32);
                 }
                 self.backend.answered();

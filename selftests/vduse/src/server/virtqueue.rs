@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A virtqueue that a server serves.
+//! A virtqueue of a server, with its state.
 
 use std::sync::atomic::Ordering;
 
@@ -20,27 +20,27 @@ pub(super) struct VirtQueue {
     pub(super) kick: EventFd,
     pub(super) state: State,
     pub(super) waits: Waits,
-    /// Whether the driver has enabled the virtqueue, if the kernel has asked this server about
-    /// that; otherwise, the kernel's own flag tells.
+    /// Whether the driver has enabled the virtqueue, as last told by a `SET_VQ_READY` request.
+    /// `None` before the first such request: then the `ready` flag that the kernel keeps decides.
     pub(super) enabled: Option<bool>,
     /// The driver's settings at the time when the virtqueue was last set up.
     pub(super) settings: Option<VqInfo>,
 }
 
-/// Returns whether two sets of settings differ in anything but the flag.
+/// Returns whether two sets of settings differ in a field other than `ready`.
 pub(super) fn differ(one: &VqInfo, other: &VqInfo) -> bool {
     let ready = other.ready;
     VqInfo { ready, ..*one } != *other
 }
 
-/// Condition for which an active virtqueue waits.
+/// The event for which an active virtqueue waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waits {
-    /// A kick: the virtqueue has no more requests.
+    /// A kick. The virtqueue has no more requests.
     Kick,
-    /// The backend, whose source becomes readable. The driver need not kick.
+    /// The backend's source becomes readable. The driver need not kick.
     Source,
-    /// The other virtqueues, which are served first. The driver need not kick.
+    /// The server has served the other virtqueues. The driver need not kick.
     Turn,
 }
 
@@ -49,10 +49,10 @@ pub(super) enum Waits {
 pub(super) enum State {
     /// The driver has not enabled the virtqueue.
     Idle,
-    /// The virtqueue is served.
+    /// The server serves the virtqueue.
     Active,
-    /// The driver's configuration or rings are invalid: the virtqueue is not served until the next
-    /// reset.
+    /// The driver's configuration or rings are invalid. The server ignores the virtqueue until the
+    /// next reset.
     Broken,
 }
 
@@ -67,7 +67,8 @@ pub(super) fn wants_interrupt(
     if queue.event_idx_enabled() {
         return Ok(true);
     }
-    // Without the event index, a flag decides, which `needs_notification` does not check.
+    // Without `VIRTIO_RING_F_EVENT_IDX`, a flag in the available ring decides, which
+    // `needs_notification` does not check.
     let address = vm_memory::GuestAddress(queue.avail_ring());
     let flags: u16 = memory
         .load(address, Ordering::Relaxed)

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A parser for the part of syzkaller's description language that determines the members' offsets
-//! in structures.
+//! A parser for syzkaller's description language. It supports the part of the language that
+//! determines the offsets of structure members.
 
 use std::collections::HashMap;
 
 /// A parsed description.
 pub struct Description {
     composites: HashMap<String, Composite>,
-    /// The types that aliases and resources are names of.
+    /// The type of each alias and resource, keyed by its name.
     aliases: HashMap<String, String>,
-    /// The argument types of ioctls, by command.
+    /// The type of each ioctl's argument, keyed by the ioctl's command.
     ioctls: HashMap<String, String>,
-    /// Maximum alignment in bytes.
+    /// Maximum alignment of an integer in bytes.
     alignment: usize,
 }
 
@@ -44,7 +44,7 @@ fn split(text: &str) -> (&str, Vec<&str>) {
 }
 
 impl Description {
-    /// Parses a description for programs whose 64-bit integers have this alignment.
+    /// Parses a description for programs in which 64-bit integers have this alignment in bytes.
     pub fn parse(text: &str, alignment: usize) -> Self {
         let mut this = Self {
             composites: HashMap::new(),
@@ -93,7 +93,7 @@ impl Description {
     }
 
     /// Returns the direction and the size that an ioctl's number must encode for its argument. The
-    /// direction is 1 if the kernel reads the argument, 2 if the kernel writes to it, 3 for both.
+    /// direction is 1 if the kernel reads the argument, 2 if the kernel writes it, and 3 for both.
     pub fn argument(&self, command: &str) -> Option<(u32, usize)> {
         let (name, options) = split(self.ioctls.get(command)?);
         let direction = match (name, options.first()) {
@@ -106,13 +106,13 @@ impl Description {
         Some((direction, self.size(options[1])))
     }
 
-    /// Returns the size of a type. A last member of variable length is not counted.
+    /// Returns the size of a type in bytes, without a last member of variable length.
     pub fn size(&self, kind: &str) -> usize {
         self.extent(kind).unwrap_or_else(|| panic!("{kind}")).0
     }
 
-    /// Returns the offset of a member, given by its name or, if it is nested, by a path. The path
-    /// to a member of a union may omit the union's name.
+    /// Returns the offset of a member. `path` is the member's name or, for a nested member, the
+    /// names on the way to it. The path may omit the name of a union.
     pub fn offset(&self, kind: &str, path: &str) -> Option<usize> {
         let (name, rest) = path.split_once('.').unwrap_or((path, ""));
         let composite = self.composites.get(kind)?;
@@ -131,7 +131,7 @@ impl Description {
         })
     }
 
-    /// Returns the members with their types and offsets, up to the first member of variable length.
+    /// Returns each member's name, type and offset, up to the first member of variable length.
     fn places<'a>(&'a self, composite: &'a Composite) -> Vec<(&'a str, &'a str, usize)> {
         let mut end = 0_usize;
         let mut places = Vec::new();

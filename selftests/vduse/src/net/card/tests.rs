@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Tests of the card with virtqueues in the test's own memory.
+//! Tests of the network card. The virtqueues are in the test's own memory.
 
 use std::sync::mpsc::{self, Receiver};
 
@@ -26,8 +26,8 @@ enum Buffer<'a> {
     Write(usize),
 }
 
-/// Sends one request to a card. Returns the number of bytes that the card claims to have written,
-/// and the contents of the device-writable buffers, which initially contain 0xee.
+/// Sends one request to a card. Returns the number of bytes that the card reports as written, and
+/// the contents of the device-writable buffers. The buffers initially contain 0xee.
 fn ask<P: Port>(card: &mut Net<P>, queue: u16, buffers: &[Buffer<'_>]) -> (u32, Vec<u8>) {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
     for (index, buffer) in (0..).zip(buffers) {
@@ -101,7 +101,7 @@ impl Port for Cable {
     }
 }
 
-/// Returns a started card with this number of pairs and all features, and the receiver of its
+/// Returns a started card with this number of queue pairs and all features, and the receiver of its
 /// events.
 fn card(pairs: u16) -> (Net<Cable>, Receiver<Event>) {
     let mut shape = Shape::new("n", OURS);
@@ -123,7 +123,7 @@ fn card(pairs: u16) -> (Net<Cable>, Receiver<Event>) {
     (card, receiver)
 }
 
-/// Issues a command and checks the event that reports it. Returns the answer.
+/// Sends a command and checks the event that reports it. Returns the command's status.
 fn command(card: &mut Net<Cable>, events: &Receiver<Event>, bytes: &[u8]) -> u32 {
     let queue = 2 * card.pairs.len() as u16;
     let (written, answer) = ask(card, queue, &[Buffer::Read(bytes), Buffer::Write(1)]);
@@ -141,7 +141,7 @@ fn frame(to: Mac, byte: u8) -> Vec<u8> {
     [&to[..], &OTHER, &[8, 0], &[byte; 50]].concat()
 }
 
-/// Sends a frame through a pair of queues.
+/// Sends a frame through a queue pair.
 fn send(card: &mut Net<Cable>, pair: u16, frame: &[u8]) {
     let sent = ask(
         card,
@@ -216,7 +216,7 @@ fn frames_to_others_are_not_received_once_that_is_said() {
     assert!(card.ready(0));
     let (_, found) = ask(&mut card, 0, &[Buffer::Write(76)]);
     assert_eq!(found.last(), Some(&10));
-    // A wanted frame beyond the limit of one call is found by the next call.
+    // One call drops at most `PATIENCE` frames, so only the next call finds the frame to this card.
     for _ in 0..PATIENCE {
         send(&mut card, 0, &frame(OTHER, 0));
     }
@@ -276,7 +276,8 @@ fn what_is_malformed_is_refused_and_changes_nothing() {
     ] {
         assert_eq!(command(&mut card, &events, bytes), VIRTIO_NET_ERR);
     }
-    // Room for more than the answer; no room for it; a command that is far too long.
+    // Three malformed requests: two writable bytes for the status, no byte for the status, and a
+    // command that is too long.
     let plain = [0, 0, 0];
     let two = ask(&mut card, 4, &[Buffer::Read(&plain), Buffer::Write(2)]);
     assert_eq!(two, (1, vec![1, 0xee]));
@@ -323,7 +324,8 @@ fn a_pair_is_used_once_the_driver_says_so() {
     assert!(card.pairs[1].port.enabled);
     assert_eq!(command(&mut card, &events, &[4, 0, 1, 0]), VIRTIO_NET_OK);
     assert!(card.source(2).is_none() && !card.pairs[1].port.enabled);
-    // A port that cannot be enabled is not, but the driver has been answered by then.
+    // If the port cannot be enabled, it stays disabled. The command still succeeds, because the
+    // card answers it before it enables the port.
     card.pairs[1].port.fails = true;
     assert_eq!(command(&mut card, &events, &[4, 0, 2, 0]), VIRTIO_NET_OK);
     assert!(!card.pairs[1].port.enabled);
