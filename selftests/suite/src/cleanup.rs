@@ -2,8 +2,8 @@
 
 //! Removal of the devices that a failed test left over.
 //!
-//! The removal runs in its own process, because a left-over device may be in a state in which its
-//! removal blocks forever.
+//! The runner removes them in a separate process, because removing a left-over device may block
+//! forever.
 
 use std::fs;
 use std::process::ExitCode;
@@ -41,7 +41,8 @@ pub fn run() -> ExitCode {
 }
 
 fn remove(name: &str) -> Result<(), String> {
-    // Pending requests are answered by the refusing daemon below, or time out soon.
+    // The refusing daemon below answers requests. If it cannot open the device, new requests time
+    // out after one second.
     let _ = fs::write(sysfs::attribute(name, "msg_timeout"), "1");
     let daemon = refusing::RefusingDaemon::start(name);
     let vdpa = Vdpa::open().map_err(|error| error.to_string())?;

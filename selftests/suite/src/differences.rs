@@ -2,10 +2,10 @@
 
 //! The known differences between the two drivers: the table in `DIFFERENCES.md`.
 //!
-//! With the in-tree driver, each test in the table is expected to behave as the table says. Any
-//! other behaviour is a failure, so that the table stays correct.
+//! With the in-tree driver, the runner expects each test in the table to behave as the table says.
+//! Any other behaviour is a failure, so that the table stays correct.
 
-/// A driver.
+/// A VDUSE kernel driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
     /// Our driver.
@@ -19,9 +19,9 @@ pub enum Driver {
 pub enum Known {
     /// The test fails.
     Fails,
-    /// The test must not be run: it would hang or corrupt the kernel.
+    /// The runner skips the test, because the test would hang or corrupt the kernel.
     NotRun,
-    /// The test passes, but the module's reference count stays higher forever.
+    /// The test passes, but the module's reference count never returns to its previous value.
     Leaks,
 }
 
@@ -30,7 +30,8 @@ pub enum Known {
 pub struct Series(u32, u32);
 
 impl Series {
-    /// Parses the series of a release or of a part of one: 7.3 for 7.3.4+deb13-amd64.
+    /// Parses a kernel series at the start of a text, for example 7.3 in `7.3.4+deb13-amd64`.
+    /// Returns `None` if the text does not start with two numbers.
     pub fn of(release: &str) -> Option<Self> {
         let mut numbers = release.split(|c: char| !c.is_ascii_digit());
         let mut next = || numbers.next()?.parse().ok();
@@ -39,7 +40,7 @@ impl Series {
     }
 }
 
-/// A row of the table.
+/// A row of the table of differences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// The test's name.
@@ -54,18 +55,19 @@ pub struct Difference {
     pub reason: String,
 }
 
-/// The table at build time.
+/// The text of `DIFFERENCES.md` when this program was built.
 const TABLE: &str = include_str!("../../DIFFERENCES.md");
 
 impl Difference {
-    /// Returns whether the row applies to a kernel series.
+    /// Returns whether the row applies to the kernel series `kernel`.
     fn is_of(&self, kernel: Series) -> bool {
         self.since.is_none_or(|since| since <= kernel)
             && self.until.is_none_or(|until| kernel <= until)
     }
 }
 
-/// Returns the known differences on a kernel of this release.
+/// Returns the known differences that apply to the kernel release `release`. Returns an error
+/// message if `release` does not start with a series.
 pub fn on(release: &str) -> Result<Vec<Difference>, String> {
     let kernel = Series::of(release).ok_or_else(|| format!("the kernel calls itself {release}"))?;
     let mut known = all();
@@ -73,16 +75,17 @@ pub fn on(release: &str) -> Result<Vec<Difference>, String> {
     Ok(known)
 }
 
-/// Returns all known differences.
+/// Returns all known differences. Panics if `DIFFERENCES.md` has a malformed row.
 pub fn all() -> Vec<Difference> {
     parse(TABLE).unwrap_or_else(|row| panic!("DIFFERENCES.md: cannot read the row {row}"))
 }
 
-/// Parses the rows of the tables in a text. Returns a malformed row as the error.
+/// Parses the rows of the tables in `text`. If a row is malformed, returns that row as the error.
 fn parse(text: &str) -> Result<Vec<Difference>, String> {
     text.lines()
         .filter_map(|line| line.trim().strip_prefix('|')?.strip_suffix('|'))
-        // Rows of a table of tests start with the test's name as code; headings and rulers do not.
+        // The first cell of a row about a test is the test's name in backquotes. Headings and
+        // rulers have no backquote there.
         .filter(|row| row.trim_start().starts_with('`'))
         .map(|row| row_of(row).ok_or_else(|| row.to_owned()))
         .collect()
@@ -111,7 +114,9 @@ fn row_of(row: &str) -> Option<Difference> {
     })
 }
 
-/// Returns the text before a word, and the series after the word, if the word is present.
+/// Splits `marker` before `word` and parses the series after `word`. Returns the text before `word`
+/// and the series, or the whole `marker` and no series if `word` is absent. Returns `None` if the
+/// text after `word` is not a series.
 fn series_after<'a>(marker: &'a str, word: &str) -> Option<(&'a str, Option<Series>)> {
     match marker.split_once(word) {
         Some((marker, text)) => {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel's log: the messages printed while a test ran.
+//! The messages that the kernel logged while a test ran.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -8,17 +8,17 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::fs::OFlags;
 
-/// Maximum number of lines shown, beginning with the first complaint.
+/// Maximum number of log lines that [`complaints`] returns.
 const SHOWN: usize = 30;
 
-/// The kernel's log, read as it grows.
+/// A reader of the kernel's log.
 #[derive(Debug)]
 pub struct Log {
     file: File,
 }
 
 impl Log {
-    /// Opens the log at its end.
+    /// Opens the log at its end, so that only later messages are read.
     pub fn open() -> io::Result<Self> {
         let mut file = OpenOptions::new()
             .read(true)
@@ -35,7 +35,7 @@ impl Log {
         Ok(log)
     }
 
-    /// Returns the lines since the last call.
+    /// Returns the lines that the kernel has logged since the last call.
     pub fn lines(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         let mut buffer = [0; 8192];
@@ -43,7 +43,8 @@ impl Log {
             match self.file.read(&mut buffer) {
                 Ok(0) => return lines,
                 Ok(n) => lines.push(message(&String::from_utf8_lossy(&buffer[..n]))),
-                // Overwritten records are lost; the remaining ones can still be read.
+                // `EPIPE`: the kernel has overwritten the next record. The following read returns
+                // the oldest record that still exists.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return lines,
@@ -52,8 +53,8 @@ impl Log {
     }
 }
 
-/// Returns the text of a record, which follows the fields and a semicolon and precedes the property
-/// lines.
+/// Returns the text of a record. In a record, the text comes after the fields and a semicolon, and
+/// before the property lines.
 fn message(record: &str) -> String {
     let text = record.split_once(';').map_or(record, |(_, text)| text);
     text.lines().next().unwrap_or_default().to_owned()
@@ -94,7 +95,8 @@ const COMPLAINTS: &[&str] = &[
     "kmemleak:",
 ];
 
-/// Returns the lines beginning with the first complaint, if there is one.
+/// Returns the first complaint in `lines` and the lines after it, `SHOWN` lines at most. Returns
+/// `None` if there is no complaint.
 pub fn complaints(lines: &[String]) -> Option<&[String]> {
     let first = (0..lines.len()).find(|&at| {
         let is_complaint = |complaint: &&str| lines[at].contains(*complaint);
@@ -103,8 +105,8 @@ pub fn complaints(lines: &[String]) -> Option<&[String]> {
     Some(&lines[first..lines.len().min(first + SHOWN)])
 }
 
-/// Returns whether a line starts the stack trace that the kernel prints for a task that has kept
-/// the machine from suspending.
+/// Returns whether the line at index `at` starts the stack trace of a task that could not be frozen
+/// for a system suspend. Such a trace is not a complaint.
 fn is_of_an_awake_task(lines: &[String], at: usize) -> bool {
     let (before, line) = (&lines[..at], &lines[at]);
     let refuses = |line: &String| line.contains("tasks refusing to freeze");

@@ -4,16 +4,16 @@
 
 use std::fmt::Write;
 
-/// The verdict on a test.
+/// The verdict on a test, which KTAP reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The test passed.
     Pass,
-    /// The test failed; the lines give the reasons.
+    /// The test failed. The lines give the reasons.
     Fail(Vec<String>),
-    /// The test was not run, for this reason.
+    /// The test was not run. The text gives the reason.
     Skip(String),
-    /// The test failed as expected, for this reason.
+    /// The test failed as expected. The text gives the reason.
     ExpectedFail(String),
 }
 
@@ -41,7 +41,8 @@ pub fn result(number: usize, name: &str, verdict: &Verdict, seconds: f64) -> Str
     text
 }
 
-/// Returns a line without characters that would confuse a terminal or a parser.
+/// Returns `line` with each control character replaced by a space, because control characters would
+/// confuse a terminal or a parser.
 fn printable(line: &str) -> String {
     line.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
@@ -72,7 +73,7 @@ impl Totals {
         }
     }
 
-    /// Returns the last line of a run.
+    /// Returns the line of totals, with which the output of a run ends.
     pub fn line(&self) -> String {
         format!(
             "# Totals: pass:{} fail:{} xfail:{} xpass:0 skip:{} error:0\n",

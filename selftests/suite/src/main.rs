@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The test program; see the library for its description.
+//! The test program, which the library crate describes.
 
 use std::process::ExitCode;
 

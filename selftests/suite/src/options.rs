@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The command line.
+//! Parsing of the command line.
 
 use std::path::PathBuf;
 
@@ -54,31 +54,31 @@ pub struct Options {
     pub driver: Driver,
     /// Path of the module's file.
     pub module: Option<PathBuf>,
-    /// Directory with the files that a nested guest boots from.
+    /// Directory with the files from which a nested guest boots.
     pub guest: Option<PathBuf>,
-    /// Whether a nested guest is emulated even if this machine has KVM.
+    /// Whether QEMU emulates nested guests even if this machine has KVM.
     pub without_kvm: bool,
-    /// Patterns of tests to run; all tests when empty.
+    /// Patterns that select the tests to run. If empty, all tests are selected.
     pub patterns: Vec<String>,
-    /// Patterns of tests not to run.
+    /// Patterns that exclude tests.
     pub skip: Vec<String>,
-    /// Seed of random tests.
+    /// Seed of the tests that use random numbers.
     pub seed: Option<u64>,
     /// Options of the fuzzer.
     pub fuzz: Fuzz,
-    /// Factor for time limits.
+    /// Factor by which the time limits of tests are multiplied.
     pub patience: u32,
 }
 
 /// Options of the fuzzer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fuzz {
-    /// Duration in seconds.
+    /// Duration of a run in seconds.
     pub seconds: u64,
-    /// Prefixes of the names of participating actors, separated by commas; when empty, all actors
-    /// take part.
+    /// Prefixes of the names of the actors that take part, separated by commas. If empty, all
+    /// actors take part.
     pub actors: String,
-    /// Whether each call is written to the kernel's log.
+    /// Whether the fuzzer writes each of its calls to the kernel's log.
     pub trace: bool,
 }
 

@@ -2,8 +2,8 @@
 
 //! Patterns that select tests by name.
 
-/// Returns whether a name contains a pattern or, when the pattern has `*` or `?`, whether the whole
-/// name matches the pattern.
+/// Returns whether `name` matches `pattern`. A pattern with `*` or `?` must match the whole name.
+/// Any other pattern must be a part of the name.
 pub fn matches(pattern: &str, name: &str) -> bool {
     if pattern.contains(['*', '?']) {
         glob(pattern.as_bytes(), name.as_bytes())

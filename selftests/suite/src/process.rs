@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Processes with a time limit, whose children are cleaned up.
+//! Child processes that have a time limit and leave no descendants.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -21,7 +21,8 @@ pub enum End {
     Ended(ExitStatus),
     /// The process was killed at its time limit.
     TimedOut,
-    /// The process was killed at its time limit but has not ended; these are its kernel stacks.
+    /// The process was killed at its time limit but has not ended. The text has the kernel stacks
+    /// of its threads.
     Stuck(String),
 }
 
@@ -30,14 +31,14 @@ pub enum End {
 pub struct Finished {
     /// How the process ended.
     pub end: End,
-    /// Standard output and standard error.
+    /// What the process wrote to standard output and standard error.
     pub output: String,
-    /// The time that the process took.
+    /// The time from the start of the process to its end.
     pub took: Duration,
 }
 
 impl Finished {
-    /// Returns a description of the end, unless it is exit status 0.
+    /// Describes how the process ended. Returns `None` if its exit status is 0.
     pub fn complaint(&self) -> Option<String> {
         match &self.end {
             End::Ended(status) if status.success() => None,
@@ -54,14 +55,14 @@ impl Finished {
     }
 }
 
-/// Maximum time for a killed process to end.
+/// Maximum time that a killed process may take to end.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Maximum number of output bytes kept for a process.
+/// Maximum number of bytes of a process's output that [`run`] keeps.
 const KEPT: usize = 64 << 10;
 
-/// Runs a command with a time limit and collects its output. On a slow machine the limit is
-/// extended ([`Limit`]).
+/// Runs a command with a time limit and collects its output. On a slow machine, [`Limit`] extends
+/// the time limit.
 pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
     let begin = Instant::now();
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -72,13 +73,14 @@ pub fn run(command: &mut Command, limit: Duration) -> io::Result<Finished> {
         .stderr(writer)
         .process_group(0);
     let mut child = command.spawn()?;
-    // Dropped from the command, which also holds the pipe's write end: the pipe ends with the
-    // processes.
+    // Closes the write ends of the pipe that `command` still holds. The reader then sees
+    // end-of-file once all processes that inherited the pipe have ended.
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
     let output = Arc::new(Mutex::new(Vec::new()));
     let collected = output.clone();
-    // Not joined: a process that cannot be killed holds the pipe open forever.
+    // The thread is not joined, because a process that cannot be killed keeps the pipe open
+    // forever.
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(n @ 1..) = reader.read(&mut buffer) {
@@ -141,18 +143,21 @@ pub fn stacks(pid: u32) -> String {
         .join("--\n")
 }
 
-/// Makes this process the parent of its descendants' orphans.
+/// Makes this process a child subreaper. The kernel then makes it the parent of descendants whose
+/// own parent has ended.
 pub fn adopt_orphans() {
-    // If this fails, orphans go to init, which is only untidy.
+    // If this fails, init becomes the parent of orphans. They may then outlive the test, which is
+    // untidy but harmless.
     let _ = rustix::process::set_child_subreaper(Some(rustix::process::getpid()));
 }
 
-/// Kills all children of this process and waits until they have ended, at most for `limit`. Returns
-/// the remaining children.
+/// Kills all children of this process and waits until they have ended, but at most for `limit`.
+/// Returns the process IDs of the children that still exist.
 pub fn reap_children(limit: Duration) -> Vec<u32> {
     let mut running = Limit::new(limit);
     loop {
-        // Whatever its process group: `waitpid(None)` is for those of our own.
+        // `wait` reaps children in any process group. `waitpid(None)` would reap only those in the
+        // group of this process.
         while let Ok(Some(_)) = wait(WaitOptions::NOHANG) {}
         let children = children();
         if children.is_empty() || running.is_over() {
@@ -186,7 +191,7 @@ fn children() -> Vec<u32> {
 mod tests {
     use super::*;
 
-    // A single test, as `reap_children` would kill the children of parallel tests.
+    // All cases are in one test, because `reap_children` would kill the children of parallel tests.
     #[test]
     fn processes_end_in_each_way() {
         let shell = |line: &str, seconds| {
@@ -206,7 +211,7 @@ mod tests {
         assert_eq!(slow.output, "begun\n");
         assert!(slow.took < Duration::from_secs(5));
 
-        // Orphans are reaped, whatever process group they are in.
+        // `run` reaps orphans in any process group.
         adopt_orphans();
         shell("setsid true & setsid sleep 100 & exit", 10);
         assert!(children().is_empty());

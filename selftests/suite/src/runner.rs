@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The runner of tests: runs each in its own process, determines its verdict.
+//! The runner of tests, which runs each test in its own process and determines the test's verdict.
 
 use std::io::Write;
 use std::process::{Command, ExitCode};
@@ -17,10 +17,10 @@ use crate::process::{self, End};
 use crate::tests::{self, Test};
 use crate::{cleanup, environment};
 
-/// Time limit for the removal of left-over devices.
+/// Time limit of the process that removes left-over devices.
 const CLEANUP_LIMIT: Duration = Duration::from_secs(20);
 
-/// Runs tests.
+/// Runs the tests that `options` select, and prints the results.
 pub fn run(options: &Options) -> ExitCode {
     match Runner::new(options) {
         Ok(mut runner) => runner.run(),
@@ -36,7 +36,7 @@ struct Runner<'a> {
     module: &'static str,
     tests: Vec<(Test, Option<Difference>)>,
     log: Log,
-    /// The test that left the kernel in a state in which no other test can be run.
+    /// Name of the test that left the kernel in a state in which no other test can run.
     wedged_by: Option<String>,
 }
 
@@ -59,8 +59,8 @@ impl<'a> Runner<'a> {
         if tests.is_empty() {
             return Err("no test has such a name".to_owned());
         }
-        // Tests that leak references run last, as they prevent other tests from unloading the
-        // module.
+        // Tests that leak references to the module run last, because later tests could not unload
+        // the module.
         tests.sort_by_key(|(_, row)| row.as_ref().is_some_and(|row| row.known == Known::Leaks));
         let log = Log::open().map_err(|error| format!("/dev/kmsg: {error}"))?;
         Ok(Self {
@@ -90,13 +90,14 @@ impl<'a> Runner<'a> {
             );
             let _ = std::io::stdout().flush();
         }
-        // Restores the initial setting.
+        // Restores the kernel's default: automatic binding is enabled.
         let _ = bus::set_autoprobe(true);
         print!("{}", totals.line());
         ExitCode::from(u8::from(totals.fail != 0))
     }
 
-    /// Runs a test and compares its outcome with the table of differences.
+    /// Runs a test and compares its outcome with the table of differences. Returns the verdict and
+    /// the time that the test took.
     fn judge(&mut self, test: &Test, row: Option<&Difference>) -> (Verdict, Duration) {
         let reason = row.map(|row| row.reason.clone()).unwrap_or_default();
         let known = row.map(|row| row.known);
@@ -111,7 +112,7 @@ impl<'a> Runner<'a> {
         let verdict = match (known, verdict) {
             (Some(Known::Fails), Verdict::Fail(_)) => Verdict::ExpectedFail(reason),
             (Some(Known::Fails), Verdict::Pass) => unexpected("passes", &reason),
-            // The leak may take so much memory that the test fails.
+            // The leak may take so much memory that the test fails as well.
             (Some(Known::Leaks), Verdict::Pass | Verdict::Fail(_)) if leaked.is_some() => {
                 Verdict::ExpectedFail(reason)
             }
@@ -125,7 +126,8 @@ impl<'a> Runner<'a> {
         (verdict, took)
     }
 
-    /// Runs a test. Returns its verdict, a description of leaked references, and the time it took.
+    /// Runs a test. Returns its verdict, a description of the references that it leaked, and the
+    /// time that it took.
     fn try_test(&mut self, test: &Test) -> (Verdict, Option<String>, Duration) {
         let before = modules::references(self.module);
         self.log.lines();

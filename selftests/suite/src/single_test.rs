@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Runs one test in this process.
+//! The execution of one test in this process.
 
 use std::panic::{self, PanicHookInfo};
 use std::process::ExitCode;
 
 use crate::outcome::{Skipped, FAILED, SKIPPED};
 
-/// Runs a test in this process. Returns the exit status.
+/// Runs the test called `name` in this process. Returns the exit status for the runner.
 pub fn run(name: &str) -> ExitCode {
     let Some(test) = crate::tests::all().find(|test| test.name == name) else {
         eprintln!("{name}: no such test");

@@ -2,7 +2,8 @@
 
 //! A thread of an actor, which makes calls.
 //!
-//! The calls are counted, watched, and held against the errors that they may fail with.
+//! Each call is counted and supervised. Its error must be one of those that are allowed for the
+//! call.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -18,13 +19,13 @@ use crate::fuzz::records::{Records, Wait};
 use crate::lab::assert::random::Random;
 use crate::outcome::FAILED;
 
-/// How many threads of an actor make calls, at most.
+/// Maximum number of threads of an actor that make calls.
 pub const THREADS: usize = 3;
 
-/// How many of the last calls are shown when one fails as it must not.
+/// Number of last calls that are printed when the actor fails.
 const SHOWN: usize = 16;
 
-/// The devices, by which everybody finds them.
+/// Names of the devices, which all actors share.
 pub const DEVICES: [&str; 5] = [
     "fuzz-disk0",
     "fuzz-disk1",
@@ -40,23 +41,23 @@ pub struct Actor {
     directory: PathBuf,
     index: usize,
     seed: u64,
-    /// Decides.
+    /// Random numbers that decide what the actor does.
     pub dice: Random,
-    /// A word that no daemon is ever to see.
+    /// A word that fills memory which no daemon may see.
     pub secret: u64,
     trace: Option<File>,
     last: VecDeque<String>,
     until: Instant,
 }
 
-/// Makes one number of two.
+/// Derives a number from two numbers.
 fn mix(a: u64, b: u64) -> u64 {
     Random::new(a ^ Random::new(b.wrapping_add(0x5eed)).next()).next()
 }
 
 impl Actor {
-    /// Creates the first thread of an actor. Its seed comes from the run's seed and the actor's
-    /// number.
+    /// Creates the first thread of an actor. The thread's seed is derived from the run's seed and
+    /// the actor's number.
     pub fn new(
         records: Arc<Records>,
         directory: &Path,
@@ -78,13 +79,14 @@ impl Actor {
         }
     }
 
-    /// Begins a life: from here on, the dice fall as the seed and the life's number say.
+    /// Begins a new life. From now on, the seed and the number of the life determine the random
+    /// numbers.
     pub fn live(&mut self) {
         let life = self.records.record(self.index).next_life();
         self.dice = Random::new(mix(self.seed, life));
     }
 
-    /// Another thread of the same actor.
+    /// Creates another thread of the same actor. `thread` is the thread's number.
     pub fn beside(&mut self, thread: usize) -> Self {
         assert!(thread < THREADS);
         Self {
@@ -100,38 +102,38 @@ impl Actor {
         }
     }
 
-    /// What follows goes on for so many milliseconds.
+    /// Makes [`goes_on`](Self::goes_on) return true for the next `milliseconds`.
     pub fn go_on_for(&mut self, milliseconds: u64) {
         self.until = Instant::now() + Duration::from_millis(milliseconds);
     }
 
-    /// Whether it is to go on.
+    /// Returns whether the time that [`go_on_for`](Self::go_on_for) has set has not passed yet.
     pub fn goes_on(&self) -> bool {
         Instant::now() < self.until
     }
 
-    /// Waits, up to so many milliseconds.
+    /// Sleeps for a random time of at most `most` milliseconds.
     pub fn pause(&mut self, most: u64) {
         std::thread::sleep(Duration::from_millis(self.dice.below(most + 1)));
     }
 
-    /// Any of the devices.
+    /// Returns the name of a random device.
     pub fn device(&mut self) -> &'static str {
         self.dice.pick(&DEVICES)
     }
 
-    /// A file that all actors share.
+    /// Returns the path of a file in the directory that all actors share.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
 
-    /// Returns a file with its lock held; `None` if the lock cannot be taken. An actor that opens a
-    /// device's vhost-vdpa node holds the lock shared; an actor that takes the device away from
-    /// vhost-vdpa holds it exclusively.
+    /// Takes a device's lock and returns the locked file, or `None` if the lock cannot be taken. An
+    /// actor that opens the device's vhost-vdpa node holds the lock shared. An actor that unbinds
+    /// the device from vhost-vdpa or deletes the device holds the lock exclusively.
     ///
-    /// Without the lock, an open that fails (the daemon may make the reset fail) at the same time
-    /// as an unbind hangs the kernel indefinitely: vhost_vdpa_remove() waits for a wake-up when the
-    /// node is closed, and an open that fails does not wake it.
+    /// Without the lock, the kernel may hang indefinitely. vhost_vdpa_remove() waits for a
+    /// completion if the node is being opened at the same time. If that open fails, for example
+    /// because the daemon makes the reset fail, the kernel never signals the completion.
     pub fn lock(&mut self, device: &str, how: FlockOperation) -> Option<File> {
         let path = self.path(&format!("{device}.lock"));
         let open = || OpenOptions::new().create(true).append(true).open(&path);
@@ -141,7 +143,8 @@ impl Actor {
         Some(file)
     }
 
-    /// Makes a call that may fail with any error.
+    /// Makes a call that may fail with any error. Returns the call's value, or `None` if the call
+    /// fails.
     pub fn attempt<T>(
         &mut self,
         name: &str,
@@ -151,7 +154,8 @@ impl Actor {
         self.make(name, wait, None, call)
     }
 
-    /// Makes a call that may fail with these errors only.
+    /// Makes a call that may fail only with one of `errors`. Returns the call's value, or `None` if
+    /// the call fails.
     pub fn call<T>(
         &mut self,
         name: &str,
@@ -199,14 +203,15 @@ impl Actor {
         }
     }
 
-    /// Ends the process, and with it the test: this must not happen.
+    /// Prints `why` and the last calls, and ends the process with an error, upon which the test
+    /// fails.
     pub fn fail(&self, why: &str) -> ! {
         let last: Vec<_> = self.last.iter().map(String::as_str).collect();
         eprintln!("{why}; the last calls:\n{}", last.join("\n"));
         std::process::exit(FAILED.into());
     }
 
-    /// Fails if a daemon sees what it is not to see.
+    /// Ends the process with an error if `bytes`, which a daemon sees, contain the secret word.
     pub fn inspect(&self, bytes: &[u8], what: &str) {
         let mut words = bytes.chunks_exact(8);
         if words.any(|word| word == self.secret.to_ne_bytes()) {

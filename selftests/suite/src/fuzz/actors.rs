@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The actors, each of which is a process.
+//! The actors, each of which runs in its own process.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use crate::fuzz::records::{Records, FILE};
 use crate::fuzz::{bus, client, controller, daemon, memory_pressure, nodes, user};
 use crate::lab::kernel::memlock::unlimited_memlock;
 
-/// An actor: its name, and one life of it.
+/// An actor's name, and the function that plays one of its lives.
 type Entry = (&'static str, fn(&mut Actor));
 
-/// The actors. Their numbers are part of what a seed means.
+/// All actors. An actor's index affects its random numbers, so the same seed needs the same order.
 pub const ACTORS: &[Entry] = &[
     ("controller", controller::live),
     ("daemon1", daemon::life::live),
@@ -33,7 +33,8 @@ pub const ACTORS: &[Entry] = &[
 /// Number of records: one for each thread of each actor.
 pub const RECORDS: usize = ACTORS.len() * THREADS;
 
-/// Runs the process of an actor: `fuzz NUMBER SEED TRACE DIRECTORY`. Returns only when it cannot.
+/// Runs the helper process `fuzz NUMBER SEED TRACE DIRECTORY`, which plays an actor. Returns only
+/// if an argument is invalid or the records cannot be opened.
 pub fn run(arguments: &[String]) -> bool {
     let [number, seed, trace, directory] = arguments else {
         return false;

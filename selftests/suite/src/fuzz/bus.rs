@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The vDPA bus: devices are added, bound, unbound, deleted.
+//! An actor that adds devices to the vDPA bus, binds them, unbinds them, and deletes them.
 
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -10,12 +10,12 @@ use crate::fuzz::actor::Actor;
 use crate::fuzz::records::Wait;
 use crate::lab::device::bus::{self, Driver};
 
-/// Adding a device: it may be there, or not be created, or not be set up.
+/// Errors of adding a device: it is already on the bus, does not exist, or is not set up.
 const ADD: &[Errno] = &[Errno::EXIST, Errno::INVAL];
-/// Deleting a device.
+/// Errors of deleting a device.
 const DELETE: &[Errno] = &[Errno::NODEV];
 
-/// The life of the actor that manages the bus.
+/// Plays one life of an actor that manages the bus.
 pub fn live(actor: &mut Actor) {
     actor.pause(30);
     let name = actor.device();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Clients of vhost-vdpa, like a virtual machine: good, bad, or gone in the middle.
+//! Clients of vhost-vdpa, such as virtual machines. They behave well or badly, and may end at any
+//! time.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -25,16 +26,16 @@ use crate::lab::driver::vhost::{access, RingAddress, Vhost};
 use crate::lab::kernel::memory::{self, PAGE};
 use crate::lab::kernel::reserved_range::ReservedRange;
 
-/// How long the range of addresses is that files are mapped in.
+/// Size in bytes of the address range in which a client maps files.
 const RANGE: usize = 1 << 20;
 
-/// How many descriptors a virtqueue has.
+/// Number of descriptors of a virtqueue.
 const SIZE: u32 = 16;
 
-/// Where a virtqueue's memory is, for the device.
+/// IOVA of the memory of a client's virtqueues.
 const RINGS: u64 = 0x10_0000;
 
-/// What a client has.
+/// The resources of a client.
 struct Client {
     vhost: Vhost,
     range: ReservedRange,
@@ -43,7 +44,7 @@ struct Client {
     event: EventFd,
 }
 
-/// A client's life.
+/// Plays one life of a client.
 pub fn live(actor: &mut Actor) {
     actor.pause(30);
     let name = actor.device();
@@ -61,8 +62,8 @@ pub fn live(actor: &mut Actor) {
     let (Ok(range), Ok(event)) = (ReservedRange::new(RANGE), EventFd::new()) else {
         return;
     };
-    // What is not mapped for the device is full of what no daemon is to see: the files that are
-    // not, and the parts of others that are not.
+    // The daemon may see the files, so the files do not contain the secret word. The daemon must
+    // not see `hidden`, so that memory is full of the secret word.
     let files: Vec<_> = (0..3).map(|_| memory::file(32 * PAGE)).collect();
     for file in &files {
         let fill = [0x11; PAGE as usize];
@@ -106,7 +107,7 @@ fn set_status(actor: &mut Actor, client: &Client, status: u8) {
     });
 }
 
-/// Statuses that make sense, or do not.
+/// Values of the device status, both valid and invalid.
 const STATUSES: &[u8] = &[
     RESET,
     ACKNOWLEDGE,
@@ -119,7 +120,7 @@ const STATUSES: &[u8] = &[
     0xff,
 ];
 
-/// Takes the device as far as it can be used.
+/// Drives the device up to `DRIVER_OK`.
 fn begin(actor: &mut Actor, client: &Client) {
     let vhost = &client.vhost;
     actor.call("SET_OWNER", Wait::Short, &[], || vhost.set_owner());
@@ -144,7 +145,7 @@ fn begin(actor: &mut Actor, client: &Client) {
     set_status(actor, client, UP_TO_DRIVER_OK);
 }
 
-/// Sets a virtqueue up, all of them in the same memory.
+/// Sets up a virtqueue. All virtqueues share the same memory.
 fn set_up(actor: &mut Actor, client: &Client, queue: u32) {
     let vhost = &client.vhost;
     let address = RingAddress {
@@ -172,7 +173,7 @@ fn set_up(actor: &mut Actor, client: &Client, queue: u32) {
     });
 }
 
-/// A number below `end`, or hardly ever another.
+/// Returns a random number below `end`, or rarely a larger number.
 fn below(actor: &mut Actor, end: u64) -> u32 {
     if actor.dice.one_in(12) {
         actor.dice.pick(&[end as u32, 0xffff, 0x1_0000, u32::MAX])
@@ -181,7 +182,7 @@ fn below(actor: &mut Actor, end: u64) -> u32 {
     }
 }
 
-/// An address for the device.
+/// Returns a random IOVA.
 fn iova(actor: &mut Actor) -> u64 {
     match actor.dice.below(16) {
         0 => actor.dice.next(),
@@ -192,7 +193,7 @@ fn iova(actor: &mut Actor) -> u64 {
     }
 }
 
-/// A length.
+/// Returns a random length in bytes.
 fn length(actor: &mut Actor) -> u64 {
     match actor.dice.below(16) {
         0 => actor.dice.next(),
@@ -203,17 +204,18 @@ fn length(actor: &mut Actor) -> u64 {
     }
 }
 
-/// One call of a client, of any kind.
+/// Makes a random call of a client.
 fn act(actor: &mut Actor, client: &Client) {
     let vhost = &client.vhost;
-    // A length of 0 is invalid; whatever else is wrong with a mapping is told in one way.
+    // A length of 0 causes `EINVAL`. Any other mistake in a mapping causes `EFAULT`.
     let fault = &[Errno::FAULT, Errno::INVAL];
     match actor.dice.below(32) {
         0..=2 => arrange(actor, client),
         3..=7 => {
             let (asid, iova, size) = (below(actor, SPACES), iova(actor), length(actor));
             let at = client.range.address() + actor.dice.below(64) * PAGE;
-            // Only what is in the range: what else there is in this process is not the device's.
+            // The device must not see other memory of this process. A mapping that may reach beyond
+            // the range therefore starts at an address without memory.
             let at = if size <= 128 * PAGE { at } else { 1 << 63 };
             let access = actor.dice.pick(&[0, 1, 2, 3, 3, 3, 5, 0xff]);
             actor.call("map", Wait::Daemon, fault, || {
@@ -314,7 +316,7 @@ fn act(actor: &mut Actor, client: &Client) {
             actor.attempt("GET_VRING_GROUP", Wait::Short, || vhost.group_of(queue));
         }
         29 => {
-            // A file becomes shorter while it is mapped.
+            // Changes the size of a file that may be mapped at the same time.
             let file = &client.files[actor.dice.below(3) as usize];
             let pages = actor.dice.below(33);
             actor.attempt("truncate", Wait::Short, || file.set_len(pages * PAGE));
@@ -337,7 +339,7 @@ fn act(actor: &mut Actor, client: &Client) {
     }
 }
 
-/// Maps and unmaps files in the range.
+/// Maps a file at a random place in the address range, or removes mappings from there.
 fn arrange(actor: &mut Actor, client: &Client) {
     let at = (actor.dice.below(96) * PAGE) as usize;
     let len = ((1 + actor.dice.below(32)) * PAGE) as usize;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The control device, through which devices come or go.
+//! An actor that creates and destroys devices through the control device.
 
 use rustix::io::Errno;
 use vduse::{blk, Control, DeviceConfig};
@@ -12,28 +12,28 @@ use crate::lab::device::virtio::{feature, id};
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::raw::{self, Edge};
 
-/// How many virtqueues a device has, at most. (From some 200 on, vhost_vdpa warns of a page of too
-/// high an order.)
+/// Maximum number of virtqueues of a device. With about 200 or more, the kernel warns that
+/// vhost_vdpa allocates pages of too high an order.
 pub const QUEUES: u64 = 6;
-/// How many virtqueue groups a device has, at most.
+/// Maximum number of virtqueue groups of a device.
 pub const GROUPS: u64 = 3;
-/// How many address spaces a device has, at most.
+/// Maximum number of address spaces of a device.
 pub const SPACES: u64 = 4;
 
-/// Creating a device with good values.
+/// Errors of creating a device with a valid configuration.
 const CREATE: &[Errno] = &[Errno::EXIST];
-/// Destroying a device.
+/// Errors of destroying a device.
 const DESTROY: &[Errno] = &[Errno::BUSY, Errno::INVAL];
 
-/// The size of a disk in bytes.
+/// Size of a disk in bytes.
 pub const DISK: u64 = 1 << 20;
 
-/// Features that drivers accept without knowing what they are in for, by device id.
+/// Returns random features that a device with the ID `device` can offer to the kernel's drivers.
 fn features(actor: &mut Actor, device: u32) -> u64 {
     let base = feature::VERSION_1 | feature::ACCESS_PLATFORM;
     match device {
-        // No packed virtqueues, which the daemons that repair a disk cannot serve; and no zones,
-        // which the driver asks for before it listens.
+        // No packed virtqueues, because the daemons that repair a disk cannot serve them. No zones,
+        // because virtio_blk waits for a report of the zones before the disk exists.
         id::BLOCK => {
             let more = actor.dice.next()
                 & (blk::FEATURES
@@ -42,14 +42,15 @@ fn features(actor: &mut Actor, device: u32) -> u64 {
                     | feature::BLK_SECURE_ERASE);
             base | more
         }
-        // Not in order: a buffer of which the device says nothing is then taken to be full, which
-        // is what `rings::corrupt_used_ring` avoids.
+        // No `IN_ORDER`. With this feature, virtio_net treats a buffer as full if the used ring
+        // skips the buffer, and `rings::corrupt_used_ring` must avoid full buffers.
         id::NET => base | feature::NET_MAC | actor.dice.next() & !feature::IN_ORDER,
         _ => base | actor.dice.next(),
     }
 }
 
-/// What a device of this name is to be: the kind is the name's, the rest is up to the dice.
+/// Returns a valid configuration for the device `name`. The name determines the type of the device.
+/// The other values are random.
 pub fn config(actor: &mut Actor, name: &str) -> DeviceConfig {
     let device = match name.as_bytes()[5] {
         b'd' => id::BLOCK,
@@ -71,7 +72,7 @@ pub fn config(actor: &mut Actor, name: &str) -> DeviceConfig {
         config.space = vec![0; actor.dice.pick(&[12, 16, 24, 64, 256, 4096])];
         let (head, _) = config.space.split_at_mut(12);
         head[..6].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
-        // One pair of queues, and the usual size of packets.
+        // The card has one queue pair and an MTU of 1500 bytes.
         head[8] = 1;
         head[10..].copy_from_slice(&1500u16.to_le_bytes());
     }
@@ -82,7 +83,7 @@ pub fn config(actor: &mut Actor, name: &str) -> DeviceConfig {
     config
 }
 
-/// Opens the control device.
+/// Opens the control device and sets the API version.
 fn open(actor: &mut Actor, version: u64) -> Option<Control> {
     let control = actor.call("open control", Wait::Short, &[], Control::open)?;
     actor.call("SET_API_VERSION", Wait::Short, &[], || {
@@ -91,10 +92,10 @@ fn open(actor: &mut Actor, version: u64) -> Option<Control> {
     Some(control)
 }
 
-/// Negotiates what a device can do besides, or not.
+/// Negotiates random VDUSE features and extensions, or none.
 fn negotiate(actor: &mut Actor, control: &Control) {
     let features = actor.dice.next() & (F_QUEUE_READY | F_SUSPEND);
-    // The in-tree driver of 7.2 has no features, and none has the extensions.
+    // The in-tree driver of 7.2 has no VDUSE features. No in-tree driver has the extensions.
     let errors = &[Errno::INVAL];
     if actor.dice.one_in(2) {
         actor.call("SET_FEATURES of VDUSE", Wait::Short, errors, || {
@@ -108,7 +109,7 @@ fn negotiate(actor: &mut Actor, control: &Control) {
     }
 }
 
-/// Creates a device of this name, as good as the dice are.
+/// Creates the device `name` with random features and a random valid configuration.
 pub fn create(actor: &mut Actor, name: &str) -> Option<()> {
     let control = open(actor, u64::from(name.ends_with('1')))?;
     negotiate(actor, &control);
@@ -118,7 +119,7 @@ pub fn create(actor: &mut Actor, name: &str) -> Option<()> {
     })
 }
 
-/// A configuration with something wrong, and something to ruin it for sure where it is not.
+/// Tries to create a device with an invalid configuration.
 fn create_bad(actor: &mut Actor) {
     let name = actor.device();
     let version = actor.dice.below(2);
@@ -149,14 +150,15 @@ fn create_bad(actor: &mut Actor) {
             _ => head.name = [0xff; 256],
         }
     }
-    // Nothing of the above may be wrong for this version.
+    // The changes above may still be valid for this API version. This reserved word is never valid.
     head.reserved[10] = 0xffff_ffff;
     actor.call("CREATE_DEV (bad)", Wait::Short, &[Errno::INVAL], || {
         control.create_raw(&head, &space)
     });
 }
 
-/// Arguments that are not there, or not all of them.
+/// Calls ioctls of the control device whose argument is unmapped or ends in unmapped memory, and
+/// ioctls with random numbers.
 fn torn(actor: &mut Actor) {
     let Some(control) = open(actor, 1) else {
         return;
@@ -178,7 +180,7 @@ fn torn(actor: &mut Actor) {
     let Ok((head, _)) = config.to_abi() else {
         return;
     };
-    // As much as there is of the structure, and of the configuration space behind it.
+    // A random part of the structure and of the configuration space that follows it.
     let mut bytes = bytes_of(&head);
     bytes.resize(bytes.len() + config.space.len(), 0);
     let most = bytes.len().min(PAGE as usize) as u64;
@@ -196,7 +198,7 @@ fn torn(actor: &mut Actor) {
     }
 }
 
-/// The bytes of a configuration.
+/// Returns the bytes of a configuration, as the ABI defines them.
 fn bytes_of(config: &DevConfig) -> Vec<u8> {
     let words = [config.vendor_id, config.device_id];
     let mut bytes = raw::Bytes(config.name.to_vec());
@@ -213,7 +215,7 @@ fn bytes_of(config: &DevConfig) -> Vec<u8> {
     bytes.u32(config.config_size).0
 }
 
-/// A controller's life.
+/// Plays one life of the controller.
 pub fn live(actor: &mut Actor) {
     actor.pause(20);
     let name = actor.device();
@@ -242,7 +244,7 @@ pub fn live(actor: &mut Actor) {
                 });
             }
         }
-        // One with many virtqueues, which is not for the bus.
+        // A device with many virtqueues. No actor puts this device on the bus.
         _ => {
             let mut config = config(actor, "fuzz-fs1");
             config.name = "fuzz-many".to_owned();

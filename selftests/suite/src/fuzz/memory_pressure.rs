@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory pressure.
+//! An actor that puts the kernel under memory pressure.
 //!
-//! The memory is filled with what no daemon is to see, before others get it.
+//! The actor fills its memory with the secret word, which no daemon may see, and frees the memory.
+//! The kernel then gives the memory to other users.
 
 use std::path::Path;
 
@@ -14,7 +15,7 @@ use crate::fuzz::records::Wait;
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::sysfs;
 
-/// One life: takes memory and returns it.
+/// Plays one life: allocates memory, fills it, and frees it.
 pub fn live(actor: &mut Actor) {
     let pages = 64 + actor.dice.below(2048) as usize;
     let anonymous = || Mapping::anonymous(pages * PAGE as usize);

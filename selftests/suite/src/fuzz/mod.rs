@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hostile userspace: processes that make every call there is, with valid or invalid arguments, all
-//! at once.
+//! A fuzzer: processes that make all calls of the driver's interfaces at the same time, with valid
+//! and invalid arguments.
 //!
 //! Each *actor* is a process: the controller, daemons, the bus, clients of vhost-vdpa, users of
-//! disks and network cards, sysfs, memory pressure. It plays one short *life* after the other. What
-//! happens in a life is decided by dice that start at a number made of the run's seed, the actor's
-//! number and the life's: another run with the same seed, and perhaps with that actor only, repeats
-//! it, as far as what the others do does not make a difference.
+//! disks and network cards, sysfs, memory pressure. An actor plays one short *life* after another.
+//! Random numbers decide what happens in a life. Their seed is derived from the run's seed, the
+//! actor's number and the life's number. So another run with the same seed repeats a life, even if
+//! only that actor takes part, as far as the effects of other actors make no difference.
 //!
-//! What must be true all the time:
+//! The fuzzer checks all the time:
 //!
-//! - Calls fail with those errors only that they are documented to fail with.
-//! - Calls end, in time. The supervisor watches, and tells where the kernel is when one does not.
-//! - A daemon never sees a certain word that is all over everybody's other memory.
-//! - However the actors end (the supervisor kills one now and then, in the middle of whatever), all
-//!   that they left can be taken away.
+//! - A call fails only with errors that are documented for the call.
+//! - A call ends in time. If one does not, the supervisor prints the kernel stacks of all actors.
+//! - A daemon never sees the secret word, with which other actors fill memory that is not the
+//!   daemon's.
+//! - All devices can be removed, however the actors end. Now and then, the supervisor kills an
+//!   actor in the middle of a call.
 //!
-//! The kernel's log and the module's references are watched by the runner.
+//! The runner watches the kernel's log and the module's reference count.
 
 pub mod actors;
 pub mod supervisor;

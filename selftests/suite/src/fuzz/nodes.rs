@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's files in sysfs.
+//! An actor that reads and writes the driver's files in sysfs.
 
 use std::path::PathBuf;
 
@@ -10,10 +10,10 @@ use crate::fuzz::actor::Actor;
 use crate::fuzz::records::Wait;
 use crate::lab::kernel::sysfs;
 
-/// Any file of a device that comes and goes.
+/// Errors of an access to a file of a device that another actor has destroyed.
 const GONE: &[Errno] = &[Errno::NOENT, Errno::NODEV];
 
-/// Junk.
+/// Values of attributes, most of which are invalid.
 const JUNK: &[&str] = &[
     "",
     "\n",
@@ -29,7 +29,7 @@ const JUNK: &[&str] = &[
     "%s%n",
 ];
 
-/// The life of an administrator.
+/// Plays one life of an administrator.
 pub fn live(actor: &mut Actor) {
     actor.pause(20);
     let name = actor.device();
@@ -42,11 +42,12 @@ pub fn live(actor: &mut Actor) {
             };
             store(actor, sysfs::attribute(name, "msg_timeout"), text);
             actor.pause(50);
-            // Nobody is to wait for long (what waits without end already, a daemon answers).
+            // Later requests must not wait for long. A request that already waits without a limit
+            // ends when a daemon answers it.
             patience(actor, name);
         }
         3..=4 => {
-            // Small ones, as there is not much memory.
+            // The valid sizes are small, because the machine has little memory.
             let text = if actor.dice.one_in(2) {
                 actor.dice.pick(&[
                     "0",
@@ -100,7 +101,7 @@ fn store(actor: &mut Actor, path: PathBuf, text: &str) {
     });
 }
 
-/// Has a device's messages time out soon.
+/// Sets the time for which a device's requests wait for an answer to one second.
 pub fn patience(actor: &mut Actor, name: &str) {
     let path = sysfs::attribute(name, "msg_timeout");
     actor.call("write msg_timeout", Wait::Short, GONE, || {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The records that all processes share, in a file in memory.
+//! The records of all actors, in memory that the processes share.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -13,16 +13,16 @@ use vduse::Mapping;
 use vduse_uapi::ACCESS_RW;
 use vm_memory::Bytes;
 
-/// Name of the file in the directory that all actors share.
+/// Name of the file with the records, in the directory that all actors share.
 pub const FILE: &str = "records";
 
 /// Size in bytes of a record.
 const RECORD: usize = 128;
 
-/// The length of a call's name.
+/// Maximum length of a call's name in bytes, including a terminating zero.
 const NAME: usize = 40;
 
-/// Where things are in a record.
+/// Offsets of the fields of a record.
 mod at {
     pub const TICKS: usize = 0;
     pub const CALLS: usize = 8;
@@ -32,19 +32,19 @@ mod at {
     pub const NAME: usize = 40;
 }
 
-/// How long a call may take.
+/// The expected duration of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Not long: the call does not wait for userspace.
+    /// Short, because the call does not wait for userspace.
     Short,
-    /// As long as a daemon may take, a few times over.
+    /// Long enough for a few answers of a daemon.
     Daemon,
-    /// For ever: the supervisor kills the process after a while.
+    /// Indefinite. The supervisor kills the process after a while.
     Endless,
 }
 
 impl Wait {
-    /// How long that is.
+    /// Returns the time limit of the call on a machine of normal speed.
     pub fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Self::Short => 15,
@@ -54,14 +54,14 @@ impl Wait {
     }
 }
 
-/// The records, in shared memory.
+/// The records of all threads.
 #[derive(Debug)]
 pub struct Records {
     memory: Mapping,
 }
 
 impl Records {
-    /// Makes the file, for so many records, or opens it.
+    /// Opens the file at `path` with `records` records. Creates the file if necessary.
     pub fn open(path: &Path, records: usize) -> io::Result<Self> {
         let len = (records * RECORD) as u64;
         let file = OpenOptions::new()
@@ -75,7 +75,7 @@ impl Records {
         Ok(Self { memory })
     }
 
-    /// A thread's record.
+    /// Returns the record of the thread with the number `index`.
     pub fn record(&self, index: usize) -> Record<'_> {
         assert!((index + 1) * RECORD <= self.memory.len());
         Record {
@@ -85,7 +85,7 @@ impl Records {
     }
 }
 
-/// What a thread says of itself.
+/// The record of a thread, which the thread writes and the supervisor reads.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
     records: &'a Records,
@@ -103,22 +103,22 @@ impl Record<'_> {
         let _ = bytes.store(value, self.start + at, Ordering::SeqCst);
     }
 
-    /// A number that moves whenever a call begins or ends.
+    /// Returns a counter that increases whenever a call begins or ends.
     pub fn ticks(&self) -> u64 {
         self.get(at::TICKS)
     }
 
-    /// How many calls were made.
+    /// Returns the number of calls.
     pub fn calls(&self) -> u64 {
         self.get(at::CALLS)
     }
 
-    /// How many succeeded.
+    /// Returns the number of calls that succeeded.
     pub fn good(&self) -> u64 {
         self.get(at::GOOD)
     }
 
-    /// How long the current call may take; `None` between calls.
+    /// Returns the expected duration of the current call, or `None` if there is no current call.
     pub fn wait(&self) -> Option<Wait> {
         match self.get(at::PATIENCE) {
             1 => Some(Wait::Short),
@@ -128,7 +128,7 @@ impl Record<'_> {
         }
     }
 
-    /// The name of the last call.
+    /// Returns the name of the last call.
     pub fn name(&self) -> String {
         let mut bytes = [0; NAME];
         let _ = self
@@ -140,7 +140,7 @@ impl Record<'_> {
         String::from_utf8_lossy(text).into_owned()
     }
 
-    /// A call begins.
+    /// Records that a call begins.
     pub fn begin(&self, name: &str, wait: Wait) {
         let mut bytes = [0; NAME];
         let len = name.len().min(NAME - 1);
@@ -157,19 +157,20 @@ impl Record<'_> {
         self.set(at::TICKS, self.ticks() + 1);
     }
 
-    /// A call has ended.
+    /// Records that the current call has ended. `good` tells whether the call succeeded.
     pub fn end(&self, good: bool) {
         self.set(at::GOOD, self.good() + u64::from(good));
         self.rest();
     }
 
-    /// No call is under way: the process that had one may be gone.
+    /// Records that there is no current call. A killed process may have left a call that has begun
+    /// but not ended.
     pub fn rest(&self) {
         self.set(at::PATIENCE, 0);
         self.set(at::TICKS, self.ticks() + 1);
     }
 
-    /// A life begins: returns its number, from 0 on.
+    /// Records that a life begins. Returns the number of the life, starting from 0.
     pub fn next_life(&self) -> u64 {
         let life = self.get(at::LIFE);
         self.set(at::LIFE, life + 1);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Corruption of rings: of the device's side, where a kernel driver has the other one; of the
-//! driver's side, by a vhost-vdpa client.
+//! Corruption of virtqueues. A daemon corrupts the virtqueues of kernel drivers, and a vhost-vdpa
+//! client corrupts its own virtqueues.
 
 use std::os::fd::AsFd;
 
@@ -13,31 +13,33 @@ use crate::fuzz::actor::Actor;
 use crate::fuzz::records::Wait;
 use crate::lab::device::virtio::descriptor;
 
-/// Writes to memory, of which some may not be there. A daemon may die of it, as it may of anything.
+/// Writes to a mapping. If the memory has been removed, the write raises `SIGBUS`, which may kill a
+/// daemon.
 fn put(memory: &Mapping, at: u64, bytes: &[u8]) {
-    // What is beyond the end is not written.
+    // Nothing is written beyond the end of the mapping.
     let _ = memory.bytes().write_slice(bytes, at as usize);
 }
 
-/// Reads a 16-bit number.
+/// Reads a 16-bit number in little-endian order.
 fn get(memory: &Mapping, at: u64) -> u16 {
     let mut bytes = [0; 2];
     let _ = memory.bytes().read_slice(&mut bytes, at as usize);
     u16::from_le_bytes(bytes)
 }
 
-/// The virtqueue by which the kernel's network driver receives.
+/// Index of the virtqueue on which virtio_net receives packets.
 const RECEIVE: u32 = 0;
 
-/// The length, in bytes, of a packet that takes 18 pages.
+/// Lengths in bytes of packets that take 18 pages.
 const FULL: std::ops::RangeInclusive<u32> = 17 * 4096..=18 * 4096;
 
-/// Uses buffers of a virtqueue that are not there, or says that more was written to them than fits.
+/// Adds wrong elements to a used ring. The driver may not have made their buffers available, and
+/// their lengths may exceed the buffers.
 ///
-/// This is for a network card, and where that receives, only. A virtqueue in which such things are
-/// found is broken, and that hangs other drivers of the kernel: virtio_blk, when it is removed,
-/// waits for requests that can never end; virtio_net, where it transmits, cleans up in an
-/// interrupt, in a loop that never ends with a broken virtqueue (`virtnet_poll_cleantx`).
+/// Only the receive queue of a network card is corrupted. A driver that finds a wrong element marks
+/// the virtqueue as broken, and any other virtqueue would then cause a hang. On removal, virtio_blk
+/// waits for requests that never end. virtio_net cleans up its transmit queue in an interrupt, in a
+/// loop that never ends if that virtqueue is broken (`virtnet_poll_cleantx`).
 pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
     let index = RECEIVE;
     let errors = &[Errno::PERM, Errno::INVAL];
@@ -73,8 +75,8 @@ pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
             3 => actor.dice.below(12) as u32,
             _ => 12 + actor.dice.below(2000) as u32,
         };
-        // Buffers for large packets have 18 pages. virtio_net takes a packet that fills them, which
-        // is one page more than a packet's fragments have room for, and writes behind their end
+        // Buffers for large packets have 18 pages, one more than a packet's array of fragments has
+        // room for. If a packet takes all 18 pages, virtio_net writes beyond the end of that array
         // (`receive_big`, `page_to_skb`).
         let len = if FULL.contains(&len) { 0 } else { len };
         put(&ring, slot, &id.to_le_bytes());
@@ -83,7 +85,8 @@ pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
     }
     match actor.dice.below(8) {
         0 => used = actor.dice.next() as u16,
-        // No interrupts for a while, or a place to interrupt at that does not come.
+        // Random flags, which may suppress kicks, or a random index at which the device wants a
+        // kick.
         1 => put(&ring, 0, &(actor.dice.next() as u16).to_le_bytes()),
         2 => put(
             &ring,
@@ -98,11 +101,11 @@ pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
     });
 }
 
-/// The virtqueue by which a card of one pair gets its commands.
+/// Index of the control queue of a card with one queue pair.
 const CONTROL: u32 = 2;
 
-/// Writes anything to a control queue, and to the commands and answers behind it. If the driver is
-/// the kernel's own, that is its shadow.
+/// Writes random data to a control queue, and to the commands and answers in the same region. If
+/// virtio_net drives the card, this region is the shadow of the control queue.
 pub fn corrupt_control_queue(actor: &mut Actor, device: &Device) {
     let errors = &[Errno::PERM, Errno::INVAL];
     let info = || device.vq_info(CONTROL);
@@ -125,7 +128,7 @@ pub fn corrupt_control_queue(actor: &mut Actor, device: &Device) {
     let used = info.device_addr.wrapping_sub(region.first) + 2;
     for _ in 0..1 + actor.dice.below(32) {
         match actor.dice.below(3) {
-            // What is likely to be taken for an answer.
+            // The driver is likely to take this used index for the completion of a command.
             0 => {
                 let index = available.wrapping_sub(actor.dice.below(3) as u16);
                 put(&memory, used, &index.to_le_bytes());
@@ -142,19 +145,20 @@ pub fn corrupt_control_queue(actor: &mut Actor, device: &Device) {
     });
 }
 
-/// Where the parts of a client's virtqueue are in its memory, which is so long.
+/// Offset of the descriptor table in the memory of a client's virtqueue.
 pub const DESC: u64 = 0;
-/// The driver's ring.
+/// Offset of the available ring.
 pub const AVAIL: u64 = 0x1000;
-/// The device's ring.
+/// Offset of the used ring.
 pub const USED: u64 = 0x2000;
-/// Where requests are.
+/// Offset of the requests.
 const DATA: u64 = 0x3000;
-/// The end of the memory.
+/// Size of the memory in bytes.
 pub const LEN: u64 = 0x8000;
 
-/// Fills a client's virtqueue of so many descriptors with chains that are too long, go round in
-/// circles, or lead out of its memory, which is at `iova`; and with good ones.
+/// Fills a client's virtqueue with random chains of descriptors. Some are too long, contain a loop,
+/// or point out of the memory, and some are valid. `iova` is the IOVA of the memory, and `size` is
+/// the number of descriptors.
 pub fn fill_with_bad_chains(actor: &mut Actor, memory: &Mapping, iova: u64, size: u64) {
     for index in 0..size {
         if actor.dice.one_in(3) {
@@ -164,7 +168,7 @@ pub fn fill_with_bad_chains(actor: &mut Actor, memory: &Mapping, iova: u64, size
             0 => actor.dice.next(),
             1 => u64::MAX - actor.dice.below(64),
             2 => iova + LEN - actor.dice.below(16),
-            // The rings themselves.
+            // An address that may be inside the rings.
             3 => iova + actor.dice.below(LEN),
             _ => iova + DATA + actor.dice.below(64) * 16,
         };

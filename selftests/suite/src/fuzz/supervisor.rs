@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The supervisor of the actors: starts them, watches them, kills some, removes what they leave.
+//! The supervisor, which starts the actors, watches them, kills some, and removes their devices.
 
 use std::fs::File;
 use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
@@ -26,18 +26,18 @@ use crate::lab::run::report::note;
 use crate::lab::run::scratch::Scratch;
 use crate::process::{self, stacks};
 
-/// What a run is to be.
+/// Parameters of a run of the fuzzer.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Decides all.
+    /// Seed of all random numbers.
     pub seed: u64,
-    /// How long it goes on.
+    /// Duration of the run.
     pub time: Duration,
-    /// What the names of actors begin with that take part; all do, when empty.
+    /// Prefixes of the names of the actors that take part. If empty, all actors take part.
     pub actors: Vec<String>,
     /// Whether each call is written to the kernel's log.
     pub trace: bool,
-    /// What to multiply time limits with.
+    /// Factor by which time limits are multiplied.
     pub patience: u32,
 }
 
@@ -45,7 +45,7 @@ pub struct Plan {
 struct Running {
     number: usize,
     child: Child,
-    /// By thread: the last ticks, and since when they have not moved.
+    /// For each thread, the last value of its ticks, and the time at which they last changed.
     seen: [(u64, Instant); THREADS],
 }
 
@@ -62,11 +62,11 @@ struct Supervisor<'a> {
     running: Vec<Running>,
     killed: u32,
     bus_errors: u32,
-    /// How fast the machine is.
+    /// The measured speed of the machine.
     pace: Pace,
 }
 
-/// Runs the actors; panics if something happens that must not.
+/// Runs the actors. Panics if one of them fails, or if a device cannot be removed afterwards.
 #[track_caller]
 pub fn run(plan: &Plan) {
     let scratch = Scratch::new();
@@ -80,7 +80,7 @@ pub fn run(plan: &Plan) {
         bus_errors: 0,
         pace: Pace::new(),
     };
-    // Whatever happens, what is left over is taken away.
+    // The devices are removed even if the run has failed.
     let run = catch_unwind(AssertUnwindSafe(|| supervisor.supervise()));
     let end = catch_unwind(AssertUnwindSafe(|| supervisor.take_down()));
     supervisor.report();
@@ -121,7 +121,7 @@ impl Supervisor<'_> {
 
     #[track_caller]
     fn supervise(&mut self) {
-        // A device of each name from the start, so that an actor can be played alone.
+        // Creates all devices at the start, so that a run with a single actor has devices as well.
         let mut actor = self.own_actor();
         actor.live();
         for name in DEVICES {
@@ -154,7 +154,8 @@ impl Supervisor<'_> {
         }
     }
 
-    /// The supervisor's own actor, of a number after the others'; it is not watched.
+    /// Returns an actor for the supervisor itself. Its number follows those of the other actors,
+    /// and the supervisor does not watch it.
     fn own_actor(&self) -> Actor {
         let path = self.scratch.path("own");
         let records = Records::open(&path, RECORDS + THREADS).expect("records");
@@ -175,7 +176,8 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Starts those again that have died, which they may of a signal only.
+    /// Restarts the actors that have ended. Panics if anything other than `SIGKILL` or `SIGBUS` has
+    /// ended one of them.
     #[track_caller]
     fn replace_the_dead(&mut self) {
         let mut dead = Vec::new();
@@ -201,7 +203,7 @@ impl Supervisor<'_> {
         use std::os::unix::process::ExitStatusExt;
         match status.signal() {
             Some(signal) if signal == Signal::KILL.as_raw() => {}
-            // Memory that a daemon was looking at was taken away. It is to live with that.
+            // The memory that a daemon was accessing has been removed. Daemons must cope with that.
             Some(signal) if signal == Signal::BUS.as_raw() => self.bus_errors += 1,
             _ => {
                 let name = ACTORS[number].0;
@@ -214,7 +216,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Looks whether all calls go on.
+    /// Asserts that no call takes too long. Kills actors whose endless call has lasted long enough.
     #[track_caller]
     fn watch(&mut self) {
         let mut tired = Vec::new();
@@ -232,7 +234,7 @@ impl Supervisor<'_> {
                 let Some(wait) = record.wait() else {
                     continue;
                 };
-                // An endless call is ended on time, however slow the machine is.
+                // An endless call is ended after the same time on a slow machine.
                 let limit = match wait {
                     Wait::Endless => wait.limit(),
                     _ => self.pace.stretch(wait.limit()),
@@ -260,7 +262,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Where all actors are.
+    /// Returns the last call and the kernel stacks of each actor.
     fn stacks(&self) -> String {
         let mut text = String::new();
         for running in &self.running {
@@ -275,13 +277,13 @@ impl Supervisor<'_> {
         text
     }
 
-    /// Kills all actors, in the middle of whatever they do, and takes away what they leave.
+    /// Kills all actors, even in the middle of a call, and removes the devices that they leave.
     #[track_caller]
     fn take_down(&mut self) {
         for running in &mut self.running {
             let _ = running.child.kill();
         }
-        // Some wait for a daemon; there is one now, for every device.
+        // Some actors wait for a daemon's answer. From now on, each device has a daemon.
         let daemons = DEVICES.map(|name| {
             let _ = sysfs::write(&sysfs::attribute(name, "msg_timeout"), "1");
             RefusingDaemon::start(name)
@@ -309,7 +311,7 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Says what was done.
+    /// Prints the numbers of calls and of killed processes.
     fn report(&self) {
         let (mut calls, mut good) = (0, 0);
         for (number, (name, _)) in ACTORS.iter().enumerate() {

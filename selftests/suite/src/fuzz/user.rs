@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A user of disks or network cards, for as long as they exist.
+//! An actor that uses disks and network cards while they exist.
 
 use std::net::UdpSocket;
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use crate::fuzz::records::Wait;
 use crate::lab::device::bus;
 use crate::lab::driver::block::Block;
 
-/// A user's life.
+/// Plays one life of a user.
 pub fn live(actor: &mut Actor) {
     actor.pause(30);
     let name = actor.device();
@@ -22,7 +22,7 @@ pub fn live(actor: &mut Actor) {
     }
 }
 
-/// Reads and writes, whatever becomes of it.
+/// Reads, writes and flushes a disk. Any error is allowed.
 fn use_disk(actor: &mut Actor, disk: &str) {
     let open = || Block::open(disk);
     let Some(block) = actor.attempt("open a disk", Wait::Daemon, open) else {
@@ -53,7 +53,8 @@ fn ip(arguments: &[&str]) -> std::io::Result<()> {
     command.status().map(drop)
 }
 
-/// Has the driver send a command, if the card has a control queue.
+/// Changes a setting of a card's interface. If the card has a control queue, its driver sends a
+/// command.
 fn configure(actor: &mut Actor, card: &str) {
     let address = format!("02:00:00:00:00:{:02x}", actor.dice.below(256));
     let words: &[&str] = match actor.dice.below(5) {
@@ -68,7 +69,7 @@ fn configure(actor: &mut Actor, card: &str) {
     });
 }
 
-/// Brings a card up, sends packets, and mostly takes it down.
+/// Brings a card's interface up, sends packets, and in half of the cases takes the interface down.
 fn use_card(actor: &mut Actor, card: &str) {
     actor.attempt("ip link up", Wait::Daemon, || {
         ip(&["link", "set", card, "up"])

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The building blocks of tests, by what they serve.
+//! The building blocks of tests, grouped by purpose.
 
 pub mod assert;
 pub mod daemon;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Answers to a device's messages, most of them right.
+//! Answers to the requests of a device. Most of them are valid.
 
 use rustix::io::Errno;
 use vduse::request::{Answer, Kind, Request};
@@ -11,7 +11,7 @@ use crate::fuzz::actor::Actor;
 use crate::fuzz::daemon::errors::BROKEN;
 use crate::fuzz::records::Wait;
 
-/// Reads the next request, if there is one, and answers it, mostly well.
+/// Reads the next request, if there is one, and mostly sends a valid answer.
 pub fn converse(actor: &mut Actor, device: &Device) {
     let errors = &[BROKEN, Errno::AGAIN];
     let read = || device.read_request();
@@ -20,7 +20,7 @@ pub fn converse(actor: &mut Actor, device: &Device) {
     }
 }
 
-/// Answers, mostly well.
+/// Answers a request, mostly with a valid answer.
 pub fn answer(actor: &mut Actor, device: &Device, request: &Request) {
     let right = match request.kind {
         Kind::GetVqState { index } => Answer::SplitState {
@@ -42,7 +42,7 @@ pub fn answer(actor: &mut Actor, device: &Device, request: &Request) {
             }
         }
         6 => actor.pause(300),
-        // Not at all, for now.
+        // Sends no answer.
         7 => return,
         _ => {}
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Random arguments of a daemon's calls, most of them valid.
+//! Random arguments of a daemon's calls. Most of them are valid.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::fuzz::controller::{QUEUES, SPACES};
 use crate::lab::kernel::late_page::Manner;
 use crate::lab::kernel::memory::PAGE;
 
-/// An index of a virtqueue, mostly a good one.
+/// Returns the index of a virtqueue, which is mostly valid.
 pub fn queue(actor: &mut Actor) -> u32 {
     match actor.dice.below(12) {
         0 => actor.dice.next() as u32,
@@ -20,7 +20,7 @@ pub fn queue(actor: &mut Actor) -> u32 {
     }
 }
 
-/// An address space, mostly a good one.
+/// Returns the number of an address space, which is mostly valid.
 pub fn asid(actor: &mut Actor) -> u32 {
     match actor.dice.below(8) {
         0 => actor.dice.pick(&[SPACES as u32, u32::MAX, 0x1_0000]),
@@ -28,7 +28,7 @@ pub fn asid(actor: &mut Actor) -> u32 {
     }
 }
 
-/// A first and a last address.
+/// Returns a first and a last IOVA, which need not be in order.
 pub fn range(actor: &mut Actor) -> (u64, u64) {
     let mut address = || match actor.dice.below(8) {
         0..=2 => actor.dice.below(64) * PAGE,
@@ -41,7 +41,8 @@ pub fn range(actor: &mut Actor) -> (u64, u64) {
     (address(), address())
 }
 
-/// How a page comes.
+/// Returns a random way in which a [`LatePage`](crate::lab::kernel::late_page::LatePage) resolves a
+/// fault.
 pub fn manner(actor: &mut Actor) -> Manner {
     Manner {
         delay: Duration::from_millis(actor.dice.below(20)),

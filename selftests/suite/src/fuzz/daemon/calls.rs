@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Single calls of a daemon.
+//! Random single calls of a daemon.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -18,15 +18,15 @@ use crate::fuzz::daemon::umem::umem;
 use crate::fuzz::records::Wait;
 use crate::lab::kernel::raw::{Bytes, Edge};
 
-/// One call of a daemon, of any kind.
+/// Makes a random call of a daemon.
 pub fn act(actor: &mut Actor, device: &Device) {
     match actor.dice.below(26) {
         0 => torn_read(actor, device),
         1 => torn_write(actor, device),
         2 => torn_ioctl(actor, device),
         3 => {
-            // Not as few as one request of the kernel's drivers takes: the virtio core warns of
-            // that.
+            // No virtqueue gets fewer descriptors than one request of a kernel driver takes,
+            // because the virtio core would then log a warning.
             let config = VqConfig {
                 index: queue(actor),
                 max_size: actor.dice.pick(&[0, 64, 65, 256, 1024, 0x8000, 0xffff]),
@@ -93,7 +93,7 @@ pub fn act(actor: &mut Actor, device: &Device) {
     }
 }
 
-/// Writes to the configuration space.
+/// Writes random data to the configuration space.
 fn set_config(actor: &mut Actor, device: &Device) {
     let offset = match actor.dice.below(4) {
         0 => actor.dice.next() as u32,
@@ -116,7 +116,8 @@ fn set_config(actor: &mut Actor, device: &Device) {
     }
 }
 
-/// Sets the kick eventfd of a virtqueue, or something else, or none.
+/// Sets the kick eventfd of a virtqueue, removes it, or passes a file descriptor that is no
+/// eventfd.
 fn kickfd(actor: &mut Actor, device: &Device) {
     let index = queue(actor);
     let Some(event) = actor.call("eventfd", Wait::Short, &[], EventFd::new) else {

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The errors that a daemon's calls may fail with.
+//! Errors with which a daemon's calls may fail.
 
 use rustix::io::Errno;
 
-/// Opening a device.
+/// Errors of opening a device.
 pub const OPEN: &[Errno] = &[Errno::NOENT, Errno::BUSY, Errno::NODEV, Errno::NXIO];
 
-/// What any ioctl of a device that has been given up says.
+/// Error of every ioctl on a broken device.
 pub const BROKEN: Errno = Errno::PERM;
 
+/// Errors of an ioctl whose arguments may be invalid.
 pub const INVALID: &[Errno] = &[BROKEN, Errno::INVAL];

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The lives of daemons.
+//! The lives of the actors that are daemons.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::fuzz::records::Wait;
 use crate::fuzz::rings;
 use crate::lab::device::spaces::set_up;
 
-/// Opens any of the devices, and sets its virtqueues up if they are not yet.
+/// Opens a random device, and mostly sets up its virtqueues.
 fn open(actor: &mut Actor) -> Option<(&'static str, Arc<Device>)> {
     let name = actor.device();
     let device = actor.call("open a device", Wait::Short, OPEN, || {
@@ -24,8 +24,8 @@ fn open(actor: &mut Actor) -> Option<(&'static str, Arc<Device>)> {
     })?;
     let count = queues(&device);
     if !actor.dice.one_in(12) {
-        // A size that a vhost client can use, and a group that may be there. On a device of version
-        // 1 that is on the bus it is refused.
+        // The size is one that a vhost-vdpa client can use, and the group may exist. On a device
+        // with API version 1 that is on the bus, the call fails.
         for index in 0..count {
             let group = match name.ends_with('1') {
                 true => actor.dice.below(GROUPS) as u32,
@@ -44,7 +44,7 @@ fn open(actor: &mut Actor) -> Option<(&'static str, Arc<Device>)> {
     Some((name, Arc::new(device)))
 }
 
-/// The life of one that goes where a daemon is missing.
+/// Plays one life of an actor that serves devices that have no daemon.
 pub fn repair(actor: &mut Actor) {
     actor.pause(5);
     let name = actor.device();
@@ -55,7 +55,7 @@ pub fn repair(actor: &mut Actor) {
     }
 }
 
-/// A daemon's life.
+/// Plays one life of a daemon.
 pub fn live(actor: &mut Actor) {
     actor.pause(50);
     let Some((name, device)) = open(actor) else {
@@ -68,7 +68,7 @@ pub fn live(actor: &mut Actor) {
                 serve(actor, name, device, milliseconds);
             }
         }
-        // One that reads and waits: the supervisor ends it.
+        // A daemon whose reads block until there is a request. The supervisor kills this daemon.
         3 if actor.dice.one_in(4) => {
             drop(device);
             let open = || Device::open(name);
@@ -82,7 +82,7 @@ pub fn live(actor: &mut Actor) {
                 }
             }
         }
-        // Threads that all use the same open file.
+        // A daemon whose threads all use the same open file.
         _ => {
             let milliseconds = 100 + actor.dice.below(1000);
             actor.go_on_for(milliseconds);
@@ -96,7 +96,7 @@ pub fn live(actor: &mut Actor) {
                         }
                     });
                 }
-                // One in four answers nothing.
+                // One daemon in four answers no requests.
                 let answers = !actor.dice.one_in(4);
                 while actor.goes_on() {
                     if answers {

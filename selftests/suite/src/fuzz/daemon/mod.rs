@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Daemons: some serve a device well, some do not, some look at all they can.
+//! Daemons. Some serve a device correctly, some do not, and some access all memory that they can
+//! map.
 
 pub mod life;
 

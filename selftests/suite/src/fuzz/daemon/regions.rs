@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Regions of the IOVA space that a daemon maps.
+//! Mappings of IOVA regions by a daemon.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -20,7 +20,7 @@ use crate::lab::kernel::file_mapping::FileMapping;
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::probe::Prober;
 
-/// Finds a region, maps it in one way or another, and looks at it.
+/// Finds a region, maps it, and accesses the mapping in random ways.
 pub fn look(actor: &mut Actor, device: &Device) {
     let (start, last) = if actor.dice.one_in(2) {
         (actor.dice.pick(&[0, 64 << 20, 1 << 30]), u64::MAX)
@@ -45,14 +45,16 @@ pub fn look(actor: &mut Actor, device: &Device) {
         })
     };
     if let Some(region) = region {
-        // At 0 there is the bounce area, or a client's memory. Rings of the kernel's drivers, which
-        // come behind, are not for scribbling: see `rings::corrupt_used_ring`.
+        // A region at IOVA 0 is the bounce area or memory of a vhost-vdpa client. The rings of
+        // kernel drivers have higher IOVAs and must not be overwritten (see
+        // `rings::corrupt_used_ring`).
         let may_scribble = region.first == 0;
         look_at(actor, &region, may_scribble);
     }
 }
 
-/// Mapping a region: the access may be more than the file allows, the length more than there is.
+/// Errors of mapping a region: the file may not permit the access, or may be shorter than the
+/// mapping.
 const MMAP: &[Errno] = &[Errno::INVAL, Errno::ACCESS, Errno::NOMEM, Errno::OVERFLOW];
 
 fn look_at(actor: &mut Actor, region: &Region, may_scribble: bool) {
@@ -76,8 +78,8 @@ fn look_at(actor: &mut Actor, region: &Region, may_scribble: bool) {
         let first = actor.dice.pick(&[4, 64, u64::MAX]);
         let page = actor.dice.below(pages.min(first));
         let at = (page * PAGE) as usize;
-        // Nothing of a client's file beyond what it has mapped is looked at: that file is the
-        // daemon's to have.
+        // Bytes outside the region are not inspected: if the file belongs to a vhost-vdpa client,
+        // the daemon may see the whole file.
         let inside = offset + page * PAGE < region.offset.saturating_add(whole);
         match actor.dice.below(12) {
             0..=5 => {
@@ -114,7 +116,8 @@ fn look_at(actor: &mut Actor, region: &Region, may_scribble: bool) {
             _ => actor.pause(20),
         }
     }
-    // Of a file of a client, all of it can be had; of the driver's own, nothing.
+    // A file that belongs to a vhost-vdpa client can be read. A file of the driver cannot be read
+    // at all.
     let file = File::from(match region.file.try_clone() {
         Ok(file) => file,
         Err(_) => return,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A daemon that serves a device as it should be served.
+//! A daemon that serves a device correctly.
 
 use std::fs::OpenOptions;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use crate::fuzz::controller::DISK;
 use crate::fuzz::daemon::errors::{BROKEN, INVALID};
 use crate::fuzz::records::Wait;
 
-/// How many virtqueues a device has.
+/// Returns the number of virtqueues of a device.
 pub fn queues(device: &Device) -> u32 {
     let there = |&index: &u32| device.vq_info(index).is_ok();
     (0..=u32::from(u16::MAX)).take_while(there).count() as u32
 }
 
-/// Takes packets and gives none.
+/// Backend that uses each buffer and writes nothing to it.
 struct Sink;
 
 impl Backend for Sink {
@@ -30,7 +30,7 @@ impl Backend for Sink {
     }
 }
 
-/// Serves a device as it should be, for a while.
+/// Serves a device correctly for a number of milliseconds.
 pub fn serve(actor: &mut Actor, name: &str, device: Device, milliseconds: u64) {
     let count = queues(&device) as usize;
     if name.starts_with("fuzz-disk") {

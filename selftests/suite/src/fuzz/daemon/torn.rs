@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Calls whose buffer is too short, not mapped, or late.
+//! Calls whose buffer is too short, unmapped, or provided late.
 
 use std::fs::File;
 
@@ -20,7 +20,7 @@ const REQUEST: usize = size_of::<DevRequest>();
 
 const RESPONSE: usize = size_of::<DevResponse>();
 
-/// Reads into too little memory, or into memory that is not there.
+/// Reads a request into a buffer that is too short, partly unmapped, or provided late.
 pub fn torn_read(actor: &mut Actor, device: &Device) {
     let errors = &[BROKEN, Errno::AGAIN, Errno::FAULT];
     match actor.dice.below(3) {
@@ -47,7 +47,7 @@ pub fn torn_read(actor: &mut Actor, device: &Device) {
     }
 }
 
-/// Answers with too little, or out of memory that is not there.
+/// Writes an answer from a buffer that is too short, partly unmapped, or provided late.
 pub fn torn_write(actor: &mut Actor, device: &Device) {
     let mut bytes = [0; 256];
     bytes[0] = actor.dice.below(32) as u8;
@@ -76,7 +76,7 @@ pub fn torn_write(actor: &mut Actor, device: &Device) {
     }
 }
 
-/// The ioctls that have an argument.
+/// The ioctls of a device that have an argument.
 const IOCTLS: &[u32] = &[
     ioctl::IOTLB_GET_FD,
     ioctl::DEV_GET_FEATURES,
@@ -91,12 +91,13 @@ const IOCTLS: &[u32] = &[
     ioctl::IOTLB_GET_FD2,
 ];
 
-/// The size of an ioctl's argument.
+/// Returns the size of an ioctl's argument in bytes.
 fn size(number: u32) -> usize {
     (number >> 16) as usize & 0x3fff
 }
 
-/// Calls an ioctl with an argument that is not there, comes late, or makes no sense.
+/// Calls an ioctl whose argument is unmapped, partly unmapped, provided late, or random, or whose
+/// number is unknown.
 pub fn torn_ioctl(actor: &mut Actor, device: &Device) {
     let number = actor.dice.pick(IOCTLS);
     let fault = &[BROKEN, Errno::FAULT, Errno::NOTTY];
@@ -129,7 +130,7 @@ pub fn torn_ioctl(actor: &mut Actor, device: &Device) {
             }
         }
         _ => {
-            // Of VDUSE, and with another number or another size.
+            // A number of VDUSE with a wrong index, size or direction.
             let other = number ^ 1 << actor.dice.below(32);
             let kind = (other >> 8) & 0xff;
             if !IOCTLS.contains(&other) && kind == number >> 8 & 0xff {
@@ -142,10 +143,10 @@ pub fn torn_ioctl(actor: &mut Actor, device: &Device) {
     }
 }
 
-/// Closes what an ioctl answered, if that is a descriptor.
+/// Closes the file descriptor that an ioctl has returned, if the ioctl returns one.
 fn close(number: u32, fd: i32) {
     if [ioctl::IOTLB_GET_FD, ioctl::IOTLB_GET_FD2].contains(&number) {
-        // SAFETY: The ioctl answers with a descriptor made for this call, which nobody else has.
+        // SAFETY: The ioctl returns a new descriptor, which nothing else owns.
         drop(unsafe { <File as std::os::fd::FromRawFd>::from_raw_fd(fd) });
     }
 }

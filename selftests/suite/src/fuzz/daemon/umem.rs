@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! User pages that a daemon registers for the bounce area.
+//! Registration of user pages for the bounce area (umem).
 
 use rustix::io::Errno;
 use vduse::{Device, Mapping};
@@ -13,7 +13,8 @@ use crate::fuzz::records::Wait;
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::probe::Prober;
 
-/// Registers memory for the bounce area, or for what is none, and mostly takes it back.
+/// Registers memory for the bounce area with arguments that may be invalid, then tries to
+/// deregister the memory.
 pub fn umem(actor: &mut Actor, device: &Device) {
     let asid = if actor.dice.one_in(3) { asid(actor) } else { 0 };
     let mut umem = IovaUmem {
@@ -33,7 +34,7 @@ pub fn umem(actor: &mut Actor, device: &Device) {
         _ => 1 << 20,
     };
     umem.iova = if actor.dice.one_in(12) { PAGE } else { 0 };
-    // Twice as much as there is to be, so that what is registered is always inside.
+    // The mapping is twice as long as the bounce area, so that a valid registration is inside it.
     let len = umem.size.clamp(PAGE, 64 << 20) as usize;
     let anonymous = || Mapping::anonymous(2 * len);
     let Some(memory) = actor.call("mmap umem", Wait::Short, &[Errno::NOMEM], anonymous) else {
@@ -53,8 +54,8 @@ pub fn umem(actor: &mut Actor, device: &Device) {
         Errno::NOMEM,
         Errno::FAULT,
     ];
-    // SAFETY: What is registered is inside this function's own mapping, to whose memory there is
-    // volatile access only, or nothing is there.
+    // SAFETY: A registered range is either unmapped or inside this function's own mapping, to which
+    // the program makes only volatile accesses.
     let register = || unsafe { device.register_umem(&umem) };
     let registered = actor.call("IOTLB_REG_UMEM", Wait::Short, errors, register);
     if registered.is_some() {

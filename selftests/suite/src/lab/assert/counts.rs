@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Kernel resources in use: allocator objects, files, memory.
+//! Kernel resources in use: allocator objects, module references, memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -19,29 +19,30 @@ use crate::lab::run::settings::driver;
 /// How many times a test performs an operation that must not leak.
 const TIMES: i64 = 20;
 
-/// Maximum number of times that the operation is performed before the first count, so that objects
-/// that are allocated once and kept exist by then.
+/// Maximum number of warm-up repetitions before the first count. During the warm-up, the kernel
+/// allocates the objects that it allocates only once and then keeps.
 const WARM_UP: i64 = 4;
 
-/// Number of new objects that may exist for other reasons, however often the operation is
-/// performed.
+/// Number of additional objects of each size that are tolerated for any number of repetitions,
+/// because other activities may have allocated them.
 const OTHERS: i64 = 3;
 
-/// Time limit for deferred freeing.
+/// Time limit for the kernel's deferred freeing of objects.
 const SETTLING: Duration = Duration::from_secs(15);
 
 /// Pause between counts.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// Memory in KiB that may be used for other reasons: logs, page tables, caches.
+/// Decrease of the available memory that is tolerated, in KiB. Logs, page tables and caches may
+/// have taken that much.
 const TOLERANCE: i64 = 3 << 10;
 
 /// Returns the available memory in KiB.
 ///
-/// The kernel's own figure does not include the freed pages that each CPU caches and gives back
-/// within seconds. These pages may amount to about 100 MiB and are added here.
+/// The kernel's `MemAvailable` does not include the free pages that each CPU caches for a few
+/// seconds. These pages may amount to about 100 MiB, so this function adds them.
 pub fn available() -> i64 {
-    // Makes the kernel sum up its per-CPU counters.
+    // Reading this file makes the kernel add up its per-CPU counters.
     let _ = fs::read("/proc/sys/vm/stat_refresh");
     let figures = |file: &str, name: &str| -> i64 {
         let text = fs::read_to_string(file).expect("reading what memory there is");
@@ -55,8 +56,9 @@ pub fn available() -> i64 {
         + figures("/proc/zoneinfo", "count:") * (PAGE >> 10) as i64
 }
 
-/// Returns whether this kernel tracks every allocated object (kmemleak). Tracking takes more memory
-/// than small objects themselves do, and that memory is not charged to any control group.
+/// Returns whether this kernel tracks every allocated object with kmemleak. The record of a small
+/// object is larger than the object itself, and the kernel does not charge records to a control
+/// group.
 pub fn has_kmemleak() -> bool {
     let objects = fs::read_to_string("/proc/slabinfo").expect("reading what objects there are");
     objects
@@ -64,15 +66,15 @@ pub fn has_kmemleak() -> bool {
         .any(|line| line.starts_with("kmemleak_object "))
 }
 
-/// Repeats an operation and asserts that the kernel has no more resources in use afterwards: no
-/// references to the module, no objects of any size, no files, no memory, except for a few that
-/// other activities use at the same time.
+/// Repeats an operation and asserts that it leaks no resources: no references to the module, no
+/// allocator objects of any size, no open files, no memory. A few additional objects are tolerated,
+/// because other activities run at the same time.
 #[track_caller]
 pub fn leaves_nothing(order: impl FnMut()) {
     times_leave_nothing(TIMES, order);
 }
 
-/// Variant of [`leaves_nothing`] with this number of repetitions, for an operation that does a lot.
+/// Variant of [`leaves_nothing`] with `times` repetitions, for an operation that takes long.
 #[track_caller]
 pub fn times_leave_nothing(times: i64, mut order: impl FnMut()) {
     let _expedited = Expedited::new();
@@ -81,8 +83,8 @@ pub fn times_leave_nothing(times: i64, mut order: impl FnMut()) {
     if first.is_empty() {
         return;
     }
-    // Caches in the kernel fill up, so they grow in only one of the runs. A leak grows in both, and
-    // is of the same kind each time.
+    // A kernel cache that fills up grows during only one of the two runs. A leak grows during both
+    // runs, with objects of the same kind.
     let before = sites();
     let second = left_by(times, &mut order);
     let leaks = first.keys().any(|kind| second.contains_key(kind));
@@ -97,19 +99,21 @@ pub fn times_leave_nothing(times: i64, mut order: impl FnMut()) {
     }
 }
 
-/// Repeats an operation. Returns the resources in use afterwards that were not in use before and
-/// are not freed.
+/// Repeats an operation. Returns the resources that are in use afterwards in addition to those
+/// before, and that the kernel does not free within [`SETTLING`].
 #[track_caller]
 fn left_by(times: i64, order: &mut impl FnMut()) -> BTreeMap<String, i64> {
-    // Other activities free objects meanwhile, so a leak of one object per repetition may be
-    // counted in part only.
+    // Other activities may free objects at the same time, so the count may show only a part of a
+    // leak of one object per repetition. So an increase by more than half of `times` counts as a
+    // leak.
     let others = OTHERS.max(times / 2);
     let allocators = Allocators::open();
     let mut before = Counts::take(&allocators);
     let mut settling = Limit::new(SETTLING);
     loop {
         std::thread::sleep(PAUSE);
-        // Deferred freeing of earlier objects would otherwise hide objects that are leaked later.
+        // Waits until the deferred freeing of earlier objects has ended. Otherwise, those objects
+        // would offset leaked objects in the count.
         if !before.lower(&Counts::take(&allocators)) || settling.is_over() {
             break;
         }
@@ -121,7 +125,8 @@ fn left_by(times: i64, order: &mut impl FnMut()) -> BTreeMap<String, i64> {
     loop {
         let over = settling.is_over();
         let mut left = after.more_than(&before, others);
-        // Other activities do not use the driver's own objects, so none are tolerated.
+        // Other activities do not allocate the driver's own objects, so no additional object of the
+        // driver is tolerated.
         if let (true, Some(own)) = (over || left.is_empty(), own) {
             let grown = own_objects().unwrap_or(0) - own;
             if grown > 0 {
@@ -132,21 +137,22 @@ fn left_by(times: i64, order: &mut impl FnMut()) -> BTreeMap<String, i64> {
             return left;
         }
         std::thread::sleep(PAUSE);
-        // Leaked objects are included in every count, so the minimum includes them.
+        // A leaked object is part of every count, so the minimum of the counts includes it.
         after.lower(&Counts::take(&allocators));
     }
 }
 
 /// The files that report the kernel's allocators.
 ///
-/// All files are opened in advance: opening one allocates objects, upon which a CPU keeps a whole
-/// sheaf of objects of that size, about sixty, which count as in use.
+/// All files are opened in advance, because opening a file allocates objects. The CPU that
+/// allocates an object then keeps a sheaf of about sixty objects of that size, which count as in
+/// use.
 struct Allocators {
     table: File,
     /// The `shrink` file of each counted cache.
     shrink: Vec<File>,
     lookups: File,
-    /// Whether the kernel records the callers of allocations.
+    /// Whether the kernel records the callers of allocations (`slab_debug=U`).
     tracked: bool,
 }
 
@@ -173,13 +179,14 @@ impl Allocators {
     }
 
     /// Returns the number of objects by size. If the kernel records the callers of allocations,
-    /// only the objects of dedicated caches are counted here; [`own_objects`] counts the others.
+    /// this function leaves out the kmalloc caches, because [`own_objects`] covers them.
     #[track_caller]
     fn objects(&self) -> BTreeMap<String, i64> {
-        // Dentries and inodes of sysfs stay cached after their files are gone.
+        // Drops dentries and inodes, because the kernel caches those of sysfs files that no longer
+        // exist.
         let _ = self.lookups.write_at(b"2", 0);
         for file in &self.shrink {
-            // Objects cached by a CPU would count as in use.
+            // Shrinks the cache. Otherwise, objects that a CPU caches would count as in use.
             let _ = file.write_at(b"1", 0);
         }
         let mut table = String::new();
@@ -189,12 +196,14 @@ impl Allocators {
             .expect("reading what objects there are");
         let mut objects = BTreeMap::new();
         for (cache, active) in counted(&table) {
-            // These caches include the kernel's own records of the charges for a page's objects,
-            // which the kernel allocates whenever it takes a page for any cache.
+            // The kmalloc caches also contain the allocator's own records, in which the kernel
+            // stores the control groups to which it charges the objects of a slab. The kernel may
+            // allocate such a record for a slab of any cache.
             if self.tracked && cache.starts_with("kmalloc") {
                 continue;
             }
-            // The kernel has several caches for each size.
+            // The kernel has several caches for each size, such as `kmalloc-64` and
+            // `kmalloc-cg-64`.
             let kind = cache.rsplit('-').next().unwrap_or(cache).to_owned();
             *objects.entry(kind).or_default() += active;
         }
@@ -203,8 +212,9 @@ impl Allocators {
     }
 }
 
-/// Returns the number of existing objects by allocation site, innermost function first, for the
-/// caches whose allocation sites the kernel records (`slab_debug=U`).
+/// Returns the number of existing objects by allocation site, which is the list of callers with the
+/// innermost function first. Covers the caches for which the kernel records the callers
+/// (`slab_debug=U`).
 fn sites() -> BTreeMap<String, i64> {
     let mut sites = BTreeMap::new();
     let table = fs::read_to_string("/proc/slabinfo").unwrap_or_default();
@@ -212,8 +222,8 @@ fn sites() -> BTreeMap<String, i64> {
         let directory = Path::new("/sys/kernel/debug/slab").join(cache);
         let text = fs::read_to_string(directory.join("alloc_traces")).unwrap_or_default();
         for site in text.split("\n\n") {
-            // The number of objects, their ages and CPUs; then the callers, each as
-            // `name+offset/size [module]`.
+            // The first line has the number of objects, their ages and their CPUs. Each other line
+            // has a caller, as `name+offset/size [module]`.
             let mut lines = site.lines();
             let count = lines
                 .next()
@@ -237,7 +247,8 @@ fn sites() -> BTreeMap<String, i64> {
 /// Returns the number of objects allocated by the driver or on its behalf, or `None` if the kernel
 /// does not record the callers of allocations.
 fn own_objects() -> Option<i64> {
-    // Objects that belong to the allocator itself are not freed with the driver's objects.
+    // Functions that allocate the allocator's own objects. Freeing the driver's objects does not
+    // free the objects from these functions.
     const ALLOCATORS: &[&str] = &["alloc_slab_obj_exts", "__alloc_empty_sheaf"];
     let module = format!("[{}]", modules::name(driver()));
     let sites = sites();
@@ -253,11 +264,11 @@ fn own_objects() -> Option<i64> {
     })
 }
 
-/// The resources in use at one time.
+/// The kernel resources in use at one time.
 #[derive(Debug)]
 struct Counts {
     references: i64,
-    /// Available memory in KiB, if that is meaningful.
+    /// Available memory in KiB, or `None` if kmemleak makes that number meaningless.
     available: Option<i64>,
     /// Number of objects, by size or by the name of their cache.
     objects: BTreeMap<String, i64>,
@@ -268,14 +279,15 @@ impl Counts {
     fn take(allocators: &Allocators) -> Self {
         Self {
             references: modules::references(modules::name(driver())).expect("the module"),
-            // kmemleak keeps a record of each object, and debugging keeps freed objects: many MiB,
-            // more or less.
+            // On a kernel with kmemleak, available memory varies by many MiB: kmemleak has a record
+            // of each object, and other debugging options delay the freeing of objects.
             available: (!has_kmemleak()).then(available),
             objects: allocators.objects(),
         }
     }
 
-    /// Lowers each count to that of `other`. Returns whether the number of any objects was lowered.
+    /// Keeps the lower usage of `self` and `other` for each resource. Returns whether the number of
+    /// objects of any size was lowered.
     fn lower(&mut self, other: &Self) -> bool {
         let mut is_less = false;
         self.references = self.references.min(other.references);
@@ -288,8 +300,8 @@ impl Counts {
         is_less
     }
 
-    /// Returns the resources in use in addition to `before`, except up to `others` objects of each
-    /// size.
+    /// Returns the resources that `self` has in addition to `before`. Up to `others` additional
+    /// objects of each size are tolerated.
     fn more_than(&self, before: &Self, others: i64) -> BTreeMap<String, i64> {
         let mut more = BTreeMap::new();
         if self.references > before.references {
@@ -311,10 +323,11 @@ impl Counts {
     }
 }
 
-/// Dedicated caches whose objects such a driver may hold.
+/// Dedicated slab caches that may contain objects of a VDUSE driver.
 const OTHER_CACHES: &[&str] = &["filp", "mm_struct", "iommu_iova", "iommu_iova_magazine"];
 
-/// Returns the caches of the driver's objects, and the number of objects in each.
+/// Returns the slab caches that may contain the driver's objects, and the number of objects in use
+/// in each cache. `table` is the text of `/proc/slabinfo`.
 fn counted(table: &str) -> impl Iterator<Item = (&str, i64)> {
     table.lines().filter_map(|line| {
         let mut fields = line.split_whitespace();

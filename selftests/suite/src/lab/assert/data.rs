@@ -2,7 +2,8 @@
 
 //! Comparison of data.
 
-/// Asserts that two buffers are equal, and reports the first difference otherwise.
+/// Asserts that two buffers are equal. The panic message shows the first difference. `what` names
+/// the data in that message.
 #[track_caller]
 pub fn assert_same(found: &[u8], expected: &[u8], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}: lengths");

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Assertions about the errors of calls.
+//! Assertions that a call fails with a certain error.
 
 use std::fmt::Debug;
 use std::io;
 
 use rustix::io::Errno;
 
-/// Asserts that a call failed with this error.
+/// Asserts that a call failed with `errno`.
 #[track_caller]
 pub fn fails<T: Debug>(result: io::Result<T>, errno: Errno) {
     match result {
@@ -19,7 +19,7 @@ pub fn fails<T: Debug>(result: io::Result<T>, errno: Errno) {
     }
 }
 
-/// Asserts that a call failed with this error; `what` names the call.
+/// Asserts that a call failed with `errno`. `what` names the call in the panic message.
 #[track_caller]
 pub fn fails_at<T: Debug>(result: io::Result<T>, errno: Errno, what: impl Debug) {
     match result {

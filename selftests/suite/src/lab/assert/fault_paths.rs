@@ -1,36 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Paths on which allocations fail, one after the other: the error is right, nothing is left half
-//! made, nothing leaks.
+//! Code paths that a test runs with one allocation failing at a time.
 //!
-//! A failed operation is repeated, and then succeeds. Each path is run several times, and leaves
-//! nothing. Where a path goes through much of the kernel, only allocations below the driver's own
-//! code on the stack fail.
+//! On a failed allocation, the path must return the right error, undo what it has done so far, and
+//! leak nothing. A failed operation is then repeated without a fault and must succeed. Each path is
+//! run several times. Where a path goes through much of the kernel, only those allocations fail
+//! that have the driver's own code on the stack.
 
 use rustix::io::Errno;
 
 use crate::lab::assert::counts::times_leave_nothing;
 use crate::lab::kernel::fault_injection::Tally;
 
-/// How often each path is run.
+/// Number of times that each path is run.
 pub const TIMES: i64 = 4;
 
-/// How often a slow path is run.
+/// Number of times that a slow path is run.
 pub const FEW: i64 = 1;
 
-/// The errors of a call that lacks memory.
+/// The errors that a call may return if an allocation fails.
 pub const NO_MEMORY: &[Errno] = &[Errno::NOMEM];
 
-/// The errors of a call that lacks memory, possibly for its request to the daemon, which then looks
-/// as if the daemon had not answered.
+/// The errors that a call may return if an allocation fails and the call sends a request to the
+/// daemon. If the request itself cannot be allocated, the error is the same as for a daemon that
+/// does not answer: `EIO`.
 pub const UNTOLD: &[Errno] = &[Errno::NOMEM, Errno::IO];
 
-/// No errors, for a call that must not fail.
+/// The empty list of errors, for a call that must succeed in spite of a failed allocation.
 pub const NEVER: &[Errno] = &[];
 
-/// Runs paths several times, which must leave nothing, and reports what the faults caused.
-///
-/// There must be at least one fault.
+/// Repeatedly calls `go`, which runs each path once. Asserts that the paths leak nothing, and that
+/// at least one fault occurred. Reports the faults of each path and the failures that they caused.
 #[track_caller]
 pub fn several<const N: usize>(times: i64, paths: [&str; N], mut go: impl FnMut() -> [Tally; N]) {
     let mut tallies = [Tally::default(); N];

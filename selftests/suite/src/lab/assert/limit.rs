@@ -2,26 +2,27 @@
 
 //! Time limits that only guard against hangs.
 //!
-//! The limits were chosen for an emulated machine without any other load. While a limit runs, the
-//! time for a fixed piece of work is measured now and then. If the work takes longer, because the
-//! machine is slower or shares its CPUs with others, the limit is extended by the same factor. So a
-//! limit is never too short on a busy machine, and a hang on an idle machine is detected as early
-//! as before.
+//! The limits are chosen for an emulated machine without any other load. While a limit runs,
+//! [`Pace`] measures now and then how long a fixed piece of work takes. If the work takes longer
+//! than on that machine, because this machine is slower or shares its CPUs with others, the limit
+//! is extended by the same factor. So a limit is never too short on a busy machine, and is not
+//! extended on an idle one.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// Number of measured rounds of arithmetic. The rounds take longer than a time slice on a shared
-/// CPU, so that the measurement includes the time slices of others.
+/// Number of rounds of arithmetic in one measurement. They take longer than a time slice on a
+/// shared CPU, so that the measurement includes the time slices of other processes.
 const ROUNDS: u32 = 5_000_000;
 
-/// Time for that number of rounds on an idle machine; emulation (TCG) does not take much longer.
+/// Time that [`ROUNDS`] rounds take on an idle machine. Emulation (TCG) does not take much longer.
 const NOMINAL: Duration = Duration::from_millis(12);
 
-/// Interval between measurements, which take up a fortieth of a CPU's time.
+/// Interval between measurements. With this interval, measurements take about a fortieth of a CPU's
+/// time.
 const BETWEEN: Duration = Duration::from_millis(500);
 
-/// Upper limit for the slowness of a machine, so that a hang is always detected.
+/// Maximum factor by which a limit is extended, so that a hang is always detected.
 const SLOWEST: f64 = 20.0;
 
 /// Measured speed of the machine since this value was created.
@@ -33,8 +34,8 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Starts without a measurement. The first one is due only after [`BETWEEN`], so an operation that
-    /// is shorter is never measured.
+    /// Creates a value without measurements. The first measurement is due after [`BETWEEN`], so no
+    /// measurement takes place during a shorter operation.
     pub fn new() -> Self {
         Self {
             worked: Duration::ZERO,
@@ -43,7 +44,7 @@ impl Pace {
         }
     }
 
-    /// Measures the speed now, for an operation that has ended.
+    /// Measures the machine's speed now. Used for an operation that has already ended.
     pub fn measured() -> Self {
         let mut pace = Self::new();
         for _ in 0..MEASUREMENTS {
@@ -52,7 +53,7 @@ impl Pace {
         pace
     }
 
-    /// Measures the speed, if the next measurement is due.
+    /// Measures the machine's speed if the next measurement is due.
     pub fn look(&mut self) {
         if Instant::now() >= self.next {
             self.measure();
@@ -65,7 +66,8 @@ impl Pace {
         self.next = Instant::now() + BETWEEN;
     }
 
-    /// Converts a time on the machine for which limits were chosen to a time on this machine.
+    /// Multiplies a time limit by the measured slowness of this machine, which is at least 1 and at
+    /// most `SLOWEST`.
     pub fn stretch(&self, time: Duration) -> Duration {
         let nominal = NOMINAL * self.measured.max(1);
         let slowness = self.worked.as_secs_f64() / nominal.as_secs_f64();
@@ -79,7 +81,7 @@ impl Default for Pace {
     }
 }
 
-/// Performs a piece of work. Returns the time it took.
+/// Performs the fixed piece of work that is measured. Returns the time that the work took.
 fn work() -> Duration {
     let begin = Instant::now();
     let mut number = black_box(0x9e37_79b9_7f4a_7c15_u64);
@@ -101,7 +103,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Starts the limit.
+    /// Starts a time limit.
     pub fn new(limit: Duration) -> Self {
         Self {
             begin: Instant::now(),
@@ -110,18 +112,18 @@ impl Limit {
         }
     }
 
-    /// Returns whether the limit has passed. Should be called several times a second.
+    /// Returns whether the limit has passed. The caller should call this several times a second.
     pub fn is_over(&mut self) -> bool {
         self.pace.look();
         self.is_over_for(self.begin.elapsed())
     }
 
-    /// Returns whether an operation that took this long has exceeded the limit.
+    /// Returns whether an operation that took the time `took` has exceeded the limit.
     fn is_over_for(&mut self, took: Duration) -> bool {
         if took < self.pace.stretch(self.limit) {
             return false;
         }
-        // A single measurement is not enough, as other processes may have disturbed it.
+        // A few measurements are not enough, because another process may have disturbed them.
         while self.pace.measured < MEASUREMENTS {
             self.pace.measure();
         }
@@ -129,12 +131,12 @@ impl Limit {
     }
 }
 
-/// Minimum number of measurements before an operation counts as too slow.
+/// Minimum number of measurements before an operation can count as too slow.
 const MEASUREMENTS: u32 = 8;
 
-/// Calls `act`, which must not take longer than `limit`, and returns its result. The machine's
-/// speed is measured only afterwards; an operation that never ends is ended by the test's own time
-/// limit.
+/// Calls `act` and returns its result. Panics if `act` takes longer than `limit`, which is extended
+/// on a slow machine. The machine's speed is measured only after `act` has returned. If `act` never
+/// returns, the test's own time limit ends the test.
 #[track_caller]
 pub fn in_time<T>(limit: Duration, what: &str, act: impl FnOnce() -> T) -> T {
     let mut running = Limit::new(limit);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Assertions: what a test expects, how long it waits.
+//! Assertions about results, resources and timing, with their helpers.
 
 pub mod counts;
 pub mod data;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Two operations that are repeated at the same time.
+//! Two operations that threads repeat at the same time.
 
 use std::time::{Duration, Instant};
 
-/// Runs `other` repeatedly in a thread, and `here` repeatedly in this one, for a while and until
-/// both have run often enough to meet.
+/// Repeats `other` in a new thread and `here` in this thread, at the same time. Stops after two
+/// seconds, or later if one of them has not run 100 times by then.
 #[track_caller]
 pub fn beside(other: impl Fn() + Sync, mut here: impl FnMut()) {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -22,7 +22,7 @@ pub fn beside(other: impl Fn() + Sync, mut here: impl FnMut()) {
         let end = Instant::now() + Duration::from_secs(2);
         let mut ours = 0;
         let enough = |ours| ours >= OFTEN && others.load(Ordering::Relaxed) >= OFTEN;
-        // The other thread must end even if this one fails.
+        // If `here` panics, the other thread must still be stopped.
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             while Instant::now() < end || !enough(ours) && !thread.is_finished() {
                 here();

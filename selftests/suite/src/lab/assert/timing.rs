@@ -1,23 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Assertions about when something happens.
+//! Assertions that a condition holds within a time, or for a time.
 
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
 use crate::lab::assert::limit::Limit;
 
-/// Time limit for conditions that should hold immediately. A longer delay counts as a hang.
+/// Time limit of conditions that should hold immediately. If one takes longer, something hangs.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// Waits for a condition that should hold immediately, but may take longer on a slow machine.
+/// Waits until `condition` holds, which should be the case immediately. Panics if the condition
+/// does not hold within `AT_ONCE`, which is extended on a slow machine.
 #[track_caller]
 pub fn soon(what: &str, condition: impl FnMut() -> bool) {
     within(AT_ONCE, what, condition);
 }
 
-/// Waits for a condition that takes long by nature, such as the boot of a guest. On a slow machine
-/// the limit is extended ([`Limit`]).
+/// Waits until `condition` holds, which takes long by nature: for example, that a guest has booted.
+/// Panics if the condition does not hold within `limit`. On a slow machine, [`Limit`] extends that
+/// time.
 #[track_caller]
 pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let mut running = Limit::new(limit);
@@ -27,7 +29,7 @@ pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) 
     }
 }
 
-/// Waits for a value from another thread, and returns it.
+/// Waits for a value from another thread. Returns the value.
 #[track_caller]
 pub fn received<T>(what: &str, receiver: &Receiver<T>) -> T {
     let mut found = None;
@@ -42,7 +44,7 @@ pub fn received<T>(what: &str, receiver: &Receiver<T>) -> T {
     found.expect("received just now")
 }
 
-/// Asserts that a condition keeps holding for a while that is long for a computer.
+/// Asserts that a condition holds throughout 150 milliseconds, which is long for a computer.
 #[track_caller]
 pub fn stays(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_millis(150);

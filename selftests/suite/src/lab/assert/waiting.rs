@@ -11,12 +11,12 @@ use crate::lab::assert::timing::{received, soon, stays};
 #[derive(Debug)]
 pub struct Waiting<T> {
     returned: Receiver<io::Result<T>>,
-    /// The thread's ID.
+    /// ID of the thread that makes the call.
     tid: i32,
 }
 
 impl<T: Send + 'static> Waiting<T> {
-    /// Calls a function in a new thread, which is running when this function returns.
+    /// Calls `call` in a new thread. Returns when that thread runs.
     #[track_caller]
     pub fn new(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> Self {
         let (sender, returned) = mpsc::channel();
@@ -29,12 +29,12 @@ impl<T: Send + 'static> Waiting<T> {
         Self { returned, tid }
     }
 
-    /// Waits until the call sleeps.
+    /// Waits until the call blocks in a sleep.
     #[track_caller]
     pub fn falls_asleep(&self) {
         let path = format!("/proc/self/task/{}/status", self.tid);
         soon("it sleeps", || {
-            // A killable sleep is reported as "disk sleep".
+            // The kernel reports a killable sleep as "disk sleep".
             std::fs::read_to_string(&path).is_ok_and(|status| {
                 ["(sleeping)", "(disk sleep)"]
                     .iter()
@@ -43,7 +43,7 @@ impl<T: Send + 'static> Waiting<T> {
         });
     }
 
-    /// Asserts that the call sleeps and does not return for a while.
+    /// Asserts that the call sleeps and does not return within 150 milliseconds.
     #[track_caller]
     pub fn assert_waits(&self) {
         self.falls_asleep();

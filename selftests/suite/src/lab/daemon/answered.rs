@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device whose requests are answered, but whose virtqueues are not served.
+//! A device whose daemon answers requests but does not serve virtqueues.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use crate::lab::device::spaces::{config, create, set_up};
 use crate::lab::device::test_device::{unique_name, TestDevice};
 use crate::lab::driver::vhost::{open, Vhost};
 
-/// A device on the bus whose requests are answered, but whose virtqueues are not served. The fields
-/// are dropped in this order.
+/// A device on the bus whose daemon answers requests but does not serve virtqueues. The fields are
+/// dropped in declaration order.
 pub struct Answered {
     /// The device on the bus.
     pub on_bus: OnBus,
@@ -28,7 +28,7 @@ pub struct Answered {
     pub device: TestDevice,
 }
 
-/// Answers "ok" to every request.
+/// Answers every request with success. The answer to `GetVqState` reports position 0.
 pub fn agree(request: &Request) -> Option<Answer> {
     Some(match request.kind {
         Kind::GetVqState { index } => Answer::SplitState {
@@ -40,14 +40,14 @@ pub fn agree(request: &Request) -> Option<Answer> {
 }
 
 impl Answered {
-    /// Puts a device on the bus, whose queues are in these groups, and binds the device to
-    /// vhost-vdpa.
+    /// Creates a device with API version 1, puts it on the bus, and binds it to vhost-vdpa. Element
+    /// `i` of `queues` is the group of virtqueue `i`.
     #[track_caller]
     pub fn new(queues: &[u32], groups: u32, spaces: u32) -> Self {
         Self::with(queues, groups, spaces, agree)
     }
 
-    /// Variant of [`new`](Self::new) with other answers.
+    /// Variant of [`new`](Self::new) in which `answer` returns the answer to a request.
     #[track_caller]
     pub fn with(
         queues: &[u32],
@@ -59,15 +59,16 @@ impl Answered {
         Self::start(device, queues, answer)
     }
 
-    /// Variant of [`new`](Self::new) with a device of version 0.
+    /// Variant of [`new`](Self::new) that creates a device with API version 0 and `queues`
+    /// virtqueues.
     #[track_caller]
     pub fn version_0(queues: u16) -> Self {
         let device = TestDevice::new(&blk::device_config(&unique_name(), 1 << 20, queues));
         Self::start(device, &vec![0; queues.into()], agree)
     }
 
-    /// Puts a device on the bus whose creator has negotiated, and binds the device to vhost-vdpa.
-    /// All queues are in group 0.
+    /// Negotiates, creates a device, puts it on the bus, and binds it to vhost-vdpa. All virtqueues
+    /// are in group 0.
     #[track_caller]
     pub fn negotiated(
         negotiation: Negotiation,
@@ -79,8 +80,8 @@ impl Answered {
         Self::start(device, &vec![0; queues.into()], answer)
     }
 
-    /// Puts a device on the bus, whose queues are in these groups, and binds the device to
-    /// vhost-vdpa.
+    /// Puts an existing device on the bus and binds it to vhost-vdpa. Element `i` of `queues` is
+    /// the group of virtqueue `i`.
     #[track_caller]
     pub fn start(
         device: TestDevice,
@@ -102,7 +103,7 @@ impl Answered {
         }
     }
 
-    /// Ends the daemon. Returns what is left, without a daemon.
+    /// Ends the daemon. Returns the device, which stays on the bus without a daemon.
     pub fn end_daemon(self) -> (OnBus, TestDevice) {
         let Self {
             on_bus,
@@ -115,7 +116,7 @@ impl Answered {
         (on_bus, device)
     }
 
-    /// Opens the device as a driver that is about to map memory.
+    /// Opens the device through vhost-vdpa, ready for mapping memory.
     #[track_caller]
     pub fn vhost(&self) -> Vhost {
         open(&self.device)

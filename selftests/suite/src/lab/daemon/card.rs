@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Network cards served by this program: by a thread of the test, or by a process.
+//! Network cards that this program serves, either in a thread of the test or in a helper process.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
@@ -13,17 +13,17 @@ use crate::lab::daemon::serving::Serving;
 use crate::lab::daemon::tap::TapInterface;
 use crate::lab::device::test_device::{unique_name, TestDevice};
 
-/// MAC address of a card.
+/// MAC address that a test's card has at first.
 pub const MAC: Mac = [2, 0, 0, 0, 0, 1];
 
-/// Returns the configuration of a card without a control queue.
+/// Returns the configuration of a card with `pairs` queue pairs and without a control queue.
 pub fn shape(pairs: u16) -> Shape {
     let mut shape = Shape::new(&unique_name(), MAC);
     shape.pairs = pairs;
     shape
 }
 
-/// Serves a card on a TAP interface in a new thread.
+/// Serves a card in a new thread, which forwards frames to and from a TAP interface.
 #[track_caller]
 pub fn serve(shape: &Shape, device: &TestDevice, tap: &TapInterface) -> Serving<Net<Tap>> {
     let ports = Tap::open(tap.name(), shape.pairs).expect("opening the TAP interface");
@@ -32,13 +32,14 @@ pub fn serve(shape: &Shape, device: &TestDevice, tap: &TapInterface) -> Serving<
     Serving::run(server.expect("serving the card"))
 }
 
-/// Returns the number of pairs that virtio_net uses at first.
+/// Returns the number of queue pairs that virtio_net uses at first on a card with `pairs` queue
+/// pairs.
 pub fn pairs_at_first(pairs: u16) -> u16 {
     let cpus = std::thread::available_parallelism().expect("the CPUs");
     pairs.min(cpus.get() as u16)
 }
 
-/// The `net` example of the `vduse` library: a process that serves a card.
+/// A process that serves a card: the `net` example of the `vduse` library.
 #[derive(Debug)]
 pub struct Example {
     child: Child,
@@ -46,8 +47,8 @@ pub struct Example {
 }
 
 impl Example {
-    /// Starts the example. Soon afterwards a new card can be put on the bus, or an existing card
-    /// works again.
+    /// Starts the example for the card `name` and returns at once. The example creates the card if
+    /// the card does not exist, then serves the card.
     #[track_caller]
     pub fn start(name: &str, tap: &TapInterface, options: &[&str]) -> Self {
         let mut child = Command::new("/proc/self/exe")
@@ -68,13 +69,13 @@ impl Example {
         Self { child, lines }
     }
 
-    /// Waits for a line of output.
+    /// Waits until the example prints the line `wanted`.
     #[track_caller]
     pub fn says(&self, wanted: &str) {
         while received(wanted, &self.lines) != wanted {}
     }
 
-    /// Sends the process a signal.
+    /// Sends a signal to the process.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card's control queue, operated by hand as its device.
+//! A network card's control queue, which the test operates as the device.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{fence, AtomicBool, Ordering};
@@ -15,36 +15,36 @@ use vm_memory::Bytes;
 
 use crate::lab::device::virtio::descriptor::{INDIRECT, NEXT, WRITE};
 
-/// The answer that a command was carried out.
+/// The answer to a command that the device has carried out.
 pub const OK: u8 = 0;
-/// The answer that a command was refused.
+/// The answer to a command that the device has refused.
 pub const ERR: u8 = 1;
 
-/// A control queue that is ready.
+/// A control queue that the driver has made ready.
 #[derive(Debug)]
 pub struct ControlRing {
     device: Arc<Device>,
     index: u32,
     info: VqInfo,
     memory: Mapping,
-    /// The I/O virtual address at which `memory` begins.
+    /// The IOVA at which `memory` begins.
     first: u64,
     kick: EventFd,
-    /// The number of commands taken.
+    /// Number of commands that this value has taken from the available ring, modulo 2^16.
     taken: u16,
 }
 
-/// A command, and where its answer goes.
+/// A command that was taken from the available ring, and the address for its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// Class, command, data.
+    /// The command's class, its code and its data.
     pub bytes: Vec<u8>,
     head: u32,
     answer: u64,
 }
 
 impl ControlRing {
-    /// Looks at virtqueue `index` of a device, if it is ready.
+    /// Returns virtqueue `index` of a device if the virtqueue is ready. Sets no kick eventfd.
     pub fn look(device: &Arc<Device>, index: u32) -> Option<Self> {
         let info = device.vq_info(index).ok().filter(|info| info.ready == 1)?;
         let region = device.iotlb_fd(info.desc_addr, info.desc_addr).ok()?;
@@ -61,8 +61,8 @@ impl ControlRing {
         })
     }
 
-    /// Uses virtqueue `index` of a device, if it is ready, from the command on that follows `taken`
-    /// others.
+    /// Returns virtqueue `index` of a device if the virtqueue is ready, and sets a kick eventfd.
+    /// The first `taken` commands are skipped, because they were taken before.
     pub fn attach(device: &Arc<Device>, index: u32, taken: u16) -> Option<Self> {
         let mut ring = Self::look(device, index)?;
         device.set_kick(index as u16, ring.kick.as_fd()).ok()?;
@@ -70,7 +70,8 @@ impl ControlRing {
         Some(ring)
     }
 
-    /// Waits until virtqueue `index` of a device is ready, and uses it, unless `stop` is set before.
+    /// Waits until virtqueue `index` of a device is ready, then does what [`attach`](Self::attach)
+    /// does. Returns `None` once `stop` is set.
     fn attach_soon(
         device: &Arc<Device>,
         index: u32,
@@ -86,7 +87,7 @@ impl ControlRing {
         None
     }
 
-    /// Returns the ring's memory, with what belongs to it.
+    /// Returns the mapped region that contains the descriptor table and the rings.
     pub fn memory(&self) -> &Mapping {
         &self.memory
     }
@@ -105,19 +106,20 @@ impl ControlRing {
         written.expect("inside the region");
     }
 
-    /// Returns the number of commands that were made available.
+    /// Returns the index of the available ring, which is the number of commands so far, modulo
+    /// 2^16.
     pub fn available(&self) -> u16 {
         let index = u16::from_le_bytes(self.read(self.info.driver_addr + 2));
         fence(Ordering::SeqCst);
         index
     }
 
-    /// Returns the index of the used ring.
+    /// Returns the index of the used ring, modulo 2^16.
     pub fn used(&self) -> u16 {
         u16::from_le_bytes(self.read(self.info.device_addr + 2))
     }
 
-    /// Takes the next command, if there is one.
+    /// Takes the next command from the available ring. Returns `None` if there is no new command.
     pub fn take(&mut self) -> Option<Taken> {
         if self.available() == self.taken {
             return None;
@@ -152,28 +154,29 @@ impl ControlRing {
         }
     }
 
-    /// Writes an answer, and no more.
+    /// Writes an answer without completing the command.
     pub fn write_answer(&self, taken: &Taken, answer: u8) {
         self.write(taken.answer, &[answer]);
     }
 
-    /// Writes an answer and completes the command, without interrupting the driver.
+    /// Writes an answer and completes the command, but does not interrupt the driver.
     fn complete(&self, taken: &Taken, answer: u8) {
         self.write_answer(taken, answer);
         self.use_id(taken.head);
         self.set_used(self.taken);
     }
 
-    /// Writes the id of the next used element.
+    /// Writes `id` to the next element of the used ring, without making the element visible to the
+    /// driver.
     pub fn use_id(&self, id: u32) {
         let slot = u64::from(self.taken.wrapping_sub(1) % self.info.num as u16);
         let at = self.info.device_addr + 4 + 8 * slot;
         self.write(at, &id.to_le_bytes());
-        // Some devices do not write the number of bytes here.
+        // Like some real devices, writes a wrong number of bytes.
         self.write(at + 4, &77_u32.to_le_bytes());
     }
 
-    /// Writes the index of the used ring.
+    /// Writes the index of the used ring, which makes elements visible to the driver.
     pub fn set_used(&self, index: u16) {
         fence(Ordering::SeqCst);
         self.write(self.info.device_addr + 2, &index.to_le_bytes());
@@ -181,18 +184,19 @@ impl ControlRing {
 
     /// Interrupts the driver.
     pub fn interrupt(&self) {
-        // Fails if the driver is gone by now.
+        // This fails if the driver has been removed in the meantime.
         let _ = self.device.inject_vq_irq(self.index);
     }
 
-    /// Answers a command, and interrupts the driver.
+    /// Answers a command and interrupts the driver.
     pub fn answer(&self, taken: &Taken, answer: u8) {
         self.complete(taken, answer);
         self.interrupt();
     }
 }
 
-/// A thread that does something with a control queue, from when it is ready until this is dropped.
+/// A thread that operates a control queue. The thread starts when the virtqueue is ready, and ends
+/// when this value is dropped.
 #[derive(Debug)]
 pub struct Controller {
     stop: Arc<AtomicBool>,
@@ -200,7 +204,7 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Calls `turn` again and again with the queue, until it returns false.
+    /// Calls `turn` with the control queue repeatedly, until `turn` returns false.
     pub fn new(
         device: &Arc<Device>,
         index: u32,
@@ -231,8 +235,8 @@ impl Controller {
         }
     }
 
-    /// Answers commands as `answer` says; `None` leaves a command, and all that follow, without an
-    /// answer.
+    /// Answers each command with the result of `answer`. If that is `None`, neither the command nor
+    /// any later command is answered.
     pub fn answering(
         device: &Arc<Device>,
         index: u32,
@@ -241,8 +245,7 @@ impl Controller {
         Self::from(device, index, 0, answer)
     }
 
-    /// Does the same as [`answering`](Self::answering) from the command on that follows `taken`
-    /// others.
+    /// Variant of [`answering`](Self::answering) that skips the first `taken` commands.
     pub fn from(
         device: &Arc<Device>,
         index: u32,
@@ -266,7 +269,7 @@ impl Drop for Controller {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // A panic in the thread is that of the test.
+            // A panic in the thread must fail the test.
             if thread.join().is_err() && !std::thread::panicking() {
                 panic!("the thread of the control queue has failed");
             }

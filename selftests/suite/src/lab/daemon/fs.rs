@@ -15,16 +15,18 @@ use crate::lab::device::virtio::id;
 /// Number of request queues.
 pub const REQUEST_QUEUES: u16 = 2;
 
-/// Number of queues; the first queue is for high-priority requests, which must not wait for others.
+/// Number of virtqueues. The first one is for high-priority requests, which must not wait for other
+/// requests.
 pub const QUEUES: u16 = 1 + REQUEST_QUEUES;
 
-/// Length of the tag in the configuration space.
+/// Length in bytes of the tag in the configuration space.
 const TAG: usize = 36;
 
-/// Returns the configuration of a file system device. The tag for mounting is the device's name.
+/// Returns the configuration of a file system device. A mount finds the device by its tag, which is
+/// the device's name.
 pub fn device_config(name: &str) -> DeviceConfig {
     let mut config = DeviceConfig::new(name, id::FS);
-    // Only features of the transport.
+    // Offers only the features of the transport, and none that are specific to disks.
     config.features = blk::FEATURES & !0xff_ffff;
     config.queues = QUEUES;
     config.space = name.as_bytes().to_vec();
@@ -35,16 +37,16 @@ pub fn device_config(name: &str) -> DeviceConfig {
     config
 }
 
-/// A received request: its queue and its operation.
+/// A received request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// The virtqueue.
+    /// Index of the virtqueue on which the request arrived.
     pub queue: u16,
-    /// The operation, one of [`op`](super::fuse::op).
+    /// Code of the operation, one of [`op`](super::fuse::op).
     pub opcode: u32,
 }
 
-/// The requests received so far.
+/// The requests that the backend has received so far.
 #[derive(Clone, Debug, Default)]
 pub struct Log(Arc<Mutex<Vec<Asked>>>);
 
@@ -58,18 +60,18 @@ impl Log {
         self.lock().clear();
     }
 
-    /// Returns the number of matching requests.
+    /// Returns the number of logged requests for which `which` returns true.
     pub fn count(&self, which: impl Fn(Asked) -> bool) -> usize {
         self.lock().iter().filter(|&&asked| which(asked)).count()
     }
 
-    /// Returns the number of requests for an operation.
+    /// Returns the number of logged requests for the operation `opcode`.
     pub fn asked(&self, opcode: u32) -> usize {
         self.count(|asked| asked.opcode == opcode)
     }
 }
 
-/// A file system device's backend, which exports a directory.
+/// Backend of a file system device, which exports a directory.
 #[derive(Debug)]
 pub struct Files {
     directory: Directory,
@@ -78,7 +80,7 @@ pub struct Files {
 }
 
 impl Files {
-    /// Exports a directory.
+    /// Creates a backend that exports a directory.
     pub fn new(directory: &Path) -> Self {
         Self {
             directory: Directory::new(directory),
@@ -87,7 +89,7 @@ impl Files {
         }
     }
 
-    /// Returns the log of requests.
+    /// Returns the log of received requests.
     pub fn log(&self) -> &Log {
         &self.log
     }
@@ -95,7 +97,7 @@ impl Files {
     fn try_serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> io::Result<u32> {
         let mut input = chain.clone().reader(memory).map_err(io::Error::other)?;
         let mut output = chain.writer(memory).map_err(io::Error::other)?;
-        // A longer request is truncated and so has a wrong length in its header.
+        // A longer request is truncated. Its header then has a wrong length, which is an error.
         let len = input.available_bytes().min(MAX_REQUEST);
         self.request.resize(len, 0);
         input.read_exact(&mut self.request)?;
@@ -107,7 +109,7 @@ impl Files {
             .directory
             .answer(&self.request, output.available_bytes());
         output.write_all(&answer)?;
-        // An answer is shorter than the longest request.
+        // CAST: An answer is shorter than `MAX_REQUEST`.
         Ok(answer.len() as u32)
     }
 }

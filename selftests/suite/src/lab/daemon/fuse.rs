@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A FUSE server without a transport, for the regular files of one directory.
+//! A FUSE server for the regular files of one directory, independent of the transport.
 //!
-//! The server keeps no state that cannot be found again: a node ID is the inode number that the
-//! directory's own file system gives the file. So a server that takes over the directory knows the
-//! nodes that its predecessor reported.
+//! The server keeps no state that another server cannot find. A node ID is the file's inode number
+//! in the file system that contains the directory. So a server that replaces another one knows the
+//! nodes that the other server has reported.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -20,23 +20,23 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Maximum number of bytes that one request reads or writes.
+/// Maximum number of data bytes in a read or write request.
 pub const MAX_DATA: usize = 256 << 10;
 
-/// Maximum length of a request: the data, and before it the operation.
+/// Maximum length of a request in bytes: the data and the arguments before it.
 pub const MAX_REQUEST: usize = MAX_DATA + 4096;
 
-/// How long the kernel may cache attributes and names, in seconds.
+/// Time in seconds for which the kernel may cache attributes and names.
 const VALID: u64 = 3600;
 
-/// Maximum length of a list of names in one answer, so that a directory of a few files takes
-/// several.
+/// Maximum number of bytes in the answer to one `READDIR`. It is small, so that even a directory
+/// with few files needs several answers.
 const MAX_LIST: usize = 4096;
 
-/// Maximum length of a file name.
+/// Maximum length of a file name in bytes.
 const MAX_NAME: usize = 255;
 
-/// Operations, named as in the ABI.
+/// Codes of operations, named as in the ABI.
 #[allow(missing_docs)]
 pub mod op {
     use super::fuse_opcode as code;
@@ -61,19 +61,19 @@ pub mod op {
     pub const BATCH_FORGET: u32 = code::FUSE_BATCH_FORGET as u32;
 }
 
-/// The server of a directory.
+/// A FUSE server of one directory.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
-    /// Open files, by node.
+    /// Open files, by node ID.
     files: HashMap<u64, File>,
 }
 
-/// The answer to a request.
+/// The data of an answer, or the error with which the request fails.
 type Reply = io::Result<Vec<u8>>;
 
 impl Directory {
-    /// Creates a server of a directory.
+    /// Creates a server of the directory `path`.
     pub fn new(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
@@ -81,9 +81,8 @@ impl Directory {
         }
     }
 
-    /// Executes a request. Returns the answer, which is empty or at most `room` bytes long.
-    ///
-    /// The request can contain anything.
+    /// Executes a request, which may contain arbitrary bytes. Returns the answer, which is empty or
+    /// at most `room` bytes long.
     pub fn answer(&mut self, request: &[u8], room: usize) -> Vec<u8> {
         let Ok((header, body)) = abi::fuse_in_header::read_from_prefix(request) else {
             return Vec::new();
@@ -93,7 +92,7 @@ impl Directory {
                 self.files.remove(&header.nodeid);
                 return Vec::new();
             }
-            // Files that stay open do no harm.
+            // The server may keep files open that the kernel has forgotten.
             op::BATCH_FORGET => return Vec::new(),
             _ => {}
         }
@@ -120,7 +119,7 @@ impl Directory {
             }
         };
         let header = abi::fuse_out_header {
-            // The length is less than MAX_REQUEST.
+            // CAST: The length is less than `MAX_REQUEST`.
             len: (size_of::<abi::fuse_out_header>() + data.len()) as u32,
             error,
             unique: header.unique,
@@ -166,7 +165,8 @@ impl Directory {
         }
     }
 
-    /// Fails unless the node is the directory itself, the only node that contains files.
+    /// Succeeds if `node` is the directory itself, which is the only node that contains files.
+    /// Otherwise returns `ENOTDIR`.
     fn root(&self, node: u64) -> io::Result<()> {
         if node == abi::FUSE_ROOT_ID {
             Ok(())
@@ -175,7 +175,8 @@ impl Directory {
         }
     }
 
-    /// Returns the names in the directory whose nodes are greater than `after`, sorted by node.
+    /// Returns the nodes and names of the regular files whose nodes are greater than `after`,
+    /// sorted by node.
     fn entries(&self, after: u64) -> io::Result<Vec<(u64, OsString)>> {
         let mut entries = Vec::new();
         for entry in self.path.read_dir()? {
@@ -188,7 +189,7 @@ impl Directory {
         Ok(entries)
     }
 
-    /// Opens a regular file in the directory.
+    /// Opens the regular file called `name` in the directory.
     fn open(&self, options: &mut OpenOptions, name: &OsStr) -> io::Result<File> {
         let file = options
             .read(true)
@@ -202,7 +203,7 @@ impl Directory {
         }
     }
 
-    /// Opens the file of a node.
+    /// Opens the file of a node. Returns `ESTALE` if the node does not exist.
     fn find(&self, node: u64) -> io::Result<File> {
         if node == abi::FUSE_ROOT_ID {
             return File::open(&self.path);
@@ -214,7 +215,7 @@ impl Directory {
         }
     }
 
-    /// Returns the file of a node, which is kept open.
+    /// Returns the open file of a node. Opens the file if necessary, and keeps it open.
     fn file(&mut self, node: u64) -> io::Result<&File> {
         let file = match self.files.remove(&node) {
             Some(file) => file,
@@ -223,7 +224,7 @@ impl Directory {
         Ok(self.files.entry(node).or_insert(file))
     }
 
-    /// Returns the entry that reports a file, and keeps the file open.
+    /// Returns the directory entry that describes a file to the kernel. Keeps the file open.
     fn tell(&mut self, file: File) -> io::Result<abi::fuse_entry_out> {
         let attr = attributes(&file)?;
         self.files.insert(attr.ino, file);
@@ -249,7 +250,8 @@ impl Directory {
         })
     }
 
-    /// Sets the size, and with it the times; other attributes cannot be set.
+    /// Sets the size of a file, which also changes the file's times. Fails if the request sets any
+    /// other attribute.
     fn set_attributes(&mut self, node: u64, what: abi::fuse_setattr_in) -> Reply {
         let with_size = abi::FATTR_FH
             | abi::FATTR_LOCKOWNER
@@ -310,8 +312,8 @@ impl Directory {
         })
     }
 
-    /// Returns the names after an offset. A file's offset is its node, which stays the same when
-    /// other files are created or deleted.
+    /// Returns the directory entries after the offset in the request. The offset of an entry is the
+    /// file's node, which does not change when other files are created or deleted.
     fn list(&self, what: &abi::fuse_read_in, room: usize) -> Reply {
         let room = room.min(what.size as usize).min(MAX_LIST);
         let mut list = Vec::new();
@@ -320,7 +322,7 @@ impl Directory {
                 ino: node,
                 off: node,
                 namelen: name.len() as u32,
-                // The type as in `readdir`: a regular file.
+                // `DT_REG`: a regular file.
                 type_: 8,
                 ..Default::default()
             };
@@ -353,7 +355,7 @@ impl Directory {
     }
 }
 
-/// Negotiates the version and the maximum amount of data in a request.
+/// Negotiates the version and the maximum number of data bytes in a request.
 fn init(body: &[u8]) -> Reply {
     let (theirs, _) = arguments::<abi::fuse_init_in>(body)?;
     if theirs.major != abi::FUSE_KERNEL_VERSION {
@@ -371,8 +373,9 @@ fn init(body: &[u8]) -> Reply {
     })
 }
 
-/// Returns the answer that a file is open. The file needs no action when one of its descriptors is
-/// closed: a process that starts the next daemon closes some while there is no daemon.
+/// Returns the answer to `OPEN`, which tells the kernel not to send `FLUSH` when a descriptor of
+/// the file is closed. A process that starts the next daemon closes descriptors while there is no
+/// daemon, and must not wait for an answer.
 fn opened() -> abi::fuse_open_out {
     abi::fuse_open_out {
         open_flags: abi::FOPEN_NOFLUSH,
@@ -410,12 +413,13 @@ fn bytes(value: &(impl IntoBytes + Immutable)) -> Reply {
     Ok(value.as_bytes().to_vec())
 }
 
-/// Parses the arguments at the start of a request's body. Returns them and the rest of the body.
+/// Parses the arguments at the start of a request's body. Returns the arguments and the rest of the
+/// body.
 fn arguments<T: FromBytes>(body: &[u8]) -> io::Result<(T, &[u8])> {
     T::read_from_prefix(body).or_else(|_| invalid())
 }
 
-/// Parses the arguments that make up the whole body of a request.
+/// Parses the arguments of a request. The request's body must contain nothing else.
 fn exactly<T: FromBytes>(body: &[u8]) -> io::Result<T> {
     T::read_from_bytes(body).or_else(|_| invalid())
 }
@@ -469,8 +473,8 @@ mod tests {
         assert_eq!(parse(&answer).0, errno.raw_os_error());
     }
 
-    /// Creates a directory with a file `f` that contains "hello". Returns the directory, a server,
-    /// and the file's node.
+    /// Creates a directory with a file `f` that contains "hello". Returns the directory, a server
+    /// of the directory, and the file's node.
     fn directory() -> (Scratch, Directory, u64) {
         let scratch = Scratch::new();
         let path = scratch.path("f");
@@ -509,7 +513,7 @@ mod tests {
         );
         assert_eq!(parse(&answer).0, 0);
         assert_eq!(std::fs::read(scratch.path("f")).unwrap(), b"hellp m");
-        // A server that has not reported the node finds it.
+        // A new server, which has not reported the node, finds it.
         let mut directory = Directory::new(&scratch.path(""));
         let read = read_in(1, 100);
         let answer = directory.answer(&request(op::READ, node, &[read.as_bytes()]), PLENTY);
@@ -523,7 +527,7 @@ mod tests {
         std::fs::create_dir(scratch.path("no-file")).unwrap();
         let (mut names, mut offset) = (Vec::new(), 0);
         loop {
-            // There is room for one name.
+            // The answer has room for one name.
             let read = read_in(offset, 32);
             let answer = directory.answer(&request(op::READDIR, 1, &[read.as_bytes()]), PLENTY);
             let (error, data) = parse(&answer);
@@ -559,7 +563,7 @@ mod tests {
             let write = request(op::WRITE, node, &[write.as_bytes(), b"x"]);
             fails(&mut directory, &write, Errno::INVAL);
         }
-        // Room for the answer's header and four bytes.
+        // There is room for the answer's header and for four bytes.
         assert_eq!(
             parse(&directory.answer(&whole, 20)).0,
             Errno::INVAL.raw_os_error()
@@ -626,7 +630,7 @@ mod tests {
         let mut random = Random::new(5);
         for _ in 0..20_000 {
             let mut body = vec![0; random.below(120) as usize];
-            // Zeroes pass more checks than noise does.
+            // A body of zeroes passes more checks than a random body.
             if random.below(2) == 0 {
                 random.fill(&mut body);
             }

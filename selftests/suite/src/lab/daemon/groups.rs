@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk with one virtqueue for each group, served by a separate process.
+//! A disk with one virtqueue in each group, which a separate process serves.
 //!
-//! vhost maps a process's memory with the process's mmap lock held, and waits for the daemon
-//! meanwhile. If a daemon in the same process mapped memory at that time, it would wait for vhost.
+//! vhost-vdpa maps memory of a client process with the process's mmap lock held, and waits for the
+//! daemon at the same time. A daemon in the same process that maps memory would wait for that lock,
+//! so both would hang.
 
 use std::io;
 use std::process::{Child, Command, Stdio};
@@ -17,21 +18,21 @@ use crate::lab::daemon::disk::memory_file;
 use crate::lab::daemon::{regions, served_groups};
 use crate::lab::device::spaces;
 
-/// IOVA of the page that identifies a watched address space.
+/// IOVA of the page that contains the number of its address space.
 pub const MARK: u64 = 0x4000_0000;
 
-/// A process that serves a disk.
+/// A process that serves a disk with virtqueue groups.
 #[derive(Debug)]
 pub struct GroupsDaemon {
     child: Child,
 }
 
 impl GroupsDaemon {
-    /// Starts a process that serves a device of version 1 with one queue for each group, and waits
-    /// until the process serves the device. Each byte of sector n is n + 1.
+    /// Starts a process that creates and serves a disk with API version 1 and one virtqueue in each
+    /// group. Returns when the process serves the disk. Each byte of sector n is n + 1.
     ///
-    /// The process continuously checks the page at [`MARK`] in each address space, and exits if the
-    /// page is mapped and does not contain the address space's number.
+    /// The process repeatedly checks the page at [`MARK`] in each address space. It exits if the
+    /// page is mapped and its first byte is not the number of the address space.
     #[track_caller]
     pub fn start(name: &str, groups: u16, spaces: u32) -> Self {
         let mut child = Command::new("/proc/self/exe")
@@ -44,14 +45,14 @@ impl GroupsDaemon {
             if let Ok(Some(status)) = child.try_wait() {
                 panic!("the daemon ended: {status}");
             }
-            // The process changes its name once all of its queues are set up.
+            // The process changes its name once all of its virtqueues are set up.
             std::fs::read_to_string(format!("/proc/{}/comm", child.id()))
                 .is_ok_and(|comm| comm.trim() == READY)
         });
         Self { child }
     }
 
-    /// Asserts that the process still runs, and so has found no wrong page.
+    /// Asserts that the process still runs. The process ends if it finds a wrong page.
     #[track_caller]
     pub fn check(&mut self) {
         let status = self.child.try_wait().expect("asking for the daemon");
@@ -66,10 +67,10 @@ impl Drop for GroupsDaemon {
     }
 }
 
-/// Name of a process that serves its device.
+/// Name that the process takes once it serves its disk.
 const READY: &str = "vduse-groups";
 
-/// The helper process `groups NAME GROUPS SPACES`.
+/// Runs the helper process `groups NAME GROUPS SPACES`.
 pub fn run(arguments: &[String]) -> io::Result<()> {
     let [name, groups, spaces] = arguments else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -92,7 +93,7 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
                     eprintln!("address space {asid} has the page of {byte}");
                     std::process::exit(1);
                 }
-                // Most of the time, the page is not mapped.
+                // The page is mapped only for short times.
                 _ => {}
             }
         }

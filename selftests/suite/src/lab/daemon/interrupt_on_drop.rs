@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Interrupts for a driver that would otherwise wait for them after a test has failed.
+//! Interrupts that keep a driver from waiting forever after a test has failed.
 
 use vduse::Device;
 
-/// Interrupts the first virtqueues of a device on drop, if the device is not served by then. So a
-/// test that fails leaves no driver waiting for an interrupt.
+/// A guard that interrupts the first virtqueues of a device on drop, if no daemon has the device
+/// open at that time. A failed test then leaves no driver that waits for an interrupt.
 #[derive(Debug)]
 pub struct InterruptOnDrop {
     /// The device's name.
     pub name: String,
-    /// Number of virtqueues.
+    /// Number of virtqueues to interrupt.
     pub queues: u32,
 }
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Blocks a daemon in the system call that would interrupt a virtqueue, whatever program the daemon
-//! is. The daemon can be killed there.
+//! Blocks a daemon in the system call that interrupts a virtqueue. A test can kill the daemon while
+//! the daemon is blocked.
 //!
-//! The kernel asks this process about each such system call of the daemon (seccomp).
+//! This works for any program, because the kernel notifies this process about each such system call
+//! of the daemon (seccomp).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,24 +20,25 @@ use vduse_uapi::ioctl::VQ_INJECT_IRQ;
 
 use crate::lab::kernel::raw::{self, number, Bytes, READ, WRITE};
 
-/// File descriptor number of the seccomp listener in the daemon, where this process finds it.
+/// File descriptor number of the seccomp listener in the daemon. This process takes the listener
+/// from there.
 const LISTENER: i32 = 100;
 
 /// Type byte of the listener's ioctls (`include/uapi/linux/seccomp.h`).
 const SECCOMP: u8 = b'!';
 
-/// Receives a notification: its ID, the calling process, and the system call.
+/// Receives a notification with its ID, the calling process, and the system call.
 const RECEIVE: u32 = number(READ | WRITE, SECCOMP, 0, QUESTION);
 
 const QUESTION: usize = 80;
 
-/// Sends a reply: the notification's ID, a result, an error, and flags.
+/// Sends a reply with the notification's ID, a result, an error, and flags.
 const SEND: u32 = number(READ | WRITE, SECCOMP, 1, 24);
 
-/// Flag of a reply: the system call is executed.
+/// Flag of a reply that makes the kernel execute the system call.
 const CONTINUE: u32 = 1;
 
-/// Blocks a daemon's interrupts once told to.
+/// A blocker of a daemon's interrupts, which starts to block when [`block`](Self::block) is called.
 #[derive(Debug)]
 pub struct IrqBlocker {
     shared: Arc<Shared>,
@@ -50,16 +52,17 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// Makes a program that is about to be started ask before each interrupt.
+/// Makes the kernel notify the [`IrqBlocker`] before each interrupt by the program that `command`
+/// starts.
 pub fn install(command: &mut Command) {
-    // SAFETY: The closure makes system calls only.
+    // SAFETY: The closure only makes system calls.
     unsafe { command.pre_exec(ask) };
 }
 
 fn ask() -> io::Result<()> {
     use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W};
-    // Offsets in `struct seccomp_data`: the system call's number, the lower half of its second
-    // argument.
+    // Offsets in `struct seccomp_data` of the system call's number, and of the lower half of the
+    // system call's second argument.
     const NUMBER: u32 = 0;
     const SECOND: u32 = 24;
     let step = |code: u32, skip: u8, k: u32| libc::sock_filter {
@@ -92,7 +95,8 @@ fn ask() -> io::Result<()> {
     if listener < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: The process is about to execute another program, and has no open file of that number.
+    // SAFETY: The process is about to execute another program, and has no open file with that
+    // number.
     if unsafe { libc::dup2(listener as i32, LISTENER) } < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -100,8 +104,8 @@ fn ask() -> io::Result<()> {
 }
 
 impl IrqBlocker {
-    /// Returns the blocker, which does not block yet, of a daemon that was started with
-    /// [`install`].
+    /// Returns the blocker of a daemon that was started with [`install`]. The blocker does not
+    /// block interrupts yet.
     #[track_caller]
     pub fn of(child: &Child) -> Self {
         let pid = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).expect("the daemon");
@@ -116,12 +120,12 @@ impl IrqBlocker {
         }
     }
 
-    /// Blocks the interrupts from now on.
+    /// Blocks all further interrupts.
     pub fn block(&self) {
         self.shared.blocking.store(true, Ordering::SeqCst);
     }
 
-    /// Returns whether the daemon is blocked in an interrupt.
+    /// Returns whether the daemon has been blocked in an interrupt.
     pub fn has_blocked(&self) -> bool {
         self.shared.blocked.load(Ordering::SeqCst)
     }
@@ -136,7 +140,8 @@ impl Drop for IrqBlocker {
     }
 }
 
-/// Replies to notifications, except those received while interrupts are blocked.
+/// Lets each notified system call continue. While interrupts are blocked, a notification gets no
+/// reply, so that the daemon stays in the system call.
 fn reply(listener: &OwnedFd, shared: &Shared) {
     let moment = Timespec {
         tv_sec: 0,
@@ -148,7 +153,7 @@ fn reply(listener: &OwnedFd, shared: &Shared) {
             continue;
         }
         let mut question = [0; QUESTION];
-        // The calling process may be gone.
+        // This fails if the calling process has ended.
         if raw::call(listener, RECEIVE, &mut question).is_err() {
             continue;
         }

@@ -2,10 +2,10 @@
 
 //! A daemon that completes requests in any order.
 //!
-//! The daemon takes all requests that are available. Each request is a number of 8 bytes, which the
-//! daemon writes back when it completes the request. The daemon holds the requests that it has
-//! taken until it is told to complete some of them, until the device is suspended, or until the
-//! device is reset, which drops them.
+//! The daemon takes all available requests at once. Each request contains a number of 8 bytes,
+//! which the daemon writes back when it completes the request. The daemon holds requests until the
+//! test makes it complete some of them, or until the device is suspended, upon which it completes
+//! all. A reset of the device drops the requests.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,10 +22,10 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::lab::assert::random::Random;
 use crate::lab::assert::timing::soon;
 
-/// The size of the queue in descriptors.
+/// The maximum size of the virtqueue in descriptors.
 pub const SIZE: u16 = 128;
 
-/// A request that was taken.
+/// A request that the daemon holds.
 #[derive(Debug)]
 struct Taken {
     head: u16,
@@ -39,7 +39,7 @@ struct State {
     memory: Arc<AddressSpace>,
     taken: Vec<Taken>,
     random: Random,
-    /// Whether the device is suspended: the virtqueue is not processed.
+    /// Whether the device is suspended. A suspended device does not process its virtqueue.
     suspended: bool,
     ready: bool,
 }
@@ -48,25 +48,28 @@ struct State {
 struct Shared {
     device: Arc<Device>,
     state: Mutex<State>,
-    /// The numbers of the requests in the order of their completion, by all daemons of a disk.
+    /// The numbers of the completed requests, in order of completion. All daemons of a disk share
+    /// this list.
     done: Arc<Mutex<Vec<u64>>>,
     kick: EventFd,
     wake: EventFd,
     stop: AtomicBool,
 }
 
-/// The daemon of a device with one queue. It ends on drop.
+/// The daemon of a device with one virtqueue. The daemon ends on drop.
 #[derive(Debug)]
 pub struct OutOfOrder {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The numbers of the requests that several daemons have completed, in order.
+/// The numbers of the completed requests, in order of completion. Several daemons can share this
+/// list.
 pub type Done = Arc<Mutex<Vec<u64>>>;
 
 impl OutOfOrder {
-    /// Starts to serve a device, which must be open in non-blocking mode.
+    /// Starts to serve a device, which must be open in non-blocking mode. `seed` determines the
+    /// daemon's random choices.
     #[track_caller]
     pub fn serve(device: Device, done: &Done, seed: u64) -> Self {
         device.vq_setup(0, SIZE).expect("setting the queue up");
@@ -94,7 +97,7 @@ impl OutOfOrder {
         }
     }
 
-    /// Waits until the daemon holds this number of requests.
+    /// Waits until the daemon holds `count` requests.
     #[track_caller]
     pub fn holds(&self, count: usize) {
         soon("the daemon takes the requests", || {
@@ -102,7 +105,7 @@ impl OutOfOrder {
         });
     }
 
-    /// Completes the `count` requests that were taken last, the last one first.
+    /// Completes the `count` requests that the daemon has taken last, in reverse order.
     #[track_caller]
     pub fn complete_last(&self, count: usize) {
         for _ in 0..count {
@@ -112,7 +115,7 @@ impl OutOfOrder {
         }
     }
 
-    /// Completes up to `count` of the requests that the daemon holds, chosen at random.
+    /// Completes up to `count` of the held requests, which are chosen at random.
     #[track_caller]
     pub fn complete_some(&self, count: usize) {
         for _ in 0..count {
@@ -174,7 +177,7 @@ impl Shared {
                 next_avail: state.queue.next_avail(),
             },
             Kind::SetStatus(0) => {
-                // Requests that were taken but not completed are dropped.
+                // A reset drops the requests that the daemon holds.
                 state.taken.clear();
                 state.queue.reset();
                 (state.ready, state.suspended) = (false, false);
@@ -192,8 +195,8 @@ impl Shared {
                 Answer::Ok
             }
             Kind::Suspend => {
-                // Requests in flight are not handed on to the next device, so all are completed
-                // first.
+                // The next device does not learn about requests in flight. So the daemon completes
+                // all requests before the suspend.
                 while !state.taken.is_empty() {
                     let most = state.taken.len() as u64;
                     let at = state.random.below(most) as usize;
@@ -277,7 +280,7 @@ impl Shared {
             .queue
             .add_used(&*memory, taken.head, 8)
             .expect("adding to the used ring");
-        // Fails while the device is reset or suspended.
+        // This fails while the device is being reset or is suspended.
         let _ = self.device.inject_vq_irq(0);
     }
 }

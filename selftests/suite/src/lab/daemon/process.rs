@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk or a file system served by a separate process, which can be killed.
+//! A disk or a file system that a separate process serves. A test can kill the process.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -24,24 +24,25 @@ pub struct Daemon {
     irq_blocker: Option<IrqBlocker>,
 }
 
-/// How the process handles the driver's requests.
+/// How the process handles requests in the virtqueues.
 #[derive(Clone, Copy, Debug)]
 pub enum Manner {
-    /// Requests are served.
+    /// The process serves all requests.
     Serve,
-    /// After this number of requests, the process stalls in the next one.
+    /// The process serves this number of requests and then stalls in the next one.
     StallAfter(u64),
 }
 
 impl Daemon {
-    /// Starts a process that serves a device, and waits until the process serves it. The device is
-    /// a disk if `file` is a file, and a file system if `file` is a directory.
+    /// Starts a process that serves the device `name`, and creates the device if it does not exist.
+    /// Returns when the process serves the device. The device is a disk if `file` is a file, and a
+    /// file system if `file` is a directory.
     #[track_caller]
     pub fn start(name: &str, file: &Path, queues: u16, manner: Manner) -> Self {
         Self::start_by(name, file, queues, manner, false)
     }
 
-    /// Variant of [`start`](Self::start) with an [`IrqBlocker`].
+    /// Variant of [`start`](Self::start) with an [`IrqBlocker`] for the process.
     #[track_caller]
     pub fn start_blockable(name: &str, file: &Path, queues: u16) -> Self {
         Self::start_by(name, file, queues, Manner::Serve, true)
@@ -76,7 +77,8 @@ impl Daemon {
         daemon
     }
 
-    /// Returns the IRQ blocker of a process that was started with one.
+    /// Returns the IRQ blocker of a process that [`start_blockable`](Self::start_blockable) has
+    /// started.
     #[track_caller]
     pub fn irq_blocker(&self) -> &IrqBlocker {
         self.irq_blocker.as_ref().expect("an IRQ blocker")
@@ -87,7 +89,7 @@ impl Daemon {
         self.end();
     }
 
-    /// Stops the process and waits until it is stopped.
+    /// Sends `SIGSTOP` to the process and waits until the process is stopped.
     #[track_caller]
     pub fn stop(&self) {
         self.signal(Signal::STOP);
@@ -97,7 +99,7 @@ impl Daemon {
         });
     }
 
-    /// Continues a stopped process.
+    /// Continues a process after [`stop`](Self::stop).
     #[track_caller]
     pub fn go_on(&self) {
         self.signal(Signal::CONT);
@@ -109,7 +111,8 @@ impl Daemon {
         kill_process(pid, signal).expect("a signal to the daemon");
     }
 
-    /// Returns whether the process has stalled (see [`Manner::StallAfter`]).
+    /// Returns whether the process has stalled (see [`Manner::StallAfter`]). `file` is the file or
+    /// directory with which the process was started.
     pub fn has_stalled(&self, file: &Path) -> bool {
         file.with_extension("stalled").exists()
     }
@@ -126,7 +129,7 @@ impl Drop for Daemon {
     }
 }
 
-/// A backend that stalls after a number of requests.
+/// A backend that serves a number of requests and then stalls.
 struct Stalling<B> {
     backend: B,
     left: u64,
@@ -146,7 +149,7 @@ impl<B: Backend> Backend for Stalling<B> {
     }
 }
 
-/// The helper process `daemon NAME FILE QUEUES STALL READY`.
+/// Runs the helper process `daemon NAME FILE QUEUES STALL READY`.
 pub fn run(arguments: &[String]) -> io::Result<()> {
     let [name, path, queues, stall, ready] = arguments else {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -165,7 +168,7 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
     serve(&config, path, stall, ready, Disk::new(Arc::new(file)))
 }
 
-/// Creates a device unless it exists, and serves it.
+/// Serves a device, and first creates the device if it does not exist.
 fn serve<B: Backend>(
     config: &DeviceConfig,
     path: &Path,

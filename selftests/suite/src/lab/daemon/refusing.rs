@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A daemon that answers every message but fails every request, so that the device can be removed.
+//! A daemon that answers every VDUSE request and makes every I/O request fail, so that the kernel
+//! can remove the device.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,8 @@ use std::time::Duration;
 use vduse::server::{Backend, Chain, Handle, Memory, Server};
 use vduse::Device;
 
-/// Backend that fails every request of a disk; the last byte of a request is its status.
+/// Backend that makes every request of a disk fail. The last byte of a request's buffer is its
+/// status.
 struct Refuse;
 
 impl Backend for Refuse {
@@ -31,8 +33,8 @@ impl Backend for Refuse {
     }
 }
 
-/// Serves a device that has no daemon, until dropped. Whatever happens to the device, it is served
-/// again as soon as it can be opened.
+/// A thread that serves a device until this value is dropped. If serving ends for any reason, the
+/// thread opens the device again as soon as possible.
 #[derive(Debug)]
 pub struct RefusingDaemon {
     stop: Arc<AtomicBool>,
@@ -41,7 +43,7 @@ pub struct RefusingDaemon {
 }
 
 impl RefusingDaemon {
-    /// Starts to serve a device. If the device cannot be opened now, opening is retried.
+    /// Starts to serve a device. If the device cannot be opened now, the daemon tries again later.
     pub fn start(name: &str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let handle = Arc::new(Mutex::new(None));
@@ -49,8 +51,8 @@ impl RefusingDaemon {
             let (name, stop, handle) = (name.to_owned(), stop.clone(), handle.clone());
             move || {
                 while !stop.load(Ordering::Acquire) {
-                    // The device may be gone, open elsewhere, or broken: the next attempt will
-                    // show.
+                    // This fails if the device is gone, broken, or open elsewhere. The next attempt
+                    // may succeed.
                     let _ = serve(&name, &handle, &stop);
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -72,7 +74,8 @@ fn serve(name: &str, current: &Mutex<Option<Handle>>, stop: &AtomicBool) -> io::
         .count();
     let mut server = Server::take_over(device, queues, Refuse)?;
     *lock(current) = Some(server.handle());
-    // `drop` sets the flag before it looks at the handle, so no stop is lost.
+    // `drop` sets `stop` before it looks for the handle. So either this check or `drop` stops the
+    // server.
     let result = if stop.load(Ordering::SeqCst) {
         Ok(())
     } else {

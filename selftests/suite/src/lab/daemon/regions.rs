@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a daemon finds at an IOVA of an address space.
+//! The regions that a daemon finds at an IOVA of an address space.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,7 +11,7 @@ use vduse_uapi::{ioctl, IotlbEntryV2};
 
 use crate::lab::kernel::raw;
 
-/// Returns the first byte that a daemon sees at an IOVA of an address space.
+/// Returns the byte that a daemon sees at an IOVA of an address space.
 #[track_caller]
 pub fn first_byte(device: &Device, asid: u32, iova: u64) -> io::Result<u8> {
     let region = device.iotlb_fd2(asid, iova, iova)?;
@@ -22,7 +22,7 @@ pub fn first_byte(device: &Device, asid: u32, iova: u64) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// Calls [`Device::iotlb_fd2`] with a reserved field that is not 0.
+/// Does what [`Device::iotlb_fd2`] does, but with a reserved field that is not 0.
 pub fn find_reserved(device: &Device, asid: u32, first: u64, last: u64) -> io::Result<Region> {
     find_raw(
         device,
@@ -36,7 +36,7 @@ pub fn find_reserved(device: &Device, asid: u32, first: u64, last: u64) -> io::R
     )
 }
 
-/// Finds a region by means of the ABI's own structure.
+/// Finds a region with the ioctl `IOTLB_GET_FD2`, whose argument is `entry`.
 pub fn find_raw(device: &Device, entry: &IotlbEntryV2) -> io::Result<Region> {
     let mut bytes = raw::Bytes::new()
         .u64(entry.offset)

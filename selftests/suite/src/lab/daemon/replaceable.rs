@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A daemon that is replaced when its device breaks.
+//! A daemon that the test replaces when its device breaks.
 
 use std::io;
 use std::sync::Arc;
@@ -19,30 +19,31 @@ use crate::lab::device::spaces;
 use crate::lab::device::test_device::{disk_config, TestDevice};
 use crate::lab::driver::vhost::{self, Vhost};
 
-/// A device that is not on the bus yet, and whose daemon answers.
+/// A device that is not on the bus yet, and a daemon that answers all requests with success.
 pub struct ReplaceableDaemon {
-    /// The thread that answers requests, and the open device, if there is a daemon.
+    /// The daemon: the thread that answers requests, and the open device. `None` if there is no
+    /// daemon.
     pub running: Option<(Responder, Arc<Device>)>,
     /// The created device.
     pub device: TestDevice,
 }
 
 impl ReplaceableDaemon {
-    /// Creates a device of version 0.
+    /// Creates a device with API version 0.
     #[track_caller]
     pub fn disk() -> Self {
         Self::new(TestDevice::disk(), &[0])
     }
 
-    /// Creates a device of version 1.
+    /// Creates a device with API version 1. Element `i` of `queues` is the group of virtqueue `i`.
     #[track_caller]
     pub fn of_groups(queues: &[u32], groups: u32, spaces: u32) -> Self {
         let config = spaces::config(queues.len() as u16, groups, spaces);
         Self::new(spaces::create(&config).expect("creating"), queues)
     }
 
-    /// Creates a device of version 0 whose daemon is asked before a virtqueue becomes ready, and
-    /// which can be suspended and resumed.
+    /// Creates a device with API version 0 that can be suspended and resumed. The kernel sends the
+    /// daemon a request before a virtqueue becomes ready.
     #[track_caller]
     pub fn negotiated() -> Self {
         let negotiation = Negotiation {
@@ -73,7 +74,7 @@ impl ReplaceableDaemon {
         self.running = Some((Responder::new(&file, agree), file));
     }
 
-    /// Returns the daemon's side of the device.
+    /// Returns the daemon's open device.
     pub fn file(&self) -> &Device {
         &self.running.as_ref().expect("a daemon").1
     }
@@ -83,8 +84,8 @@ impl ReplaceableDaemon {
         self.device.name()
     }
 
-    /// Starts another daemon, which fixes the device, if the device has broken because a request to
-    /// the daemon could not be allocated.
+    /// Starts another daemon if the device is broken. The device breaks if the kernel cannot
+    /// allocate a request to the daemon. A device that is opened again is no longer broken.
     #[track_caller]
     pub fn replace_if_broken(&mut self) {
         if let Err(error) = self.file().features() {
@@ -94,15 +95,15 @@ impl ReplaceableDaemon {
         }
     }
 
-    /// Returns the requests so far, and forgets them.
+    /// Returns the kinds of the requests since the last call.
     pub fn take_kinds(&self) -> Vec<Kind> {
         self.running.as_ref().expect("a daemon").0.take_kinds()
     }
 }
 
-/// A device of version 1, bound to vhost.
+/// A device with API version 1 that is bound to vhost-vdpa.
 pub struct Driven {
-    /// The client.
+    /// The open vhost-vdpa device.
     pub vhost: Vhost,
     _on_bus: OnBus,
     /// The device's daemon.
@@ -110,13 +111,13 @@ pub struct Driven {
 }
 
 impl Driven {
-    /// Creates a device with one virtqueue and this number of address spaces.
+    /// Creates a device with one virtqueue and `spaces` address spaces.
     #[track_caller]
     pub fn new(spaces: u32) -> Self {
         Self::of(ReplaceableDaemon::of_groups(&[0], 1, spaces))
     }
 
-    /// Binds the device of a daemon to vhost.
+    /// Binds the device of a daemon to vhost-vdpa, and opens it.
     #[track_caller]
     pub fn of(daemon: ReplaceableDaemon) -> Self {
         let on_bus = OnBus::add(daemon.name()).expect("adding");
@@ -128,17 +129,19 @@ impl Driven {
         }
     }
 
-    /// Starts another daemon, which fixes the device, if the device has broken.
+    /// Starts another daemon if the device is broken. A device that is opened again is no longer
+    /// broken.
     ///
-    /// The new daemon has begun to answer when this returns: while vhost waits for an answer to a
-    /// map, no thread of this process can be started, as the process's memory is locked.
+    /// This function returns only when the new daemon answers. While vhost-vdpa waits for an answer
+    /// to a map, this process cannot start a thread, because vhost-vdpa holds the process's mmap
+    /// lock.
     #[track_caller]
     pub fn replace_if_broken(&mut self) {
         self.daemon.replace_if_broken();
         self.vhost.queue_base(0).expect("an answer");
     }
 
-    /// Returns the first byte of what is mapped at `iova` in address space 1.
+    /// Returns the byte that the daemon sees at `iova` of address space 1.
     pub fn byte(&self, iova: u64) -> io::Result<u8> {
         first_byte(self.daemon.file(), 1, iova)
     }

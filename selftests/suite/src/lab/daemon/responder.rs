@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A thread that answers a device's requests, which it records.
+//! A thread that answers and records a device's requests.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +11,10 @@ use vduse::eventfd::EventFd;
 use vduse::request::{Answer, Kind, Request};
 use vduse::Device;
 
-/// Answers requests until dropped.
+/// A thread that answers and records requests until this value is dropped.
 ///
-/// Declare a responder after the device and before everything that waits for answers, in particular
-/// [`OnBus`](crate::lab::device::bus::OnBus).
+/// Declare a responder after the device, and before everything that waits for answers, in
+/// particular [`OnBus`](crate::lab::device::bus::OnBus).
 #[derive(Debug)]
 pub struct Responder {
     shared: Arc<Shared>,
@@ -30,7 +30,7 @@ struct Shared {
 }
 
 impl Responder {
-    /// Answers every request with "ok", and reports the position 0 for every virtqueue.
+    /// Answers every request with success. The answer to `GetVqState` reports position 0.
     pub fn ok(device: &Arc<Device>) -> Self {
         Self::new(device, |request| {
             Some(match request.kind {
@@ -43,8 +43,8 @@ impl Responder {
         })
     }
 
-    /// Answers requests as `answer` says; `None` leaves a request unanswered. The device must be
-    /// open in non-blocking mode.
+    /// Answers each request with the result of `answer`. If that is `None`, the request gets no
+    /// answer. The device must be open in non-blocking mode.
     pub fn new(
         device: &Arc<Device>,
         mut answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static,
@@ -75,7 +75,7 @@ impl Responder {
                 let reply = answer(&request);
                 ours.seen().push(request);
                 if let Some(reply) = reply {
-                    // The driver side may have stopped waiting.
+                    // This fails if the kernel no longer waits for the answer.
                     let _ = ours.device.answer(&request, reply);
                 }
             }
@@ -86,12 +86,12 @@ impl Responder {
         }
     }
 
-    /// Returns the requests so far.
+    /// Returns the requests so far, including those without an answer.
     pub fn seen(&self) -> Vec<Request> {
         self.shared.seen().clone()
     }
 
-    /// Returns the requests since the last call, without their IDs.
+    /// Returns the kinds of the requests since the last call.
     pub fn take_kinds(&self) -> Vec<Kind> {
         let taken = std::mem::take(&mut *self.shared.seen());
         taken.into_iter().map(|request| request.kind).collect()

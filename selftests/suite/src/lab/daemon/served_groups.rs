@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk with one virtqueue for each group, served by a thread of the test.
+//! A disk with one virtqueue in each group, which a thread of the test serves.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,10 +13,10 @@ use crate::lab::device::bus::OnBus;
 use crate::lab::device::spaces::{config, create};
 use crate::lab::device::test_device::TestDevice;
 
-/// A served disk with one queue for each group. Each byte of sector n is n + 1. The fields are
-/// dropped in this order.
+/// A served disk with one virtqueue in each group. Each byte of sector n is n + 1. The fields are
+/// dropped in declaration order.
 pub struct ServedGroups {
-    /// The device on the bus, not bound to any driver yet.
+    /// The device on the bus. It is not bound to a driver yet.
     pub on_bus: OnBus,
     /// The thread that serves the disk.
     pub served: Served,
@@ -25,13 +25,13 @@ pub struct ServedGroups {
 }
 
 impl ServedGroups {
-    /// Creates a disk with this number of groups, of one queue each, and of address spaces.
+    /// Creates a disk with `groups` groups and `spaces` address spaces.
     #[track_caller]
     pub fn new(groups: u16, spaces: u32) -> Self {
         Self::with(groups, spaces, |_| ())
     }
 
-    /// Variant of [`new`](Self::new) that calls `prepare` before the device is put on the bus.
+    /// Variant of [`new`](Self::new) that calls `prepare` before it puts the device on the bus.
     #[track_caller]
     pub fn with(groups: u16, spaces: u32, prepare: impl FnOnce(&TestDevice)) -> Self {
         let device = create(&config(groups, groups.into(), spaces)).expect("creating");
@@ -51,7 +51,7 @@ impl ServedGroups {
     }
 }
 
-/// Fills the first 16 sectors of a disk: each byte of sector n is n + 1.
+/// Fills the first 16 sectors of a disk. Each byte of sector n is n + 1.
 #[track_caller]
 pub fn fill(file: &File) {
     for sector in 0..16u8 {

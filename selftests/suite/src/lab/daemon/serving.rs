@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device served by a thread of the test.
+//! A thread of the test that serves a device.
 
 use std::io;
 use std::sync::{mpsc, Arc};
@@ -12,12 +12,12 @@ use vduse::Device;
 
 use crate::lab::assert::timing::soon;
 
-/// The thread that serves a device, which ends on drop.
+/// A thread that serves a device. The thread ends on drop.
 #[derive(Debug)]
 pub struct Serving<B> {
     handle: Option<Handle>,
     thread: Option<JoinHandle<(io::Result<()>, B)>>,
-    /// The thread's ID.
+    /// ID of the thread.
     tid: i32,
 }
 
@@ -40,7 +40,7 @@ impl<B: Backend + Send + 'static> Serving<B> {
 }
 
 impl<B> Serving<B> {
-    /// Returns the device.
+    /// Returns the device that the thread serves.
     pub fn device(&self) -> &Arc<Device> {
         self.handle().device()
     }
@@ -50,8 +50,7 @@ impl<B> Serving<B> {
         self.handle.as_ref().expect("a running server")
     }
 
-    /// Waits until the thread sleeps for a while, which is long for a computer, without waking up
-    /// once.
+    /// Waits until the thread has slept for 300 milliseconds without waking up.
     #[track_caller]
     pub fn falls_asleep(&self) {
         soon("the thread sleeps", || {
@@ -61,8 +60,8 @@ impl<B> Serving<B> {
         });
     }
 
-    /// Returns the numbers of the thread's context switches, or `None` if the thread does not
-    /// sleep.
+    /// Returns the lines with the thread's numbers of context switches, or `None` if the thread
+    /// does not sleep.
     fn sleeping(&self) -> Option<Vec<String>> {
         let path = format!("/proc/self/task/{}/status", self.tid);
         let status = std::fs::read_to_string(path).expect("the thread's status");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A TAP interface, to which a network card is connected.
+//! A TAP interface, to which a daemon connects a network card.
 
 use crate::lab::device::test_device::unique_name;
 use crate::lab::driver::namespace::ip;
@@ -9,14 +9,14 @@ use crate::lab::kernel::modules;
 /// IP address of the TAP interface.
 pub const HERE: &str = "10.99.0.1";
 
-/// A persistent TAP interface with an address, brought up on creation and deleted on drop.
+/// A persistent TAP interface that has an IP address and is up. It is deleted on drop.
 #[derive(Debug)]
 pub struct TapInterface {
     name: String,
 }
 
 impl TapInterface {
-    /// Creates an interface with this number of queues.
+    /// Creates an interface with `queues` queues. The address is [`HERE`].
     #[track_caller]
     pub fn new(queues: u16) -> Self {
         modules::tool("modprobe", &["tun"]).expect("loading tun");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device whose requests wait for the test to answer them.
+//! A device whose requests get an answer only when the test sends one.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -17,20 +17,20 @@ use crate::lab::device::test_device::TestDevice;
 use crate::lab::driver::vhost::Vhost;
 use crate::lab::kernel::sysfs;
 
-/// A device bound to vhost-vdpa, without a daemon that answers.
+/// A device bound to vhost-vdpa whose daemon does not answer requests by itself.
 ///
-/// The fields are dropped in this order.
+/// The fields are dropped in declaration order.
 pub struct Unanswered {
     /// The device on the bus.
     pub on_bus: OnBus,
-    /// The daemon's open device, if there is a daemon.
+    /// The daemon's open device. `None` if there is no daemon.
     pub file: Option<Arc<Device>>,
     /// The created device.
     pub device: TestDevice,
 }
 
 impl Unanswered {
-    /// Creates a device and binds it.
+    /// Creates a disk with one virtqueue and binds it to vhost-vdpa.
     #[track_caller]
     pub fn new() -> Self {
         let device = TestDevice::disk();
@@ -49,7 +49,7 @@ impl Unanswered {
         self.file.as_ref().expect("an open device")
     }
 
-    /// Closes the device and opens it again.
+    /// Closes the daemon's device and opens it again.
     #[track_caller]
     pub fn reopen(&mut self) {
         self.file = None;
@@ -61,20 +61,21 @@ impl Unanswered {
         bus::vhost_path(self.device.name()).expect("a vhost-vdpa device")
     }
 
-    /// Opens the driver side in a thread, as opening waits for an answer.
+    /// Opens the vhost-vdpa device in a thread, because `open` waits for the daemon's answer.
     pub fn open_vhost(&self) -> Waiting<Vhost> {
         let path = self.path();
         Waiting::new(move || Vhost::open(&path))
     }
 
-    /// Opens the driver side, and answers all requests meanwhile.
+    /// Opens the vhost-vdpa device. A thread answers all requests until this function returns.
     #[track_caller]
     pub fn answered_vhost(&self) -> Vhost {
         let _responder = Responder::ok(self.file());
         Vhost::open(&self.path()).expect("opening vhost-vdpa")
     }
 
-    /// Does the same as [`answered_vhost`](Self::answered_vhost), and keeps answering.
+    /// Variant of [`answered_vhost`](Self::answered_vhost) that also returns the thread, which goes
+    /// on.
     #[track_caller]
     pub fn answered_vhost_kept(&self) -> (Vhost, Responder) {
         let responder = Responder::ok(self.file());
@@ -82,25 +83,25 @@ impl Unanswered {
         (vhost, responder)
     }
 
-    /// Sets the time that the driver waits for an answer.
+    /// Sets `msg_timeout`, the time in seconds for which the kernel waits for the daemon's answer.
     pub fn set_timeout(&self, seconds: &str) {
         let path = sysfs::attribute(self.on_bus.name(), "msg_timeout");
         sysfs::write(&path, seconds).expect("setting msg_timeout");
     }
 
-    /// Waits for a request that can be read, and reads it.
+    /// Waits for the next request, and reads it.
     #[track_caller]
     pub fn request(&self) -> vduse::request::Request {
         soon("a request", || self.readable().contains(PollFlags::IN));
         self.file().read_request().expect("reading a request")
     }
 
-    /// Returns the events that the daemon's device polls now.
+    /// Returns the events that polling the daemon's device reports now.
     pub fn readable(&self) -> PollFlags {
         events(self.file())
     }
 
-    /// Waits for a request, answers it, and returns its kind.
+    /// Waits for the next request, and sends `answer`. Returns the request's kind.
     #[track_caller]
     pub fn answer(&self, answer: Answer) -> Kind {
         let request = self.request();
@@ -109,7 +110,7 @@ impl Unanswered {
     }
 }
 
-/// Returns the events that a device polls now.
+/// Returns the events that polling a device reports now.
 pub fn events(file: &Device) -> PollFlags {
     let all = PollFlags::IN | PollFlags::OUT | PollFlags::ERR;
     let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), all)];

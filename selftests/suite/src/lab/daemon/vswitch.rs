@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Open vSwitch with DPDK, as Debian ships it: a daemon of network cards that nobody has adapted.
+//! Open vSwitch with DPDK, as Debian packages it: an unmodified daemon of network cards.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,15 +15,16 @@ use crate::lab::kernel::sysfs;
 use crate::lab::run::report::skip;
 use crate::lab::run::scratch::Scratch;
 
-/// Programs. The second one is the vswitchd that is linked with DPDK.
+/// Path of the database server.
 const DATABASE: &str = "/usr/sbin/ovsdb-server";
+/// Path of the `ovs-vswitchd` that is linked with DPDK.
 const VSWITCHD: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 
-/// Pages of 2 MiB for the switch's memory.
+/// File with the number of huge pages of 2 MiB, which the switch uses as its memory.
 const PAGES: &str = "/proc/sys/vm/nr_hugepages";
 const PAGE_COUNT: &str = "220";
 
-/// How long the switch may take to start: it initialises DPDK.
+/// Time limit for the start of the switch, which includes the initialisation of DPDK.
 const START: Duration = Duration::from_secs(60);
 
 /// A switch with one bridge.
@@ -37,7 +38,8 @@ pub struct Vswitch {
 }
 
 impl Vswitch {
-    /// Starts a switch. Skips the test if it is not installed, or there is not enough memory.
+    /// Starts a switch. Skips the test if Open vSwitch is not installed or if there is not enough
+    /// memory.
     #[track_caller]
     pub fn new() -> Self {
         if !Path::new(VSWITCHD).exists() {
@@ -50,7 +52,7 @@ impl Vswitch {
         for module in ["tun", "virtio_net"] {
             tool("modprobe", &[module]).expect("loading a module");
         }
-        // Where the switch keeps what vhost needs, whatever it is told.
+        // The switch keeps files for vhost in this directory, and no option changes that.
         std::fs::create_dir_all("/run/openvswitch").expect("a directory");
         let run = Scratch::new();
         let path = |name: &str| run.path(name).to_string_lossy().into_owned();
@@ -79,7 +81,7 @@ impl Vswitch {
             "other_config:dpdk-init=true",
             "other_config:dpdk-extra=--no-pci --iova-mode=va",
             "other_config:dpdk-socket-mem=256",
-            // The thread that forwards takes a CPU of its own.
+            // The thread that forwards packets occupies a CPU.
             "other_config:pmd-cpu-mask=0x2",
             "other_config:dpdk-lcore-mask=0x1",
             "other_config:per-port-memory=true",
@@ -97,7 +99,7 @@ impl Vswitch {
         switch
     }
 
-    /// Runs `ovs-vsctl`, and waits until the switch has done what it says, if `waits`.
+    /// Runs `ovs-vsctl`. If `waits` is true, also waits until the switch has applied the change.
     #[track_caller]
     fn vsctl(&self, waits: bool, arguments: &[&str]) -> String {
         let mut command = Command::new("ovs-vsctl");
@@ -124,7 +126,8 @@ impl Vswitch {
         self.vsctl(true, arguments);
     }
 
-    /// Starts the switch itself, which must not run, and waits until it forwards.
+    /// Starts the process of the switch, which must not be running. Waits until DPDK is
+    /// initialised.
     #[track_caller]
     pub fn start(&mut self) {
         let log = self.run.path("log").to_string_lossy().into_owned();
@@ -140,8 +143,8 @@ impl Vswitch {
         });
     }
 
-    /// Adds a port whose other end is a card with this number of queue pairs. Returns the card's
-    /// name.
+    /// Adds a port, which creates a card with up to `pairs` queue pairs. Returns the name of the
+    /// card's device.
     #[track_caller]
     pub fn add_port(&mut self, pairs: u16) -> String {
         let name = unique_name();
@@ -163,7 +166,7 @@ impl Vswitch {
         name
     }
 
-    /// Sends the switch a signal.
+    /// Sends a signal to the switch.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
         let switch = self.switch.as_ref().expect("a running switch");
@@ -178,7 +181,7 @@ impl Vswitch {
         }
     }
 
-    /// Returns what the switch has logged.
+    /// Returns the log of the switch.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.run.path("log")).unwrap_or_default()
     }

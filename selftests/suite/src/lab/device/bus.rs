@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The vDPA bus: its devices, the drivers to which they are bound.
+//! The devices on the vDPA bus, and the drivers to which they are bound.
 //!
-//! The runner disables automatic binding, so that a test decides when its device is bound to which
-//! driver.
+//! The runner disables automatic binding, so that each test binds its device explicitly.
 
 use std::fs;
 use std::io;
@@ -17,7 +16,7 @@ use crate::lab::kernel::sysfs;
 
 const BUS: &str = "/sys/bus/vdpa";
 
-/// A driver on the bus.
+/// A driver on the vDPA bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
     /// virtio-vdpa, which creates a virtio device for the kernel's own drivers.
@@ -35,25 +34,25 @@ impl Driver {
     }
 }
 
-/// Sets whether devices are bound automatically when they are put on the bus.
+/// Sets whether the kernel automatically binds a new device on the bus to a driver.
 pub fn set_autoprobe(on: bool) -> Result<(), String> {
     let path = Path::new(BUS).join("drivers_autoprobe");
     sysfs::write(&path, if on { "1" } else { "0" })
         .map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// Returns the directory of a device on the bus.
+/// Returns the sysfs directory of a device on the bus.
 pub fn directory(name: &str) -> PathBuf {
     Path::new(BUS).join("devices").join(name)
 }
 
-/// Opens a socket to the vDPA core.
+/// Opens a netlink socket to the vDPA core.
 #[track_caller]
 pub fn vdpa() -> Vdpa {
     Vdpa::open().expect("the vDPA netlink")
 }
 
-/// Binds a device to a driver, and waits until that is done.
+/// Binds a device to a driver. Returns when the kernel has done so.
 pub fn bind(name: &str, driver: Driver) -> io::Result<()> {
     sysfs::write(&driver.directory().join("bind"), name)
 }
@@ -76,7 +75,7 @@ impl OnBus {
         Self::add_by("vduse", name)
     }
 
-    /// Has a management device put a device on the bus.
+    /// Puts a device on the bus through the management device called `management_device`.
     pub fn add_by(management_device: &str, name: &str) -> io::Result<Self> {
         vdpa().add(name, management_device)?;
         Ok(Self {
@@ -85,7 +84,8 @@ impl OnBus {
         })
     }
 
-    /// Puts a device on the bus as soon as another process has created and set up the device.
+    /// Waits until another process has created the device and set it up, then puts the device on
+    /// the bus.
     #[track_caller]
     pub fn add_soon(name: &str) -> Self {
         let mut added = None;
@@ -96,7 +96,7 @@ impl OnBus {
         added.expect("a device on the bus")
     }
 
-    /// Binds the device to a driver, and waits until that is done.
+    /// Binds the device to a driver. Returns when the kernel has done so.
     pub fn bind(&self, driver: Driver) -> io::Result<()> {
         bind(&self.name, driver)
     }
@@ -121,14 +121,14 @@ impl OnBus {
 impl Drop for OnBus {
     fn drop(&mut self) {
         if self.there {
-            // The daemon may be gone.
+            // The daemon may have ended. Requests to it should then time out after one second.
             let _ = sysfs::write(&sysfs::attribute(&self.name, "msg_timeout"), "1");
             let _ = vdpa().delete(&self.name);
         }
     }
 }
 
-/// Returns the names in a directory that start with `prefix`.
+/// Returns the names in `directory` that start with `prefix`.
 pub fn children(directory: &Path, prefix: &str) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else {
         return Vec::new();
@@ -140,20 +140,22 @@ pub fn children(directory: &Path, prefix: &str) -> Vec<String> {
         .collect()
 }
 
-/// Returns the directory of the virtio device that virtio-vdpa created for a vDPA device.
+/// Returns the directory of the virtio device that virtio-vdpa has created for a vDPA device.
 pub fn virtio_directory(name: &str) -> Option<PathBuf> {
     let directory = directory(name);
     let child = children(&directory, "virtio").pop()?;
     Some(directory.join(child))
 }
 
-/// Returns the status that virtio's core reads from the virtio device of a vDPA device.
+/// Returns the device status of a vDPA device's virtio device, as the virtio core reports it in
+/// sysfs.
 pub fn virtio_status(name: &str) -> Option<u8> {
     let text = sysfs::read(&virtio_directory(name)?.join("status")).ok()?;
     u8::from_str_radix(text.trim_start_matches("0x"), 16).ok()
 }
 
-/// Waits until the kernel's driver has negotiated features with a device and then failed.
+/// Waits until a virtio driver of the kernel has negotiated features with a device and has then set
+/// `FAILED`.
 #[track_caller]
 pub fn driver_gives_up(name: &str) {
     soon("the driver gives up", || {
@@ -171,7 +173,7 @@ pub fn interface(name: &str) -> Option<String> {
     children(&virtio_directory(name)?.join("net"), "").pop()
 }
 
-/// Returns the path of the character device that vhost-vdpa created for a vDPA device.
+/// Returns the path of the character device that vhost-vdpa has created for a vDPA device.
 pub fn vhost_path(name: &str) -> Option<PathBuf> {
     let child = children(&directory(name), "vhost-vdpa-").pop()?;
     Some(Path::new("/dev").join(child))

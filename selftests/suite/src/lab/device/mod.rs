@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! VDUSE devices, on the vDPA bus or not.
+//! VDUSE devices, both on the vDPA bus and off it.
 
 pub mod bus;
 pub mod negotiation;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices whose creator negotiates what they can do.
+//! Devices whose creator negotiates an API version, VDUSE features and extensions.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use vduse::{Control, DeviceConfig};
 
 use crate::lab::device::test_device::TestDevice;
 
-/// What the creator of a device negotiates.
+/// The values that the creator of a device negotiates.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Negotiation {
     /// The API version.
@@ -19,8 +19,8 @@ pub struct Negotiation {
     pub extensions: u64,
 }
 
-/// Creates a device after negotiating. Nothing is set that is 0, so that drivers without it do not
-/// refuse.
+/// Negotiates and then creates a device. Features or extensions that are 0 are not negotiated at
+/// all, because a driver without them returns an error.
 pub fn create(config: &DeviceConfig, negotiation: Negotiation) -> io::Result<TestDevice> {
     let control = Control::open()?;
     control.set_api_version(negotiation.version)?;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices of version 1, which have virtqueue groups in address spaces.
+//! Devices with VDUSE API version 1, which have virtqueue groups and address spaces.
 
 use std::io;
 
@@ -10,7 +10,7 @@ use vduse_uapi::VqConfig;
 
 use crate::lab::device::test_device::{unique_name, TestDevice};
 
-/// Returns the configuration of a disk with this number of queues, groups and address spaces.
+/// Returns the configuration of a disk with these numbers of virtqueues, groups and address spaces.
 pub fn config(queues: u16, groups: u32, spaces: u32) -> DeviceConfig {
     let mut config = blk::device_config(&unique_name(), 1 << 20, queues);
     config.groups = groups;
@@ -18,13 +18,13 @@ pub fn config(queues: u16, groups: u32, spaces: u32) -> DeviceConfig {
     config
 }
 
-/// Creates a device of version 1.
+/// Creates a device with VDUSE API version 1.
 pub fn create(config: &DeviceConfig) -> io::Result<TestDevice> {
     Control::open_v1()?.create(config)?;
     Ok(TestDevice::adopt(&config.name))
 }
 
-/// Sets up a queue of 256 descriptors.
+/// Sets up a virtqueue with at most 256 descriptors and puts it in a group.
 pub fn set_up(device: &Device, index: u32, group: u32) -> io::Result<()> {
     device.vq_setup_raw(&VqConfig {
         index,

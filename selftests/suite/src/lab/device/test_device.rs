@@ -15,25 +15,26 @@ use crate::lab::kernel::sysfs;
 
 /// A device that is destroyed on drop.
 ///
-/// Declare a `TestDevice` before the values that use the device, so that it is dropped last.
+/// Declare a `TestDevice` before the values that use the device, because Rust drops the values in
+/// reverse order.
 #[derive(Debug)]
 pub struct TestDevice {
     name: String,
 }
 
-/// Returns a name that no other device of this process has.
+/// Returns a device name that is unique on this machine: it contains the process ID and a counter.
 pub fn unique_name() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     format!("t{}-{number}", std::process::id())
 }
 
-/// Returns the configuration of a small disk with one queue.
+/// Returns the configuration of a disk of 1 MiB with one virtqueue.
 pub fn disk_config() -> DeviceConfig {
     blk::device_config(&unique_name(), 1 << 20, 1)
 }
 
-/// Returns the configuration of a network card with one pair of queues.
+/// Returns the configuration of a network card with one pair of virtqueues.
 pub fn net_config() -> DeviceConfig {
     let mut config = DeviceConfig::new(&unique_name(), id::NET);
     config.features = feature::ACCESS_PLATFORM | feature::VERSION_1 | feature::NET_MAC;
@@ -44,20 +45,20 @@ pub fn net_config() -> DeviceConfig {
 }
 
 impl TestDevice {
-    /// Creates a device of version 0.
+    /// Creates a device with VDUSE API version 0.
     pub fn try_new(config: &DeviceConfig) -> io::Result<Self> {
         Control::open()?.create(config)?;
         Ok(Self::adopt(&config.name))
     }
 
-    /// Creates a device of version 0.
+    /// Creates a device with VDUSE API version 0. Panics on an error.
     #[track_caller]
     pub fn new(config: &DeviceConfig) -> Self {
         Self::try_new(config).expect("creating a device")
     }
 
-    /// Creates a device of version 1 with one group and `spaces` address spaces; of version 0 if
-    /// `spaces` is 0.
+    /// Creates a device with VDUSE API version 1, one group and `spaces` address spaces. If
+    /// `spaces` is 0, creates a device with API version 0 instead.
     #[track_caller]
     pub fn with_spaces(mut config: DeviceConfig, spaces: u32) -> Self {
         if spaces == 0 {
@@ -70,13 +71,13 @@ impl TestDevice {
         Self::adopt(&config.name)
     }
 
-    /// Creates a small disk with one queue. The queue is not set up.
+    /// Creates a disk of 1 MiB with one virtqueue, which is not set up.
     #[track_caller]
     pub fn disk() -> Self {
         Self::new(&disk_config())
     }
 
-    /// Takes ownership of a device that was created in another way, to destroy it on drop.
+    /// Takes ownership of an existing device, which is then destroyed on drop.
     pub fn adopt(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -88,8 +89,8 @@ impl TestDevice {
         &self.name
     }
 
-    /// Sets the total size of the device's bounce areas in bytes. The device must not be on the
-    /// bus.
+    /// Sets the total size of the device's bounce areas, in bytes. The device must not be on the
+    /// bus yet.
     #[track_caller]
     pub fn set_bounce_size(&self, bytes: u64) {
         let path = sysfs::attribute(&self.name, "bounce_size");
@@ -118,7 +119,7 @@ impl TestDevice {
         device
     }
 
-    /// Destroys the device now.
+    /// Destroys the device now and returns the result.
     pub fn destroy(self) -> io::Result<()> {
         let result = Control::open()?.destroy(&self.name);
         if result.is_ok() {
@@ -133,7 +134,8 @@ impl Drop for TestDevice {
         let Ok(control) = Control::open() else {
             return;
         };
-        // The file may have been closed by another process only a moment ago.
+        // Another process may have closed the device only a moment ago. Until the kernel has
+        // released the file, destroying the device fails with `EBUSY`.
         let mut limit = Limit::new(Duration::from_secs(2));
         while let Err(error) = control.destroy(&self.name) {
             if Errno::from_io_error(&error) != Some(Errno::BUSY) || limit.is_over() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The numbers of virtio that tests need.
+//! Constants of the virtio specification.
 
 /// Device ids (virtio 1.3, section 5).
 pub mod id {
@@ -16,7 +16,7 @@ pub mod id {
 
 /// The device status (virtio 1.3, section 2.1).
 pub mod status {
-    /// No bits: written by a driver to reset the device.
+    /// No status bits. A driver writes this value to reset the device.
     pub const RESET: u8 = 0;
     /// The driver has seen the device.
     pub const ACKNOWLEDGE: u8 = 1;
@@ -29,9 +29,9 @@ pub mod status {
     /// The driver has given up.
     pub const FAILED: u8 = 128;
 
-    /// The bits of a driver that has come as far as [`FEATURES_OK`].
+    /// The status bits that a driver has set once it has set [`FEATURES_OK`].
     pub const UP_TO_FEATURES_OK: u8 = ACKNOWLEDGE | DRIVER | FEATURES_OK;
-    /// The bits of a driver that has come as far as [`DRIVER_OK`].
+    /// The status bits that a driver has set once it has set [`DRIVER_OK`].
     pub const UP_TO_DRIVER_OK: u8 = UP_TO_FEATURES_OK | DRIVER_OK;
 }
 
@@ -41,7 +41,7 @@ pub mod feature {
     pub const NET_CSUM: u64 = 1 << 0;
     /// The driver accepts packets without a checksum.
     pub const NET_GUEST_CSUM: u64 = 1 << 1;
-    /// The driver can change its offloads through the control queue.
+    /// The driver can change its offloads by commands of the control queue.
     pub const NET_CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
     /// A network card has a MAC address.
     pub const NET_MAC: u64 = 1 << 5;
@@ -51,7 +51,7 @@ pub mod feature {
     pub const NET_GUEST_TSO6: u64 = 1 << 8;
     /// The driver accepts several TCP segments with ECN in one packet.
     pub const NET_GUEST_ECN: u64 = 1 << 9;
-    /// The driver accepts UDP fragments in one packet.
+    /// The driver accepts several UDP fragments in one packet.
     pub const NET_GUEST_UFO: u64 = 1 << 10;
     /// A received packet may be spread over several buffers.
     pub const NET_MRG_RXBUF: u64 = 1 << 15;
@@ -59,38 +59,38 @@ pub mod feature {
     pub const NET_STATUS: u64 = 1 << 16;
     /// A network card has a control queue.
     pub const NET_CTRL_VQ: u64 = 1 << 17;
-    /// The control queue sets what is received.
+    /// The control queue has commands that select which packets the card receives.
     pub const NET_CTRL_RX: u64 = 1 << 18;
-    /// The control queue filters VLANs.
+    /// The control queue has commands that configure VLAN filtering.
     pub const NET_CTRL_VLAN: u64 = 1 << 19;
-    /// The control queue has more ways to set what is received.
+    /// The control queue has additional commands that select which packets the card receives.
     pub const NET_CTRL_RX_EXTRA: u64 = 1 << 20;
-    /// The driver can announce itself on the network.
+    /// The driver can announce the card's address on the network when the device requests it.
     pub const NET_GUEST_ANNOUNCE: u64 = 1 << 21;
     /// A network card has several pairs of queues.
     pub const NET_MQ: u64 = 1 << 22;
-    /// The control queue sets the MAC address.
+    /// The control queue has a command that sets the MAC address.
     pub const NET_CTRL_MAC_ADDR: u64 = 1 << 23;
-    /// The control queue reports statistics.
+    /// The control queue has commands that return statistics.
     pub const NET_DEVICE_STATS: u64 = 1 << 50;
-    /// The control queue sets the interrupt moderation of a virtqueue.
+    /// The control queue has commands that set the interrupt moderation of a single virtqueue.
     pub const NET_VQ_NOTF_COAL: u64 = 1 << 52;
-    /// The control queue sets the interrupt moderation.
+    /// The control queue has commands that set the interrupt moderation of all virtqueues.
     pub const NET_NOTF_COAL: u64 = 1 << 53;
     /// The driver accepts several UDP segments over IPv4 in one packet.
     pub const NET_GUEST_USO4: u64 = 1 << 54;
     /// The driver accepts several UDP segments over IPv6 in one packet.
     pub const NET_GUEST_USO6: u64 = 1 << 55;
-    /// A received packet comes with its hash.
+    /// The device reports the hash of each received packet.
     pub const NET_HASH_REPORT: u64 = 1 << 57;
-    /// Received packets are spread over the queues by their hash.
+    /// The device distributes received packets to the virtqueues by their hash.
     pub const NET_RSS: u64 = 1 << 60;
     /// A network card is a standby for another one with the same MAC address.
     pub const NET_STANDBY: u64 = 1 << 62;
 
     /// A disk reports its block size.
     pub const BLK_SIZE: u64 = 1 << 6;
-    /// A disk's cache mode can be written.
+    /// The driver can write a disk's cache mode.
     pub const BLK_CONFIG_WCE: u64 = 1 << 11;
     /// A disk reports its number of queues.
     pub const BLK_MQ: u64 = 1 << 12;
@@ -105,15 +105,15 @@ pub mod feature {
 
     /// A request may use an indirect descriptor table.
     pub const RING_INDIRECT_DESC: u64 = 1 << 28;
-    /// Each side names the entry at which it wants to be notified.
+    /// Driver and device each write the ring index at which they next want a notification.
     pub const RING_EVENT_IDX: u64 = 1 << 29;
     /// The device complies with virtio 1.
     pub const VERSION_1: u64 = 1 << 32;
-    /// The device uses IOVAs.
+    /// The device uses IOVAs instead of physical addresses.
     pub const ACCESS_PLATFORM: u64 = 1 << 33;
     /// The virtqueues are packed.
     pub const RING_PACKED: u64 = 1 << 34;
-    /// The device uses buffers in the order in which they were made available.
+    /// The device uses buffers in the order in which the driver made them available.
     pub const IN_ORDER: u64 = 1 << 35;
 }
 
@@ -131,6 +131,6 @@ pub mod descriptor {
 pub mod link {
     /// The link is up.
     pub const UP: u16 = 1;
-    /// The driver should announce itself on the network.
+    /// The driver should announce the card's address on the network.
     pub const ANNOUNCE: u16 = 2;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk with a hand-operated driver, whose daemon is the test itself.
+//! A disk of which the test is both the driver and the daemon.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use crate::lab::device::test_device::TestDevice;
 use crate::lab::driver::ring::HandDriver;
 use crate::lab::driver::vhost::Vhost;
 
-/// A disk with a vhost-vdpa driver, whose daemon is the test itself. The fields are dropped in this
-/// order.
+/// A disk of which the test is both the driver, through vhost-vdpa, and the daemon. The fields are
+/// dropped in declaration order.
 pub struct BareDisk {
-    /// The hand-operated driver.
+    /// The driver, which the test operates.
     pub driver: HandDriver,
     /// The device on the bus.
     pub on_bus: OnBus,
@@ -33,7 +33,7 @@ pub struct BareDisk {
 pub const IOVA: u64 = 0x10_0000;
 
 impl BareDisk {
-    /// Creates a disk and takes it as far as the features.
+    /// Creates a disk, and prepares its driver up to feature negotiation.
     #[track_caller]
     pub fn new() -> Self {
         let device = TestDevice::disk();
@@ -51,7 +51,7 @@ impl BareDisk {
         }
     }
 
-    /// Creates a disk and takes it as far as `DRIVER_OK`.
+    /// Creates a disk, and prepares its driver up to `DRIVER_OK`.
     #[track_caller]
     pub fn started() -> Self {
         let bare = Self::new();
@@ -60,7 +60,8 @@ impl BareDisk {
         bare
     }
 
-    /// Sets a new kick eventfd, and returns it.
+    /// Acts as the daemon: passes a new kick eventfd for virtqueue 0 to the kernel. Returns the
+    /// eventfd.
     #[track_caller]
     pub fn kick_fd(&self) -> EventFd {
         let event = EventFd::new().expect("an eventfd");

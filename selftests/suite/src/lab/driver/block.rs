@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Block devices, accessed without the page cache.
+//! Block devices that are accessed without the page cache.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -22,7 +22,7 @@ const ALIGN: usize = 4096;
 /// Sector size in bytes.
 pub const SECTOR: u64 = 512;
 
-/// A buffer for direct I/O.
+/// A buffer that is aligned for direct I/O.
 #[derive(Debug)]
 pub struct Aligned {
     store: Vec<u8>,
@@ -31,7 +31,7 @@ pub struct Aligned {
 }
 
 impl Aligned {
-    /// Creates a zeroed buffer.
+    /// Creates a buffer of `len` zero bytes.
     pub fn new(len: usize) -> Self {
         let store = vec![0; len + ALIGN];
         let start = store.as_ptr().align_offset(ALIGN);
@@ -53,7 +53,7 @@ impl std::ops::DerefMut for Aligned {
     }
 }
 
-/// A block device.
+/// A block device or a file that is open for direct I/O.
 #[derive(Debug)]
 pub struct Block {
     file: File,
@@ -61,7 +61,7 @@ pub struct Block {
 }
 
 impl Block {
-    /// Opens the disk of this name, or the file at this path, for direct I/O.
+    /// Opens a disk for direct I/O. `name` is the disk's name or an absolute path.
     pub fn open(name: &str) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -79,21 +79,21 @@ impl Block {
         &self.name
     }
 
-    /// Reads `len` bytes.
+    /// Reads `len` bytes at `offset`.
     pub fn read(&self, offset: u64, len: usize) -> io::Result<Aligned> {
         let mut buffer = Aligned::new(len);
         self.file.read_exact_at(&mut buffer, offset)?;
         Ok(buffer)
     }
 
-    /// Writes bytes.
+    /// Writes `data` at `offset`, through an aligned copy.
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut buffer = Aligned::new(data.len());
         buffer.copy_from_slice(data);
         self.file.write_all_at(&buffer, offset)
     }
 
-    /// Writes bytes without copying them. The data must be page-aligned.
+    /// Writes `data` at `offset` without a copy. The data must be page-aligned.
     pub fn write_from(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file.write_all_at(data, offset)
     }
@@ -116,11 +116,11 @@ pub fn sectors(disk: &str) -> Option<u64> {
     sysfs::read(&path).ok()?.parse().ok()
 }
 
-/// Threads that read from a disk until a read fails.
+/// Threads that each read from a disk until a read fails.
 #[derive(Debug)]
 pub struct Readers(Vec<(JoinHandle<()>, Arc<AtomicU64>)>);
 
-/// Starts threads that read from a disk until a read fails.
+/// Starts three threads that each read from a disk until a read fails.
 #[track_caller]
 pub fn read_until_error(disk: &str) -> Readers {
     let readers = (0..3).map(|n| {
@@ -138,7 +138,7 @@ pub fn read_until_error(disk: &str) -> Readers {
 }
 
 impl Readers {
-    /// Waits until each thread has completed this number of further reads.
+    /// Waits until each thread has completed `times` more reads.
     #[track_caller]
     pub fn go_on(&self, times: u64) {
         let counts = || self.0.iter().map(|(_, done)| done.load(Ordering::Relaxed));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A driver of a network card, operated by hand.
+//! A driver of a network card that the test operates through vhost-vdpa.
 
 use vduse::net::Mac;
 
@@ -18,27 +18,28 @@ pub fn mac_set(mac: Mac) -> Vec<u8> {
     [&[1, 1][..], &mac].concat()
 }
 
-/// Returns a frame sent from the card's initial MAC address.
+/// Returns a frame to `to`, from the card's initial MAC address, with a payload of bytes `byte`.
 pub fn frame(to: Mac, byte: u8) -> Vec<u8> {
     [&to[..], &MAC, &[8, 0], &[byte; 100]].concat()
 }
 
-/// A driver that has set `DRIVER_OK`. Its control queue is in group 1 and address space 1, at the
-/// IOVAs that the transmit queue uses in address space 0.
+/// A driver that has set `DRIVER_OK`. Its control queue is in group 1 and address space 1. There,
+/// the control queue has the same IOVAs as the transmit queue in address space 0.
 #[derive(Debug)]
 pub struct CardDriver {
-    /// The card.
+    /// The open vhost-vdpa device of the card.
     pub vhost: Vhost,
-    /// Queue 0.
+    /// The receive queue, which is virtqueue 0.
     pub receive: HandQueue,
-    /// Queue 1.
+    /// The transmit queue, which is virtqueue 1.
     pub transmit: HandQueue,
-    /// The control queue, which is the last queue.
+    /// The control queue, which is the last virtqueue.
     pub control: HandQueue,
 }
 
 impl CardDriver {
-    /// Starts a driver of a card whose control queue has the index `control`.
+    /// Starts a driver of a card with one queue pair in use. `control` is the index of the control
+    /// queue.
     #[track_caller]
     pub fn start(vhost: Vhost, control: u32) -> Self {
         ring::agree(&vhost);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A client process of vhost-vdpa with mapped memory, which can be killed.
+//! A client process of vhost-vdpa that a test can kill.
 
 use std::io;
 use std::path::Path;
@@ -14,18 +14,18 @@ use crate::lab::driver::ring;
 use crate::lab::driver::vhost::{access, Vhost};
 use crate::lab::kernel::memory::page_of;
 
-/// IOVA of the process's memory in each address space.
+/// IOVA at which a client maps its page in each address space.
 pub const IOVA: u64 = 0x10_0000;
 
-/// A running process.
+/// A running client process.
 #[derive(Debug)]
 pub struct Client {
     child: Child,
 }
 
 impl Client {
-    /// Starts a process that maps a page in each address space of a device of version 1, and waits
-    /// until all pages are mapped. `file` is the daemon's open device.
+    /// Starts a process that maps a page in each address space of a device with API version 1.
+    /// Returns when all pages are mapped. `file` is the daemon's open device.
     #[track_caller]
     pub fn start(name: &str, file: &Device, spaces: u32) -> Self {
         let child = Command::new("/proc/self/exe")
@@ -41,13 +41,13 @@ impl Client {
         client
     }
 
-    /// Starts a process that enables queue 0 of a device.
+    /// Starts a process that enables virtqueue 0 of a device.
     #[track_caller]
     pub fn enable(name: &str) -> Self {
         Self::call("enable", name)
     }
 
-    /// Starts a process that suspends a device as its ready driver.
+    /// Starts a process that sets `DRIVER_OK` and then suspends a device.
     #[track_caller]
     pub fn suspend(name: &str) -> Self {
         Self::call("suspend", name)
@@ -80,7 +80,7 @@ impl Drop for Client {
     }
 }
 
-/// The helper process `client PATH SPACES`.
+/// Runs the helper process `client PATH SPACES`.
 pub fn run(path: &Path, spaces: u32) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;
@@ -94,21 +94,21 @@ pub fn run(path: &Path, spaces: u32) -> io::Result<()> {
     }
 }
 
-/// The helper process `moves PATH SPACES`. Moves group 0 to each of the address spaces.
+/// Runs the helper process `moves PATH SPACES`, which moves group 0 to each address space in turn.
 pub fn move_through(path: &Path, spaces: u32) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;
     (0..spaces).try_for_each(|asid| vhost.set_group_asid(0, asid))
 }
 
-/// The helper process `enable PATH`.
+/// Runs the helper process `enable PATH`.
 pub fn enable(path: &Path) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;
     vhost.enable_queue(0)
 }
 
-/// The helper process `suspend PATH`.
+/// Runs the helper process `suspend PATH`.
 pub fn suspend(path: &Path) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;

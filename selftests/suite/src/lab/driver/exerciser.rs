@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Random I/O on a disk, whose data is compared with a model.
+//! Random I/O on a disk, checked against a model of the data.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,8 +12,8 @@ use crate::lab::assert::random::Random;
 use crate::lab::assert::timing::soon;
 use crate::lab::driver::block::{Block, SECTOR};
 
-/// Reads and writes a part of a disk at random offsets with random sizes, and compares the data
-/// read with the data written.
+/// A source of random I/O on a part of a disk, which compares the data of each read with the data
+/// written before.
 #[derive(Debug)]
 pub struct Exerciser<'a> {
     block: &'a Block,
@@ -21,13 +21,13 @@ pub struct Exerciser<'a> {
     model: Vec<u8>,
     random: Random,
     largest: u64,
-    /// Number of requests so far.
+    /// Number of completed requests.
     steps: Arc<AtomicU64>,
 }
 
 impl<'a> Exerciser<'a> {
-    /// Creates an exerciser for the `len` bytes from `start` on, which must be zero, with requests
-    /// of up to `largest` bytes. All of these must be multiples of the sector size.
+    /// Creates an exerciser of the `len` bytes from `start` on, which must be zero. A request has
+    /// at most `largest` bytes. `start`, `len` and `largest` must be multiples of the sector size.
     pub fn new(block: &'a Block, start: u64, len: u64, largest: u64, seed: u64) -> Self {
         Self {
             block,
@@ -39,7 +39,7 @@ impl<'a> Exerciser<'a> {
         }
     }
 
-    /// Performs one request.
+    /// Performs one read or write. Panics if the request fails or a read returns wrong data.
     #[track_caller]
     pub fn step(&mut self) {
         let sectors = self.model.len() as u64 / SECTOR;
@@ -64,7 +64,7 @@ impl<'a> Exerciser<'a> {
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Compares the whole part with the file that holds the disk's data.
+    /// Compares the whole part of the disk with the file that contains the disk's data.
     #[track_caller]
     pub fn check_file(&self, file: &File) {
         let mut found = vec![0; self.model.len()];
@@ -73,7 +73,7 @@ impl<'a> Exerciser<'a> {
         assert_same(&found, &self.model, "the file behind the disk");
     }
 
-    /// Compares the whole part with the disk.
+    /// Reads the whole part of the disk and compares it with the model.
     #[track_caller]
     pub fn check_disk(&self) {
         let step = 64 << 10;
@@ -88,12 +88,12 @@ impl<'a> Exerciser<'a> {
     }
 }
 
-/// The progress of exercisers, for other threads.
+/// The progress of running exercisers.
 #[derive(Clone, Debug)]
 pub struct Progress(Vec<Arc<AtomicU64>>);
 
 impl Progress {
-    /// Waits until each exerciser has completed this number of further requests.
+    /// Waits until each exerciser has completed `steps` more requests.
     #[track_caller]
     pub fn go_on(&self, steps: u64) {
         let counts = || self.0.iter().map(|count| count.load(Ordering::Relaxed));
@@ -106,13 +106,13 @@ impl Progress {
     }
 }
 
-/// Runs exercisers in separate threads while `during` runs in this one.
+/// Runs each exerciser in its own thread while `during` runs in this thread.
 #[track_caller]
 pub fn exercise(exercisers: &mut [Exerciser<'_>], during: impl FnOnce(&Progress)) {
     exercise_on(exercisers, |_| (), during);
 }
 
-/// Variant of [`exercise`] in which each thread first calls `prepare` with its number.
+/// Variant of [`exercise`] in which each thread first calls `prepare` with the exerciser's number.
 #[track_caller]
 pub fn exercise_on(
     exercisers: &mut [Exerciser<'_>],
@@ -136,7 +136,7 @@ pub fn exercise_on(
                 }
             });
         }
-        // Ends the threads even if `during` panics.
+        // The threads must end even if `during` panics.
         let during = std::panic::AssertUnwindSafe(|| during(&progress));
         let result = std::panic::catch_unwind(during);
         stop.store(true, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card that virtio_net drives, and whose control queue is operated by hand.
+//! A network card that virtio_net drives, and whose control queue the test operates as the device.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::lab::device::virtio::{feature, link};
 use crate::lab::kernel::modules::tool;
 use crate::lab::kernel::sysfs;
 
-/// The features of a card whose control queue is operated by hand.
+/// The features of a [`HandCard`].
 const CONTROL: u64 = feature::NET_STATUS
     | feature::NET_CTRL_VQ
     | feature::NET_CTRL_RX
@@ -25,12 +25,12 @@ const CONTROL: u64 = feature::NET_STATUS
     | feature::NET_MQ
     | feature::NET_CTRL_MAC_ADDR;
 
-/// The number of pairs of such a card.
+/// Number of queue pairs of a [`HandCard`].
 const PAIRS: u16 = 2;
-/// The index of its control queue.
+/// Index of the control queue of a [`HandCard`].
 pub const INDEX: u32 = 2 * PAIRS as u32;
 
-/// Returns the configuration of such a card.
+/// Returns the configuration of a [`HandCard`].
 pub fn hand_config() -> DeviceConfig {
     let mut config = net_config();
     config.features |= CONTROL;
@@ -40,11 +40,12 @@ pub fn hand_config() -> DeviceConfig {
     config
 }
 
-/// A card whose control queue is operated by hand. The fields are dropped in this order.
+/// A card whose control queue the test operates as the device. The fields are dropped in
+/// declaration order.
 pub struct HandCard {
     /// The device on the bus.
     pub on_bus: OnBus,
-    /// The thread that operates the control queue.
+    /// The thread that operates the control queue, if there is one.
     pub controller: Option<Controller>,
     responder: Option<Responder>,
     file: Option<Arc<Device>>,
@@ -53,7 +54,8 @@ pub struct HandCard {
 }
 
 impl HandCard {
-    /// Creates a card, has `controller` operate its control queue, and binds it to virtio_net.
+    /// Creates a card, calls `controller` to start the thread of the control queue, and binds the
+    /// card to virtio_net.
     #[track_caller]
     pub fn new(
         config: &DeviceConfig,
@@ -75,7 +77,7 @@ impl HandCard {
         }
     }
 
-    /// A card whose commands are answered by `answer`.
+    /// Creates a card. Each command is answered with the result of `answer`.
     #[track_caller]
     pub fn answering(answer: impl FnMut(&[u8]) -> Option<u8> + Send + 'static) -> Self {
         Self::new(&hand_config(), |file| {
@@ -83,8 +85,8 @@ impl HandCard {
         })
     }
 
-    /// A card that is up, whose commands have all been carried out so far, and whose control queue
-    /// is in the test's hands.
+    /// Creates a card, brings its interface up, and waits until virtio_net sends no more commands.
+    /// Returns the card and the control queue, which no thread operates.
     #[track_caller]
     pub fn taken() -> (Self, ControlRing) {
         let mut card = Self::answering(|_| Some(OK));
@@ -99,39 +101,40 @@ impl HandCard {
         (card, ring)
     }
 
-    /// Returns the daemon's side of the device.
+    /// Returns the daemon's open device.
     pub fn file(&self) -> &Arc<Device> {
         self.file.as_ref().expect("a daemon")
     }
 
-    /// Returns the name of the interface.
+    /// Returns the name of the card's network interface.
     #[track_caller]
     pub fn interface(&self) -> String {
         bus::interface(self.device.name()).expect("an interface")
     }
 
-    /// Returns the numbers of commands that are available and used.
+    /// Returns the indices of the control queue's available ring and used ring.
     #[track_caller]
     pub fn counters(&self) -> (u16, u16) {
         let ring = ControlRing::look(self.file(), INDEX).expect("a control queue");
         (ring.available(), ring.used())
     }
 
-    /// Takes the control queue into the test's hands, after what was used so far.
+    /// Returns the control queue, positioned after the commands that the device has already
+    /// completed.
     #[track_caller]
     pub fn attach(&self) -> ControlRing {
         let (_, used) = self.counters();
         ControlRing::attach(self.file(), INDEX, used).expect("a control queue")
     }
 
-    /// Ends the daemon, and starts another one, which does not look at the control queue.
+    /// Ends the daemon and starts another one, which ignores the control queue.
     #[track_caller]
     pub fn replace(&mut self) {
         self.end_daemon();
         self.begin_daemon();
     }
 
-    /// Starts a daemon, which does not look at the control queue.
+    /// Starts a daemon, which ignores the control queue.
     #[track_caller]
     pub fn begin_daemon(&mut self) {
         let file = Arc::new(self.device.open_nonblocking());
@@ -139,14 +142,14 @@ impl HandCard {
         self.file = Some(file);
     }
 
-    /// Ends the daemon.
+    /// Ends the daemon and the thread of the control queue.
     pub fn end_daemon(&mut self) {
         self.controller = None;
         self.responder = None;
         self.file = None;
     }
 
-    /// Runs `ip link set` on the interface, and returns whether it succeeded.
+    /// Runs `ip link set` on the card's interface. Returns whether the program succeeded.
     pub fn ip(&self, words: &str) -> bool {
         let interface = self.interface();
         let arguments: Vec<_> = ["link", "set", "dev", &interface]
@@ -156,11 +159,11 @@ impl HandCard {
         tool("ip", &arguments).is_ok()
     }
 
-    /// Starts a program that sets the card's address, which is a single command whose result the
-    /// program returns.
+    /// Starts `ip`, which makes virtio_net send the single command [`address`]. If that command
+    /// fails, `ip` fails as well.
     #[track_caller]
     pub fn set_address(&self, last: u8) -> Child {
-        // Not the one that the card has at first.
+        // This address differs from the card's initial address.
         let address = format!("02:00:00:00:77:{last:02x}");
         Command::new("ip")
             .args(["link", "set", "dev", &self.interface(), "address", &address])
@@ -170,13 +173,13 @@ impl HandCard {
     }
 }
 
-/// The command that sets the card's address to one that ends with a byte.
+/// Returns the command that sets the card's MAC address to one with `last` as its last byte.
 pub fn address(last: u8) -> Vec<u8> {
     vec![1, 1, 2, 0, 0, 0, 0x77, last]
 }
 
-/// Waits for a command. Others, which the network stack has the driver send now and then, are
-/// carried out meanwhile.
+/// Waits for the command `wanted` and returns it unanswered. Answers all other commands with
+/// success, because virtio_net may send further commands at any time.
 #[track_caller]
 pub fn next(ring: &mut ControlRing, wanted: &[u8]) -> Taken {
     let mut found = None;
@@ -193,7 +196,7 @@ pub fn next(ring: &mut ControlRing, wanted: &[u8]) -> Taken {
     found.expect("a command")
 }
 
-/// Waits until a program has ended, and returns whether it succeeded.
+/// Waits until a program has ended. Returns whether the program succeeded.
 #[track_caller]
 pub fn ended(mut child: Child) -> bool {
     let mut status = None;
@@ -204,7 +207,7 @@ pub fn ended(mut child: Child) -> bool {
     status.expect("a status").success()
 }
 
-/// Returns the features that virtio_net has accepted.
+/// Returns the features that the virtio driver of a device has accepted.
 #[track_caller]
 pub fn accepted(name: &str) -> u64 {
     let directory = bus::virtio_directory(name).expect("a virtio device");

@@ -12,23 +12,23 @@ use vm_memory::Bytes;
 use crate::lab::driver::vhost::{access, RingAddress, Vhost};
 use crate::lab::kernel::memory;
 
-/// The size of the queue in descriptors, of which a request takes two.
+/// Maximum size of the virtqueue in descriptors. A request takes two descriptors.
 const SIZE: u16 = 128;
 
-/// Number of requests that can be in flight.
+/// Maximum number of requests in flight.
 pub const REQUESTS: u16 = SIZE / 2;
 
-/// IOVA of the queue's memory.
+/// IOVA of the virtqueue's memory.
 const IOVA: u64 = 0x10_0000;
 
-/// Offsets in the queue's memory.
+/// Offsets of the virtqueue's parts in its memory.
 const DESC: usize = 0;
 const AVAIL: usize = 0x1000;
 const USED: usize = 0x2000;
 const NUMBERS: usize = 0x3000;
 const ANSWERS: usize = 0x4000;
 
-/// Size of the queue's memory in bytes.
+/// Size of the virtqueue's memory in bytes.
 const LEN: u64 = 0x5000;
 
 /// Descriptor flag: another descriptor follows.
@@ -36,18 +36,18 @@ const NEXT: u16 = 1;
 /// Descriptor flag: the device writes to the buffer.
 const WRITE: u16 = 2;
 
-/// A virtqueue, whose memory outlives the device that it is used with.
+/// A virtqueue with its memory, which can be used with several devices in succession.
 #[derive(Debug)]
 pub struct InFlight {
     memory: Mapping,
     kick: EventFd,
     call: EventFd,
-    /// The number of the request in each slot.
+    /// Number of the request in each slot, or `None` if the slot is free.
     slots: Vec<Option<u64>>,
     available: u16,
     used: u16,
     next: u64,
-    /// The numbers of the requests that came back, in the order in which they came back.
+    /// The numbers of the completed requests, in the order in which the device completed them.
     pub completed: Vec<u64>,
 }
 
@@ -68,8 +68,8 @@ impl InFlight {
         }
     }
 
-    /// Maps the virtqueue in a device, and sets it up there with `base` as the device's first
-    /// position.
+    /// Maps the virtqueue's memory for a device and sets up virtqueue 0. The device starts at
+    /// position `base`.
     #[track_caller]
     pub fn set_up(&self, vhost: &Vhost, base: u16) {
         vhost.map(IOVA, &self.memory, access::RW).expect("mapping");
@@ -143,8 +143,8 @@ impl InFlight {
         self.kick.signal().expect("kicking");
     }
 
-    /// Takes the requests that the device has used. Asserts that each was in flight and has its
-    /// answer.
+    /// Takes the requests that the device has used. Asserts that each of them was in flight and
+    /// that the device has written its number.
     #[track_caller]
     pub fn reap(&mut self) {
         let index = u16::from_le_bytes(self.load(USED + 2));
@@ -159,13 +159,13 @@ impl InFlight {
         }
     }
 
-    /// Returns the number of requests in flight, as the driver knows it.
+    /// Returns the number of requests that the driver has made available and not reaped.
     pub fn in_flight(&self) -> usize {
         self.slots.iter().flatten().count()
     }
 
-    /// Returns the index of the used ring: the best guess at the position of a device that does not
-    /// report its position.
+    /// Returns the index of the used ring. For a device that does not report its position, this
+    /// index is the best guess at the position.
     pub fn used_index(&self) -> u16 {
         u16::from_le_bytes(self.load(USED + 2))
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card bound to vhost-vdpa, whose events the test sees.
+//! A network card that is bound to vhost-vdpa and reports its events to the test.
 
 use std::sync::mpsc::{self, Receiver};
 
@@ -13,9 +13,9 @@ use crate::lab::device::bus::{Driver, OnBus};
 use crate::lab::device::test_device::TestDevice;
 use crate::lab::driver::vhost::{self, Vhost};
 
-/// A card of version 1 that is served and bound to vhost-vdpa, and its events.
+/// A card with API version 1 that a thread serves and that is bound to vhost-vdpa.
 ///
-/// Users that move the fields out must drop them in this order.
+/// Code that moves the fields out must drop them in declaration order.
 #[allow(missing_debug_implementations)]
 pub struct Observed<P: Port> {
     /// The device on the bus.
@@ -24,12 +24,12 @@ pub struct Observed<P: Port> {
     pub served: Serving<Net<P>>,
     /// The created device.
     pub device: TestDevice,
-    /// The events on the card.
+    /// The events that the card reports.
     pub events: Receiver<Event>,
 }
 
 impl<P: Port + Send + 'static> Observed<P> {
-    /// Creates a card with these ports.
+    /// Creates a card with `ports` as its ports.
     #[track_caller]
     pub fn new(shape: &Shape, ports: Vec<P>) -> Self {
         shape.create().expect("creating the card");
@@ -51,8 +51,8 @@ impl<P: Port + Send + 'static> Observed<P> {
     }
 }
 
-/// A card with a control queue in its own group and loopback ports, bound to vhost-vdpa. The fields
-/// are dropped in this order.
+/// A card with loopback ports that is bound to vhost-vdpa. Its control queue is in a group of its
+/// own. The fields are dropped in declaration order.
 pub struct IsolatedCard {
     _on_bus: OnBus,
     /// The thread that serves the card.
@@ -62,7 +62,7 @@ pub struct IsolatedCard {
 }
 
 impl IsolatedCard {
-    /// Creates a card with this number of queue pairs.
+    /// Creates a card with `pairs` queue pairs.
     #[track_caller]
     pub fn new(pairs: u16) -> Self {
         let mut shape = shape(pairs);
@@ -85,7 +85,7 @@ impl IsolatedCard {
         card
     }
 
-    /// Opens the card as a driver that is about to map memory.
+    /// Opens the card through vhost-vdpa, ready for mapping memory.
     #[track_caller]
     pub fn vhost(&self) -> Vhost {
         vhost::open(&self.device)
@@ -97,7 +97,7 @@ impl IsolatedCard {
         received("something happens", &self.events)
     }
 
-    /// Waits for this event, and returns it.
+    /// Waits for the event `what`. Discards the events before it. Returns the event.
     #[track_caller]
     pub fn until(&self, what: &What) -> Event {
         loop {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver side of a device: clients of vhost, the kernel's own drivers.
+//! The driver side of a device: clients of vhost-vdpa, and the kernel's virtio drivers.
 
 pub mod bare_disk;
 pub mod block;

@@ -13,7 +13,7 @@ use rustix::thread::{move_into_link_name_space, LinkNameSpaceType};
 use crate::lab::device::test_device::unique_name;
 use crate::lab::kernel::modules::tool;
 
-/// A network namespace, removed on drop. An interface that was moved there returns to its original
+/// A network namespace, removed on drop. The kernel then returns a moved interface to its original
 /// namespace.
 #[derive(Debug)]
 pub struct Namespace {
@@ -29,12 +29,12 @@ impl Namespace {
         Self { name }
     }
 
-    /// Returns the namespace's name for `ip`.
+    /// Returns the namespace's name, as `ip` uses it.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Runs `ip` in the namespace.
+    /// Runs `ip` in the namespace. Panics if it fails.
     #[track_caller]
     pub fn ip(&self, arguments: &str) {
         ip(&format!("-n {} {arguments}", self.name));
@@ -47,7 +47,7 @@ impl Namespace {
         command
     }
 
-    /// Runs a function in a thread in the namespace.
+    /// Calls `work` in a new thread, which is in the namespace.
     pub fn spawn<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -68,7 +68,7 @@ impl Drop for Namespace {
     }
 }
 
-/// Runs `ip` with these arguments.
+/// Runs `ip` with the arguments in `arguments`. Panics if it fails.
 #[track_caller]
 pub fn ip(arguments: &str) {
     let words: Vec<_> = arguments.split_whitespace().collect();

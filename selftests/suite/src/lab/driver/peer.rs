@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card that the kernel's virtio_net drives in another network namespace.
+//! A network card that virtio_net drives in a separate network namespace.
 
 use std::net::UdpSocket;
 use std::process::Command;
@@ -14,10 +14,10 @@ use crate::lab::kernel::{cpu, modules};
 /// IP address of the card.
 pub const THERE: &str = "10.99.0.2";
 
-/// The port of a service that answers nothing.
+/// UDP port of the discard service, which sends no answers.
 pub const DISCARD: u16 = 9;
 
-/// A card that the kernel's virtio_net drives in a separate network namespace.
+/// A network card that virtio_net drives in a separate network namespace.
 #[derive(Debug)]
 pub struct Peer {
     interface: String,
@@ -26,13 +26,14 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Puts a card that is served on the bus, and moves the card's interface to a new namespace.
+    /// Puts the card `name`, which a daemon serves, on the bus. Moves the card's interface to a new
+    /// namespace.
     #[track_caller]
     pub fn new(name: &str) -> Self {
         Self::at(name, THERE)
     }
 
-    /// Does the same as [`new`](Self::new) with another IP address for the card.
+    /// Variant of [`new`](Self::new) with the IP address `address` for the card.
     #[track_caller]
     pub fn at(name: &str, address: &str) -> Self {
         modules::tool("modprobe", &["virtio_net"]).expect("loading virtio_net");
@@ -61,7 +62,7 @@ impl Peer {
         &self.interface
     }
 
-    /// Runs `ethtool` with an option on the card's interface, and returns its output.
+    /// Runs `ethtool` with `option` on the card's interface. Returns the program's output.
     #[track_caller]
     pub fn ethtool(&self, option: &str, arguments: &str) -> String {
         let output = self
@@ -79,7 +80,7 @@ impl Peer {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Sends a packet in each of this number of flows, on each CPU. Returns the flows' own ports.
+    /// Sends one packet in each of `flows` flows from each CPU. Returns the flows' source ports.
     #[track_caller]
     pub fn send_flows(&self, to: &'static str, port: u16, flows: usize) -> Vec<u16> {
         let threads: Vec<_> = cpu::online()
@@ -102,7 +103,7 @@ impl Peer {
             .collect()
     }
 
-    /// Asserts that pings of this number of bytes arrive in both directions without loss.
+    /// Asserts that pings with `bytes` bytes of data get through in both directions without loss.
     #[track_caller]
     pub fn ping_both_ways(&self, bytes: u16) {
         ping(Command::new("ping"), THERE, bytes);

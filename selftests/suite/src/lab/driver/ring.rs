@@ -17,10 +17,10 @@ use crate::lab::device::virtio::status::{ACKNOWLEDGE, DRIVER, UP_TO_DRIVER_OK, U
 use crate::lab::driver::vhost::{access, RingAddress, Vhost};
 use crate::lab::kernel::memory;
 
-/// Number of descriptors of the queue.
+/// Number of descriptors of the virtqueue.
 pub const SIZE: u16 = 8;
 
-/// Offsets of the queue's parts in its memory.
+/// Offsets of the virtqueue's parts in its memory.
 const DESC: usize = 0;
 const AVAIL: usize = 0x1000;
 const USED: usize = 0x2000;
@@ -28,28 +28,28 @@ const HEADER: usize = 0x3000;
 const DATA: usize = 0x4000;
 const STATUS: usize = 0x5000;
 
-/// Length in bytes of the header before a network card's frames.
+/// Length in bytes of the header that precedes a network card's frame.
 const NET_HEADER: usize = 12;
 
-/// Size of the queue's memory in bytes.
+/// Size of the virtqueue's memory in bytes.
 pub const LEN: u64 = 0x6000;
 
-/// A queue of a disk or a network card, operated by hand in its own memory.
+/// A virtqueue of a disk or a network card, which the test operates as the driver.
 #[derive(Debug)]
 pub struct HandQueue {
     index: u32,
     asid: u32,
     memory: Mapping,
-    /// The eventfd that kicks the device.
+    /// The eventfd by which the driver kicks the device.
     pub kick: EventFd,
-    /// The eventfd to which the device's interrupts are written.
+    /// The eventfd to which vhost-vdpa writes the device's interrupts.
     pub call: EventFd,
     iova: u64,
     next: u16,
 }
 
 impl HandQueue {
-    /// Creates queue `index`, and maps the queue's memory at `iova` of an address space.
+    /// Creates virtqueue `index`, and maps its memory at `iova` of an address space.
     #[track_caller]
     pub fn prepare(vhost: &Vhost, index: u32, asid: u32, iova: u64) -> Self {
         let memory = new_memory();
@@ -67,7 +67,7 @@ impl HandQueue {
         }
     }
 
-    /// Replaces the memory at the same addresses with other memory of the same contents.
+    /// Maps new memory with the same contents at the same IOVAs.
     #[track_caller]
     pub fn move_memory(&mut self, vhost: &Vhost) {
         let other = new_memory();
@@ -81,7 +81,7 @@ impl HandQueue {
         self.memory = other;
     }
 
-    /// Returns the addresses of the queue's parts.
+    /// Returns the IOVAs of the virtqueue's parts.
     pub fn address(&self) -> RingAddress {
         RingAddress {
             desc: self.iova + DESC as u64,
@@ -108,10 +108,11 @@ impl HandQueue {
         vhost.enable_queue(index).expect("enabling the queue");
     }
 
-    /// Kicks the device for the first time, and returns once the kick has been delivered. A kick
-    /// through an eventfd that vhost already has is delivered from the workqueue; a kick through an
-    /// eventfd with a pending signal is delivered before the call that passes the eventfd to vhost
-    /// returns.
+    /// Kicks the device for the first time. Returns once the device has got the kick.
+    ///
+    /// The kernel delivers a kick from a workqueue if vhost-vdpa already has the eventfd. If the
+    /// eventfd is passed to vhost-vdpa with a pending signal, the kernel delivers the kick before
+    /// that call returns. This function uses the second way.
     #[track_caller]
     pub fn kick_at_once(&self, vhost: &Vhost) {
         let other = EventFd::new().expect("an eventfd");
@@ -126,8 +127,8 @@ impl HandQueue {
             .expect("inside the memory")
     }
 
-    /// Makes a request available and kicks the device. Each buffer has an address, a length, and a
-    /// flag that is true if the device writes to the buffer.
+    /// Makes a request available and kicks the device. Each element of `buffers` has an IOVA, a
+    /// length, and a flag that is true if the device writes to the buffer.
     #[track_caller]
     fn submit(&mut self, buffers: &[(u64, u32, bool)]) {
         for (index, &(at, len, write)) in buffers.iter().enumerate() {
@@ -149,7 +150,7 @@ impl HandQueue {
         self.kick.signal().expect("kicking");
     }
 
-    /// Waits until the device has used the request.
+    /// Waits until the device has used the last request.
     #[track_caller]
     fn finish(&self) {
         soon("the device uses the request", || {
@@ -157,7 +158,7 @@ impl HandQueue {
         });
     }
 
-    /// Writes bytes to the queue's memory, for example at [`HEADER`] or [`DATA`].
+    /// Writes bytes to the virtqueue's memory, for example at [`HEADER`] or [`DATA`].
     #[track_caller]
     fn fill(&self, offset: usize, bytes: &[u8]) {
         self.part(offset)
@@ -165,7 +166,8 @@ impl HandQueue {
             .expect("inside the memory");
     }
 
-    /// Sends a command to a network card. Returns the answer, or `None` if there was none.
+    /// Sends a command to a network card. Returns the card's answer, or `None` if the card wrote no
+    /// answer.
     #[track_caller]
     pub fn command(&mut self, bytes: &[u8]) -> Option<u8> {
         self.fill(HEADER, bytes);
@@ -182,7 +184,7 @@ impl HandQueue {
         (answer[0] != 0xff).then_some(answer[0])
     }
 
-    /// Makes a network card send a frame.
+    /// Makes a network card send `frame`. Returns when the card has used the request.
     #[track_caller]
     pub fn send_frame(&mut self, frame: &[u8]) {
         self.fill(HEADER, &[0; NET_HEADER]);
@@ -194,13 +196,14 @@ impl HandQueue {
         self.finish();
     }
 
-    /// Provides a buffer for a frame that a network card receives.
+    /// Makes a buffer available in which a network card can put a received frame.
     #[track_caller]
     pub fn expect_frame(&mut self) {
         self.submit(&[(self.iova + DATA as u64, 2048, true)]);
     }
 
-    /// Waits for the expected frame, which must be in one buffer according to its header.
+    /// Waits for the expected frame. Asserts that, according to its header, the frame is in one
+    /// buffer.
     #[track_caller]
     pub fn receive_frame(&self) -> Vec<u8> {
         let (header, frame) = self.receive();
@@ -208,7 +211,7 @@ impl HandQueue {
         frame
     }
 
-    /// Waits for the expected frame. Returns the frame's header and the frame.
+    /// Waits for the expected frame. Returns its header and the frame itself.
     #[track_caller]
     pub fn receive(&self) -> ([u8; NET_HEADER], Vec<u8>) {
         self.finish();
@@ -226,14 +229,14 @@ impl HandQueue {
         (*header, frame.to_vec())
     }
 
-    /// Makes a read of a disk's sector available and kicks the device.
+    /// Makes a request available that reads a sector of a disk, and kicks the device.
     #[track_caller]
     pub fn submit_read(&mut self, sector: u64) {
         self.submit_read_to(sector, self.iova + DATA as u64);
     }
 
-    /// Variant of [`submit_read`](Self::submit_read) to an address that need not be in the queue's
-    /// memory.
+    /// Variant of [`submit_read`](Self::submit_read) that reads to the IOVA `to`, which may be
+    /// outside the virtqueue's memory.
     #[track_caller]
     fn submit_read_to(&mut self, sector: u64, to: u64) {
         let header = self.part(HEADER);
@@ -247,7 +250,7 @@ impl HandQueue {
         ]);
     }
 
-    /// Returns the device's index in the used ring.
+    /// Returns the index of the used ring, which the device writes.
     pub fn used_index(&self) -> u16 {
         let mut bytes = [0; 2];
         self.part(USED)
@@ -256,7 +259,7 @@ impl HandQueue {
         u16::from_le_bytes(bytes)
     }
 
-    /// Waits for the read. Returns its data and its status.
+    /// Waits until the device has completed the read. Returns the data and the status.
     #[track_caller]
     pub fn finish_read(&self) -> (Vec<u8>, u8) {
         self.finish();
@@ -271,8 +274,8 @@ impl HandQueue {
         (data, status[0])
     }
 
-    /// Reads a sector to an address that need not be in the queue's memory. Returns the status, or
-    /// `None` if the device wrote no status.
+    /// Reads a sector to the IOVA `to`, which may be outside the virtqueue's memory. Returns the
+    /// status, or `None` if the device wrote no status.
     #[track_caller]
     pub fn read_to(&mut self, sector: u64, to: u64) -> Option<u8> {
         self.submit_read_to(sector, to);
@@ -280,7 +283,7 @@ impl HandQueue {
         (status != 0xff).then_some(status)
     }
 
-    /// Reads a sector.
+    /// Reads a sector. Panics if the device reports an error.
     #[track_caller]
     pub fn read(&mut self, sector: u64) -> Vec<u8> {
         self.submit_read(sector);
@@ -290,16 +293,16 @@ impl HandQueue {
     }
 }
 
-/// A vhost-vdpa disk whose queue 0 is operated by hand.
+/// A disk bound to vhost-vdpa, whose virtqueue 0 the test operates as the driver.
 #[derive(Debug)]
 pub struct HandDriver {
-    /// The device.
+    /// The open vhost-vdpa device.
     pub vhost: Vhost,
     queue: HandQueue,
 }
 
 impl HandDriver {
-    /// Prepares a device up to feature negotiation and a mapping of memory at `iova`.
+    /// Negotiates features with a device, and maps the memory of virtqueue 0 at `iova`.
     #[track_caller]
     pub fn prepare(vhost: Vhost, iova: u64) -> Self {
         vhost.set_owner().expect("owning the device");
@@ -309,7 +312,7 @@ impl HandDriver {
         Self { vhost, queue }
     }
 
-    /// Replaces the memory at the same addresses with other memory of the same contents.
+    /// Maps new memory with the same contents at the same IOVAs.
     #[track_caller]
     pub fn move_memory(&mut self) {
         self.queue.move_memory(&self.vhost);
@@ -327,7 +330,7 @@ impl HandDriver {
         start(&self.vhost);
     }
 
-    /// Calls [`HandQueue::kick_at_once`] for the queue.
+    /// Calls [`HandQueue::kick_at_once`] for virtqueue 0.
     #[track_caller]
     pub fn kick_at_once(&self) {
         self.queue.kick_at_once(&self.vhost);
@@ -348,25 +351,25 @@ impl DerefMut for HandDriver {
     }
 }
 
-/// Creates memory for a queue.
+/// Creates the memory of a virtqueue.
 #[track_caller]
 fn new_memory() -> Mapping {
     let file = memory::file(LEN);
     Mapping::of_file(file.as_fd(), 0, LEN, ACCESS_RW).expect("mapping memory")
 }
 
-/// Prepares a device up to feature negotiation.
+/// Negotiates features with a device, up to `FEATURES_OK`.
 #[track_caller]
 pub fn agree(vhost: &Vhost) {
     agree_without(vhost, 0);
 }
 
-/// Variant of [`agree`] without some of the features.
+/// Variant of [`agree`] that does not accept the features in `without`.
 #[track_caller]
 pub fn agree_without(vhost: &Vhost, without: u64) {
     vhost.set_status(ACKNOWLEDGE | DRIVER).expect("driver");
     let features = vhost.features().expect("reading features");
-    // The event index is not needed for one request at a time.
+    // A driver with one request at a time does not need the event index.
     vhost
         .set_features(features & !feature::RING_EVENT_IDX & !without)
         .expect("accepting features");
@@ -381,12 +384,12 @@ pub fn start(vhost: &Vhost) {
     vhost.set_status(UP_TO_DRIVER_OK).expect("driver ready");
 }
 
-/// Returns the available index and the used index, two 16-bit counters, of a split virtqueue of a
-/// device that is not served.
+/// Returns the available index and the used index of a split virtqueue. Both are 16-bit counters.
+/// No daemon may have the device open.
 #[track_caller]
 pub fn counters(name: &str, queue: u32) -> (u16, u16) {
     let mut device = None;
-    // The file may have been closed by another process only a moment ago.
+    // Another process may have closed the device only a moment ago.
     soon("nobody serves the device", || {
         device = Device::open_nonblocking(name).ok();
         device.is_some()
@@ -394,7 +397,7 @@ pub fn counters(name: &str, queue: u32) -> (u16, u16) {
     let device = device.expect("an open device");
     let info = device.vq_info(queue).expect("the virtqueue");
     let index = |ring: u64| {
-        // The index follows the ring's flags.
+        // In both rings, the index follows 16 bits of flags.
         let iova = ring + 2;
         let region = device.iotlb_fd(iova, iova + 1).expect("the ring");
         let at = region.offset + (iova - region.first);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The lock of all network configuration (RTNL), and for how long others hold it.
+//! RTNL, the lock of all network configuration, and how long other threads hold it.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,31 +12,32 @@ use crate::lab::assert::limit::Pace;
 use crate::lab::kernel::raw;
 use crate::lab::run::report::note;
 
-/// The ioctls that read and write an interface's flags. The latter takes the lock.
+/// Ioctls that read and write an interface's flags. The second ioctl takes RTNL.
 const SIOCGIFFLAGS: u32 = 0x8913;
 const SIOCSIFFLAGS: u32 = 0x8914;
 
-/// Time that taking and releasing the lock may take if nobody holds it.
+/// Maximum time for taking and releasing RTNL when nothing else holds it.
 const FREE: Duration = Duration::from_millis(5);
 
-/// How long a command waits for its answer at most: the default of the module's parameter.
+/// Default of the module parameter `control_timeout_ms`, which is the maximum time that virtio_net
+/// waits for the daemon to carry out a command.
 pub const LIMIT: Duration = Duration::from_secs(1);
 
-/// What an idle machine needs in addition, at most.
+/// Maximum time that an idle machine needs in addition to [`LIMIT`].
 pub const SLACK: Duration = Duration::from_millis(500);
 
-/// For how long the lock was held by others.
+/// The times for which other threads held RTNL.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Held {
-    /// The longest time.
+    /// The longest single time.
     pub longest: Duration,
-    /// All times together.
+    /// The sum of all times.
     pub total: Duration,
 }
 
 impl Held {
-    /// Asserts that the lock was held no longer than these times, which are stretched on a slow
-    /// machine, and reports for how long it was.
+    /// Asserts that other threads held RTNL no longer than `longest` at a time and `total` in sum.
+    /// Both limits are extended on a slow machine. Prints the measured times.
     #[track_caller]
     pub fn assert(self, what: &str, longest: Duration, total: Duration) {
         note(format!(
@@ -49,7 +50,7 @@ impl Held {
     }
 }
 
-/// A thread that takes the lock again and again.
+/// A thread that takes RTNL repeatedly and measures how long that takes.
 #[derive(Debug)]
 pub struct Watch {
     stop: Arc<AtomicBool>,
@@ -57,13 +58,13 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins to watch.
+    /// Starts the thread.
     #[track_caller]
     pub fn start() -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ours = stop.clone();
         let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
-        // `struct ifreq`: the name in 16 bytes, then the flags.
+        // `struct ifreq` has the interface's name in 16 bytes, then the flags.
         let mut request = [0; 40];
         request[..2].copy_from_slice(b"lo");
         raw::call(&socket, SIOCGIFFLAGS, &mut request).expect("reading flags");
@@ -87,7 +88,7 @@ impl Watch {
         }
     }
 
-    /// Ends, and returns what was seen.
+    /// Ends the thread. Returns the measured times.
     #[track_caller]
     pub fn end(mut self) -> Held {
         self.stop.store(true, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver side of a vhost-vdpa device, one call at a time.
+//! The driver side of a vhost-vdpa device, with one method for each call.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -11,7 +11,7 @@ use crate::lab::device::bus;
 use crate::lab::device::test_device::TestDevice;
 use crate::lab::kernel::raw::{self, number, Bytes, NONE, READ, WRITE};
 
-/// Type byte of vhost's ioctls.
+/// Type byte of the vhost ioctls.
 const VHOST: u8 = 0xaf;
 
 const GET_FEATURES: u32 = number(READ, VHOST, 0x00, 8);
@@ -44,19 +44,19 @@ const SET_GROUP_ASID: u32 = number(WRITE, VHOST, 0x7c, 8);
 const SUSPEND: u32 = number(NONE, VHOST, 0x7d, 0);
 const RESUME: u32 = number(NONE, VHOST, 0x7e, 0);
 
-/// Access permissions that a mapping gives the device.
+/// Access permissions that a mapping gives to the device.
 pub mod access {
     /// Reading and writing.
     pub const RW: u8 = 3;
 }
 
-/// Features of vhost-vdpa itself.
+/// Features of vhost-vdpa itself (backend features).
 pub mod backend {
     /// IOTLB messages have the format that [`map`](super::Vhost::map) uses.
     pub const IOTLB_MSG_V2: u64 = 1 << 1;
     /// IOTLB messages can be batched.
     pub const IOTLB_BATCH: u64 = 1 << 2;
-    /// IOTLB messages contain an address space.
+    /// IOTLB messages contain the number of an address space.
     pub const IOTLB_ASID: u64 = 1 << 3;
     /// The device can be suspended.
     pub const SUSPEND: u64 = 1 << 4;
@@ -70,14 +70,14 @@ const IOTLB_INVALIDATE: u8 = 3;
 const IOTLB_BATCH_BEGIN: u8 = 5;
 const IOTLB_BATCH_END: u8 = 6;
 
-/// The addresses of a virtqueue's parts in the driver's memory.
+/// The IOVAs of a virtqueue's parts.
 #[derive(Clone, Copy, Debug)]
 pub struct RingAddress {
-    /// IOVA of the descriptors.
+    /// IOVA of the descriptor table.
     pub desc: u64,
-    /// IOVA of the driver's (available) ring.
+    /// IOVA of the available ring, which the driver writes.
     pub avail: u64,
-    /// IOVA of the device's (used) ring.
+    /// IOVA of the used ring, which the device writes.
     pub used: u64,
 }
 
@@ -88,7 +88,7 @@ pub struct Vhost {
 }
 
 impl Vhost {
-    /// Opens a device, which resets it.
+    /// Opens a device. vhost-vdpa resets the device at that time.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         Ok(Self { file })
@@ -104,7 +104,7 @@ impl Vhost {
         raw::call(&self.file, number, &mut bytes.0).map(drop)
     }
 
-    /// Reads the number that belongs to an index.
+    /// Calls an ioctl that reads a number for the virtqueue or group `index`.
     fn get_pair(&self, request: u32, index: u32) -> io::Result<u32> {
         let mut bytes = Bytes::new().u32(index).u32(0).0;
         raw::call(&self.file, request, &mut bytes)?;
@@ -117,7 +117,7 @@ impl Vhost {
         self.set(number, Bytes::new().u32(queue).u32(value))
     }
 
-    /// Makes this process the owner of the device.
+    /// Makes this process the owner of the vhost device.
     pub fn set_owner(&self) -> io::Result<()> {
         self.set(SET_OWNER, Bytes::new())
     }
@@ -150,7 +150,7 @@ impl Vhost {
         self.accept_backend_features(0)
     }
 
-    /// Accepts features of vhost-vdpa besides those that [`map_in`](Self::map_in) needs.
+    /// Accepts the features in `features`, and those that [`map_in`](Self::map_in) needs.
     pub fn accept_backend_features(&self, features: u64) -> io::Result<()> {
         let needed = backend::IOTLB_MSG_V2 | backend::IOTLB_BATCH | backend::IOTLB_ASID;
         self.set(SET_BACKEND_FEATURES, Bytes::new().u64(needed | features))
@@ -184,7 +184,8 @@ impl Vhost {
 
     /// Reads from the configuration space.
     pub fn config(&self, offset: u32, len: usize) -> io::Result<Vec<u8>> {
-        // The data follows the header, whose size is encoded in the ioctl's number.
+        // The data comes after a header of 8 bytes. The ioctl's number encodes only the size of the
+        // header.
         let mut bytes = Bytes::new().u32(offset).u32(len as u32).zeroes(len).0;
         raw::call(&self.file, GET_CONFIG, &mut bytes)?;
         Ok(bytes.split_off(8))
@@ -227,13 +228,14 @@ impl Vhost {
         self.get_pair(GET_VRING_GROUP, queue)
     }
 
-    /// Reads the size of a virtqueue: the size that was set, or the maximum size.
+    /// Reads the size of a virtqueue, which is the size that the driver has set, or the maximum
+    /// size.
     pub fn queue_size(&self, queue: u32) -> io::Result<u32> {
         self.get_pair(GET_VRING_SIZE, queue)
     }
 
-    /// Moves a virtqueue group to an address space. (vhost first checks the group as if it were a
-    /// virtqueue index, and returns `ENOBUFS` if there is no such virtqueue.)
+    /// Moves a virtqueue group to an address space. vhost-vdpa also checks the group's number as if
+    /// it were a virtqueue index: the call fails with `ENOBUFS` if there is no such virtqueue.
     pub fn set_group_asid(&self, group: u32, asid: u32) -> io::Result<()> {
         self.set_pair(SET_GROUP_ASID, group, asid)
     }
@@ -275,18 +277,19 @@ impl Vhost {
         self.get_pair(GET_VRING_BASE, queue)
     }
 
-    /// Sets the eventfd by which a virtqueue is kicked.
+    /// Sets the eventfd by which the driver kicks a virtqueue.
     pub fn set_kick(&self, queue: u32, fd: BorrowedFd<'_>) -> io::Result<()> {
         self.set_pair(SET_VRING_KICK, queue, fd.as_raw_fd() as u32)
     }
 
-    /// Sets the eventfd to which a virtqueue's interrupts are written.
+    /// Sets the eventfd to which vhost-vdpa writes a virtqueue's interrupts. `None` removes the
+    /// eventfd.
     pub fn set_call(&self, queue: u32, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         let fd = fd.map_or(-1, |fd| fd.as_raw_fd());
         self.set_pair(SET_VRING_CALL, queue, fd as u32)
     }
 
-    /// Sets the eventfd to which configuration interrupts are written.
+    /// Sets the eventfd to which vhost-vdpa writes configuration interrupts.
     pub fn set_config_call(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         self.set(SET_CONFIG_CALL, Bytes::new().u32(fd.as_raw_fd() as u32))
     }
@@ -301,13 +304,14 @@ impl Vhost {
         self.set_pair(SET_VRING_ENABLE, queue, 0)
     }
 
-    /// Maps memory of this process, which must belong to a shared file.
+    /// Maps memory of this process in address space 0. The memory must belong to a shared file.
     pub fn map(&self, iova: u64, memory: &vduse::Mapping, access: u8) -> io::Result<()> {
         let (size, uaddr) = (memory.len() as u64, memory.address() as u64);
         self.message(0, iova, size, uaddr, access, IOTLB_UPDATE)
     }
 
-    /// Maps memory of this process, which must belong to a shared file, in an address space.
+    /// Maps memory of this process in the address space `asid`. The memory must belong to a shared
+    /// file.
     pub fn map_in(
         &self,
         asid: u32,
@@ -319,7 +323,7 @@ impl Vhost {
         self.message(asid, iova, size, uaddr, access, IOTLB_UPDATE)
     }
 
-    /// Maps whatever is at an address of this process, if the kernel permits that.
+    /// Maps `size` bytes at the address `uaddr` of this process, if the kernel permits that.
     pub fn map_raw(
         &self,
         asid: u32,
@@ -331,23 +335,23 @@ impl Vhost {
         self.message(asid, iova, size, uaddr, access, IOTLB_UPDATE)
     }
 
-    /// Removes a mapping from an address space.
+    /// Removes the mappings of a range of IOVAs from an address space.
     pub fn unmap_in(&self, asid: u32, iova: u64, size: u64) -> io::Result<()> {
         self.message(asid, iova, size, 0, 0, IOTLB_INVALIDATE)
     }
 
-    /// Begins a batch of changes to an address space. The device is notified at the end of the
-    /// batch.
+    /// Begins a batch of changes to the mappings of an address space. At the end of the batch,
+    /// vhost-vdpa passes the changes to the device.
     pub fn batch_begin(&self, asid: u32) -> io::Result<()> {
         self.message(asid, 0, 0, 0, 0, IOTLB_BATCH_BEGIN)
     }
 
-    /// Ends a batch.
+    /// Ends a batch of changes to the mappings of an address space.
     pub fn batch_end(&self, asid: u32) -> io::Result<()> {
         self.message(asid, 0, 0, 0, 0, IOTLB_BATCH_END)
     }
 
-    /// Removes a mapping.
+    /// Removes the mappings of a range of IOVAs from address space 0.
     pub fn unmap(&self, iova: u64, size: u64) -> io::Result<()> {
         self.message(0, iova, size, 0, 0, IOTLB_INVALIDATE)
     }
@@ -380,13 +384,13 @@ impl AsFd for Vhost {
     }
 }
 
-/// Opens a device as a driver that is about to map memory.
+/// Opens a device that is bound to vhost-vdpa, ready for mapping memory.
 #[track_caller]
 pub fn open(device: &TestDevice) -> Vhost {
     open_by_name(device.name())
 }
 
-/// Variant of [`open`] for any device that is bound to vhost-vdpa.
+/// Variant of [`open`] that takes the name of the device.
 #[track_caller]
 pub fn open_by_name(name: &str) -> Vhost {
     let vhost = Vhost::open(&bus::vhost_path(name).expect("a node")).expect("opening");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk that virtio_blk drives, served by a thread of the test.
+//! A disk that virtio_blk drives and a thread of the test serves.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use crate::lab::driver::block::Block;
 pub struct Shape {
     /// Size in bytes.
     pub bytes: u64,
-    /// Number of queues.
+    /// Number of virtqueues.
     pub queues: u16,
-    /// Number of descriptors of each queue.
+    /// Maximum number of descriptors of each virtqueue.
     pub queue_size: u16,
-    /// Maximum number of segments in a request, as announced to the driver.
+    /// Maximum number of segments in a request, which the disk reports to the driver.
     pub seg_max: u32,
-    /// Number of address spaces that share the bounce area; 0 for version 0 of the API.
+    /// Number of address spaces, which share the bounce area. If 0, the device has API version 0.
     pub spaces: u32,
     /// Features that the disk does not offer.
     pub without: u64,
-    /// Size of the bounce area in bytes; 0 for the default.
+    /// Size of the bounce area in bytes. If 0, the size is the default.
     pub bounce: u64,
 }
 
@@ -47,9 +47,10 @@ impl Default for Shape {
     }
 }
 
-/// A disk driven by the kernel's virtio_blk.
+/// A disk that virtio_blk drives and a thread of the test serves.
 ///
-/// The fields are dropped in this order: the driver is removed while the device is still served.
+/// The fields are dropped in declaration order, so that the thread still serves the device while
+/// the driver is removed.
 #[derive(Debug)]
 pub struct LiveDisk {
     /// The device on the bus.
@@ -58,7 +59,7 @@ pub struct LiveDisk {
     pub served: Served,
     /// The created device.
     pub device: TestDevice,
-    /// The disk's data.
+    /// The file with the disk's data.
     pub file: Arc<File>,
     sizes: Vec<u16>,
 }
@@ -94,25 +95,25 @@ impl LiveDisk {
         self.device.name()
     }
 
-    /// Waits for the disk, and returns the kernel's name of the disk.
+    /// Waits until the disk appears. Returns the disk's name in the kernel.
     #[track_caller]
     pub fn disk(&self) -> String {
         soon("the disk appears", || bus::disk_name(self.name()).is_some());
         bus::disk_name(self.name()).expect("a disk")
     }
 
-    /// Opens the disk as the kernel's block device.
+    /// Opens the kernel's block device of the disk.
     #[track_caller]
     pub fn block(&self) -> Block {
         Block::open(&self.disk()).expect("opening the disk")
     }
 
-    /// Returns the VDUSE device.
+    /// Returns the daemon's open device.
     pub fn vduse(&self) -> &Arc<Device> {
         self.served.device()
     }
 
-    /// Stops the disk's thread, calls `between`, and starts another thread.
+    /// Stops the thread that serves the disk, calls `between`, and starts another such thread.
     #[track_caller]
     pub fn restart(self, between: impl FnOnce()) -> Self {
         self.served.stop();

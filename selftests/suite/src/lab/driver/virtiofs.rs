@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel's virtiofs on a file system device.
+//! The kernel's virtiofs with a VDUSE device.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,7 +22,7 @@ use crate::lab::run::scratch::Scratch;
 
 /// Skips the test if the kernel does not support virtiofs.
 pub fn need_virtiofs() {
-    // virtiofs may be loaded already or built in.
+    // This fails if virtiofs is built in.
     let _ = modules::tool("modprobe", &["virtiofs"]);
     let all = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if !all.contains("\tvirtiofs\n") {
@@ -30,13 +30,13 @@ pub fn need_virtiofs() {
     }
 }
 
-/// A mounted file system that is not attached to any directory, so that nothing is left of it when
-/// a test is killed.
+/// A mounted file system that is not attached to any directory. The kernel unmounts the file system
+/// when the test ends, even if the test is killed.
 #[derive(Debug)]
 pub struct Mount(OwnedFd);
 
 impl Mount {
-    /// Mounts the file system with this tag.
+    /// Mounts the file system of the device with the tag `tag`.
     pub fn new(tag: &str) -> io::Result<Self> {
         let context = fsopen("virtiofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_set_string(&context, "source", tag)?;
@@ -55,10 +55,11 @@ impl Mount {
     }
 }
 
-/// A file system device bound to virtio-vdpa, and the exported directory. `S` is the value that
-/// serves the device.
+/// A file system device that is bound to virtio-vdpa, and the exported directory. `S` is the type
+/// of the value that serves the device.
 ///
-/// The fields are dropped in this order: the driver is removed while the device is still served.
+/// The fields are dropped in declaration order, so that the device is still served while the driver
+/// is removed.
 #[derive(Debug)]
 pub struct LiveFs<S> {
     /// The device on the bus.
@@ -72,8 +73,9 @@ pub struct LiveFs<S> {
 }
 
 impl<S> LiveFs<S> {
-    /// Creates a device, has `serve` serve the device with an exported directory, and binds it. The
-    /// device has `spaces` address spaces, which share the bounce area; 0 is version 0 of the API.
+    /// Creates a device, calls `serve` to start serving the exported directory, and binds the
+    /// device to virtio-vdpa. The device has `spaces` address spaces, which share the bounce area.
+    /// If `spaces` is 0, the device has API version 0.
     #[track_caller]
     pub fn serve(spaces: u32, serve: impl FnOnce(&TestDevice, &Path) -> S) -> Self {
         need_virtiofs();
@@ -99,7 +101,7 @@ impl<S> LiveFs<S> {
         self.scratch.path("files")
     }
 
-    /// Returns the path of a file in the exported directory.
+    /// Returns the path of the file `name` in the exported directory.
     pub fn behind(&self, name: &str) -> PathBuf {
         self.directory().join(name)
     }
@@ -118,7 +120,8 @@ impl LiveFs<(Served<Files>, Log)> {
         Self::with_spaces(0)
     }
 
-    /// Variant of [`new`](Self::new) with this number of address spaces; 0 is API version 0.
+    /// Variant of [`new`](Self::new) with `spaces` address spaces. If `spaces` is 0, the device has
+    /// API version 0.
     #[track_caller]
     pub fn with_spaces(spaces: u32) -> Self {
         Self::serve(spaces, |device, directory| {
@@ -130,7 +133,7 @@ impl LiveFs<(Served<Files>, Log)> {
         })
     }
 
-    /// Returns the log of requests.
+    /// Returns the log of the requests that the backend has received.
     pub fn log(&self) -> &Log {
         &self.served.1
     }

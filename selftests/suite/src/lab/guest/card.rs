@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card for a guest, connected to a TAP interface of this machine.
+//! A network card for a guest. The card forwards frames to and from a TAP interface of this
+//! machine.
 
 use std::sync::mpsc::Receiver;
 use std::sync::Arc;
@@ -15,9 +16,10 @@ use crate::lab::device::bus::{self, OnBus};
 use crate::lab::device::test_device::TestDevice;
 use crate::lab::driver::isolated_card::Observed;
 
-/// A network card that is served and bound to vhost-vdpa.
+/// A network card that a thread serves and that is bound to vhost-vdpa.
 ///
-/// The fields are dropped in this order: the driver is removed while the card is still served.
+/// The fields are dropped in declaration order, so that the thread still serves the card while the
+/// driver is removed.
 pub struct GuestCard {
     /// The device on the bus.
     pub on_bus: OnBus,
@@ -28,7 +30,7 @@ pub struct GuestCard {
 }
 
 impl GuestCard {
-    /// Creates a card of version 1 on a TAP interface.
+    /// Creates a card with API version 1 on the TAP interface `tap`.
     #[track_caller]
     pub fn new(shape: &Shape, tap: &str) -> Self {
         let ports = Tap::open(tap, shape.pairs).expect("opening the TAP interface");
@@ -47,14 +49,14 @@ impl GuestCard {
         }
     }
 
-    /// Returns the card's vhost-vdpa node, for a virtual machine.
+    /// Returns the path of the card's vhost-vdpa device, which QEMU opens.
     #[track_caller]
     pub fn node(&self) -> String {
         let path = bus::vhost_path(self.on_bus.name()).expect("a node");
         path.display().to_string()
     }
 
-    /// Returns the VDUSE device.
+    /// Returns the daemon's open device.
     pub fn device(&self) -> &Arc<Device> {
         self.served.device()
     }
@@ -64,25 +66,26 @@ impl GuestCard {
         self.served.handle().address_space(group)
     }
 
-    /// Returns all events on the card so far.
+    /// Returns all events that the card has reported so far.
     pub fn events(&mut self) -> &[Event] {
         self.seen.extend(self.events.try_iter());
         &self.seen
     }
 
-    /// Returns whether this event has occurred.
+    /// Returns whether the card has reported the event `what`.
     pub fn has_seen(&mut self, what: &What) -> bool {
         self.events().iter().any(|event| event.what == *what)
     }
 
-    /// Returns the current settings. At least one event must have occurred.
+    /// Returns the card's current settings. Panics if the card has not reported an event yet.
     #[track_caller]
     pub fn settings(&mut self) -> Settings {
         let last = self.events().last();
         last.expect("something happened").settings.clone()
     }
 
-    /// Waits for an event, unless it has occurred already.
+    /// Waits until the card has reported an event for which `is` returns true. Earlier events count
+    /// as well.
     #[track_caller]
     pub fn wait_for(&mut self, what: &str, limit: Duration, is: impl Fn(&Event) -> bool) {
         let mut running = Limit::new(limit);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Network interfaces of this machine for guests.
+//! Network interfaces of this machine that guests use.
 
 use crate::lab::driver::namespace::ip;
 
@@ -11,7 +11,7 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Creates a TAP interface with this number of queue pairs and brings it up.
+    /// Creates a TAP interface with `pairs` queue pairs, and brings the interface up.
     #[track_caller]
     pub fn tap(name: &str, pairs: u16) -> Self {
         crate::lab::kernel::modules::tool("modprobe", &["tun"]).expect("loading tun");
@@ -20,7 +20,7 @@ impl Interface {
         Self::up(name)
     }
 
-    /// Creates a bridge and brings it up.
+    /// Creates a bridge, and brings the bridge up.
     #[track_caller]
     pub fn bridge(name: &str) -> Self {
         crate::lab::kernel::modules::tool("modprobe", &["bridge"]).expect("loading bridge");
@@ -37,7 +37,7 @@ impl Interface {
         interface
     }
 
-    /// Adds an address to the interface.
+    /// Adds an IP address to the interface.
     #[track_caller]
     pub fn add_address(&self, address: &str) {
         ip(&format!("address add {address}/24 dev {}", self.name));

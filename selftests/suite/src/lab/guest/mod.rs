@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! QEMU: guests that use a device; its storage daemon, which serves one.
+//! QEMU's programs: guests that use a device, and the storage daemon that serves a disk.
 
 pub mod card;
 pub mod interface;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A `ping` that runs until it is stopped.
+//! A `ping` process that runs until the test stops it.
 
 use std::process::{Child, Command, Stdio};
 
-/// A `ping` process that runs until stopped.
+/// A `ping` process that runs until the test stops it.
 #[derive(Debug)]
 pub struct Pinger {
     child: Child,
@@ -26,7 +26,8 @@ impl Pinger {
         Self { child }
     }
 
-    /// Stops the process. Returns the times of the answered pings, in seconds since the first ping.
+    /// Stops the process. Returns the times of the pings that got an answer, in seconds since the
+    /// first ping.
     #[track_caller]
     pub fn stop(mut self) -> Vec<f64> {
         use rustix::process::{kill_process, Pid, Signal};

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A guest inside the machine in which the tests run: the distribution's QEMU with the stock kernel
-//! and an initrd that executes lines from the serial console (see `qemu-test/guest/nested`).
+//! A guest inside the machine in which the tests run. QEMU comes from the distribution. The guest
+//! has the stock kernel, and an initrd that executes lines from the serial console (see
+//! `qemu-test/guest/nested`).
 //!
 //! ```text
 //! let mut guest = Setup::new()
@@ -12,8 +13,8 @@
 //! guest.power_off();
 //! ```
 //!
-//! A guest is killed on drop. If the test has failed by then, all output of QEMU is shown, so keep
-//! the guest until the last assertion of the test.
+//! A guest is killed on drop. If the test has failed by then, all output of QEMU is printed. So
+//! keep the guest until the last assertion of the test.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
@@ -36,16 +37,16 @@ use crate::lab::run::settings::setting;
 /// Time limit for a guest's boot.
 const BOOT_LIMIT: Duration = Duration::from_secs(300);
 
-/// Time limit for a line in the guest, and for turning the guest off.
+/// Time limit for a line in the guest's shell, and for turning the guest off.
 const RUN_LIMIT: Duration = Duration::from_secs(120);
 
 /// Line that the guest prints when it accepts input.
 const READY: &str = "@ready\n";
 
-/// End of the output of a line; the line's status follows.
+/// End of the output of a line. The exit status of the line follows.
 const DONE: &str = "\n@done ";
 
-/// Configuration of a guest to be started.
+/// Configuration of a guest.
 #[derive(Debug)]
 pub struct Setup {
     directory: PathBuf,
@@ -56,11 +57,11 @@ pub struct Setup {
 
 impl Setup {
     /// Creates the configuration of a guest with 256 MiB and no devices except its console. Skips
-    /// the test if there is no guest to boot.
+    /// the test if the runner was started without `--guest`.
     ///
-    /// The guest has one CPU: where KVM itself is emulated (SVM in QEMU 10's TCG), a second CPU
-    /// crashes the outer kernel in one boot of five, in a page fault handler that runs with the
-    /// guest's GS. The guest also stays on one CPU of the outer machine: without that, one guest of
+    /// The guest has only one CPU. If KVM itself is emulated (SVM in the TCG of QEMU 10), a second
+    /// CPU crashes the outer kernel in one boot of five, because a page fault handler runs with the
+    /// guest's GS. The guest also stays on one CPU of the outer machine. Otherwise, one guest of
     /// fifty ended unexpectedly.
     pub fn new() -> Self {
         let Some(directory) = std::env::var_os(environment::GUEST) else {
@@ -73,14 +74,14 @@ impl Setup {
         }
     }
 
-    /// Adds arguments for QEMU: devices, `-trace`, `-incoming`.
+    /// Adds arguments for QEMU, for example devices, `-trace` or `-incoming`.
     pub fn arguments<S: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
         let more = arguments.into_iter().map(|s| s.as_ref().to_owned());
         self.arguments.extend(more);
         self
     }
 
-    /// Starts the guest, and waits until it accepts commands.
+    /// Starts the guest and waits until its shell accepts commands.
     #[track_caller]
     pub fn boot(self) -> Guest {
         let begin = Instant::now();
@@ -91,7 +92,8 @@ impl Setup {
         guest
     }
 
-    /// Starts QEMU without waiting, for a guest that arrives by migration.
+    /// Starts QEMU and returns at once, for a guest that arrives by migration and therefore does
+    /// not boot.
     #[track_caller]
     pub fn start(self) -> Guest {
         let scratch = Scratch::new();
@@ -100,8 +102,8 @@ impl Setup {
             .expect("the guest's kernel parameters");
         let mut command = Command::new("qemu-system-x86_64");
         command
-            // qboot is used because SeaBIOS would start the devices before the guest does. vDPA
-            // devices need shared memory.
+            // The firmware is qboot, because SeaBIOS would start the devices before the guest does.
+            // vDPA devices need shared memory.
             .args([
                 "-machine",
                 "q35,memory-backend=memory",
@@ -130,7 +132,7 @@ impl Setup {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // Emulated KVM must stay on one CPU.
+        // A guest must stay on one CPU if KVM is emulated.
         let spawn = || {
             run_on(1);
             command.spawn()
@@ -150,9 +152,9 @@ impl Setup {
     }
 }
 
-/// Returns QEMU's accelerator: KVM if the machine supports it and the options allow it. Even an
-/// emulated machine does, as the CPU extensions that KVM needs are emulated too. The guest then
-/// boots several times as fast as under nested emulation.
+/// Returns QEMU's accelerator, which is KVM if the machine supports it and the options allow it. An
+/// emulated machine supports KVM as well, because QEMU also emulates the CPU extensions that KVM
+/// needs. The guest then boots several times as fast as with nested emulation.
 fn accelerator() -> &'static str {
     if setting(environment::WITHOUT_KVM).is_some() {
         return "tcg";
@@ -174,10 +176,10 @@ fn accelerator() -> &'static str {
 pub struct Guest {
     child: Child,
     input: ChildStdin,
-    /// The output of the serial console and QEMU's own standard output.
+    /// The output of the guest's serial console and of QEMU's standard output.
     console: Said,
     errors: Said,
-    /// Number of console bytes that have been consumed by waiting.
+    /// Number of console bytes that earlier calls of `wait_for` have consumed.
     read: usize,
     qmp: Option<Qmp>,
     socket: PathBuf,
@@ -185,14 +187,14 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Evaluates a line in the guest's shell. Returns the line's status and its output, including
-    /// errors.
+    /// Evaluates a line in the guest's shell. Returns the line's exit status and its output, which
+    /// includes error messages.
     #[track_caller]
     pub fn run(&mut self, line: &str) -> (i32, String) {
         self.run_within(RUN_LIMIT, line)
     }
 
-    /// Variant of [`run`](Self::run) with another time limit.
+    /// Variant of [`run`](Self::run) with the time limit `limit`.
     #[track_caller]
     pub fn run_within(&mut self, limit: Duration, line: &str) -> (i32, String) {
         self.send(line);
@@ -201,7 +203,7 @@ impl Guest {
         (status.parse().expect("a status"), output)
     }
 
-    /// Evaluates a line in the guest's shell, which must succeed. Returns the line's output.
+    /// Evaluates a line in the guest's shell. Panics if the line fails. Returns the line's output.
     #[track_caller]
     pub fn ok(&mut self, line: &str) -> String {
         let (status, output) = self.run(line);
@@ -209,7 +211,7 @@ impl Guest {
         output
     }
 
-    /// Sends a line to the guest's shell without waiting.
+    /// Sends a line to the guest's shell and does not wait.
     #[track_caller]
     pub fn send(&mut self, line: &str) {
         assert!(!line.contains('\n'), "several lines have several answers");
@@ -224,8 +226,8 @@ impl Guest {
     }
 
     /// Migrates the guest to a QEMU that was started with `-incoming defer`, and ends this QEMU.
-    /// The guest runs in the other QEMU when this function returns. Returns the time for which it
-    /// ran in neither, as QEMU measured it.
+    /// When this function returns, the guest runs in the other QEMU. Returns the downtime that QEMU
+    /// has measured, in which the guest ran in neither QEMU.
     #[track_caller]
     pub fn migrate_to(mut self, there: &mut Self) -> Duration {
         let uri = json!({ "uri": format!("unix:{}", there.socket.with_extension("in").display()) });
@@ -247,7 +249,7 @@ impl Guest {
         Duration::from_millis(downtime)
     }
 
-    /// Returns a connection to QEMU's monitor.
+    /// Returns a connection to QEMU's monitor, which is made at the first call.
     #[track_caller]
     pub fn qmp(&mut self) -> &mut Qmp {
         self.qmp.get_or_insert_with(|| Qmp::connect(&self.socket))
@@ -263,8 +265,7 @@ impl Guest {
         self.wait_for_end();
     }
 
-    /// Waits until QEMU ends by itself, which must be with success and without a crash of the
-    /// guest.
+    /// Waits until QEMU ends by itself. Panics if QEMU fails or if the guest's kernel has crashed.
     #[track_caller]
     pub fn wait_for_end(&mut self) {
         let mut limit = Limit::new(RUN_LIMIT);
@@ -288,7 +289,7 @@ impl Guest {
         let _ = self.child.wait();
     }
 
-    /// Returns all output of QEMU so far, including the guest's console.
+    /// Returns all output of QEMU so far, which includes the guest's console.
     pub fn said(&self) -> String {
         format!(
             "-- the guest's console and QEMU's standard output:\n{}\n-- QEMU's standard error:\n{}",
@@ -297,7 +298,7 @@ impl Guest {
         )
     }
 
-    /// Waits for a text on the console. Returns the output before the text.
+    /// Waits for the text `what` on the console. Returns the console's output before that text.
     #[track_caller]
     fn wait_for(&mut self, what: &[u8], limit: Duration, why: &str) -> String {
         let from = self.read;
@@ -333,7 +334,7 @@ impl Drop for Guest {
     }
 }
 
-/// Output of a pipe, collected by a thread.
+/// Output from a pipe, which a thread collects.
 #[derive(Debug, Default)]
 struct Said(Arc<(Mutex<Text>, Condvar)>);
 
@@ -380,7 +381,7 @@ impl Said {
         String::from_utf8_lossy(&self.lock().bytes[range]).into_owned()
     }
 
-    /// Waits until `look` finds something. Returns `None` at the time limit.
+    /// Waits until `look` returns a value. Returns that value, or `None` at the time limit.
     fn wait<T>(&self, limit: Duration, mut look: impl FnMut(&Text) -> Option<T>) -> Option<T> {
         let mut running = Limit::new(limit);
         let mut text = self.lock();

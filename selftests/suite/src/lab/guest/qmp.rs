@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! QMP, the monitor protocol of QEMU's programs: one line of JSON for each message.
+//! QMP, the monitor protocol of QEMU's programs. Each message is one line of JSON.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -12,22 +12,22 @@ use serde_json::{json, Value};
 use crate::lab::assert::limit::Limit;
 use crate::lab::assert::timing::within;
 
-/// Time limit for a reply.
+/// Time limit for the monitor's reply.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A connection to a monitor.
+/// A connection to the monitor of a QEMU program.
 #[derive(Debug)]
 pub struct Qmp {
     stream: UnixStream,
     answers: BufReader<UnixStream>,
-    /// The received part of an incomplete line.
+    /// The part of an incomplete line that has already arrived.
     line: Vec<u8>,
-    /// Events that arrived while something else was awaited.
+    /// Events that arrived during a call that waited for another message.
     events: Vec<Value>,
 }
 
 impl Qmp {
-    /// Connects to a monitor's socket as soon as the monitor listens.
+    /// Waits until a monitor listens on `socket`, and connects to it.
     #[track_caller]
     pub fn connect(socket: &Path) -> Self {
         let mut stream = None;
@@ -51,7 +51,7 @@ impl Qmp {
         qmp
     }
 
-    /// Executes a command, which must succeed. Returns the command's result.
+    /// Executes a command. Panics if the command fails. Returns the command's result.
     #[track_caller]
     pub fn execute(&mut self, command: &str, arguments: Value) -> Value {
         match self.try_execute(command, arguments) {
@@ -60,7 +60,7 @@ impl Qmp {
         }
     }
 
-    /// Executes a command. Returns the monitor's error message as the error.
+    /// Executes a command. If the command fails, returns the monitor's error message as the error.
     #[track_caller]
     pub fn try_execute(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
         let request = json!({ "execute": command, "arguments": arguments });
@@ -78,8 +78,8 @@ impl Qmp {
         Err("no answer".to_owned())
     }
 
-    /// Waits for an event of this name, unless one has arrived since the last call, and returns it.
-    /// Other events are kept.
+    /// Returns an event called `event` that has already arrived, or waits for one. Other events are
+    /// kept for later calls.
     #[track_caller]
     pub fn wait_for(&mut self, event: &str, limit: Duration) -> Value {
         let is_it = |message: &Value| message["event"] == event;
@@ -99,7 +99,7 @@ impl Qmp {
         );
     }
 
-    /// Returns the next message, or `None` at the limit or the end of the connection.
+    /// Returns the next message. Returns `None` at the time limit and at the end of the connection.
     #[track_caller]
     fn receive(&mut self, limit: &mut Limit) -> Option<Value> {
         let moment = Duration::from_millis(100);
@@ -107,7 +107,7 @@ impl Qmp {
             .set_read_timeout(Some(moment))
             .expect("a time limit");
         loop {
-            // An incomplete message stays in the line.
+            // Bytes of an incomplete message stay in `self.line`.
             match self.answers.read_until(b'\n', &mut self.line) {
                 Ok(0) => return None,
                 Ok(_) => {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! qemu-storage-daemon, the distribution's build, serving a disk.
+//! The distribution's qemu-storage-daemon, which serves a disk.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,10 +21,10 @@ use crate::lab::run::report::need;
 
 const PROGRAM: &str = "qemu-storage-daemon";
 
-/// Queue size that QEMU's vhost-vdpa uses, whatever the device allows.
+/// Size of the virtqueues that QEMU's vhost-vdpa uses, whatever size the device allows.
 const QUEUE_SIZE: u16 = 1024;
 
-/// A running qemu-storage-daemon.
+/// A qemu-storage-daemon process.
 #[derive(Debug)]
 pub struct Qsd {
     name: String,
@@ -35,15 +35,16 @@ pub struct Qsd {
 }
 
 impl Qsd {
-    /// Starts a qemu-storage-daemon that serves a file as a device with two queues. Skips the test
-    /// if the program is not installed.
+    /// Starts a qemu-storage-daemon that serves a file as a disk with two virtqueues. Skips the
+    /// test if the program is not installed.
     #[track_caller]
     pub fn start(name: &str, file: &Path) -> Self {
         let image = format!("driver=file,node-name=d,filename={}", file.display());
         Self::start_with(name, file, &["--blockdev", &image])
     }
 
-    /// Variant of [`start`](Self::start) so slow that some requests are always in progress.
+    /// Variant of [`start`](Self::start) with 50 requests per second, so that some are always in
+    /// progress.
     #[track_caller]
     pub fn start_slow(name: &str, file: &Path) -> Self {
         let image = format!("driver=file,node-name=f,filename={}", file.display());
@@ -84,7 +85,7 @@ impl Qsd {
         }
     }
 
-    /// Starts the program again.
+    /// Starts the program again after it has ended.
     #[track_caller]
     pub fn start_again(&mut self) {
         let _ = std::fs::remove_file(&self.socket);
@@ -92,7 +93,7 @@ impl Qsd {
         self.irq_blocker = None;
     }
 
-    /// Starts the program again, with an [`IrqBlocker`].
+    /// Variant of [`start_again`](Self::start_again) with an [`IrqBlocker`] for the program.
     #[track_caller]
     pub fn start_again_blockable(&mut self) {
         let _ = std::fs::remove_file(&self.socket);
@@ -102,13 +103,15 @@ impl Qsd {
         self.irq_blocker = Some(IrqBlocker::of(&self.child));
     }
 
-    /// Returns the IRQ blocker of a program that was started with one.
+    /// Returns the IRQ blocker of a program that
+    /// [`start_again_blockable`](Self::start_again_blockable) has started.
     #[track_caller]
     pub fn irq_blocker(&self) -> &IrqBlocker {
         self.irq_blocker.as_ref().expect("an IRQ blocker")
     }
 
-    /// Puts the device on the bus as soon as the program has set it up.
+    /// Waits until the program has created the device and set it up, then puts the device on the
+    /// bus.
     #[track_caller]
     pub fn add(&mut self, name: &str) -> OnBus {
         let mut on_bus = None;
@@ -116,7 +119,7 @@ impl Qsd {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("{PROGRAM} ended: {status}");
             }
-            // A device that is on the bus already is one that the program took over.
+            // If the device is already on the bus, the program has taken over an existing device.
             if bus::vdpa().device(name).is_err() {
                 on_bus = OnBus::add(name).ok();
             }
@@ -125,15 +128,15 @@ impl Qsd {
         on_bus.expect("added just now")
     }
 
-    /// Changes the size of the disk.
+    /// Changes the size of the disk to `bytes` bytes.
     #[track_caller]
     pub fn resize(&self, bytes: u64) {
         Qmp::connect(&self.socket)
             .execute("block_resize", json!({ "node-name": "d", "size": bytes }));
     }
 
-    /// Terminates the program and ensures that the device is destroyed, which the program itself
-    /// does up to QEMU 10.
+    /// Terminates the program and ensures that the device is destroyed. Up to QEMU 10, the program
+    /// itself destroys the device.
     #[track_caller]
     pub fn stop(mut self) {
         let pid = Pid::from_raw(self.child.id() as i32).expect("a process");
@@ -141,21 +144,21 @@ impl Qsd {
         while !matches!(self.child.try_wait(), Ok(Some(_))) {
             let stacks = || crate::process::stacks(self.child.id());
             assert!(!limit.is_over(), "it does not end:\n{}", stacks());
-            // Sent repeatedly: the signal handler only sets a flag, and the main loop may have
-            // checked the flag just before going to sleep.
+            // The signal is sent repeatedly. The signal handler only sets a flag, and the main loop
+            // may have checked the flag just before it went to sleep.
             kill_process(pid, Signal::TERM).expect("ending the daemon");
             std::thread::sleep(Duration::from_millis(100));
         }
         if leaves_its_device() {
             let control = Control::open().expect("opening the control device");
-            // io_uring lets go of the file some time after the process.
+            // io_uring may release the device's file only after the process has ended.
             soon("the device is destroyed", || {
                 control.destroy(&self.name).is_ok()
             });
         }
     }
 
-    /// Kills the program.
+    /// Kills the program and waits until it has ended.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -171,9 +174,9 @@ impl Drop for Qsd {
     }
 }
 
-/// Returns whether the program leaves its device behind. Since QEMU 11, io_uring still has a
-/// reference to the device's file when the program has closed the file and tries to destroy the
-/// device, which fails with EBUSY.
+/// Returns whether the device still exists after the program has ended. Since QEMU 11, io_uring
+/// still has a reference to the device's file after the program has closed the file. The program's
+/// attempt to destroy the device then fails with `EBUSY`.
 fn leaves_its_device() -> bool {
     let output = Command::new(PROGRAM).arg("--version").output();
     let text = String::from_utf8(output.expect("asking for its version").stdout).expect("text");
@@ -194,7 +197,7 @@ fn spawn(command: &mut Command) -> Child {
     command.spawn().expect("starting qemu-storage-daemon")
 }
 
-/// Runs a program, which must succeed.
+/// Runs a program. Panics if the program fails.
 #[track_caller]
 pub fn tool(program: &str, arguments: &[&str]) {
     if let Err(why) = modules::tool(program, arguments) {

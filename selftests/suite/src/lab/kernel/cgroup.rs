@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Control groups, to which the memory of processes is charged.
+//! Control groups, to which the kernel charges the memory of processes.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -57,7 +57,7 @@ impl Cgroup {
                 .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
                 .unwrap_or(0)
         };
-        // All kernel memory, including vmalloc.
+        // The field `kernel` counts all kernel memory, including memory from vmalloc.
         field("kernel ")
     }
 }

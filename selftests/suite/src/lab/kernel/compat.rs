@@ -11,14 +11,14 @@ use rustix::mm::{mmap_anonymous, mprotect, MapFlags, MprotectFlags, ProtFlags};
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::run::report::skip;
 
-/// A page below 4 GiB for the arguments of 32-bit calls.
+/// A page below 4 GiB, where the kernel finds the arguments of 32-bit system calls.
 #[derive(Debug)]
 pub struct Low {
     base: *mut u8,
 }
 
 impl Low {
-    /// Creates a page. Skips the test if 32-bit calls are not possible.
+    /// Allocates the page. Skips the test if the kernel does not support 32-bit system calls.
     #[track_caller]
     pub fn new() -> Self {
         if !available() {
@@ -38,16 +38,17 @@ impl Low {
         Self { base }
     }
 
-    /// Calls an ioctl with these bytes, to which the kernel may write.
+    /// Calls an ioctl as a 32-bit program does. The kernel may write to `argument`.
     pub fn ioctl(&self, fd: impl AsFd, number: u32, argument: &mut [u8]) -> io::Result<i32> {
         self.fill(argument);
         let result = self.call(fd, number);
-        // SAFETY: The page is long enough, and no references to it exist.
+        // SAFETY: `fill` has checked that the page is long enough, and no references to the page
+        // exist.
         unsafe { std::ptr::copy_nonoverlapping(self.base, argument.as_mut_ptr(), argument.len()) };
         result
     }
 
-    /// Calls an ioctl with these bytes in memory that the kernel can only read.
+    /// Calls an ioctl as a 32-bit program does, with a copy of `argument` in read-only memory.
     pub fn ioctl_read_only(&self, fd: impl AsFd, number: u32, argument: &[u8]) -> io::Result<i32> {
         self.fill(argument);
         self.protect(MprotectFlags::READ);
@@ -58,7 +59,7 @@ impl Low {
 
     fn fill(&self, argument: &[u8]) {
         assert!(argument.len() as u64 <= PAGE);
-        // SAFETY: The page is long enough, and no references to it exist.
+        // SAFETY: The page is long enough, and no references to the page exist.
         unsafe { std::ptr::copy_nonoverlapping(argument.as_ptr(), self.base, argument.len()) };
     }
 
@@ -69,7 +70,8 @@ impl Low {
 
     fn call(&self, fd: impl AsFd, number: u32) -> io::Result<i32> {
         let fd = fd.as_fd().as_raw_fd() as u32;
-        // SAFETY: The ioctl writes no more than its number says, which is less than a page.
+        // SAFETY: The kernel writes at most as many bytes as the ioctl's number encodes, which is
+        // less than a page.
         let result = unsafe { call(IOCTL, fd, number, self.base as usize as u32) };
         if result < 0 {
             Err(io::Error::from_raw_os_error(-result))
@@ -79,13 +81,13 @@ impl Low {
     }
 }
 
-/// `MAP_32BIT` of x86.
+/// The flag `MAP_32BIT` of x86.
 const MAP_32BIT: u32 = 0x40;
 
-/// The number of `ioctl` for 32-bit programs.
+/// The number of the system call `ioctl` for 32-bit programs.
 const IOCTL: u32 = 54;
 
-/// The number of `getpid` for 32-bit programs.
+/// The number of the system call `getpid` for 32-bit programs.
 const GETPID: u32 = 20;
 
 /// Makes a 32-bit system call.
@@ -96,7 +98,7 @@ const GETPID: u32 = 20;
 unsafe fn call(number: u32, a: u32, b: u32, c: u32) -> i32 {
     let result: i32;
     // SAFETY: The kernel preserves all registers except eax and, depending on its version, r8 to
-    // r11. The compiler reserves rbx, so its value is restored.
+    // r11. The compiler reserves rbx, so the second `xchg` restores rbx.
     unsafe {
         std::arch::asm!(
             "xchg {first:r}, rbx",
@@ -115,7 +117,8 @@ unsafe fn call(number: u32, a: u32, b: u32, c: u32) -> i32 {
     result
 }
 
-/// Returns whether the kernel accepts 32-bit calls. A process that tries is killed if it does not.
+/// Returns whether the kernel supports 32-bit system calls. A child process tries one, because a
+/// kernel without them kills the caller.
 fn available() -> bool {
     Command::new("/proc/self/exe")
         .args(["--helper", "ia32"])
@@ -123,10 +126,10 @@ fn available() -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// Tries a 32-bit call in this process, which may be killed for it. Returns whether the call
-/// worked.
+/// Makes a 32-bit system call in this process. Returns whether the call worked. A kernel without
+/// 32-bit system calls kills the process.
 pub fn try_here() -> bool {
-    // SAFETY: The call only returns a number.
+    // SAFETY: `getpid` does not access memory.
     let found = unsafe { call(GETPID, 0, 0, 0) };
     u32::try_from(found).is_ok_and(|pid| pid == std::process::id())
 }

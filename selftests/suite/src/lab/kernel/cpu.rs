@@ -7,12 +7,12 @@ use std::path::Path;
 use crate::lab::kernel::sysfs;
 use crate::lab::run::report::skip;
 
-/// Restricts the calling thread to one CPU.
+/// Restricts the calling thread to the CPU `number`, if that CPU exists.
 #[track_caller]
 pub fn run_on(number: usize) {
     let mut cpus = rustix::thread::CpuSet::new();
     cpus.set(number);
-    // This fails on a machine with a single CPU.
+    // If the machine has only one CPU, this fails for any other CPU, which is harmless.
     let _ = rustix::thread::sched_setaffinity(None, &cpus);
 }
 
@@ -29,7 +29,7 @@ pub fn online() -> Vec<usize> {
         .collect()
 }
 
-/// CPU 1, offline until dropped.
+/// CPU 1, which is offline until this value is dropped.
 #[derive(Debug)]
 pub struct OfflineCpu(());
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Fault injection: allocations fail one at a time.
+//! Fault injection, which makes allocations or copies of user memory fail one at a time.
 //!
-//! The kernel counts the points in a thread at which a fault can be injected, and injects the nth
-//! fault (`/proc/thread-self/fail-nth`, Documentation/fault-injection). An operation is performed
-//! with the first fault, then with the second, and so on, until no fault is injected.
+//! The kernel counts the points of a thread at which it can inject a fault, and injects a fault at
+//! the nth point (`/proc/thread-self/fail-nth`, Documentation/fault-injection). A test performs an
+//! operation with a fault at the first point, then at the second point, and so on, until the
+//! operation ends before the fault.
 
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -21,12 +22,12 @@ use crate::lab::kernel::{modules, sysfs};
 use crate::lab::run::report::{note, skip};
 use crate::lab::run::settings::driver;
 
-/// Kinds of fault, by the names of their debugfs directories.
+/// Names of the debugfs directories of the kinds of fault.
 const SLAB: &str = "failslab";
 const PAGES: &str = "fail_page_alloc";
 const COPIES: &str = "fail_usercopy";
 
-/// Maximum number of faults on a path; no path has that many.
+/// Maximum number of faults on a path. A path with more faults makes the test fail.
 const MOST: u32 = 2000;
 
 /// An address range without code. Faults limited to such a range never occur.
@@ -34,9 +35,9 @@ const NOWHERE: Range<u64> = 0..1;
 /// All addresses. With this range, the kernel does not check the stack.
 const EVERYWHERE: Range<u64> = 0..u64::MAX;
 
-/// A kernel function that the driver needs and whose first allocation must not fail. When the
-/// function creates its caches for the second time and that fails, it frees a cache that is gone
-/// already (7.2, `drivers/iommu/iova.c`).
+/// A kernel function that the driver calls, and in which no fault may be injected. If this function
+/// fails to create its caches for the second time, its error path destroys a cache that
+/// `iova_cache_put` has already destroyed (7.2, `drivers/iommu/iova.c`).
 const FREED_TWICE: &str = "iova_cache_get";
 
 /// The code that must be on the stack for a fault to occur.
@@ -46,7 +47,8 @@ pub enum Below {
     Anything,
     /// The driver's code.
     Driver,
-    /// The function that calls a module's init function, except below [`FREED_TWICE`].
+    /// The kernel function that calls a module's init function (`do_one_initcall`). No fault occurs
+    /// if [`FREED_TWICE`] is on the stack as well.
     Initcall,
 }
 
@@ -61,19 +63,20 @@ impl Below {
     }
 }
 
-/// Fault injection for this thread, enabled until dropped.
+/// Fault injection for this thread, which ends when this value is dropped.
 #[derive(Debug)]
 pub struct Injection {
     nth: File,
-    /// The previous settings.
+    /// The previous values of the changed settings, by path.
     before: Vec<(PathBuf, String)>,
-    /// Prevents a move to another thread, as the file belongs to the thread that opened it.
+    /// Keeps this value in its thread, because `fail-nth` belongs to the thread that opened the
+    /// file.
     _thread: PhantomData<*const ()>,
 }
 
 impl Injection {
     /// Injects faults in memory allocations, including those that may sleep. Skips the test if the
-    /// kernel does not support that.
+    /// kernel has no fault injection.
     #[track_caller]
     pub fn of_allocations(below: Below) -> Self {
         let mut injection = Self::new();
@@ -91,8 +94,8 @@ impl Injection {
         injection
     }
 
-    /// Injects faults in copies from and to user memory. Skips the test if the kernel does not
-    /// support that.
+    /// Injects faults in copies from and to user memory. Skips the test if the kernel has no fault
+    /// injection.
     #[track_caller]
     pub fn of_copies() -> Self {
         let mut injection = Self::new();
@@ -126,7 +129,7 @@ impl Injection {
         }
     }
 
-    /// Changes a setting, and saves the previous one.
+    /// Changes a setting and saves the previous value.
     #[track_caller]
     fn set(&mut self, kind: &str, name: &str, value: &str) {
         let path = directory(kind).join(name);
@@ -135,15 +138,16 @@ impl Injection {
         self.before.push((path, before));
     }
 
-    /// Limits faults of a kind to these code addresses.
+    /// Limits faults of `kind` to call stacks with an address in the range `addresses`.
     #[track_caller]
     fn limit(&mut self, kind: &str, addresses: &Range<u64>) {
-        // Otherwise each fault is logged.
+        // Otherwise, the kernel logs each fault.
         self.set(kind, "verbose", "0");
         self.range(kind, "require", addresses);
     }
 
-    /// Sets the address range in which a kind of fault is required or rejected.
+    /// Sets an address range for faults of `kind`. If `what` is `require`, a fault needs an address
+    /// in the range on the stack. If `what` is `reject`, such an address prevents the fault.
     #[track_caller]
     fn range(&mut self, kind: &str, what: &str, addresses: &Range<u64>) {
         let text = |address: u64| format!("{address:#x}");
@@ -151,8 +155,8 @@ impl Injection {
         self.set(kind, &format!("{what}-end"), &text(addresses.end));
     }
 
-    /// Calls `trial` with the first fault, then with the second, and so on, until a fault does not
-    /// occur. `path` names the operation.
+    /// Calls `trial` with the first fault, then with the second, and so on, until `trial` ends
+    /// before its fault has occurred. `path` names the operation in messages.
     #[track_caller]
     pub fn each(&self, path: &str, mut trial: impl FnMut(&Fault<'_>)) -> Tally {
         let mut tally = Tally::default();
@@ -178,7 +182,7 @@ impl Injection {
     }
 
     /// Performs an operation with each fault in turn. If the operation fails, its error must be one
-    /// of `errors`, and a second attempt must succeed. `undo` reverts the operation.
+    /// of `errors`, and a second attempt must succeed. `undo` reverts the successful operation.
     #[track_caller]
     pub fn survived<T>(
         &self,
@@ -196,19 +200,19 @@ impl Injection {
         })
     }
 
-    /// Requests that the nth fault from now on be injected.
+    /// Requests a fault at the nth point from now on. If `n` is 0, requests none.
     fn arm(&self, n: u32) {
         self.nth
             .write_all_at(n.to_string().as_bytes(), 0)
             .expect("asking for a fault");
     }
 
-    /// Cancels the requested fault. Returns whether the fault had occurred.
+    /// Cancels the requested fault. Returns whether the fault had already occurred.
     fn disarm(&self) -> bool {
         let mut text = [0; 16];
         let came = match self.nth.read_at(&mut text, 0) {
             Ok(n) => text[..n].trim_ascii() == b"0",
-            // The fault occurred in this read.
+            // The fault occurred in this read, which is after the operation.
             Err(_) => return false,
         };
         if !came && self.nth.write_all_at(b"0", 0).is_err() {
@@ -226,7 +230,7 @@ impl Drop for Injection {
     }
 }
 
-/// A requested fault.
+/// A fault that is injected into one operation.
 #[derive(Debug)]
 pub struct Fault<'a> {
     injection: &'a Injection,
@@ -242,8 +246,8 @@ impl Fault<'_> {
         self.n
     }
 
-    /// Performs an operation in which the fault may occur. Returns `None` if the operation fails,
-    /// which it may only do because of the fault and with one of `errors`.
+    /// Performs the operation in which the fault may occur. Returns `None` if the operation fails.
+    /// It may fail only if the fault has occurred, and only with one of `errors`.
     #[track_caller]
     pub fn hit<T>(&self, errors: &[Errno], operation: impl FnOnce() -> io::Result<T>) -> Option<T> {
         self.injection.arm(self.n);
@@ -263,7 +267,7 @@ impl Fault<'_> {
         }
     }
 
-    /// Performs an operation that must succeed, as the fault is over.
+    /// Performs an operation that must succeed, because the fault is over.
     #[track_caller]
     pub fn again<T>(&self, operation: impl FnOnce() -> io::Result<T>) -> T {
         match operation() {
@@ -279,17 +283,18 @@ impl std::fmt::Display for Fault<'_> {
     }
 }
 
-/// Result of the faults on a path.
+/// The outcome of the faults on a path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Number of faults that occurred.
     pub faults: u32,
-    /// Number of calls that failed because of a fault; the others succeeded in spite of it.
+    /// Number of faults that made the operation fail. The operation succeeded in spite of the
+    /// others.
     pub failures: u32,
 }
 
 impl Tally {
-    /// Makes the runner show the result.
+    /// Prints the numbers in a line that the runner shows even if the test passes.
     pub fn note(self, path: &str) {
         let Self { faults, failures } = self;
         note(format_args!(
@@ -302,17 +307,17 @@ fn directory(kind: &str) -> PathBuf {
     Path::new("/sys/kernel/debug").join(kind)
 }
 
-/// Parses an address with or without `0x`.
+/// Parses a hexadecimal address with or without `0x`.
 fn address(text: &str) -> Option<u64> {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).ok()
 }
 
-/// Returns the address range of a module's code: from its start to the start of the next module,
-/// but at most the module's total size.
+/// Returns the address range of a module's code. The range ends at the next module, or after the
+/// module's total size if that comes first.
 #[track_caller]
 fn text_of(module: &str) -> Range<u64> {
     let table = fs::read_to_string("/proc/modules").expect("reading /proc/modules");
-    // The name, the size, three other fields, the address of the code.
+    // The fields are the name, the size, three others, and the address of the code.
     let modules = table.lines().filter_map(|line| {
         let mut fields = line.split_whitespace();
         let (name, size) = (fields.next()?, fields.next()?.parse::<u64>().ok()?);
@@ -328,11 +333,12 @@ fn text_of(module: &str) -> Range<u64> {
     start..next.min().unwrap_or(u64::MAX).min(start + size)
 }
 
-/// Returns the address range of a function of the kernel or of a module, up to the next symbol.
+/// Returns the address range of a function, which ends at the next symbol. The function belongs to
+/// the kernel or to a module.
 #[track_caller]
 fn function(name: &str) -> Range<u64> {
     let table = fs::read_to_string("/proc/kallsyms").expect("reading /proc/kallsyms");
-    // The address, the type, the name.
+    // The fields are the address, the type and the name.
     let symbols = || {
         table.lines().filter_map(|line| {
             let mut fields = line.split_whitespace();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A shared mapping of a file with unknown contents.
+//! A shared mapping of a file that may be shorter than the mapping.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -9,10 +9,11 @@ use std::process::Command;
 
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 
-/// A shared mapping of a file with unknown contents: an access may raise `SIGBUS`.
+/// A shared mapping of a file whose contents and length are unknown, so an access may raise
+/// `SIGBUS`.
 ///
-/// This program never accesses the mapped memory itself. Only the kernel
-/// ([`Prober`](super::probe::Prober)) or a child process, which may be killed, accesses it.
+/// This program never accesses the mapped memory itself. It lets the kernel
+/// ([`Prober`](super::probe::Prober)) or a child process do so. `SIGBUS` then kills only the child.
 #[derive(Debug)]
 pub struct FileMapping {
     base: *mut u8,
@@ -20,7 +21,8 @@ pub struct FileMapping {
 }
 
 impl FileMapping {
-    /// Maps `len` bytes of a file at an offset. Both must be multiples of the page size.
+    /// Maps `len` bytes of a file from `offset` on. Both numbers must be multiples of the page
+    /// size.
     pub fn new(file: BorrowedFd<'_>, offset: u64, len: usize, writable: bool) -> io::Result<Self> {
         let mut prot = ProtFlags::READ;
         prot.set(ProtFlags::WRITE, writable);
@@ -41,17 +43,17 @@ impl FileMapping {
         })
     }
 
-    /// Returns the address of the first byte.
+    /// Returns the address of the mapping's first byte.
     pub fn address(&self) -> *mut u8 {
         self.base
     }
 
-    /// Returns the length in bytes.
+    /// Returns the length of the mapping in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Changes the length, which may move the mapping.
+    /// Changes the length of the mapping to `len` bytes. This may change the mapping's address.
     pub fn resize(&mut self, len: usize) -> io::Result<()> {
         let (old, flags) = (self.base.cast(), MremapFlags::MAYMOVE);
         // SAFETY: The mapping is ours, and no references to its memory exist.
@@ -60,7 +62,7 @@ impl FileMapping {
         Ok(())
     }
 
-    /// Removes the pages from the page tables, as if they had never been accessed.
+    /// Removes the mapping's pages from this process's page tables, so that the next access faults.
     pub fn forget(&self) -> io::Result<()> {
         // SAFETY: The mapping is ours and shared, so its contents do not change.
         unsafe {
@@ -73,23 +75,23 @@ impl FileMapping {
         Ok(())
     }
 
-    /// Reads a byte of the mapping in a child process. The child may be killed; this process is
-    /// not.
+    /// Reads the byte at offset `at` of the mapping in a child process. If that raises a signal,
+    /// the kernel kills only the child.
     pub fn touch_in_child(&self, at: usize) -> io::Result<()> {
         assert!(at < self.len);
         let address = self.base.wrapping_add(at) as usize;
         let mut command = Command::new("/proc/self/exe");
-        // SAFETY: The closure only reads a byte of a mapping that the child inherits, whatever
-        // happens to the child.
+        // SAFETY: The closure only reads a byte of a mapping that the child inherits. A signal that
+        // the access raises affects only the child.
         unsafe {
             command.pre_exec(move || {
                 let byte = std::ptr::with_exposed_provenance::<u8>(address).read_volatile();
-                // The child has no other purpose.
+                // The child has done its work. The error keeps the child from executing a program.
                 Err(io::Error::from_raw_os_error(if byte == 0 { 1 } else { 2 }))
             });
         }
         match command.spawn() {
-            // The child died.
+            // The read killed the child, which therefore did not report an error.
             Ok(mut child) => child.wait().map(drop),
             Err(_) => Ok(()),
         }

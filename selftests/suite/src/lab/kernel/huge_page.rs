@@ -4,7 +4,7 @@
 
 use crate::lab::run::report::skip;
 
-/// Two MiB of physically contiguous memory.
+/// A huge page: 2 MiB of physically contiguous memory.
 #[derive(Debug)]
 pub struct HugePage {
     start: *mut u8,
@@ -14,8 +14,8 @@ impl HugePage {
     /// Size in bytes.
     pub const LEN: usize = 2 << 20;
 
-    /// Allocates a huge page, which exists until the process ends. Skips the test if the kernel has
-    /// none.
+    /// Allocates a huge page, which exists until the process ends. Skips the test if the kernel
+    /// provides no huge page.
     #[track_caller]
     pub fn new() -> Self {
         use rustix::mm::{madvise, mmap_anonymous, Advice, MapFlags, ProtFlags};
@@ -42,7 +42,7 @@ impl HugePage {
         page
     }
 
-    /// Returns the amount of this process's memory in huge pages, in KiB.
+    /// Returns how much of this process's memory is in huge pages, in KiB.
     fn count() -> u64 {
         let text = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
         text.lines()
@@ -53,7 +53,7 @@ impl HugePage {
 
     /// Returns the bytes of the page.
     pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: The range of bytes from `start` on is inside the mapping, which is private, never
+        // SAFETY: `LEN` bytes from `start` on are inside the mapping, which is private, never
         // unmapped, and not used elsewhere.
         unsafe { std::slice::from_raw_parts_mut(self.start, Self::LEN) }
     }

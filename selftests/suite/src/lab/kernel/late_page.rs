@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A page that arrives late, or not at all, while the kernel is copying (userfaultfd).
+//! A page that this process provides late, or never, while the kernel copies from or to it
+//! (userfaultfd).
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,24 +15,25 @@ use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::raw::{self, Bytes};
 use crate::lab::kernel::userfaultfd::{API, COPY, MODE_MISSING, REGISTER, VERSION, WAKE};
 
-/// How a fault is resolved.
+/// How the thread of a [`LatePage`] resolves a fault.
 #[derive(Clone, Copy, Debug)]
 pub struct Manner {
-    /// Delay before the fault is resolved.
+    /// Time from the fault to its resolution.
     pub delay: Duration,
-    /// Whether the page is provided in the end; otherwise access to it is removed.
+    /// Whether the thread provides the page. Otherwise, the thread makes the page inaccessible.
     pub comes: bool,
 }
 
-/// The page's first bytes at the next fault, and how that fault is resolved.
+/// The page's first bytes at the next fault, and how the thread resolves that fault.
 type Next = Arc<Mutex<(Vec<u8>, Manner)>>;
 
-/// A page whose faults a thread of this process resolves. Both exist until the process ends.
+/// A page whose faults a thread of this process resolves. Page and thread exist until the process
+/// ends.
 #[derive(Debug)]
 pub struct LatePage {
     page: *mut u8,
     next: Next,
-    /// Held while the page is in use.
+    /// Locked while a system call uses the page.
     busy: Mutex<()>,
 }
 
@@ -75,7 +77,8 @@ impl LatePage {
         Ok(Self { page, next, busy })
     }
 
-    /// Makes the page missing, to begin with these bytes once it is accessed.
+    /// Makes the page missing, and sets how the next fault is resolved. The page then starts with
+    /// `bytes`. The returned guard reserves the page.
     fn prepare(&self, bytes: &[u8], manner: Manner) -> io::Result<MutexGuard<'_, ()>> {
         let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(bytes.len() as u64 <= PAGE);
@@ -89,8 +92,8 @@ impl LatePage {
         Ok(busy)
     }
 
-    /// Calls an ioctl whose argument begins with `bytes`, at least as many as the ioctl's number
-    /// encodes.
+    /// Calls an ioctl with the page as its argument. Once provided, the page starts with `bytes`,
+    /// followed by zeroes.
     pub fn call(
         &self,
         fd: impl AsFd,
@@ -103,7 +106,7 @@ impl LatePage {
         unsafe { raw::call_at(fd, number, self.page) }
     }
 
-    /// Reads from a file into the page.
+    /// Reads `len` bytes from a file into the page.
     pub fn read(&self, fd: impl AsFd, len: usize, manner: Manner) -> io::Result<usize> {
         assert!(len as u64 <= PAGE);
         let _busy = self.prepare(&[], manner)?;
@@ -112,7 +115,7 @@ impl LatePage {
         Ok(rustix::io::read(fd, buffer)?)
     }
 
-    /// Writes bytes from the page to a file.
+    /// Writes `bytes` to a file. The buffer of the system call is the start of the page.
     pub fn write(&self, fd: impl AsFd, bytes: &[u8], manner: Manner) -> io::Result<usize> {
         let _busy = self.prepare(bytes, manner)?;
         // SAFETY: As in `read`.
@@ -121,7 +124,7 @@ impl LatePage {
     }
 }
 
-/// Resolves faults.
+/// Resolves the page's faults until an error occurs.
 fn answer(uffd: OwnedFd, page: usize, next: &Next) -> io::Result<()> {
     let mut events = File::from(uffd.try_clone()?);
     loop {
@@ -132,11 +135,11 @@ fn answer(uffd: OwnedFd, page: usize, next: &Next) -> io::Result<()> {
         if manner.comes {
             bytes.resize(PAGE as usize, 0);
             let range = Bytes::new().u64(page as u64).u64(bytes.as_ptr() as u64);
-            // The page may have been provided by an earlier fault.
+            // This fails if the page was already provided after an earlier fault.
             let _ = raw::call(&uffd, COPY, &mut range.u64(PAGE).zeroes(16).0);
         } else {
             let address = std::ptr::with_exposed_provenance_mut(page);
-            // SAFETY: The page belongs to a `LatePage`, to which no references exist.
+            // SAFETY: The page belongs to a `LatePage`, and no references to the page exist.
             unsafe { rustix::mm::mprotect(address, PAGE as usize, MprotectFlags::empty()) }?;
             raw::call(&uffd, WAKE, &mut Bytes::new().u64(page as u64).u64(PAGE).0)?;
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! (Un)loading of the driver's module.
+//! Loading and unloading of the driver's module.
 
 use std::path::Path;
 
@@ -11,24 +11,24 @@ use crate::lab::assert::timing::soon;
 use crate::lab::kernel::modules;
 use crate::lab::run::settings::driver;
 
-/// Returns whether the module is loaded.
+/// Returns whether the driver's module is loaded.
 pub fn is_loaded() -> bool {
     modules::is_loaded(modules::name(driver()))
 }
 
-/// Tries to unload the module. Returns the tool's error output as the error.
+/// Tries to unload the driver's module. Returns the error output of `rmmod` as the error.
 pub fn try_unload() -> Result<(), String> {
     modules::tool("rmmod", &[modules::name(driver())])
 }
 
-/// Unloads the module; the test fails if that is not possible.
+/// Unloads the driver's module. Panics if the module cannot be unloaded.
 #[track_caller]
 pub fn unload() {
     try_unload().expect("unloading");
     assert!(!is_loaded());
 }
 
-/// Loads the module with parameters, and waits until the control device exists.
+/// Loads the driver's module with `parameters`, and waits until the control device exists.
 #[track_caller]
 pub fn load(parameters: &[&str]) {
     let file = std::env::var(environment::MODULE);
@@ -42,7 +42,8 @@ pub fn load(parameters: &[&str]) {
     });
 }
 
-/// Loads the module on drop unless it is loaded, for the tests that follow.
+/// A guard that loads the driver's module on drop if the module is not loaded, because later tests
+/// need it.
 #[derive(Debug)]
 pub struct LoadAgain;
 

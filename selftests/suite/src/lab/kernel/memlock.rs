@@ -7,7 +7,7 @@ pub fn unlimited_memlock() {
     set_memlock(None);
 }
 
-/// Sets the number of bytes that this process may lock.
+/// Sets the number of bytes that this process may lock. `None` means no limit.
 #[track_caller]
 pub fn set_memlock(bytes: Option<u64>) {
     use rustix::process::{setrlimit, Resource, Rlimit};
@@ -18,7 +18,7 @@ pub fn set_memlock(bytes: Option<u64>) {
     setrlimit(Resource::Memlock, limit).expect("setting RLIMIT_MEMLOCK");
 }
 
-/// Returns the amount of this process's pinned memory, in KiB.
+/// Returns the amount of this process's pinned memory in KiB.
 #[track_caller]
 pub fn pinned_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").expect("reading the status");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files in memory.
+//! Files in memory (memfd).
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -13,7 +13,7 @@ use vduse_uapi::ACCESS_RW;
 /// Page size in bytes.
 pub const PAGE: u64 = 4096;
 
-/// Creates a file in memory.
+/// Creates a file of `bytes` zero bytes in memory.
 #[track_caller]
 pub fn file(bytes: u64) -> File {
     let fd = memfd_create("test", MemfdFlags::CLOEXEC).expect("a file in memory");
@@ -21,7 +21,7 @@ pub fn file(bytes: u64) -> File {
     File::from(fd)
 }
 
-/// Returns a page of a new file, filled with a byte.
+/// Creates a file of one page in memory that is filled with `byte`. Returns a mapping of the page.
 #[track_caller]
 pub fn page_of(byte: u8) -> Mapping {
     let file = file(PAGE);

@@ -10,7 +10,8 @@ use crate::lab::kernel::raw::{self, Bytes};
 use crate::lab::kernel::userfaultfd;
 use crate::lab::run::report::skip;
 
-/// A page that is missing until it is resolved: accesses to it block until then.
+/// A page that is missing until [`resolve`](Self::resolve) is called. Until then, an access to the
+/// page blocks.
 #[derive(Debug)]
 pub struct Missing {
     base: *mut u8,
@@ -31,7 +32,7 @@ impl Missing {
         use rustix::mm::{mmap_anonymous, userfaultfd, MapFlags, ProtFlags, UserfaultfdFlags};
         // Only a non-blocking userfaultfd can be polled.
         let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-        // SAFETY: Only the page below is registered, to which no references exist.
+        // SAFETY: Only the page below is registered, and no references to the page exist.
         let Ok(faults) = (unsafe { userfaultfd(flags) }) else {
             skip("no userfaultfd here");
         };
@@ -73,13 +74,13 @@ impl Missing {
         poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::IN)
     }
 
-    /// Fills the page with zeroes, which unblocks the accesses.
+    /// Fills the page with zeroes, which unblocks the accesses to the page.
     #[track_caller]
     pub fn resolve(&self) {
         self.call(userfaultfd::ZEROPAGE, self.range().u64(0).u64(0));
     }
 
-    /// Reads from a file into the page.
+    /// Reads `len` bytes from a file into the page.
     pub fn read(&self, fd: impl AsFd, len: usize) -> io::Result<usize> {
         assert!(len as u64 <= PAGE);
         // SAFETY: The buffer is passed to a system call and not accessed by this program.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Kernel modules, of which the driver is one.
+//! Kernel modules: the driver's, and others that the tests need.
 
 use std::fs;
 use std::path::Path;
@@ -29,8 +29,8 @@ pub fn references(module: &str) -> Option<i64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Waits until a module's reference count is at most `most`, as the last put of a file is deferred.
-/// Returns the count.
+/// Waits until a module's reference count is at most `most`, but not longer than two seconds. The
+/// count may drop late, because the kernel defers the last put of a file. Returns the count.
 pub fn references_settled(module: &str, most: i64) -> Option<i64> {
     let mut limit = Limit::new(Duration::from_secs(2));
     loop {
@@ -56,8 +56,8 @@ pub fn tool(program: &str, arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Modules that the tests need on the vDPA bus besides the driver, in the order in which a new
-/// device is offered to them.
+/// Modules that the tests need in addition to the driver's. The runner loads them in this order.
+/// For a new device, the vDPA bus tries its drivers in the same order.
 pub const BUS: &[&str] = &["virtio_vdpa", "vhost_vdpa", "virtio_blk"];
 
 /// Loads the modules in [`BUS`].

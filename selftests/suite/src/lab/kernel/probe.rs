@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Accesses to memory that may not exist.
+//! Accesses to memory that may not exist, which fail without a signal.
 
 use std::fs::File;
 use std::io;
@@ -11,7 +11,8 @@ use rustix::pipe::{pipe_with, PipeFlags};
 
 use crate::lab::kernel::memory::PAGE;
 
-/// Accesses memory that may raise `SIGBUS`, by having the kernel access it.
+/// Accesses to memory that may raise `SIGBUS`. The kernel performs the access when it copies to or
+/// from a pipe, and returns an error instead.
 #[derive(Debug)]
 pub struct Prober {
     reader: OwnedFd,
@@ -26,7 +27,8 @@ impl Prober {
         Self { reader, writer }
     }
 
-    /// Reads up to a page of bytes from `address` on. Fails if there is no memory.
+    /// Reads `len` bytes from `address` on, at most a page. Fails with `EFAULT` if there is no
+    /// memory.
     pub fn read(&self, address: *const u8, len: usize) -> io::Result<Vec<u8>> {
         assert!(len as u64 <= PAGE);
         // SAFETY: The slice is passed to a system call and not accessed by this program; the kernel
@@ -43,10 +45,11 @@ impl Prober {
         }
     }
 
-    /// Writes a byte to an address. Fails if there is no memory.
+    /// Writes a byte to an address. Fails with `EFAULT` if there is no memory.
     pub fn write(&self, address: *mut u8, byte: u8) -> io::Result<()> {
         rustix::io::write(&self.writer, &[byte])?;
-        // SAFETY: As in `read`; the byte is in shared memory that is accessed only as volatile.
+        // SAFETY: As in `read`. In addition, the byte is in shared memory, to which this program
+        // makes only volatile accesses.
         let target = unsafe { std::slice::from_raw_parts_mut(address, 1) };
         match rustix::io::read(&self.reader, target) {
             Ok(_) => Ok(()),
@@ -59,7 +62,8 @@ impl Prober {
     }
 }
 
-/// Returns whether a page is in this process's page tables, so that an access does not fault.
+/// Returns whether a page is in this process's page tables. If so, an access to the page does not
+/// fault.
 #[track_caller]
 pub fn is_present(address: *const u8) -> bool {
     const PRESENT: u64 = 1 << 63;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Ioctls with arguments that no library would pass.
+//! Ioctls with arguments that the `vduse` library would never pass.
 
 use std::ffi::c_void;
 use std::io;
@@ -16,8 +16,8 @@ struct Call {
     argument: *mut c_void,
 }
 
-// SAFETY: The callers below ensure that the memory to which the argument points may be written to,
-// or does not exist.
+// SAFETY: The callers below ensure that the kernel may write to the memory to which the argument
+// points, or that no memory is mapped there.
 unsafe impl Ioctl for Call {
     type Output = i32;
 
@@ -40,7 +40,7 @@ fn size_of_argument(number: u32) -> usize {
     (number >> 16) as usize & 0x3fff
 }
 
-/// Returns the number of an ioctl.
+/// Returns the number of an ioctl with an argument of `size` bytes, as the macro `_IOC` does.
 pub const fn number(direction: u32, kind: u8, nr: u8, size: usize) -> u32 {
     direction << 30 | (size as u32) << 16 | (kind as u32) << 8 | nr as u32
 }
@@ -52,11 +52,12 @@ pub const WRITE: u32 = 1;
 /// Direction for [`number`]: the kernel writes to the argument.
 pub const READ: u32 = 2;
 
-/// Calls an ioctl with these bytes, at least as many as the ioctl's number encodes.
+/// Calls an ioctl. `argument` must be at least as long as the ioctl's number encodes.
 pub fn call(fd: impl AsFd, number: u32, argument: &mut [u8]) -> io::Result<i32> {
     assert!(argument.len() >= size_of_argument(number));
     let argument = argument.as_mut_ptr().cast();
-    // SAFETY: The kernel writes at most as many bytes as the number encodes, which exist.
+    // SAFETY: The kernel writes at most as many bytes as the number encodes, and `argument` has
+    // that many.
     Ok(unsafe { rustix::ioctl::ioctl(fd, Call { number, argument }) }?)
 }
 
@@ -64,15 +65,16 @@ pub fn call(fd: impl AsFd, number: u32, argument: &mut [u8]) -> io::Result<i32> 
 pub fn call_at_nothing(fd: impl AsFd, number: u32) -> io::Result<i32> {
     // The first page is never mapped.
     let argument = std::ptr::without_provenance_mut(8);
-    // SAFETY: There is no memory to write to.
+    // SAFETY: The kernel cannot write to an unmapped address.
     Ok(unsafe { rustix::ioctl::ioctl(fd, Call { number, argument }) }?)
 }
 
-/// Calls an ioctl with an argument at an address that may or may not be mapped.
+/// Calls an ioctl with an argument at an address that may be unmapped.
 ///
 /// # Safety
 ///
-/// Mapped memory within the size that the ioctl's number encodes may be written to.
+/// The kernel may write to mapped memory from `argument` on, up to the size that the ioctl's number
+/// encodes. Nothing else may depend on that memory.
 pub unsafe fn call_at(fd: impl AsFd, number: u32, argument: *mut u8) -> io::Result<i32> {
     let argument = argument.cast();
     // SAFETY: The kernel writes at most as many bytes as the number encodes, and returns EFAULT for
@@ -80,11 +82,11 @@ pub unsafe fn call_at(fd: impl AsFd, number: u32, argument: *mut u8) -> io::Resu
     Ok(unsafe { rustix::ioctl::ioctl(fd, Call { number, argument }) }?)
 }
 
-/// Calls an ioctl with an argument in memory that may be read-only.
+/// Calls an ioctl with an argument in shared memory, which may be read-only.
 pub fn call_read_only(fd: impl AsFd, number: u32, memory: &vduse::Mapping) -> io::Result<i32> {
     assert!(memory.len() >= size_of_argument(number));
     let argument = memory.address().cast();
-    // SAFETY: The memory is shared and accessed only as volatile.
+    // SAFETY: The memory is shared, and this program makes only volatile accesses to it.
     Ok(unsafe { rustix::ioctl::ioctl(fd, Call { number, argument }) }?)
 }
 
@@ -95,7 +97,7 @@ pub struct Edge {
 }
 
 impl Edge {
-    /// Creates a page.
+    /// Allocates the page.
     #[track_caller]
     pub fn new() -> Self {
         let page = PAGE as usize;
@@ -116,7 +118,7 @@ impl Edge {
         Self { base }
     }
 
-    /// Returns the address of the page's last `len` bytes.
+    /// Returns the address at which the page's last `len` bytes start.
     fn last(&self, len: usize) -> *mut u8 {
         assert!(len as u64 <= PAGE);
         self.base.wrapping_add(PAGE as usize - len)
@@ -155,7 +157,7 @@ impl Drop for Edge {
     }
 }
 
-/// The bytes of a structure's integers, in sequence.
+/// The bytes of a C structure, built from integers in native byte order.
 #[derive(Clone, Debug, Default)]
 pub struct Bytes(pub Vec<u8>);
 
@@ -177,7 +179,7 @@ impl Bytes {
         self
     }
 
-    /// Appends zeroes.
+    /// Appends `count` zero bytes.
     pub fn zeroes(mut self, count: usize) -> Self {
         self.0.resize(self.0.len() + count, 0);
         self

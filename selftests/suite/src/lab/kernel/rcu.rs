@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Speed of the kernel's RCU grace periods.
+//! The speed of the kernel's RCU grace periods.
 
 use std::path::Path;
 
@@ -8,13 +8,13 @@ use crate::lab::kernel::sysfs;
 
 const SWITCH: &str = "/sys/kernel/rcu_expedited";
 
-/// Makes the kernel expedite RCU grace periods until dropped. That disturbs other CPUs, but
+/// Expedited RCU grace periods, until this value is dropped. They disturb other CPUs, but
 /// operations with many grace periods take a tenth of the time.
 #[derive(Debug)]
 pub struct Expedited(());
 
 impl Expedited {
-    /// Starts to expedite grace periods.
+    /// Makes the kernel expedite grace periods.
     pub fn new() -> Self {
         let _ = sysfs::write(Path::new(SWITCH), "1");
         Self(())

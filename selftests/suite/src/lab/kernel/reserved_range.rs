@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A range of addresses in parts of which files are mapped.
+//! A reserved range of addresses, into which a test maps files.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use rustix::mm::{MapFlags, ProtFlags};
 
-/// A reserved range of addresses, in parts of which files are mapped.
+/// A reserved range of addresses, into which a test maps files.
 #[derive(Debug)]
 pub struct ReservedRange {
     base: *mut u8,
@@ -33,12 +33,14 @@ impl ReservedRange {
         })
     }
 
-    /// Maps the beginning of a file at an offset of the range, replacing any previous mapping.
+    /// Maps the first `len` bytes of a file at offset `at` of the range. Replaces any previous
+    /// mapping.
     pub fn put(&self, file: &File, at: usize, len: usize, writable: bool) -> io::Result<()> {
         assert!(at + len <= self.len);
         let mut prot = ProtFlags::READ;
         prot.set(ProtFlags::WRITE, writable);
-        // SAFETY: The addresses are inside the range, and no references to its memory exist.
+        // SAFETY: The addresses are inside the range, and no references to the range's memory
+        // exist.
         unsafe {
             rustix::mm::mmap(
                 self.base.wrapping_add(at).cast(),
@@ -52,7 +54,7 @@ impl ReservedRange {
         Ok(())
     }
 
-    /// Removes the mappings in a part of the range.
+    /// Removes the mappings in `len` bytes of the range from offset `at` on.
     pub fn clear(&self, at: usize, len: usize) -> io::Result<()> {
         assert!(at + len <= self.len);
         // SAFETY: As in `put`.
@@ -75,7 +77,7 @@ impl ReservedRange {
 
 impl Drop for ReservedRange {
     fn drop(&mut self) {
-        // SAFETY: The range is ours, and no references to its memory exist.
+        // SAFETY: The range is ours, and no references to the range's memory exist.
         let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
     }
 }

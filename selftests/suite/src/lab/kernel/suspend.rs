@@ -2,8 +2,8 @@
 
 //! System suspend up to the level selected in `/sys/power/pm_test`.
 //!
-//! Meanwhile all tasks are frozen, including the test's other threads; only the calling thread is
-//! not.
+//! During the suspend, the kernel freezes all tasks except the calling thread. So it also freezes
+//! the test's other threads.
 
 use std::io;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::lab::run::report::skip;
 
 const POWER: &str = "/sys/power";
 
-/// The sleep states.
+/// The sleep states of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sleep {
     /// Suspend-to-idle.
@@ -24,27 +24,29 @@ pub enum Sleep {
     Disk,
 }
 
-/// The depth of a test suspend.
+/// The depth of a suspend, which is a value of `/sys/power/pm_test`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// Processes are frozen.
+    /// The kernel freezes the processes.
     Freezer,
-    /// In addition, devices are suspended.
+    /// In addition, the kernel suspends the devices.
     Devices,
-    /// In addition, the platform firmware is prepared.
+    /// In addition, the kernel prepares the platform firmware.
     Platform,
-    /// In addition, all CPUs but one are offline, and interrupts are disabled.
+    /// In addition, the kernel takes all CPUs but one offline and disables interrupts.
     Core,
 }
 
-/// A machine that can be suspended.
+/// A test machine that survives a suspend.
 #[derive(Debug)]
 pub struct Machine(());
 
 impl Machine {
-    /// Skips the test if the machine cannot be suspended or would not survive a suspend.
+    /// Skips the test if the machine cannot be suspended or would not survive a suspend. Otherwise,
+    /// returns the machine.
     pub fn new() -> Self {
-        // The command line says so on a test machine whose shared directories survive a suspend.
+        // A test machine whose shared directories survive a suspend has the word `suspendable` on
+        // its kernel command line.
         let parameters = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
         if !parameters
             .split_whitespace()
@@ -58,7 +60,7 @@ impl Machine {
         Self(())
     }
 
-    /// Returns whether the machine supports a sleep state and depth.
+    /// Returns whether the machine supports the sleep state `sleep` up to `depth`.
     pub fn can(&self, sleep: Sleep, depth: Depth) -> bool {
         let has = |file: &str, word: &str| {
             let text = std::fs::read_to_string(Path::new(POWER).join(file)).unwrap_or_default();
@@ -67,22 +69,23 @@ impl Machine {
         };
         match (sleep, depth) {
             (Sleep::Idle, _) => has("state", "freeze"),
-            // Without firmware support, this is suspend-to-idle, which does not take CPUs offline.
+            // Without firmware support, this state is suspend-to-idle, which does not take CPUs
+            // offline.
             (Sleep::Ram, Depth::Core) => has("mem_sleep", "deep"),
             (Sleep::Ram, _) => has("state", "mem"),
             (Sleep::Disk, _) => has("state", "disk"),
         }
     }
 
-    /// Suspends the machine, which resumes after a second. If the machine would not survive the
-    /// given depth, only tasks are frozen.
+    /// Suspends the machine, which resumes after one second. If the machine would not survive
+    /// `depth`, the kernel only freezes tasks.
     ///
     /// # Errors
     ///
     /// `EBUSY` if a task cannot be frozen within 20 seconds.
     pub fn suspend(&self, sleep: Sleep, depth: Depth) -> io::Result<()> {
-        // Without the pcieport driver, nothing restores the ports to which the devices of the
-        // shared directories are attached.
+        // The devices of the shared directories are attached to PCIe ports. Without the pcieport
+        // driver, nothing restores the ports after a suspend.
         let depth = match Path::new("/sys/bus/pci_express/drivers/pcieport").exists() {
             true => depth,
             false => Depth::Freezer,

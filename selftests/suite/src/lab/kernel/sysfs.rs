@@ -6,27 +6,27 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Directory of the class of VDUSE devices.
+/// Sysfs directory of the VDUSE device class.
 pub const CLASS: &str = "/sys/class/vduse";
 
-/// Returns the directory of a device.
+/// Returns the sysfs directory of a VDUSE device.
 pub fn directory(name: &str) -> PathBuf {
     Path::new(CLASS).join(name)
 }
 
-/// Returns the path of a device's attribute.
+/// Returns the path of a VDUSE device's sysfs attribute.
 pub fn attribute(name: &str, attribute: &str) -> PathBuf {
     directory(name).join(attribute)
 }
 
-/// Returns the path of a virtqueue's interrupt affinity.
+/// Returns the path of the attribute with a virtqueue's interrupt affinity.
 pub fn affinity(name: &str, queue: u16) -> PathBuf {
     directory(name)
         .join(format!("vq{queue}"))
         .join("irq_cb_affinity")
 }
 
-/// Reads a file's only line.
+/// Reads a file of one line. Returns the line without white space at its end.
 pub fn read(path: &Path) -> io::Result<String> {
     Ok(fs::read_to_string(path)?.trim_end().to_owned())
 }

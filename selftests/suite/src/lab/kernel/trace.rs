@@ -9,24 +9,25 @@ use crate::lab::run::report::skip;
 
 const ROOT: &str = "/sys/kernel/tracing";
 
-/// Group and name of the probe; only one probe exists at a time.
+/// Group and name of the kprobe. Only one kprobe exists at a time.
 const PROBE: &str = "vduse_selftests/entered";
 
-/// A traced kernel event, disabled on drop.
+/// A traced kernel event, which is disabled on drop.
 #[derive(Debug)]
 pub struct Trace {
     directory: PathBuf,
     is_probe: bool,
 }
 
-/// Context of an occurrence of an event.
+/// The context in which an event occurred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
     /// The CPU on which the event occurred.
     pub cpu: usize,
     /// Whether interrupts were disabled.
     pub irqs_off: bool,
-    /// Whether softirqs were explicitly disabled. Disabled interrupts hold back softirqs as well.
+    /// Whether softirqs were explicitly disabled. Disabled interrupts also keep softirqs from
+    /// running.
     pub softirqs_off: bool,
     /// Whether the event occurred in an interrupt handler.
     pub in_irq: bool,
@@ -34,8 +35,8 @@ pub struct Event {
 
 impl Event {
     /// Parses `TASK-PID [CPU] FLAGS TIME: EVENT`. The first flag is `d` if interrupts are disabled,
-    /// `b` if softirqs are, `D` if both are; the third flag is the interrupted context, `s` for a
-    /// softirq.
+    /// `b` if softirqs are disabled, and `D` if both are. The third flag tells the context, for
+    /// example `h` for an interrupt handler and `s` for a softirq.
     fn parse(line: &str) -> Option<Self> {
         let (cpu, rest) = line.split_once(" [")?.1.split_once("] ")?;
         let mut flags = rest.trim_start().chars();
@@ -51,8 +52,8 @@ impl Event {
 }
 
 impl Trace {
-    /// Traces an event, such as `block/block_rq_complete`, of one disk only. Skips the test if the
-    /// kernel has no such event.
+    /// Traces an event of one disk, such as `block/block_rq_complete`. Skips the test if the kernel
+    /// has no such event.
     #[track_caller]
     pub fn of_disk(event: &str, disk: &str) -> Self {
         let trace = Self {
@@ -62,7 +63,8 @@ impl Trace {
         let number = sysfs::read(&Path::new("/sys/block").join(disk).join("dev"));
         let number = number.expect("the disk's number");
         let (major, minor) = number.split_once(':').expect("two numbers");
-        // The kernel's own encoding of device numbers, which differs from the one in userspace.
+        // The kernel's own encoding of device numbers, which differs from the encoding in
+        // userspace.
         let dev =
             major.parse::<u32>().expect("a number") << 20 | minor.parse::<u32>().expect("a number");
         if sysfs::write(&trace.directory.join("filter"), &format!("dev == {dev}")).is_err() {
@@ -73,7 +75,7 @@ impl Trace {
     }
 
     /// Traces the calls of a function, such as `virtio_vdpa:virtio_vdpa_config_cb`. Skips the test
-    /// if that is not possible without disabling interrupts.
+    /// if the kernel has no kprobes, or disables interrupts in them.
     #[track_caller]
     pub fn of_function(function: &str) -> Self {
         let probe = format!("p:{PROBE} {function}");
@@ -102,12 +104,12 @@ impl Trace {
         self.clear();
     }
 
-    /// Discards the events so far.
+    /// Discards the events that were traced so far.
     pub fn clear(&self) {
         let _ = std::fs::File::create(Path::new(ROOT).join("trace"));
     }
 
-    /// Returns the events so far.
+    /// Returns the events that were traced since the last [`clear`](Self::clear).
     #[track_caller]
     pub fn events(&self) -> Vec<Event> {
         let text = std::fs::read_to_string(Path::new(ROOT).join("trace")).expect("the trace");
@@ -124,7 +126,7 @@ impl Drop for Trace {
         let _ = sysfs::write(&self.directory.join("filter"), "0");
         self.clear();
         if self.is_probe {
-            // The probe exists until it is removed explicitly.
+            // A kprobe exists until it is removed explicitly.
             let _ = std::fs::OpenOptions::new()
                 .append(true)
                 .open(Path::new(ROOT).join("kprobe_events"))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A process that has all capabilities in its own user namespace, but none outside.
+//! A helper process with all capabilities in its own user namespace, but none outside.
 
 use std::io;
 
@@ -12,10 +12,11 @@ use vduse::Control;
 use crate::lab::assert::errors::fails;
 use crate::lab::device::test_device::net_config;
 
-/// The helper process `unprivileged NAME`. Tries to create a network card, and to put an existing
-/// device on the bus.
+/// Runs the helper process `unprivileged NAME`. Asserts that it may neither create a network card
+/// nor put the existing device `NAME` on the bus: both fail with `EPERM`.
 pub fn run(name: &str) -> io::Result<()> {
-    // SAFETY: The process has one thread, and none of its open files depend on its credentials.
+    // SAFETY: The process has a single thread, and none of its open files depend on its
+    // credentials.
     unsafe { unshare_unsafe(UnshareFlags::NEWUSER) }?;
     let capable = capabilities(None)?.effective;
     assert!(capable.contains(CapabilitySet::NET_ADMIN));

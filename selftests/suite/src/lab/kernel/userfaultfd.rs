@@ -7,16 +7,16 @@ use crate::lab::kernel::raw::{number, READ, WRITE};
 /// Type byte of the ioctls.
 const TYPE: u8 = 0xaa;
 
-/// Version of the interface.
+/// Version of the userfaultfd interface.
 pub const VERSION: u64 = 0xaa;
-/// Mode in which faults on missing pages are reported.
+/// Registration mode in which the kernel reports faults on missing pages.
 pub const MODE_MISSING: u64 = 1;
 
-/// Negotiates the version.
+/// Negotiates the version of the interface.
 pub const API: u32 = number(READ | WRITE, TYPE, 0x3f, 24);
-/// Registers a range of addresses.
+/// Registers a range of addresses, in which the kernel reports faults.
 pub const REGISTER: u32 = number(READ | WRITE, TYPE, 0x00, 32);
-/// Wakes the threads that wait for a page.
+/// Wakes the threads that wait for a page of a range.
 pub const WAKE: u32 = number(READ, TYPE, 0x02, 16);
 /// Fills a missing page, and wakes the threads that wait for the page.
 pub const COPY: u32 = number(READ | WRITE, TYPE, 0x03, 40);

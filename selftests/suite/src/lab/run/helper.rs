@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Processes started by tests: this program with `--helper`.
+//! Helper processes of tests, in which this program runs with `--helper`.
 
 use std::process::ExitCode;
 
@@ -9,17 +9,17 @@ use crate::lab::driver::block::Block;
 use crate::lab::driver::client;
 use crate::lab::kernel::{compat, unprivileged};
 
-/// Example of the `vduse` library.
+/// The example `isolated` of the `vduse` library.
 #[allow(dead_code)]
 #[path = "../../../../vduse/examples/isolated.rs"]
 mod isolated;
 
-/// Another example of the `vduse` library.
+/// The example `net` of the `vduse` library.
 #[allow(dead_code)]
 #[path = "../../../../vduse/examples/net.rs"]
 mod net;
 
-/// Runs the helper that the arguments name.
+/// Runs the helper that `arguments` name. The exit status tells whether the helper succeeded.
 pub fn run(arguments: &[String]) -> ExitCode {
     let done = match arguments {
         [kind] if kind == "ia32" => compat::try_here(),
@@ -40,7 +40,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
             .is_ok_and(|spaces| client::move_through(path.as_ref(), spaces).is_ok()),
         [kind, path] if kind == "enable" => client::enable(path.as_ref()).is_ok(),
         [kind, path] if kind == "suspend" => client::suspend(path.as_ref()).is_ok(),
-        // Reads so much from a disk at once that its bounce area fills up.
+        // Reads 192 MiB of a disk at once, so that the device's bounce area fills up.
         [kind, disk] if kind == "fill" => Block::open(disk).is_ok_and(|block| {
             let read = |n: u64| block.read(n << 22, 4 << 20).is_ok();
             std::thread::scope(|scope| {
@@ -61,7 +61,7 @@ pub fn run(arguments: &[String]) -> ExitCode {
         [kind, rest @ ..] if kind == "net" => {
             net::parse(rest).is_some_and(|(shape, tap)| net::serve(&shape, &tap).is_ok())
         }
-        // Writes a page of one byte to the start of a disk.
+        // Writes 4096 bytes with the value `byte` to the start of a disk.
         [kind, disk, byte] if kind == "write" => byte.parse().is_ok_and(|byte: u8| {
             Block::open(disk).is_ok_and(|block| block.write(0, &[byte; 4096]).is_ok())
         }),

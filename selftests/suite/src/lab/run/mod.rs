@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A test's run: its settings, its report, its files, its helper processes.
+//! The process of a running test: its settings, its report, its files, its helper processes.
 
 pub mod helper;
 pub mod report;

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What a test reports to the runner besides success or failure.
+//! Reports of a test to the runner other than success or failure.
 
 use crate::outcome::{Skipped, NOTE};
 
-/// Skips the test, which cannot be run here.
+/// Ends the test and reports that this machine cannot run it. `reason` says why.
 pub fn skip(reason: impl Into<String>) -> ! {
     std::panic::panic_any(Skipped(reason.into()))
 }
 
-/// Skips the test if a program that it needs is missing. With `version` as its argument, the
-/// program must do nothing else.
+/// Skips the test if `program` cannot be started. The argument `version` must make the program
+/// print its version and exit.
 pub fn need(program: &str, version: &str) {
     if std::process::Command::new(program)
         .arg(version)
@@ -21,7 +21,7 @@ pub fn need(program: &str, version: &str) {
     }
 }
 
-/// Makes the runner show a line even if the test passes.
+/// Prints a line that the runner shows even if the test passes.
 pub fn note(text: impl std::fmt::Display) {
     println!("{}{text}", NOTE);
 }

@@ -4,12 +4,12 @@
 
 use std::path::{Path, PathBuf};
 
-/// A directory in memory, removed on drop.
+/// A directory in memory (`/dev/shm`), removed on drop.
 #[derive(Debug)]
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Creates a directory.
+    /// Creates a directory with a unique name.
     #[track_caller]
     pub fn new() -> Self {
         let path = Path::new("/dev/shm").join(crate::lab::device::test_device::unique_name());
@@ -22,7 +22,7 @@ impl Scratch {
         self.0.join(name)
     }
 
-    /// Creates a file of this number of zero bytes in the directory. Returns its path.
+    /// Creates a file with `bytes` zero bytes in the directory. Returns its path.
     #[track_caller]
     pub fn file(&self, name: &str, bytes: u64) -> PathBuf {
         let path = self.path(name);

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The settings that the runner passes to a test.
+//! The settings that the runner passes to a test in environment variables.
 
 use crate::differences::Driver;
 use crate::environment;
 use crate::lab::run::report::note;
 
-/// Returns a setting that the runner passes to tests.
+/// Returns the value of a setting, or `None` if the runner did not pass that setting.
 pub fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Returns the seed of a random test. The seed is shown, for another run with `--seed`.
+/// Returns the seed of a test with random numbers. Prints the seed, so that `--seed` can repeat the
+/// run.
 pub fn seed() -> u64 {
     let given = setting(environment::SEED);
     let seed = given.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
