@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The vDPA bus: the management device, through which devices come or go.
+//! The vDPA bus. VDUSE's management device puts devices on the bus and deletes them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -161,7 +161,7 @@ fn the_config_of_a_net_is_what_was_created() {
 
 fn a_short_config_space_reads_as_0() {
     let mut config = disk_config();
-    // The space ends in the middle of the capacity field.
+    // The config space ends in the middle of the capacity field.
     config.space = vec![0xff; 4];
     let device = TestDevice::new(&config);
     let _file = device.open_ready(1);
@@ -173,7 +173,8 @@ fn a_short_config_space_reads_as_0() {
 }
 
 fn a_config_space_reads_as_0_behind_its_end() {
-    // The kernel's driver reads field by field; the space ends in the middle of the capacity field.
+    // virtio_blk reads the config space field by field. The space ends in the middle of the
+    // capacity field.
     let mut config = disk_config();
     config.features &= !(feature::BLK_SIZE | feature::BLK_MQ);
     config.space.truncate(4);
@@ -184,7 +185,7 @@ fn a_config_space_reads_as_0_behind_its_end() {
     soon("the disk appears", || disk_name(device.name()).is_some());
     let disk = disk_name(device.name()).unwrap();
     assert_eq!(block::sectors(&disk), Some((1 << 20) / 512));
-    // `seg_max`, at offset 12, reads as 0, and the driver replaces 0 by 1.
+    // `seg_max`, at offset 12, reads as 0. virtio_blk uses 1 segment instead of 0.
     let segments = Path::new("/sys/block")
         .join(disk)
         .join("queue/max_segments");
@@ -199,7 +200,7 @@ fn set_config_is_seen_at_once() {
     let _on_bus = OnBus::add(device.name()).unwrap();
     file.set_config(0, &7u64.to_le_bytes()).unwrap();
     assert_eq!(vdpa().config(device.name()).unwrap().blk_capacity, Some(7));
-    // Only a part of the capacity field.
+    // The daemon writes only one byte of the capacity field.
     file.set_config(1, &[1]).unwrap();
     assert_eq!(
         vdpa().config(device.name()).unwrap().blk_capacity,
@@ -243,7 +244,8 @@ fn adding_again_leaks_nothing() {
 fn adding_a_disk_that_serves_no_data_ends_with_the_next_daemon() {
     let device = TestDevice::disk();
     let file = Arc::new(device.open_ready(1));
-    // Requests of the control path are answered, requests of the disk stay pending.
+    // The responder answers VDUSE messages. Nothing serves the virtqueue, so I/O requests stay
+    // pending.
     let responder = Responder::ok(&file);
     bus::set_autoprobe(true).unwrap();
     let name = device.name().to_owned();
@@ -255,7 +257,7 @@ fn adding_a_disk_that_serves_no_data_ends_with_the_next_daemon() {
     let asking = Waiting::new(|| vdpa().devices());
     adding.assert_waits();
     asking.assert_waits();
-    // Both threads wait for this daemon.
+    // Both threads are still waiting when this daemon ends.
     drop(responder);
     drop(file);
     let served = Served::start(device.open_nonblocking(), 1, memory_file(1 << 20)).unwrap();

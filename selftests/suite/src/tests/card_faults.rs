@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Faults on the paths of a network card that virtio_net drives through a control queue.
+//! Injected allocation failures while a network card with a control queue is created, or bound to
+//! virtio_net.
 
 use std::sync::Arc;
 
@@ -31,7 +32,8 @@ fn config() -> DeviceConfig {
     config
 }
 
-/// A card whose commands are carried out. The fields are dropped in this order.
+/// A network card whose daemon accepts every command of the control queue. The fields are dropped
+/// in this order.
 struct Card {
     daemon: Option<(Controller, Responder, Arc<Device>)>,
     device: TestDevice,
@@ -58,14 +60,16 @@ impl Card {
         self.daemon = Some((controller, responder, file));
     }
 
-    /// Starts another daemon, which begins at the first command.
+    /// Replaces the daemon by a new one, which processes the control queue from the queue's first
+    /// command on.
     #[track_caller]
     fn replace(&mut self) {
         self.daemon = None;
         self.begin();
     }
 
-    /// Sets the card's address, which is a command.
+    /// Sets the card's MAC address, for which virtio_net sends a command. `last` is the address's
+    /// last byte, modulo 256.
     fn set_address(&self, last: u32) -> Result<(), String> {
         let interface = bus::interface(self.device.name()).ok_or("no interface")?;
         let address = format!("02:00:00:00:77:{:02x}", last % 256);
@@ -94,7 +98,8 @@ fn binding_a_card_fails_cleanly() {
         let bind = || on_bus.bind(Driver::Virtio);
         let unbind = || on_bus.unbind(Driver::Virtio).expect("unbinding");
         let tally = injection.each("binding a card", |fault| {
-            // The virtio device may exist without its driver.
+            // Binding may succeed although virtio_net's probe failed. The virtio device then has no
+            // driver.
             let bound = fault.hit(UNTOLD, bind);
             if bound.is_some() {
                 unbind();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! ioctls of 32-bit programs: the structures that have a different layout there.
+//! ioctls of 32-bit programs, above all those whose structures have another layout in 32-bit
+//! programs.
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
@@ -39,7 +40,7 @@ fn the_control_device_works() {
     fails(low.ioctl(&control, number, &mut [2; 8]), Errno::INVAL);
 }
 
-/// Builds the argument of `IOTLB_GET_FD` in its 28-byte layout.
+/// Builds the argument of `IOTLB_GET_FD` in the 28-byte layout of 32-bit programs.
 fn entry(first: u64, last: u64) -> Vec<u8> {
     Bytes::new().u64(0).u64(first).u64(last).zeroes(4).0
 }
@@ -55,7 +56,7 @@ fn get_fd_has_a_layout_of_its_own() {
     for iova in [0, ring] {
         let wanted = disk.vduse().iotlb_fd(iova, iova).unwrap();
         let mut bytes = entry(iova, iova);
-        // The bytes after the structure must stay as they are.
+        // The driver must not write to the bytes after the structure.
         bytes.extend([0xee; 4]);
         let fd = low
             .ioctl(disk.vduse(), ioctl::COMPAT_IOTLB_GET_FD, &mut bytes)
@@ -166,7 +167,7 @@ fn other_calls_are_the_same() {
     low.ioctl(disk.vduse(), ioctl::IOTLB_GET_INFO, &mut info)
         .unwrap();
     assert_eq!(word(&info, 16), vduse_uapi::IOVA_CAP_UMEM);
-    // The driver accepts the structures of 64-bit programs as well.
+    // From a 32-bit program, the driver also accepts the structures of 64-bit programs.
     let mut info = Bytes::new().u32(0).zeroes(44).0;
     low.ioctl(disk.vduse(), ioctl::VQ_GET_INFO, &mut info)
         .unwrap();

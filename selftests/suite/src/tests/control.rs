@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The control device: API versions, the creation of devices, their destruction.
+//! The control device, by which programs set the API version, create devices and destroy them.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -77,14 +77,14 @@ fn create(config: &DeviceConfig) -> io::Result<()> {
     TestDevice::try_new(config).map(drop)
 }
 
-/// Returns a disk's configuration after `change`.
+/// Returns the configuration of a disk, modified by `change`.
 fn changed(change: impl FnOnce(&mut DeviceConfig)) -> DeviceConfig {
     let mut config = disk_config();
     change(&mut config);
     config
 }
 
-/// Creates a device from the ABI's structure after `change`, and destroys the device.
+/// Creates a disk from the ABI's structure, modified by `change`, and destroys the disk.
 fn create_raw(control: &Control, change: impl FnOnce(&mut DevConfig)) -> io::Result<()> {
     let config = disk_config();
     let (mut abi, space) = config.to_abi()?;
@@ -101,7 +101,7 @@ fn create_raw(control: &Control, change: impl FnOnce(&mut DevConfig)) -> io::Res
 fn asking_for_the_version_of_a_fresh_file_moves_it_to_1() {
     let control = control();
     assert_eq!(control.api_version().unwrap(), 1);
-    // The file uses version 1 now: groups must not be 0.
+    // The file uses version 1 now, in which `ngroups` must not be 0.
     fails(create_raw(&control, |_| {}), Errno::INVAL);
     create_raw(&control, |config| (config.ngroups, config.nas) = (1, 1)).unwrap();
 }
@@ -133,7 +133,7 @@ fn the_version_belongs_to_the_file() {
 fn a_file_without_a_version_creates_version_0_devices() {
     let device = TestDevice::disk();
     let file = device.open();
-    // The device does not know an ioctl of version 1.
+    // A device of version 0 rejects `IOTLB_GET_FD2`, which is an ioctl of version 1.
     fails(file.iotlb_fd2(0, 0, 0), Errno::NOTTY);
 }
 
@@ -231,7 +231,7 @@ fn create_existing_name_is_eexist() {
     device.open();
 }
 
-/// Creates a device, and destroys nothing if that fails.
+/// Creates a device without destroying it afterwards.
 fn create_again(config: &DeviceConfig) -> io::Result<()> {
     control().create(config)
 }
@@ -293,7 +293,7 @@ fn a_name_of_255_bytes_works() {
 }
 
 fn a_name_in_utf_8_stays_as_it_is() {
-    // The longest name no longer fits into an event about its device.
+    // A uevent about a device has no room for the second, longer name.
     for name in ["b\u{fc}ro".to_owned(), "\u{fc}".repeat((NAME_MAX - 1) / 2)] {
         let device = TestDevice::new(&changed(|c| c.name.clone_from(&name)));
         device.open_ready(1);
@@ -309,8 +309,8 @@ fn a_name_in_utf_8_stays_as_it_is() {
     on_bus.delete().unwrap();
 }
 
-/// Checks that names that exist in a node's directory are refused: the directory of the device on
-/// the bus is created there.
+/// Checks that `CREATE_DEV` refuses names of files in the sysfs directory of a VDUSE node. The
+/// directory of the vDPA device, which has the device's name, is created in that directory.
 fn names_in_the_devices_own_folder_are_einval() {
     for name in [
         "uevent",
@@ -359,7 +359,7 @@ fn config_size_is_at_most_a_page() {
     );
     let control = control();
     for size in [1 << 31, u32::MAX] {
-        // The driver must read nothing beyond the structure.
+        // The driver must reject the size before it reads beyond the structure.
         let config = disk_config();
         let (mut abi, _) = config.to_abi().unwrap();
         abi.config_size = size;
@@ -512,7 +512,7 @@ fn destroying_an_open_device_is_ebusy() {
     let device = TestDevice::disk();
     let file = device.open();
     fails(control().destroy(device.name()), Errno::BUSY);
-    // The device is still usable.
+    // The failed DESTROY leaves the device usable.
     file.vq_info(0).unwrap();
     drop(file);
     device.destroy().unwrap();
@@ -537,7 +537,8 @@ fn a_name_can_be_used_again() {
 fn a_name_is_taken_until_its_device_is_gone() {
     let config = changed(|config| config.queues = 64);
     let end = Instant::now() + Duration::from_secs(3);
-    // The loop ends at this time, except on a machine that has managed hardly any rounds by then.
+    // The threads stop at `end`. On a slow machine, they go on until they have created more than 3
+    // devices.
     let all = AtomicU32::new(0);
     let goes_on = || Instant::now() < end || all.load(Relaxed) <= 3;
     let one_of = |result: io::Result<()>, errors: &[Errno]| match result {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card's control queue (virtio 1.3, section 5.1.6.5): which drivers are offered the
-//! queue, and that a daemon that does not answer blocks no other process.
+//! A network card's control queue (virtio 1.3, section 5.1.6.5). The tests check to which drivers
+//! the VDUSE driver offers this queue, and that a daemon that does not answer blocks no other
+//! process.
 //!
-//! The kernel's own driver, virtio_net, waits for the answer to a command in an endless loop while
-//! holding the lock of all network configuration. virtio_net therefore gets a queue whose device is
-//! the kernel itself: see `shadow::`.
+//! The kernel's own driver, virtio_net, holds the lock of all network configuration (RTNL) while it
+//! waits in an endless loop for the answer to a command. The VDUSE driver therefore gives
+//! virtio_net a shadow of the control queue, whose device side is in the kernel: see `shadow::`.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -39,8 +40,8 @@ tests![
     a_daemon_that_dies_holds_nobody_up => 60,
 ];
 
-/// The features that a card with a control queue offers in addition to the rest. The last one says
-/// that the card is a standby for another card.
+/// The features of a card with a control queue, in addition to those of a card without one.
+/// `NET_STANDBY` says that the card is a standby for another card.
 const CONTROL: u64 = feature::NET_CTRL_GUEST_OFFLOADS
     | feature::NET_CTRL_VQ
     | feature::NET_CTRL_RX
@@ -64,7 +65,7 @@ fn card() -> DeviceConfig {
     config
 }
 
-/// A card that is on the bus and whose requests are answered.
+/// A card on the bus. A responder answers the card's VDUSE requests.
 struct Card {
     on_bus: OnBus,
     _responder: Responder,
@@ -84,7 +85,7 @@ impl Card {
         }
     }
 
-    /// Returns the features that vhost offers.
+    /// Binds the card to vhost-vdpa, and returns the features that vhost-vdpa offers.
     #[track_caller]
     fn offered_by_vhost(&self) -> u64 {
         self.on_bus.bind(Driver::Vhost).expect("binding to vhost");
@@ -94,7 +95,8 @@ impl Card {
         features.expect("the features")
     }
 
-    /// Returns the features that the kernel's driver accepted: those that it was offered and knows.
+    /// Binds the card to virtio-vdpa, and returns the features that virtio_net accepted. These are
+    /// the offered features that virtio_net supports.
     #[track_caller]
     fn accepted_by_virtio(&self) -> u64 {
         self.on_bus.bind(Driver::Virtio).expect("binding to virtio");
@@ -109,7 +111,7 @@ impl Card {
     }
 }
 
-/// Loads the kernel's driver.
+/// Loads the module virtio_net.
 #[track_caller]
 fn load_virtio_net() {
     tool("modprobe", &["virtio_net"]);
@@ -120,10 +122,11 @@ fn vhost_is_offered_the_control_queue() {
     assert_eq!(Card::new(&config).offered_by_vhost(), config.features);
 }
 
-/// The features of a card without a control queue.
+/// The features that virtio_net accepts from a card without a control queue.
 const WITHOUT: u64 = feature::ACCESS_PLATFORM | feature::VERSION_1 | feature::NET_MAC;
 
-/// The features that virtio_net accepts of [`CONTROL`], as the card has no number of pairs.
+/// The features among [`CONTROL`] that virtio_net accepts. `NET_MQ` is not one of them, because the
+/// card's config space reports no queue pairs.
 const SHADOWED: u64 = feature::NET_CTRL_VQ
     | feature::NET_CTRL_RX
     | feature::NET_CTRL_VLAN
@@ -156,7 +159,8 @@ fn netlink_shows_what_the_device_can_do() {
         .output()
         .expect("running vdpa");
     let text = String::from_utf8_lossy(&output.stdout);
-    // The number of pairs is only shown if the device offers several, so the features were read.
+    // `vdpa` shows `max_vq_pairs` only if it finds `NET_MQ` among the features that netlink
+    // reports.
     assert!(text.contains("max_vq_pairs"), "{text}");
 }
 
@@ -170,8 +174,8 @@ fn statistics_without_a_control_queue_do_no_harm() {
 fn changing_offloads_without_a_control_queue_does_no_harm() {
     load_virtio_net();
     let mut config = net_config();
-    // Changeable offloads: checksums, and TCP segments, which are the ones to change. The TCP
-    // segments are offered because packets may be spread over several buffers.
+    // These offloads could be changed through a control queue. The test changes TCP segmentation,
+    // which the VDUSE driver offers because `NET_MRG_RXBUF` lets a packet use several buffers.
     let offloads = feature::NET_CSUM
         | feature::NET_GUEST_CSUM
         | feature::NET_GUEST_TSO4
@@ -187,7 +191,7 @@ fn changing_offloads_without_a_control_queue_does_no_harm() {
     }
 }
 
-/// The features by which the driver may receive packets longer than those of the link.
+/// The features that let virtio_net receive packets that are longer than the link's MTU.
 const LARGE_PACKETS: u64 = feature::NET_GUEST_TSO4
     | feature::NET_GUEST_TSO6
     | feature::NET_GUEST_ECN
@@ -197,7 +201,7 @@ const LARGE_PACKETS: u64 = feature::NET_GUEST_TSO4
 
 fn large_packets_in_one_buffer_are_hidden_from_virtio() {
     load_virtio_net();
-    // Large packets need the feature of checksums.
+    // The features of large packets require `NET_GUEST_CSUM`.
     let large = LARGE_PACKETS | feature::NET_GUEST_CSUM;
     let mut config = net_config();
     config.features |= large;
@@ -214,7 +218,7 @@ fn large_packets_in_one_buffer_are_hidden_from_virtio() {
 
 fn asking_for_announcements_without_a_control_queue_does_no_harm() {
     load_virtio_net();
-    // The card has a link status: the link is up, and the driver should announce itself.
+    // The card's link status says that the link is up and that the driver should announce itself.
     let status = (link::UP | link::ANNOUNCE).to_le_bytes();
     let mut config = net_config();
     config.features |= feature::NET_STATUS;
@@ -223,7 +227,7 @@ fn asking_for_announcements_without_a_control_queue_does_no_harm() {
     let file = Arc::new(device.open_ready(config.queues));
     let responder = Responder::ok(&file);
     let on_bus = OnBus::add(device.name()).expect("adding");
-    // virtio_net reads the status when it is bound, and when it is notified of a change.
+    // virtio_net reads the link status in its probe and at each config interrupt.
     on_bus.bind(Driver::Virtio).expect("binding to virtio");
     let interface = bus::interface(device.name()).expect("an interface");
     let _ = crate::lab::kernel::modules::tool("ip", &["link", "set", "dev", &interface, "up"]);
@@ -239,7 +243,7 @@ fn asking_for_announcements_without_a_control_queue_does_no_harm() {
         });
     }
     on_bus.unbind(Driver::Virtio).expect("unbinding");
-    // A virtual machine is asked to announce itself.
+    // A client of vhost-vdpa still sees `ANNOUNCE` in the link status.
     on_bus.bind(Driver::Vhost).expect("binding to vhost");
     let vhost = Vhost::open(&bus::vhost_path(device.name()).expect("a node")).expect("opening");
     assert_eq!(vhost.config(6, 2).expect("the status"), status);
@@ -248,14 +252,14 @@ fn asking_for_announcements_without_a_control_queue_does_no_harm() {
     drop(responder);
 }
 
-/// The message timeout, in seconds, while a daemon does not answer.
+/// The value of `msg_timeout`, in seconds.
 const TIMEOUT: u64 = 1;
 
-/// The longest run time of a program whose system call waits for one message: the timeout, plus
-/// what an idle machine needs.
+/// The maximum run time of a program whose system call waits for one VDUSE message. It is the
+/// message timeout plus the time that an idle machine needs for the rest.
 const PATIENCE: Duration = Duration::from_secs(TIMEOUT + 3);
 
-/// What a daemon does instead of answering.
+/// What the daemon does once it no longer answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// Stops reading requests.
@@ -264,7 +268,8 @@ enum End {
     Death,
 }
 
-/// Answers `requests` requests, and then does what `end` says until the returned sender is dropped.
+/// Starts a thread that answers `requests` requests and then does what `end` says. Dropping the
+/// returned sender ends the thread.
 fn daemon(device: Device, requests: usize, end: End) -> (Sender<()>, JoinHandle<()>) {
     let (sender, receiver) = mpsc::channel::<()>();
     let thread = std::thread::spawn(move || {
@@ -285,14 +290,14 @@ fn daemon(device: Device, requests: usize, end: End) -> (Sender<()>, JoinHandle<
             }
         }
         if end == End::Silence {
-            // Nothing is ever sent: this returns when the sender is dropped.
+            // Nothing is ever sent. This call returns when the sender is dropped.
             let _ = receiver.recv();
         }
     });
     (sender, thread)
 }
 
-/// A program that must end in time, whether it succeeds or not.
+/// A running program that must end within [`PATIENCE`]. Its exit status does not matter.
 struct Timed {
     what: String,
     child: Child,
@@ -329,8 +334,8 @@ impl Timed {
     }
 }
 
-/// Runs `act`, which may wait for the daemon, and checks that `ip link`, in another process, keeps
-/// returning meanwhile.
+/// Runs `act`, which may wait for the daemon, in another thread. Checks that `ip link` keeps
+/// returning in time until `act` has returned.
 #[track_caller]
 fn with_ip_link_beside(act: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
@@ -344,7 +349,8 @@ fn with_ip_link_beside(act: impl FnOnce() + Send) {
     });
 }
 
-/// Performs every operation on a network card, with a daemon that ends after `requests` requests.
+/// Binds, uses, unbinds and deletes a network card whose daemon answers `requests` requests and
+/// then does what `end` says.
 #[track_caller]
 fn phase(requests: usize, end: End) {
     let device = TestDevice::new(&card());
@@ -353,7 +359,7 @@ fn phase(requests: usize, end: End) {
     let (stop, thread) = daemon(device.open_ready(3), requests, end);
     let on_bus = OnBus::add(device.name()).expect("adding");
 
-    // Succeeds or fails, depending on which requests were answered.
+    // Binding succeeds or fails, depending on how many requests the daemon answers.
     with_ip_link_beside(|| drop(on_bus.bind(Driver::Virtio)));
     if let Some(interface) = bus::interface(device.name()) {
         let link = ["link", "set", "dev", &interface];
@@ -371,8 +377,8 @@ fn phase(requests: usize, end: End) {
             Timed::start("ip", &["link", "show"]).end();
             change.end();
         }
-        // The number of pairs, statistics, offloads: each is a command, if there is a control
-        // queue.
+        // If virtio_net has a control queue, each of these programs makes virtio_net send a
+        // command: to set the number of queue pairs, to read statistics, or to set offloads.
         for words in [
             &["-L", &interface, "combined", "2"][..],
             &["-S", &interface],
@@ -389,8 +395,8 @@ fn phase(requests: usize, end: End) {
     thread.join().expect("the daemon");
 }
 
-/// One more than the number of requests of binding and unbinding together: a reset, three steps up
-/// to the agreement on features, the driver's readiness, and the final reset.
+/// One more than the number of requests that binding and unbinding send together: a reset, three
+/// status writes up to `FEATURES_OK`, a status write of `DRIVER_OK`, and the final reset.
 const PHASES: usize = 7;
 
 fn a_daemon_that_falls_silent_holds_nobody_up() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A device's file: opening it, its commands and their arguments, while the device has no driver.
+//! The file of a VDUSE device. Most tests here check the file's ioctls while the device has no
+//! driver.
 
 use std::io;
 use std::sync::Arc;
@@ -150,7 +151,7 @@ fn set_config_beyond_the_end_is_einval() {
         (len - 1, 2),
         (u32::MAX, 1),
         (u32::MAX, u32::MAX),
-        // The 32-bit sums of these wrap around to 0 and to 1.
+        // As 32-bit numbers, the sums of the next two pairs wrap around to 0 and to 1.
         (0xffff_fff8, 8),
         (8, 0xffff_fff9),
         (0, u32::MAX),
@@ -159,8 +160,8 @@ fn set_config_beyond_the_end_is_einval() {
     }
 }
 
-/// Checks that endless SET_CONFIG calls leave pauses: a driver reads related fields again if
-/// something was written meanwhile.
+/// Checks that SET_CONFIG calls are on average at least 5 ms apart. A virtio driver reads related
+/// config fields again if the daemon has written meanwhile, so the driver needs pauses to finish.
 fn set_config_without_end_leaves_time_in_between() {
     const WRITERS: u32 = 4;
     const WRITES: u32 = 20;
@@ -176,7 +177,7 @@ fn set_config_without_end_leaves_time_in_between() {
     });
     let took = begin.elapsed();
     assert!(took >= BETWEEN * (WRITERS * WRITES - 1), "{took:?}");
-    // Refused calls do not wait.
+    // Calls that the driver refuses return without a pause.
     let begin = Instant::now();
     for _ in 0..1000 {
         fails(file.set_config(1, &config.space), Errno::INVAL);
@@ -333,7 +334,7 @@ fn kickfd_can_be_set_and_taken_away() {
         kickfd(&file, 0, -1).unwrap();
     }
     assert_eq!(event.take().unwrap(), 0);
-    // One eventfd stays set, for the driver to release.
+    // One eventfd stays set, so that the driver has to release it.
     kickfd(&file, 0, fd).unwrap();
 }
 
@@ -396,7 +397,7 @@ fn umem_without_a_driver_is_einval() {
         size: 64 << 20,
         ..Default::default()
     };
-    // SAFETY: There is no memory at this address, and none gets registered.
+    // No memory is mapped at this address, and the call registers none.
     fails(unsafe { file.register_umem(&umem) }, Errno::INVAL);
     fails(file.deregister_umem(&umem), Errno::NOENT);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Data through the kernel's virtio_blk, and daemons that come and go.
+//! Disks that the kernel's virtio_blk drives. Their data stays intact, even if another daemon takes
+//! over.
 
 use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
@@ -88,14 +89,14 @@ fn random_requests_are_intact() {
 
 fn random_requests_are_intact_without_event_index() {
     let shape = Shape {
-        // Neither event index nor indirect descriptors.
+        // The disk offers neither event index nor indirect descriptors.
         without: feature::RING_EVENT_IDX | feature::RING_INDIRECT_DESC,
         ..Default::default()
     };
     random(shape, 100, 2);
 }
 
-/// Returns `count` exercisers, each for one MiB of a disk.
+/// Returns `count` exercisers, each of which uses its own MiB of the disk.
 fn parts(block: &Block, count: u64) -> Vec<Exerciser<'_>> {
     (0..count)
         .map(|n| Exerciser::new(block, n << 20, 1 << 20, 64 << 10, n + 1))
@@ -143,7 +144,7 @@ fn more_data_than_the_bounce_area_is_intact() {
         ..Default::default()
     });
     let block = disk.block();
-    // Together, the threads ask for more than the bounce area has.
+    // Together, the threads' requests need more space than the bounce area has.
     let mut exercisers: Vec<Exerciser> = (0..6)
         .map(|n| Exerciser::new(&block, n << 20, 1 << 20, 256 << 10, n + 1))
         .collect();
@@ -157,8 +158,9 @@ fn more_data_than_the_bounce_area_is_intact() {
 }
 
 fn a_request_of_half_the_bounce_area_ends() {
-    // 2 MiB in one piece of memory. With a request's header and status somewhere in the area, no
-    // free range of that size is aligned to its size and does not include slot 0.
+    // The data is 2 MiB of contiguous memory. Of the two ranges of the bounce area that have this
+    // size and are aligned to it, one includes the reserved slot 0. The other one may already
+    // contain the request's header and status.
     const LEN: usize = HugePage::LEN;
     let disk = LiveDisk::new(Shape {
         bounce: 4 << 20,
@@ -175,8 +177,8 @@ fn a_request_of_half_the_bounce_area_ends() {
     assert_same(&found, memory.bytes(), "2 MiB");
 }
 
-/// Writes 4 MiB, from scattered pages, in the largest requests that the driver can be made to
-/// issue, and reads them back.
+/// Writes the whole disk from scattered pages, in the largest requests that virtio_blk can be
+/// configured to send, and reads the data back.
 #[track_caller]
 fn large_requests_end(shape: Shape) {
     let disk = LiveDisk::new(shape);
@@ -194,7 +196,7 @@ fn large_requests_end(shape: Shape) {
 }
 
 fn requests_larger_than_the_bounce_area_end() {
-    // Bounce areas of 1 MiB, of 64 KiB, and of 6 pages, one of which is never used. Each request
+    // The bounce areas have 1 MiB, 64 KiB, and 6 pages, one of which is never used. Each request
     // takes three pages in addition to its data.
     for spaces in [1, 16, 43] {
         large_requests_end(Shape {
@@ -210,7 +212,8 @@ fn requests_larger_than_the_bounce_area_end() {
 fn read_pages_apart(block: &Block) -> Vec<u8> {
     const PIECES: usize = 126;
     let mut memory = Aligned::new(PIECES * 2 * PAGE as usize);
-    // Populates all pages, so that the kernel does not allocate adjacent pages for those read into.
+    // Populates all pages, so that the pages that are read into are not adjacent in physical
+    // memory.
     memory.fill(1);
     let pieces = memory.chunks_mut(2 * PAGE as usize);
     let mut pieces: Vec<_> = pieces
@@ -233,7 +236,8 @@ fn larger_pieces_find_room_after_many_pages() {
     let mut data = vec![0; 4 << 20];
     crate::lab::assert::random::Random::new(14).fill(&mut data);
     block.write(0, &data).unwrap();
-    // Without a daemon, requests for twice as many pages as the area has wait for each other.
+    // While there is no daemon, the threads request twice as many pages as the bounce area has, so
+    // that some requests wait for others.
     let in_flight = Path::new("/sys/block").join(block.name()).join("inflight");
     let mut readers = Vec::new();
     let disk = disk.restart(|| {
@@ -241,7 +245,8 @@ fn larger_pieces_find_room_after_many_pages() {
             let block = Block::open(block.name()).unwrap();
             readers.push(std::thread::spawn(move || read_pages_apart(&block)));
         }
-        // Counts the requests that have found room: each takes 126 pages and three more.
+        // Requests in flight have found room in the bounce area. Each takes 126 pages for data and
+        // three others.
         soon("the area is full", || {
             let counts = sysfs::read(&in_flight).unwrap();
             let reads: usize = counts.split_whitespace().next().unwrap().parse().unwrap();
@@ -252,7 +257,7 @@ fn larger_pieces_find_room_after_many_pages() {
         let found = reader.join().unwrap();
         assert_same(&found, &data[..found.len()], "the pages");
     }
-    // In pieces of as many pages as possible.
+    // From contiguous memory, the driver maps pieces of as many pages as possible.
     let mut memory = HugePage::new();
     crate::lab::assert::random::Random::new(15).fill(memory.bytes());
     block.write_from(0, memory.bytes()).unwrap();
@@ -278,7 +283,7 @@ fn a_disk_without_room_for_a_request_is_not_driven() {
         without: feature::RING_INDIRECT_DESC,
         ..Default::default()
     };
-    // A bounce area of 4 pages.
+    // Each address space has a bounce area of 4 pages.
     let too_small = Shape {
         bounce: 1 << 20,
         spaces: 64,
@@ -288,7 +293,7 @@ fn a_disk_without_room_for_a_request_is_not_driven() {
         let disk = LiveDisk::new(shape);
         bus::driver_gives_up(disk.name());
         assert_eq!(bus::disk_name(disk.name()), None);
-        // A virtual machine still gets the device, and may make use of it.
+        // A client of vhost-vdpa still gets the device, which it may be able to use.
         disk.on_bus.unbind(Driver::Virtio).unwrap();
         disk.on_bus.bind(Driver::Vhost).unwrap();
         let vhost = Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap();
@@ -320,7 +325,7 @@ fn flushes_arrive() {
 fn errors_of_the_device_are_errors_of_the_driver() {
     let disk = LiveDisk::new(Shape::default());
     let block = disk.block();
-    // The driver does not know yet that the file has become shorter.
+    // The file becomes shorter, but virtio_blk does not know that yet.
     disk.file.set_len(1 << 20).unwrap();
     block.read(0, 4096).unwrap();
     let error = block.read(2 << 20, 4096).unwrap_err();
@@ -356,7 +361,7 @@ fn a_disk_grows_between_two_drivers() {
 
 fn a_driver_that_tries_again_after_it_has_failed_is_interrupted() {
     const BYTES: u64 = 4 << 20;
-    // The field's place in `struct virtio_blk_config`.
+    // The byte range of `blk_size` in `struct virtio_blk_config`.
     const BLOCK_SIZE: std::ops::Range<usize> = 20..24;
     let mut config = blk::device_config(&unique_name(), BYTES, 1);
     config.space[BLOCK_SIZE].copy_from_slice(&3u32.to_le_bytes());
@@ -365,7 +370,7 @@ fn a_driver_that_tries_again_after_it_has_failed_is_interrupted() {
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
     bus::driver_gives_up(device.name());
-    // The device is not reset in between.
+    // virtio's core does not reset the device between the two probes.
     let offset = BLOCK_SIZE.start as u32;
     served
         .device()
@@ -392,7 +397,7 @@ fn a_daemon_that_ends_and_comes_again_goes_on() {
     }
 }
 
-/// A disk whose daemon is another process. The fields are dropped in this order.
+/// A disk whose daemon is a separate process. The fields are dropped in this order.
 struct Remote {
     on_bus: OnBus,
     daemon: Option<Daemon>,
@@ -460,7 +465,7 @@ fn a_daemon_killed_under_io_is_taken_over() {
     exercise(&mut exercisers, |all| {
         all.go_on(50);
         remote.kill();
-        // The gap between the daemons may be of any length.
+        // The time without a daemon may have any length.
         std::thread::sleep(Duration::from_millis(300));
         remote.start(Manner::Serve);
         all.go_on(50);
@@ -514,8 +519,8 @@ fn a_daemon_killed_before_it_interrupts_is_taken_over() {
         daemon.irq_blocker().has_blocked()
     });
     daemon.kill();
-    // Everything is done except for the interrupt, and nothing in the virtqueue shows that the
-    // interrupt is missing.
+    // The daemon has done everything except for the interrupt. Nothing in the virtqueue shows that
+    // the interrupt is missing.
     let (available, used) = ring::counters(&name, 0);
     assert_eq!(available, used);
     reading.assert_waits();
@@ -563,7 +568,7 @@ fn slab(name: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Returns the memory that the kernel could hand out, in KiB.
+/// Returns the available memory according to `/proc/meminfo`, in KiB.
 fn available() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap();
     text.lines()
@@ -572,8 +577,8 @@ fn available() -> u64 {
         .unwrap()
 }
 
-/// Runs `cycle` a few times, then 40 times, and checks that these 40 leave as much memory as
-/// before.
+/// Runs `cycle` 3 times, and then 40 times more. Checks that the last 40 runs lose less than 16 MiB
+/// of memory, and fewer than 200 IOVA magazines.
 #[track_caller]
 fn leaves_nothing(mut cycle: impl FnMut()) {
     for _ in 0..3 {

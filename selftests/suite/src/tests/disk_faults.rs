@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Faults on the paths of a disk that virtio_blk drives.
+//! Injected faults on the paths of a disk that virtio_blk drives.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -29,7 +29,7 @@ tests![
     mapping_the_domains_file_fails_cleanly => 120,
 ];
 
-/// A disk that is served.
+/// A disk that a thread of the test serves.
 struct Disk {
     served: Mutex<Option<Served>>,
     file: Arc<File>,
@@ -49,7 +49,7 @@ impl Disk {
         }
     }
 
-    /// Starts another daemon, which fixes the device, if the device has broken.
+    /// If the device is broken, starts a new daemon, which fixes the device.
     #[track_caller]
     fn replace_if_broken(&self) {
         let mut served = self.served.lock().expect("the daemon");
@@ -61,8 +61,8 @@ impl Disk {
         }
     }
 
-    /// Runs an operation that waits for the disk, and starts the next daemon if the device breaks
-    /// meanwhile.
+    /// Runs an operation that waits for the disk. If the device breaks meanwhile, starts a new
+    /// daemon.
     fn with_replacement<T>(&self, operation: impl FnOnce() -> T) -> T {
         let (end, ended) = mpsc::channel::<()>();
         std::thread::scope(|scope| {
@@ -78,7 +78,7 @@ impl Disk {
         })
     }
 
-    /// Reads from the disk, which must be bound to virtio.
+    /// Reads from the disk, which must be bound to virtio-vdpa.
     #[track_caller]
     fn reads(&self) {
         let disk = bus::disk_name(self.device.name()).expect("a disk");
@@ -95,7 +95,8 @@ fn binding_to_virtio_fails_cleanly() {
         let bind = || on_bus.bind(Driver::Virtio);
         let unbind = || on_bus.unbind(Driver::Virtio).expect("unbinding");
         let tally = injection.each("binding to virtio", |fault| {
-            // The virtio device may exist without its driver.
+            // Binding may succeed although virtio_blk's probe failed. The virtio device then has no
+            // driver.
             let bound = disk.with_replacement(|| fault.hit(UNTOLD, bind));
             disk.replace_if_broken();
             if bound.is_some() {
@@ -129,19 +130,21 @@ fn deleting_a_disk_succeeds() {
 fn reading_and_writing_a_disk_succeeds() {
     const LEN: usize = 32 << 10;
     let injection = Injection::of_allocations(Below::Driver);
-    // Each fault has a disk of its own. With so many disks, object counts vary from run to run, so
-    // leaks are left to kmemleak.
+    // Each fault gets its own disk. With so many disks, object counts vary from run to run, so only
+    // kmemleak looks for leaks here.
     for (path, write) in [("reading", false), ("writing", true)] {
         let tally = injection.each(path, |fault| {
-            // A disk keeps the pages that it has once used.
+            // A disk keeps bounce pages that it has used once, so another request would not
+            // allocate them.
             let disk = LiveDisk::new(Shape::default());
-            // With a scheduler, requests would not be started by the thread that makes them.
+            // With an I/O scheduler, another thread might start the requests. Faults are injected
+            // into this thread only.
             let scheduler = Path::new("/sys/block")
                 .join(disk.disk())
                 .join("queue/scheduler");
             sysfs::write(&scheduler, "none").expect("choosing no scheduler");
             let block = disk.block();
-            // The block layer retries.
+            // The block layer retries the request, so that it never fails.
             if write {
                 fault.hit(NEVER, || block.write(0, &[7; LEN]));
             } else {
@@ -163,7 +166,7 @@ fn mapping_the_domains_file_fails_cleanly() {
     let injection = Injection::of_allocations(Below::Anything);
     let disk = LiveDisk::new(Shape::default());
     disk.block().read(0, 4096).unwrap();
-    // The rings are above the bounce area.
+    // The rings have IOVAs above the bounce area.
     let region = disk.vduse().iotlb_fd(64 << 20, u64::MAX).unwrap();
     let map = || FileMapping::new(region.file.as_fd(), region.offset, PAGE as usize, true);
     let paths = ["mapping the domain's file", "a page of it"];
@@ -173,8 +176,8 @@ fn mapping_the_domains_file_fails_cleanly() {
             injection.each(paths[1], |fault| {
                 let mapping = map().expect("mapping");
                 let prober = Prober::new();
-                // The kernel does the access, and returns an error if there is no memory for a page
-                // table.
+                // The kernel makes the access on behalf of `prober`, and returns an error if it
+                // cannot allocate a page table.
                 let look = || prober.read(mapping.address(), 64).map(drop);
                 if fault.hit(&[Errno::NOMEM, Errno::FAULT], look).is_none() {
                     fault.again(look);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The largest or smallest number of everything.
+//! Devices with the largest or the smallest number of virtqueues, groups, or address spaces.
 
 use std::process::Command;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ tests![
     bounce_pages_stay_and_are_no_more_than_bounce_size => 60,
 ];
 
-/// A meter of the time that each step takes, and of the memory that it uses up.
+/// A meter of the time and the memory that each step of a test takes.
 struct Meter {
     what: String,
     available: i64,
@@ -75,7 +75,8 @@ impl Meter {
     }
 }
 
-/// Takes a device with one queue, in the last group, through its life.
+/// Creates a device, uses it through vhost by calling `with`, and destroys it. Reports the time and
+/// the memory of each step. Virtqueue 0 is in the last group.
 #[track_caller]
 fn life(what: &str, config: &DeviceConfig, bounce: u64, with: impl FnOnce(&Vhost, &vduse::Device)) {
     let mut meter = Meter::new(what);
@@ -137,7 +138,7 @@ fn a_device_of_0xffff_spaces_is_created() {
 }
 
 fn a_device_of_0xffff_spaces_works() {
-    // A smaller bounce area has no page for each space.
+    // With the default size, an address space's part of the bounce area would be less than a page.
     let config = spaces::config(1, 1, 0xffff);
     life("0xffff spaces", &config, 1 << 30, use_ends(0xffff));
 }
@@ -148,7 +149,7 @@ fn a_device_of_1024_spaces_works() {
 }
 
 fn a_device_of_many_spaces_costs_no_more_than_it_uses() {
-    // So many that merely allocating all of them would take 12 MiB.
+    // Allocating all of these address spaces would take 12 MiB.
     const SPACES: u32 = 8192;
     let config = spaces::config(1, 1, SPACES);
     let before = available();
@@ -174,7 +175,8 @@ fn a_device_of_1_queue_works() {
 }
 
 fn a_device_of_256_queues_works() {
-    // vhost-vdpa cannot bind to so many queues: it allocates its memory for queues in one piece.
+    // vhost-vdpa cannot bind to so many virtqueues, because it allocates memory for all virtqueues
+    // in one piece.
     let mut meter = Meter::new("256 queues");
     let disk = ServedGroups::new(256, 256);
     meter.step("creating it and putting it on the bus");
@@ -220,12 +222,13 @@ fn a_device_of_128_queues_in_128_groups_and_spaces_works() {
     meter.step("a request in each queue");
 }
 
-/// How much of the machine's memory may be used up in addition to what a cgroup is charged for, in
-/// KiB: sysfs takes some 400 bytes for each queue, charged to no process.
+/// The memory, in KiB, that may be used up in addition to the memory charged to a cgroup. sysfs
+/// takes some 400 bytes for each virtqueue, which the kernel charges to no process.
 const TOLERANCE: i64 = 36 << 10;
 
-/// Runs a process to its end, and asserts that the memory that it used up is charged to it, so that
-/// a container is stopped by its own limit. Returns the charge, in KiB.
+/// Runs a process in a new cgroup, and asserts that the memory that the process used up is charged
+/// to the cgroup. A container's memory limit therefore covers this memory. Returns the charge in
+/// KiB.
 #[track_caller]
 fn is_charged_for(command: &mut Command) -> i64 {
     let cgroup = Cgroup::new();
@@ -266,7 +269,7 @@ fn spaces_that_are_moved_to_are_charged_to_the_client() {
     let path = bus::vhost_path(answered.device.name()).unwrap();
     let spaces = SPACES.to_string();
     let charged = is_charged_for(&mut helper(&["moves", path.to_str().unwrap(), &spaces]));
-    // No implementation could do with less.
+    // Every implementation needs at least 256 bytes for each address space.
     assert!(charged >= i64::from(SPACES) / 4, "{charged} KiB");
 }
 
@@ -284,7 +287,8 @@ fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
             disk.served.handle().register_umem().unwrap();
         }
         let before = available();
-        // In a separate process, whose own memory is gone when it ends.
+        // A separate process writes to the disk, so that the process's own memory is freed before
+        // the measurement.
         let filled = helper(&["fill", block.name()]).status();
         assert!(filled.unwrap().success());
         let busy = before - available();
@@ -294,7 +298,7 @@ fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
             "lent {lent}: {busy} KiB after I/O, {idle} KiB when idle, of {} KiB",
             SIZE >> 10
         ));
-        // Allow a quarter more, for page tables and the like.
+        // Allows a quarter more, for page tables and similar memory.
         assert!(idle < (SIZE * 5 / 4 >> 10) as i64, "{idle} KiB");
         drop(block);
         drop(disk);

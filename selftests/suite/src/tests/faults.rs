@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Faults on the paths of the module, its devices, their daemons.
+//! Injected faults on the paths of the module, of its devices, and of daemons.
 
 use std::fs::File;
 use std::io;
@@ -53,9 +53,10 @@ fn module_file() -> File {
     File::open(path).expect("opening the module")
 }
 
-/// Loading without the module's own KUnit tests, which take 10 s each time.
+/// A setting under which loading the module does not run the module's own KUnit tests, which take
+/// 10 s.
 ///
-/// On drop, KUnit runs all tests again.
+/// When this value is dropped, KUnit runs all tests again.
 struct WithoutKunit;
 
 impl WithoutKunit {
@@ -81,11 +82,12 @@ fn loading_the_module_fails_cleanly() {
     let again = LoadAgain;
     let injection = Injection::of_allocations(Below::Initcall);
     let file = module_file();
-    // Faults are injected into this thread.
+    // This thread loads the module itself, because faults are injected into this thread only.
     let load = || Ok(rustix::system::finit_module(&file, c"", 0)?);
     loading::unload();
-    // Each load takes a second. A load that fails gets one allocation further than the one before,
-    // which shows that the one before left nothing in its way. kmemleak finds the rest.
+    // Each load takes a second, so the test loads the module once per fault, without counting
+    // leaked objects. A load that fails gets one allocation further than the previous load, so the
+    // previous load left nothing in its way. kmemleak finds leaks.
     let tally = injection.each("loading the module", |fault| {
         if fault.hit(NO_MEMORY, load).is_some() {
             loading::unload();
@@ -169,7 +171,7 @@ fn opening_fails_cleanly_and_closing_succeeds() {
                     drop(opened);
                     Ok(())
                 });
-                // The device is not open any more.
+                // A device can be opened again only if it was closed.
                 drop(fault.again(open));
             }),
         ]
@@ -202,7 +204,8 @@ fn calls_of_a_daemon_fail_cleanly() {
     });
 }
 
-/// Adds devices, a new one each time: a device keeps what is allocated when it is first added.
+/// Adds a new device for each fault, because a device keeps the memory that is allocated when it is
+/// first added to the bus.
 #[track_caller]
 fn adding(path: &str, injection: &Injection, make: impl Fn() -> ReplaceableDaemon) -> Tally {
     let vdpa = bus::vdpa();
@@ -298,8 +301,8 @@ fn copies_from_and_to_a_daemon_fail_cleanly() {
     reading_and_answering(&injection);
 }
 
-/// Checks that a request stays pending if it cannot be copied to the daemon, or its answer from the
-/// daemon.
+/// Checks that a request stays pending if the driver cannot copy the request to the daemon, or
+/// cannot copy the answer from the daemon.
 #[track_caller]
 fn reading_and_answering(injection: &Injection) {
     let mut daemon = ReplaceableDaemon::disk();
@@ -312,7 +315,7 @@ fn reading_and_answering(injection: &Injection) {
     let mut read = Tally::default();
     let answered = injection.each(paths[1], |fault| {
         let opened = std::thread::scope(|scope| {
-            // Opening resets the device.
+            // Opening the vhost-vdpa node resets the device.
             let opening = scope.spawn(|| Vhost::open(&path));
             let mut fds = [PollFd::new(&file, PollFlags::IN)];
             poll(&mut fds, None).expect("waiting for a request");
@@ -322,13 +325,13 @@ fn reading_and_answering(injection: &Injection) {
             });
             let request = request.expect("a request");
             let answer = || file.answer(&request, Answer::Ok);
-            // An answer that is not copied in full is too short to be one.
+            // The driver rejects an answer that it cannot copy in full as too short.
             if fault.hit(&[Errno::INVAL], answer).is_none() {
                 fault.again(answer);
             }
             opening.join().expect("a thread").expect("opening")
         });
-        // Closing resets the device again, which a daemon must answer.
+        // Closing the vhost-vdpa node resets the device again, so a daemon must answer.
         let _responder = Responder::new(&file, agree);
         drop(opened);
     });

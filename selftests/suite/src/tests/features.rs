@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What the creator of a device negotiates: VDUSE features, and extensions of `vduse_rs`.
+//! The VDUSE features and the extensions of `vduse_rs` that the creator of a device negotiates.
 
 use std::os::fd::AsFd;
 
@@ -31,8 +31,8 @@ tests![
 
 const BOTH: u64 = F_QUEUE_READY | F_SUSPEND;
 
-/// Creates a device by `control`, and returns its features, as its daemon and its driver notice
-/// them.
+/// Creates a device through `control`. Returns the VDUSE features that the device's daemon and
+/// driver observe.
 #[track_caller]
 fn features_of_a_new_device(control: &Control) -> u64 {
     let mut config = disk_config();
@@ -142,7 +142,7 @@ fn extensions_are_numbers_of_their_own() {
     for bit in 1..64 {
         fails_at(control.set_extensions(1 | 1 << bit), Errno::INVAL, bit);
     }
-    // No number of upstream's ranges is used.
+    // Extensions use no ioctl number from upstream's ranges.
     for number in [extension::GET_FEATURES, extension::SET_FEATURES] {
         assert_ne!(number >> 8 & 0xff, ioctl::GET_FEATURES >> 8 & 0xff);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! File systems: the kernel's virtiofs on a directory that our own daemon serves.
+//! File systems: the kernel's virtiofs mounts a directory that the suite's own daemon exports.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -49,8 +49,8 @@ tests![
     deleting_waits_for_a_request_until_a_daemon_answers_it,
 ];
 
-/// Checks that endless writes of the tag do not block the driver, which reads the tag byte by byte,
-/// and again if the configuration space has changed meanwhile.
+/// Checks that a daemon that writes the tag endlessly does not block virtiofs. virtiofs reads the
+/// tag byte by byte, and reads again if the configuration space has changed meanwhile.
 fn a_daemon_that_writes_the_tag_without_end_holds_no_driver_up() {
     need_virtiofs();
     let config = device_config(&unique_name());
@@ -75,7 +75,7 @@ fn a_daemon_that_writes_the_tag_without_end_holds_no_driver_up() {
     });
 }
 
-/// Makes the kernel drop everything that it has cached of files.
+/// Makes the kernel drop all cached file data, directory entries and inodes.
 #[track_caller]
 fn drop_caches() {
     sysfs::write(Path::new("/proc/sys/vm/drop_caches"), "3").expect("dropping caches");
@@ -96,7 +96,7 @@ fn zeroes(path: &Path, len: u64) -> Block {
     Block::open(path.to_str().expect("a path")).expect("opening a file")
 }
 
-/// Returns how many file systems the kernel knows by this tag.
+/// Returns how many of virtiofs's instances have this tag.
 fn instances(tag: &str) -> usize {
     let directory = Path::new("/sys/fs/virtiofs");
     let all = bus::children(directory, "").into_iter();
@@ -115,11 +115,11 @@ fn the_driver_finds_the_tag_and_the_queues() {
     assert_eq!(instances(fs.device.name()), 1);
     for queue in 0..u32::from(QUEUES) {
         let info = fs.served.0.device().vq_info(queue).unwrap();
-        // The driver takes no more queues than the machine may have CPUs.
+        // virtiofs uses no more request queues than the machine may have CPUs.
         let wanted = queue < 2 || std::thread::available_parallelism().unwrap().get() > 1;
         assert!(!wanted || info.ready == 1, "{queue}");
     }
-    // Only a mount sends requests.
+    // virtiofs sends no request before the mount.
     assert_eq!(fs.log().count(|_| true), 0);
     drop(fs.mount());
     assert_eq!(
@@ -174,10 +174,11 @@ fn what_changes_in_the_folder_is_seen() {
 fn a_folder_of_100_files_is_listed() {
     let fs = LiveFs::new();
     let mount = fs.mount();
-    // Names so long that a single answer has no room for them all.
+    // The names are so long that the daemon needs several answers to list all of them.
     let name = |n: u64| format!("{n:0100}");
     for n in 0..100 {
-        // Half of the files exist before the driver knows of them.
+        // Half of the files are created in the exported directory, and the others through the
+        // mount.
         let path = if n < 50 {
             fs.behind(&name(n))
         } else {
@@ -245,10 +246,10 @@ fn errors_of_the_device_are_errors_of_the_driver() {
     fails(File::open(mount.path("nothing")), Errno::NOENT);
     fs::write(mount.path("data"), "data").unwrap();
     fails(File::create_new(mount.path("data")), Errno::EXIST);
-    // Operations that the device does not know.
+    // The daemon does not support these operations.
     fails(fs::remove_file(mount.path("data")), Errno::NOSYS);
     fails(fs::create_dir(mount.path("directory")), Errno::NOSYS);
-    // Errors of the directory's own file system.
+    // This error comes from the exported directory's own file system.
     fs::create_dir(fs.behind("directory")).unwrap();
     fails(File::open(mount.path("directory")), Errno::ISDIR);
     fails(
@@ -258,8 +259,8 @@ fn errors_of_the_device_are_errors_of_the_driver() {
 }
 
 fn requests_larger_than_the_bounce_area_end() {
-    // With the default bounce area, each space has 256 KiB, which is what the file system would
-    // like to transfer in one request.
+    // Each address space has 256 KiB of the default bounce area. virtiofs would like to transfer
+    // that much in one request.
     let fs = LiveFs::with_spaces(256);
     let mount = fs.mount();
     let data = noise(1 << 20, 13);
@@ -292,7 +293,7 @@ fn several_threads_on_both_queues_are_intact() {
         let requests = |asked: Asked| asked.queue == queue && data(asked.opcode);
         fs.log().count(requests) > 10
     };
-    // Each CPU has its own queue.
+    // virtiofs uses a different request queue on each CPU.
     exercise_on(
         &mut exercisers,
         |number| run_on(number % 2),
@@ -314,7 +315,7 @@ fn what_is_forgotten_goes_through_the_first_queue() {
     let fs = LiveFs::new();
     let mount = fs.mount();
     for n in 0..300 {
-        // More requests than the queue has room for.
+        // Forgetting all of these files takes more requests than the virtqueue has room for.
         fs::write(mount.path(&format!("{n}")), "").unwrap();
     }
     fs.log().clear();
@@ -341,7 +342,7 @@ fn rebinding_and_mounting_again_works() {
         fs::write(mount.path(&format!("{round}")), noise(50_000, round)).unwrap();
         drop(mount);
         assert_eq!(fs.log().asked(op::DESTROY), round as usize);
-        // Mounting once more needs no rebind.
+        // After these rounds, the device is mounted again without a rebind.
         if round % 2 == 0 {
             continue;
         }
@@ -351,7 +352,7 @@ fn rebinding_and_mounting_again_works() {
     }
 }
 
-/// A file system whose daemon is another process.
+/// A file system whose daemon is a separate process.
 type Remote = LiveFs<Option<Daemon>>;
 
 fn start(name: &str, directory: &Path, manner: Manner) -> Daemon {
@@ -372,13 +373,13 @@ impl Remote {
         }
     }
 
-    /// Starts a daemon after the last one was killed.
+    /// Starts a new daemon in place of the killed one.
     #[track_caller]
     fn start(&mut self, manner: Manner) {
         self.served = Some(start(self.device.name(), &self.directory(), manner));
     }
 
-    /// Waits until the daemon has stalled.
+    /// Waits until the daemon has stalled in a request.
     #[track_caller]
     fn stalls(&self) {
         let directory = self.directory();
@@ -411,7 +412,8 @@ fn a_daemon_killed_with_a_read_begun_is_taken_over() {
         fs.start(Manner::Serve);
         assert_same(&reader.join().unwrap(), &data, "what was read");
     });
-    // The third daemon finds files that only the first daemon reported, and new ones.
+    // The third daemon finds a file that only the first daemon reported to virtiofs, and a new
+    // file.
     assert_same(&block.read(4096, 4096).unwrap(), &data[4096..8192], "more");
     fs::write(mount.path("new"), "new").unwrap();
     assert_eq!(fs::read(fs.behind("new")).unwrap(), b"new");
@@ -495,7 +497,8 @@ fn a_device_deleted_while_mounted_is_added_and_mounted_again() {
     let mount = fs.mount();
     let (block, data) = open_noise(&fs, &mount);
     bus::vdpa().delete(fs.device.name()).unwrap();
-    // The device is another file system now, whatever is left of the old one.
+    // The device that is added again is a new file system, independent of the one that is still
+    // mounted.
     let again = OnBus::add(fs.device.name()).unwrap();
     again.bind(Driver::Virtio).unwrap();
     let mounted_again = fs.mount();
@@ -522,8 +525,9 @@ fn deleting_a_mounted_device_without_a_daemon_ends() {
     is_gone(&mount, &block);
 }
 
-/// Checks that deleting waits until a new daemon has answered what virtiofs has asked for: virtiofs
-/// waits without a time limit, and the device can still be taken over meanwhile.
+/// Checks that deleting the device waits until a new daemon has answered virtiofs's pending
+/// request. virtiofs waits without a time limit, and a new daemon can take over the device
+/// meanwhile.
 fn deleting_waits_for_a_request_until_a_daemon_answers_it() {
     let mut fs = Remote::remote();
     let mount = fs.mount();

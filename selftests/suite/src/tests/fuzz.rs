@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! All parties do everything at random, all at once: see the module [`crate::fuzz`].
+//! Fuzzing: daemons, drivers and administrators perform random operations concurrently. See the
+//! module [`crate::fuzz`].
 //!
-//! `--seed` repeats a run, `--fuzz-seconds` sets its duration, `--fuzz-actors` selects the parties,
+//! `--seed` repeats a run, `--fuzz-seconds` sets its duration, `--fuzz-actors` selects the actors,
 //! and `--fuzz-trace` writes each call to the kernel's log.
 
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::fuzz::supervisor::{self, Plan};
 use crate::lab::kernel::modules;
 use crate::lab::run::settings::{seed, setting};
 
-// The limit does not include the time for which the fuzzer runs.
+// This time limit does not include the time for which the fuzzer runs.
 tests![hostile_userspace_does_no_harm => 90];
 
 fn hostile_userspace_does_no_harm() {

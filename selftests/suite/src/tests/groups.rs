@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Version 1 of the API: virtqueue groups, and moving them between address spaces.
+//! Virtqueue groups, which version 1 of the API adds, and moving them between address spaces.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -68,7 +68,7 @@ fn api_version_1_is_asked_for_or_found_out() {
     }
     fails(control.set_api_version(2), Errno::INVAL);
     assert_eq!(control.api_version().unwrap(), 1);
-    // The version belongs to this file, and other files keep theirs.
+    // The version belongs to the open file, so other files keep theirs.
     control.set_api_version(0).unwrap();
     let other = Control::open().unwrap();
     assert_eq!(other.api_version().unwrap(), 1);
@@ -83,7 +83,7 @@ fn version_0_clients_see_nothing_new() {
     assert_eq!(vhost.group_of(0).unwrap(), 0);
     assert_eq!(vhost.group_of(1).unwrap(), 0);
     answered.responder.take_kinds();
-    // The message has no address space.
+    // The message of version 0 has no address space.
     let page = memory::page_of(1);
     vhost.map_in(0, 0x1000, &page, access::RW).unwrap();
     let update = Kind::UpdateIotlb {
@@ -101,7 +101,7 @@ fn version_0_clients_see_nothing_new() {
     assert_eq!(answered.responder.take_kinds(), []);
 }
 
-/// Tries to create a device, and returns the error if that fails.
+/// Tries to create a device, after setting the API version if `version` gives one.
 #[track_caller]
 fn create(version: Option<u64>, config: &DeviceConfig) -> Result<TestDevice, Errno> {
     let control = Control::open().unwrap();
@@ -170,7 +170,7 @@ fn create_dev_is_charged_to_the_memory_cgroup() {
         "0xffff groups and spaces: {} KiB charged",
         charged >> 10
     ));
-    // No implementation could do with less.
+    // Every implementation needs at least 256 KiB for so many groups and address spaces.
     assert!(charged >= 4 * 0xffff, "{charged} bytes");
     drop(large);
     soon("what was charged is given back", || {
@@ -232,7 +232,7 @@ fn vq_setup_is_refused_once_attached_unless_it_repeats_what_is_there() {
     fails(file.vq_setup_raw(&smaller), Errno::INVAL);
     assert_eq!(vhost.group_of(1).unwrap(), 1);
     drop(vhost);
-    // Off the bus, any setup is allowed.
+    // VQ_SETUP may change the group of a device that is not on the bus.
     answered.on_bus.delete().unwrap();
     spaces::set_up(file, 1, 2).unwrap();
     let on_bus = OnBus::add(answered.device.name()).unwrap();
@@ -268,12 +268,12 @@ fn vq_setup_of_version_0_counts_for_the_next_driver() {
     assert_eq!(sizes(&vhost), (128, 128));
     file.vq_setup(0, 64).unwrap();
     drop(vhost);
-    // Opening resets the device.
+    // Opening the vhost-vdpa node resets the device.
     let vhost = answered.vhost();
     assert_eq!(sizes(&vhost), (64, 64));
     fails(file.vq_setup(0, 0), Errno::INVAL);
     drop(vhost);
-    // The device is not reset in between.
+    // This time, the device is not reset after VQ_SETUP.
     answered.on_bus.unbind(Driver::Vhost).unwrap();
     file.vq_setup(0, 32).unwrap();
     answered.on_bus.delete().unwrap();
@@ -288,7 +288,7 @@ fn vq_setup_of_version_0_counts_when_a_driver_of_the_kernel_begins() {
     let directory = bus::virtio_directory(disk.device.name()).unwrap();
     let name = directory.file_name().unwrap().to_str().unwrap();
     let driver = std::path::Path::new("/sys/bus/virtio/drivers/virtio_blk");
-    // Unbinding resets the device, binding does not.
+    // Unbinding virtio_blk resets the device. Binding virtio_blk does not.
     sysfs::write(&driver.join("unbind"), name).unwrap();
     device.vq_setup(0, 64).unwrap();
     sysfs::write(&driver.join("bind"), name).unwrap();
@@ -309,8 +309,8 @@ fn get_vq_group_is_what_was_set_up() {
 }
 
 fn the_token_of_a_queue_is_its_groups() {
-    // The kernel's driver, whose mappings all go through the queues' tokens: all groups are in
-    // address space 0.
+    // All mappings of virtio_blk go through the virtqueues' tokens. While virtio_blk is bound, all
+    // groups are in address space 0.
     let disk = ServedGroups::new(2, 2);
     disk.on_bus.bind(Driver::Virtio).unwrap();
     soon("the disk appears", || {
@@ -318,7 +318,7 @@ fn the_token_of_a_queue_is_its_groups() {
     });
     let name = bus::disk_name(disk.device.name()).unwrap();
     let block = block::Block::open(&name).unwrap();
-    // virtio_blk has a queue for each CPU.
+    // virtio_blk uses a different queue on each CPU.
     for number in 0..2 {
         cpu::run_on(number);
         for sector in 0..16u8 {
@@ -366,13 +366,13 @@ fn set_group_asid_that_the_daemon_refuses_changes_nothing() {
     let vhost = answered.vhost();
     fails(vhost.set_group_asid(1, 1), Errno::IO);
     fails(vhost.set_group_asid(1, 0), Errno::IO);
-    // The device still works after that.
+    // The device still works after the refusals.
     refuse.store(false, Ordering::Relaxed);
     vhost.set_group_asid(1, 1).unwrap();
     drop(vhost);
     drop(answered);
 
-    // The kernel's driver, after such a refusal: this server only knows address space 0.
+    // virtio_blk works after such a refusal, too. This server refuses all address spaces except 0.
     let device = spaces::create(&spaces::config(2, 2, 2)).unwrap();
     let disk = Disk::new(memory_file(1 << 20));
     let queues = [(256, 0), (256, 1)];
@@ -416,7 +416,7 @@ fn set_group_asid_that_nobody_answers_fails_in_time() {
         in_time(limit, "a move", || vhost.set_group_asid(1, 1)),
         Errno::IO,
     );
-    // The device is broken.
+    // The timeout has broken the device.
     fails(vhost.set_group_asid(1, 0), Errno::IO);
 }
 
@@ -431,7 +431,8 @@ fn set_group_asid_out_of_range_is_einval() {
             (group, asid),
         );
     }
-    // vhost's own check, which takes the group for a queue's index.
+    // vhost-vdpa itself rejects these groups, because it checks a group as if it were a virtqueue's
+    // index.
     for group in [4, 0xffff, u32::MAX] {
         fails_at(vhost.set_group_asid(group, 0), Errno::NOBUFS, group);
     }
@@ -484,7 +485,7 @@ fn a_reset_puts_the_groups_back_to_space_0() {
     drop(vhost);
     on_bus.unbind(Driver::Vhost).unwrap();
     modules::tool("modprobe", &["virtio_net"]).unwrap();
-    // The addresses of the next driver's rings show where the groups are.
+    // The daemon finds the next driver's rings only in the address space in which the groups are.
     on_bus.bind(Driver::Virtio).unwrap();
     soon("the driver sets its queues up", || {
         (0..2).all(|queue| file.vq_info(queue).unwrap().desc_addr != 0)
@@ -553,7 +554,7 @@ fn the_example_serves_two_groups_in_two_spaces() {
     assert_eq!(vhost.address_spaces().unwrap(), 2);
     ring::agree(&vhost);
     vhost.set_group_asid(1, 1).unwrap();
-    // The same addresses for both queues.
+    // Both queues use the same IOVAs, each in its own address space.
     let mut queues: Vec<_> = (0..2)
         .map(|n| HandQueue::prepare(&vhost, n, n, 0x10_0000))
         .collect();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Unmodified guests of QEMU, with the stock kernel, on a vhost-vDPA device.
+//! QEMU guests with the stock kernel, whose disk is a vhost-vDPA device. QEMU and the guest are
+//! unmodified.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -32,7 +33,7 @@ tests![
 /// The size of the disks, in bytes.
 const BYTES: u64 = 16 << 20;
 
-/// Puts the daemon's disk on the bus, for a virtual machine.
+/// Puts the daemon's disk on the bus and binds it to vhost-vdpa.
 #[track_caller]
 fn attach(qsd: &mut Qsd, name: &str) -> OnBus {
     let on_bus = qsd.add(name);
@@ -40,7 +41,7 @@ fn attach(qsd: &mut Qsd, name: &str) -> OnBus {
     on_bus
 }
 
-/// Boots a guest that has the device, of any type.
+/// Boots a guest with the vhost-vdpa device `name`, which may have any virtio device type.
 #[track_caller]
 fn boot_with(setup: Setup, name: &str) -> Guest {
     let node = bus::vhost_path(name).expect("a node");
@@ -79,7 +80,7 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
     let image_path = image.to_str().unwrap();
     let known = files(scratch.path("known"));
     let expected = sums(&known);
-    // A file system with these files, created without mounting it.
+    // mkfs.ext4 creates a file system that contains these files, without mounting it.
     let root = known.to_str().unwrap();
     tool("mkfs.ext4", &["-q", "-F", "-d", root, image_path]);
 
@@ -93,8 +94,8 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
     guest.ok("mount -t ext4 /dev/vda /mnt");
     guest.ok("cd /mnt");
     assert_eq!(guest.ok("md5sum file*"), expected);
-    // Changes that can be verified from outside: known data in another order, a file with known
-    // contents, a file with unknown contents, and one file less.
+    // The test can verify these changes from outside: known data in another order, a file with
+    // known contents, a file with unknown contents, a deleted file, and a moved file.
     guest.ok("cat file6 file5 file3 >together");
     guest.ok("seq 1 20000 >numbers");
     guest.ok("head -c 300000 /dev/urandom >random");
@@ -108,7 +109,7 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
     on_bus.delete().expect("deleting");
     qsd.stop();
 
-    // From outside, without the driver.
+    // The test checks the image from outside, without the driver.
     tool("e2fsck", &["-f", "-n", image_path]);
     let found = scratch.path("found");
     fs::create_dir(&found).unwrap();
@@ -134,8 +135,8 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
 fn a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver() {
     let scratch = Scratch::new();
     let image = scratch.file("image", BYTES);
-    // Not qemu-storage-daemon, which aborts when a device is reset while requests are in flight
-    // (`vduse_queue_disable`).
+    // The test does not use qemu-storage-daemon, which aborts when a device is reset while requests
+    // are in flight (`vduse_queue_disable`).
     let device = TestDevice::new(&blk::device_config(&unique_name(), BYTES, 1));
     let name = device.name().to_owned();
     let file = Arc::new(
@@ -145,14 +146,14 @@ fn a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver() {
             .open(&image)
             .unwrap(),
     );
-    // QEMU's generic device needs a queue of this length.
+    // QEMU's generic vhost-vdpa device needs a virtqueue of 1024 descriptors.
     let server = Server::new(device.open_nonblocking(), &[1024], Disk::new(file.clone()));
     let served = Served::run(server.expect("serving the disk"));
     let on_bus = OnBus::add(&name).expect("adding");
     on_bus.bind(Driver::Vhost).expect("binding");
     let mut guest = boot_with(Setup::new(), &name);
     guest.ok("modprobe virtio_blk");
-    // Bypass the page cache, so that each write is a request; several processes write at once.
+    // Several processes write at once. They bypass the page cache, so that each write is a request.
     guest.ok("tr '\\0' w </dev/zero | head -c 1048576 >/tmp/data");
     guest.ok("for at in 0 4 8 12; do while :; do \
          dd if=/tmp/data of=/dev/vda bs=64k seek=$((at * 16)) oflag=direct conv=notrunc; \

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A guest's network card, with the control queue in an address space of QEMU's own, which is what
-//! virtqueue groups are for.
+//! A guest's network card, whose control queue is in an address space of its own. Virtqueue groups
+//! exist for this purpose.
 //!
-//! QEMU intercepts the control queue: its own rings and buffers are mapped in address space 1, so
-//! QEMU knows how the guest has configured the card. The data queues use the guest's memory
-//! directly, in address space 0.
+//! QEMU intercepts the control queue. It maps its own rings and buffers in address space 1, and so
+//! knows how the guest has configured the card. The data queues use the guest's memory directly, in
+//! address space 0.
 
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
@@ -38,18 +38,19 @@ tests![
     without_a_group_of_its_own_the_control_queue_works_all_the_same => 400,
 ];
 
-/// The addresses of the host and of the guest on the network of the guests.
+/// The IP addresses of the host and of the guest on the network that connects them.
 const HOST: &str = "10.9.0.1";
 const GUEST: &str = "10.9.0.2";
 
-/// The longest time for a reaction that goes through the guest.
+/// The time limit for an event that depends on the guest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The MAC address that the guest's card is created with, and the one that the guest sets.
+/// The MAC address with which the guest's card is created, and the address that the guest sets
+/// later.
 const GIVEN: Mac = [0x52, 0x54, 0, 0, 0, 1];
 const CHANGED: Mac = [0x52, 0x54, 0, 0, 0x99, 0x99];
 
-/// The control queue's group, if the control queue has one of its own.
+/// The control queue's group, if the control queue has its own group.
 const CONTROL_GROUP: u32 = 1;
 
 /// Formats a MAC address with colons.
@@ -67,7 +68,8 @@ fn card(tap: &str, groups: Groups, pairs: u16) -> GuestCard {
     GuestCard::new(&shape, tap)
 }
 
-/// Sets up a guest with a card; `options` are those of QEMU's device.
+/// Returns the setup of a guest with the card. `options` are further options of QEMU's
+/// virtio-net-pci device.
 fn setup(card: &GuestCard, options: &str) -> Setup {
     let netdev = format!("vhost-vdpa,vhostdev={},id=net", card.node());
     let mac = text(GIVEN);
@@ -75,7 +77,7 @@ fn setup(card: &GuestCard, options: &str) -> Setup {
     Setup::new().arguments(["-netdev", &netdev, "-device", &device])
 }
 
-/// Makes the guest use its card, and checks that pings work in both directions.
+/// Sets up the guest's interface, and checks that pings work in both directions.
 #[track_caller]
 fn connect(guest: &mut Guest) {
     for line in [
@@ -94,10 +96,11 @@ fn exchange_pings(guest: &mut Guest) {
     tool("ping", &["-c", "3", "-W", "20", GUEST]);
 }
 
-/// Makes the guest change its card through the control queue, and checks that the card is told.
+/// Makes the guest change its card through the control queue, and checks that the daemon executes
+/// the commands.
 #[track_caller]
 fn change_through_the_control_queue(guest: &mut Guest, card: &mut GuestCard) {
-    // The IPv6 groups that every interface joins.
+    // Every interface joins some IPv6 multicast groups.
     card.wait_for("the groups of the guest", PATIENCE, |event| {
         !event.settings.multicast.is_empty()
     });
@@ -116,15 +119,15 @@ fn change_through_the_control_queue(guest: &mut Guest, card: &mut GuestCard) {
         "{settings:?}"
     );
     assert!(!settings.multicast.is_empty(), "{settings:?}");
-    // The host's neighbour table has the old address.
+    // The host's neighbour table still has the old MAC address.
     tool("ip", &["neighbour", "flush", "all"]);
     exchange_pings(guest);
 }
 
-/// The identity of a file: its device and its inode.
+/// The identity of a file: its device number and its inode number.
 type Identity = (u64, u64);
 
-/// A region of an address space, and its file.
+/// A region of an address space, and the file that backs it.
 struct Region {
     file: Identity,
     first: u64,
@@ -155,7 +158,7 @@ fn regions(device: &Device, asid: u32) -> Vec<Region> {
     regions
 }
 
-/// Returns whether some bytes are in one of the regions.
+/// Returns whether any of the regions contains the bytes `needle`.
 fn contain(regions: &[Region], needle: &[u8]) -> bool {
     const CHUNK: usize = 1 << 20;
     let mut buffer = vec![0; CHUNK + needle.len()];
@@ -165,7 +168,7 @@ fn contain(regions: &[Region], needle: &[u8]) -> bool {
             let part = region.mapping.slice(start, len).expect("a part");
             part.copy_to(&mut buffer[..len]);
             let mut rest = &buffer[..len];
-            // Search for the first byte with a library function that is fast at that.
+            // The library function `position` finds the first byte faster than this loop could.
             while let Some(at) = rest.iter().position(|byte| *byte == needle[0]) {
                 rest = &rest[at..];
                 if rest.starts_with(needle) {
@@ -178,7 +181,7 @@ fn contain(regions: &[Region], needle: &[u8]) -> bool {
     })
 }
 
-/// Returns the files of a process that are in memory only, which for QEMU is the guest's memory.
+/// Returns the files of the QEMU process `pid` that hold the guest's memory.
 fn memory_files(pid: u32) -> HashSet<Identity> {
     std::fs::read_dir(format!("/proc/{pid}/fd"))
         .expect("the files of QEMU")
@@ -195,8 +198,9 @@ fn memory_files(pid: u32) -> HashSet<Identity> {
         .collect()
 }
 
-/// Asserts that the control queue of index `control` is in memory of QEMU and not of the guest, and
-/// that the guest's memory cannot be found in the control queue's address space.
+/// Asserts that the control queue, with the index `control`, is in QEMU's memory and not in the
+/// guest's memory. Asserts that the daemon cannot find the guest's memory in the control queue's
+/// address space.
 #[track_caller]
 fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
     let moved = What::Moved {
@@ -216,7 +220,7 @@ fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
     assert!(of_guest.iter().all(|region| guests.contains(&region.file)));
     assert!(of_qemu.iter().all(|region| !guests.contains(&region.file)));
 
-    // The two address spaces have different memory at the addresses of the rings.
+    // The two address spaces have different memory at the addresses of the control queue's rings.
     let info = device.vq_info(control).expect("the control queue");
     assert_eq!(info.ready, 1);
     let at = |regions: &[Region], iova: u64| {
@@ -235,7 +239,7 @@ fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
         .any(|region| at(&of_guest, region.first).is_some());
     assert!(collide, "no IOVA is in use in both address spaces");
 
-    // A word that only the guest knows is in the guest's memory, and nowhere else within reach.
+    // The guest's memory contains a secret that only the guest knows, and address space 1 does not.
     guest.ok(
         "echo -n 'a secret of ' >/secret; cat /secret /proc/sys/kernel/random/boot_id >/secret2",
     );
@@ -243,7 +247,7 @@ fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
     assert!(secret.len() > 40, "{secret}");
     assert!(contain(&of_guest, secret.as_bytes()));
     assert!(!contain(&of_qemu, secret.as_bytes()));
-    // Asking once more does not reveal other regions either.
+    // Listing the regions once more does not reveal the secret either.
     assert!(!contain(&regions(&device, 1), secret.as_bytes()));
 }
 
@@ -254,7 +258,7 @@ fn longest_gap(answered: &[f64]) -> f64 {
 }
 
 fn the_control_queue_is_isolated_and_the_guest_migrates() {
-    // Both cards are on one network, which learns by itself where the guest is.
+    // Both cards are on one bridge, which learns from the guest's frames which card the guest uses.
     let bridge = Interface::bridge("br0");
     bridge.add_address(HOST);
     let _taps = ["tap0", "tap1"].map(|name| {
@@ -278,7 +282,7 @@ fn the_control_queue_is_isolated_and_the_guest_migrates() {
     std::thread::sleep(Duration::from_secs(2));
     guest.migrate_to(&mut arrived);
 
-    // The guest finds its card unchanged, though the device is another one.
+    // After the migration, the second card has the settings of the first card.
     within(PATIENCE, "the card has what the guest has set", || {
         there.settings() == before
     });
@@ -292,20 +296,19 @@ fn the_control_queue_is_isolated_and_the_guest_migrates() {
         longest_gap(&answered)
     ));
     assert!(longest_gap(&answered) < PATIENCE.as_secs_f64());
-    // The data queues continue where they were.
+    // The data queues continue at their positions before the migration.
     for queue in [0, 1] {
         let info = there.device().vq_info(queue).expect("a data queue");
         assert_ne!(info.state.split(), 0, "queue {queue} began anew");
     }
     assert_isolated(&mut arrived, &mut there, 2);
-    // The card that the guest has left is free for others, and its groups are where they were at
-    // first.
+    // The first card can be unbound, and its control queue's group is back in address space 0.
     assert_eq!(here.address_space(CONTROL_GROUP), 0);
     here.on_bus.unbind(Driver::Vhost).expect("unbinding");
     arrived.power_off();
 }
 
-/// A stream of numbered lines from the guest, over TCP. Each line must follow from the one before.
+/// A TCP stream of lines from the guest, numbered consecutively from 1 on.
 struct Stream {
     lines: Arc<AtomicU64>,
     reader: JoinHandle<Result<(), String>>,
@@ -314,7 +317,7 @@ struct Stream {
 impl Stream {
     const PORT: u16 = 7777;
 
-    /// Listens, and makes the guest send.
+    /// Listens on the host, and makes the guest send.
     #[track_caller]
     fn start(guest: &mut Guest) -> Self {
         let listener = TcpListener::bind((HOST, Self::PORT)).expect("listening");
@@ -327,7 +330,7 @@ impl Stream {
         let reader = std::thread::spawn(move || {
             let (stream, _) = listener.accept().map_err(|error| error.to_string())?;
             for (line, expected) in BufReader::new(stream).lines().zip(1u64..) {
-                // The guest is turned off in the middle of a line.
+                // The stream breaks off when the test kills the guest.
                 let Ok(line) = line else {
                     return Ok(());
                 };
@@ -335,7 +338,7 @@ impl Stream {
                     return Err(format!("{line:?} rather than {expected}"));
                 }
                 count.store(expected, Ordering::Relaxed);
-                // The guest has other things to do.
+                // Slows the stream down, so that the guest has time for other work.
                 if expected % 2_000 == 0 {
                     std::thread::sleep(Duration::from_millis(50));
                 }
@@ -345,7 +348,7 @@ impl Stream {
         Self { lines, reader }
     }
 
-    /// Waits until many more lines have arrived.
+    /// Waits until 2,000 more lines have arrived.
     #[track_caller]
     fn goes_on(&self) {
         let before = self.lines.load(Ordering::Relaxed);
@@ -365,14 +368,15 @@ fn a_guest_migrates_there_and_back_ten_times_and_loses_nothing() {
         tap.join(&bridge);
         tap
     });
-    // The daemons of the first two cards can be suspended, those of the others cannot.
+    // The first two cards can be suspended. The other two cannot.
     let mut cards = names.map(|tap| {
         let mut shape = Shape::new(&unique_name(), GIVEN);
         (shape.control, shape.groups) = (true, Groups::Isolated);
         shape.suspend = tap < "tap2";
         GuestCard::new(&shape, tap)
     });
-    // Each migration copies and scans all of the memory, on an emulated machine.
+    // The guests have little memory, because each migration copies and scans all of it on an
+    // emulated machine.
     let small = |card: &GuestCard| {
         let mut setup = setup(card, "mq=off");
         setup.memory = 160;
@@ -380,8 +384,8 @@ fn a_guest_migrates_there_and_back_ten_times_and_loses_nothing() {
     };
     let mut guest = small(&cards[0]).boot();
     connect(&mut guest);
-    // The bridge learns from the guest's own frames where the guest is now. A guest whose stream waits
-    // for a window sends next to none.
+    // The bridge learns from the guest's frames which card the guest uses. A guest whose TCP stream
+    // waits for a window sends hardly any frames without this ping.
     guest.ok(&format!("ping -i 1 {HOST} </dev/null >/dev/null 2>&1 &"));
     let pinger = Pinger::start(GUEST);
     let stream = Stream::start(&mut guest);
@@ -421,7 +425,7 @@ fn a_guest_migrates_there_and_back_ten_times_and_loses_nothing() {
     ));
     guest.kill();
     drop(guest);
-    // The connection has no end; what has arrived was in order.
+    // The stream may still go on. If it has ended, all lines must have been in order.
     if stream.reader.is_finished() {
         stream
             .reader
@@ -437,7 +441,7 @@ fn two_pairs_of_queues_work_and_the_fifth_queue_is_isolated() {
     let mut card = card("tap0", Groups::Isolated, 2);
     let mut guest = setup(&card, "mq=on").boot();
     connect(&mut guest);
-    // By default, the driver uses as many pairs as there are CPUs.
+    // By default, virtio_net uses as many queue pairs as the guest has CPUs.
     guest.ok("ethtool -L eth0 combined 2");
     assert!(
         card.has_seen(&What::Done(Command::Pairs(2))),
@@ -461,7 +465,7 @@ fn without_a_group_of_its_own_the_control_queue_works_all_the_same() {
     connect(&mut guest);
     let moved = |event: &Event| matches!(event.what, What::Moved { .. });
     assert!(!card.events().iter().any(moved), "{:?}", card.events());
-    // The control queue is the guest's own, in the guest's memory.
+    // All regions, including those of the control queue, are in the guest's memory.
     let guests = memory_files(guest.pid());
     let of_guest = regions(card.device(), 0);
     assert!(!of_guest.is_empty());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A driver that goes on with another device, where the first device stopped, with requests in
-//! flight, as a virtual machine does that migrates.
+//! Migration: a driver with requests in flight continues on a second device, at the position where
+//! the first device stopped.
 
 use std::collections::HashMap;
 
@@ -32,10 +32,10 @@ const NEGOTIATION: Negotiation = Negotiation {
     extensions: 0,
 };
 
-/// Number of requests in flight.
+/// The number of requests in flight.
 const FLIGHT: usize = 32;
 
-/// A device with its daemon. The fields are dropped in this order.
+/// A device with its daemon and its vhost-vdpa client. The fields are dropped in this order.
 struct Side {
     vhost: Vhost,
     _on_bus: OnBus,
@@ -58,17 +58,17 @@ impl Side {
         }
     }
 
-    /// Starts the driver, with `base` as the device's position.
+    /// Starts the driver. The device begins at position `base` of the virtqueue.
     #[track_caller]
     fn start(&self, queue: &InFlight, base: u16) {
         ring::agree_without(&self.vhost, 1 << 29 | 1 << 34);
         queue.set_up(&self.vhost, base);
         ring::start(&self.vhost);
-        // The driver does not kick again for requests that were made available before.
+        // The driver does not kick again for the requests that are available already.
         queue.kick();
     }
 
-    /// Ends the driver, so that the device is ready for the next one.
+    /// Resets the device and unmaps all memory, so that the device is ready for the next driver.
     #[track_caller]
     fn reset(&self) {
         self.vhost.set_status(status::RESET).expect("a reset");
@@ -76,7 +76,7 @@ impl Side {
     }
 }
 
-/// Lets the device complete some requests out of order, while more are made available.
+/// Makes the daemon complete some requests out of order while the driver submits more.
 #[track_caller]
 fn work(side: &Side, queue: &mut InFlight, random: &mut Random) {
     for _ in 0..random.below(20) {
@@ -87,8 +87,8 @@ fn work(side: &Side, queue: &mut InFlight, random: &mut Random) {
     queue.submit_up_to(FLIGHT);
 }
 
-/// Counts how often each number below `count` is in a list. Returns, for each count found, how many
-/// numbers have that count.
+/// Counts how often each number below `count` occurs in `list`. Returns how many numbers occur
+/// never, once, twice, and so on.
 fn times(list: &[u64], count: u64) -> HashMap<usize, u64> {
     let mut times = HashMap::new();
     for number in 0..count {
@@ -126,7 +126,8 @@ fn a_suspended_device_hands_on_each_request_exactly_once() {
         work(from, &mut queue, &mut random);
         from.vhost.suspend().expect("suspending");
         let base = from.vhost.queue_base(0).expect("the position");
-        // Nothing is in flight in the device: all requests that it has taken are done.
+        // The daemon has completed all requests that it had taken, so none is in flight in the
+        // device.
         assert_eq!(base, u32::from(queue.used_index()), "move {step}");
         from.reset();
         queue.reap();
@@ -146,11 +147,11 @@ fn a_device_that_is_reset_instead_loses_and_repeats_requests() {
     sides[0].start(&queue, 0);
     queue.submit_up_to(FLIGHT);
     sides[0].daemon.holds(FLIGHT);
-    // The device completes the last 8 of 32 requests, and is reset.
+    // The daemon completes the last 8 of the 32 requests. Then the driver resets the device.
     sides[0].daemon.complete_last(8);
     sides[0].reset();
     queue.reap();
-    // The driver knows no better position than that of the used ring.
+    // The best position that the driver knows is the index of the used ring.
     sides[1].start(&queue, queue.used_index());
     soon("what can come back comes back", || {
         sides[1].daemon.complete_some(FLIGHT);
@@ -182,7 +183,8 @@ fn a_migration_that_fails_goes_on_where_it_stopped() {
         work(&side, &mut queue, &mut random);
         side.vhost.suspend().expect("suspending");
         side.vhost.queue_base(0).expect("the position");
-        // The guest's other CPUs may still run: these requests and their kick are kept.
+        // A guest's other CPUs may still run and submit requests. The suspended device must keep
+        // these requests and their kick.
         queue.reap();
         queue.submit_up_to(FLIGHT);
         side.vhost.resume().expect("resuming");

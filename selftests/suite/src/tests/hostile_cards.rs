@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Daemons that do not answer the commands of a network card as they should. The kernel's own driver,
-//! virtio_net, waits for the answers with the lock of all network configuration held, so that no
-//! daemon may make it wait for long.
+//! Daemons that answer the commands of a network card wrongly, late, or never. The kernel's own
+//! driver, virtio_net, holds the lock of all network configuration (RTNL) while it waits for an
+//! answer. The tests check that the VDUSE driver's shadow of the control queue answers in time,
+//! whatever the daemon does.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -45,8 +46,8 @@ tests![
     a_program_that_is_killed_does_not_wait,
 ];
 
-/// Asserts that what has begun at that time took less than `limit`, which is stretched on a slow
-/// machine.
+/// Asserts that less than `limit` has passed since `begin`. On a slow machine, the limit is
+/// extended.
 #[track_caller]
 fn assert_quick(begin: Instant, limit: Duration) {
     let took = begin.elapsed();
@@ -55,7 +56,7 @@ fn assert_quick(begin: Instant, limit: Duration) {
 
 fn malformed_answers_fail_a_command_and_no_more() {
     let (card, mut ring) = HandCard::taken();
-    // Even though it says that the command was carried out.
+    // Asserts that a command fails if the daemon answers `OK` and then spoils the used ring.
     let fail = |ring: &mut ControlRing, last, spoil: &dyn Fn(&ControlRing, u16)| {
         let begin = Instant::now();
         let child = card.set_address(last);
@@ -64,9 +65,9 @@ fn malformed_answers_fail_a_command_and_no_more() {
         spoil(ring, ring.available());
         ring.interrupt();
         assert!(!ended(child));
-        // The command does not wait until its time is over.
+        // The command fails before its time limit.
         assert_quick(begin, LIMIT);
-        // The answer, once it is there, ends that state.
+        // Once the daemon has answered properly, commands can succeed again.
         ring.answer(&taken, OK);
     };
     for (last, index) in (1..).zip([1_u16, 2, 0x7fff, 0x8000, 0xfffe]) {
@@ -102,10 +103,11 @@ fn commands_fail_at_once_until_a_late_answer_has_come() {
         assert!(!ended(card.set_address(last)));
     }
     assert_quick(begin, 10 * LIMIT / 2);
-    // Nothing more was sent.
+    // The daemon has received no further command.
     assert_eq!(ring.take(), None);
     ring.answer(&taken, OK);
-    // The driver's own address is restored, or was never set.
+    // During this sleep, the driver regains part of its time budget for commands. If the driver
+    // sends the card's former address first, `next` answers that command.
     std::thread::sleep(3 * LIMIT);
     let child = card.set_address(12);
     let taken = next(&mut ring, &address(12));
@@ -115,13 +117,15 @@ fn commands_fail_at_once_until_a_late_answer_has_come() {
 
 fn a_late_answer_brings_the_daemon_up_to_date() {
     let (card, mut ring) = HandCard::taken();
-    // Three commands in a row: promiscuous, all multicast, the tables.
+    // virtio_net sends three commands in a row: promiscuous mode, all-multicast mode, and the MAC
+    // filter tables.
     assert!(card.ip("promisc on"));
     let late = next(&mut ring, &[0, 0, 1]);
     std::thread::sleep(2 * LIMIT);
     ring.answer(&late, OK);
-    // At least the two that failed at once. If no time was left from before, so did the first one,
-    // and it is its restoring that was answered late.
+    // The VDUSE driver sends again at least the two commands that failed immediately. If its time
+    // budget was used up before, the first command failed immediately as well, and the late answer
+    // was to the repetition of that command.
     let mut seen = Vec::new();
     soon("the others are sent", || {
         while let Some(taken) = ring.take() {
@@ -139,7 +143,7 @@ fn a_daemon_that_dies_with_a_command_is_replaced_by_one_that_answers() {
     let (mut card, mut ring) = HandCard::taken();
     let child = card.set_address(1);
     let _ = next(&mut ring, &address(1));
-    // What it leaves in the ring is nonsense.
+    // The daemon leaves an invalid used index in the ring.
     ring.set_used(0x4321);
     let seen = Arc::new(Mutex::new(Vec::new()));
     let ours = seen.clone();
@@ -157,8 +161,8 @@ fn a_daemon_that_dies_with_a_command_is_replaced_by_one_that_answers() {
     });
     let seen = seen.lock().expect("the commands");
     let times = seen.iter().filter(|bytes| **bytes == address(1)).count();
-    // The driver was too slow to be answered, or it was answered once; and the new daemon is not
-    // told again of what it has just done.
+    // The command fails if the new daemon was too slow. Otherwise, the new daemon has answered the
+    // command. The driver does not keep sending the command.
     if succeeded {
         assert!(times >= 1, "{seen:?}");
     }
@@ -176,7 +180,7 @@ fn a_command_that_was_given_up_is_not_carried_out_by_the_next_daemon() {
     let (available, used) = card.counters();
     assert_eq!(available, used, "nothing is left of it");
     assert_eq!(used, before.wrapping_add(1));
-    // A daemon that remembers its own position finds no command that anybody could carry out.
+    // A daemon that continues at its predecessor's position must not find the withdrawn command.
     let mut ring = ControlRing::attach(card.file(), INDEX, before).expect("a control queue");
     let mut seen = Vec::new();
     soon("what was set is set again", || {
@@ -213,7 +217,8 @@ fn without_a_daemon_commands_fail_at_once() {
 
 fn a_silent_daemon_holds_the_lock_no_longer_than_the_limit() {
     let watch = Watch::start();
-    // From the first command on, which is sent when the card is bound.
+    // The daemon does not even answer the first command, which virtio_net sends when the card is
+    // bound.
     let card = HandCard::answering(|_| None);
     for words in [
         "up",
@@ -249,8 +254,8 @@ fn a_slow_daemon_holds_the_lock_a_tenth_of_the_time() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let held = watch.end();
-    // The budget that there was at first, and a tenth of the time; the rest is what `ip` itself and
-    // the commands that fail at once take.
+    // The lock may be held for the full budget plus a tenth of the elapsed time. Another tenth is
+    // for `ip` itself and for the commands that fail immediately.
     let most = LIMIT + begin.elapsed() / 10 + begin.elapsed() / 10;
     held.assert("a slow daemon", LIMIT + SLACK, most);
 }
@@ -286,7 +291,7 @@ fn a_daemon_that_scribbles_over_the_queue_harms_itself_only() {
                 let mut bytes = vec![0; 1 + random.below(64) as usize];
                 random.fill(&mut bytes);
                 if random.one_in(4) {
-                    // What is likely to be taken for an answer.
+                    // A used index near the available index is likely to pass for an answer.
                     let available = ring.available();
                     ring.set_used(available.wrapping_add(random.below(3) as u16));
                 } else {
@@ -340,7 +345,7 @@ fn a_stopped_daemon_holds_the_lock_no_longer_than_the_limit() {
     daemon.says(&format!("Done(Pairs({}))", pairs_at_first(2)));
     let interface = peer.interface();
     let set = |words: &str| {
-        // May fail.
+        // The command may fail, because the daemon is stopped.
         let words = format!(
             "-n {} link set {interface} {words}",
             peer.namespace().name()
@@ -358,12 +363,12 @@ fn a_stopped_daemon_holds_the_lock_no_longer_than_the_limit() {
         let held = watch.end();
         daemon.signal(rustix::process::Signal::CONT);
         held.assert("a stopped daemon", LIMIT + SLACK, 2 * LIMIT);
-        // It is told what it has missed.
+        // The driver sends the daemon the settings that the daemon has missed.
         daemon.says("Done(Promiscuous(false))");
         ip(&format!("neighbour flush dev {}", tap.name()));
         peer.ping_both_ways(64);
         set("allmulticast off");
-        // The budget is regained.
+        // During this sleep, the driver regains part of its time budget for commands.
         std::thread::sleep(Duration::from_secs(3));
     }
     drop(peer);
@@ -383,7 +388,8 @@ fn a_card_that_is_removed_while_a_command_waits_is_removed() {
     }
 }
 
-/// The kernel warns if virtio_net cannot go back to fewer pairs as an XDP program is removed.
+/// Checks that virtio_net can always reduce its number of queue pairs. The kernel warns if that
+/// fails when an XDP program is removed.
 fn fewer_pairs_never_fail() {
     let mut card = HandCard::answering(|_| Some(OK));
     let interface = card.interface();

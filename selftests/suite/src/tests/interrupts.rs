@@ -68,7 +68,8 @@ fn an_interrupt_right_after_a_queue_is_enabled_arrives() {
     let bare = BareDisk::started();
     let (vhost, call, file) = (&bare.driver.vhost, &bare.driver.call, &bare.file);
     let ready = || file.vq_info(0).unwrap().ready;
-    // The daemon waits for the queue, and interrupts as soon as the queue is ready.
+    // The daemon's thread polls until the virtqueue is ready, and then injects an interrupt at
+    // once.
     let (begin, begun) = mpsc::sync_channel::<()>(0);
     let (done, end) = mpsc::channel();
     std::thread::scope(|scope| {
@@ -99,7 +100,8 @@ fn an_interrupt_before_a_reset_is_answered_arrives() {
     let device = TestDevice::disk();
     let file = Arc::new(device.open_ready(1));
     let daemon = file.clone();
-    // The daemon knows of no reset until it answers the request.
+    // The device is not reset until the daemon answers, so an interrupt before the answer must
+    // arrive.
     let _responder = Responder::new(&file, move |request| {
         if request.kind == Kind::SetStatus(RESET) {
             let _ = daemon.inject_vq_irq(0);
@@ -135,7 +137,7 @@ fn a_driver_of_the_kernel_that_resets_is_not_interrupted() {
         bus::interface(device.name()).is_some()
     });
     let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_virtqueue_cb");
-    // Before the reset, the driver is interrupted.
+    // Before the reset, an interrupt reaches the driver.
     file.inject_vq_irq(0).unwrap();
     soon("the driver is called", || trace.events().len() == 1);
     responder.take_kinds();
@@ -176,7 +178,7 @@ fn interrupts_from_several_threads_all_arrive() {
             });
         }
     });
-    // Each interrupt was signalled on its own, before its call returned.
+    // Each ioctl signalled the eventfd once before it returned.
     assert_eq!(bare.driver.call.take().unwrap(), 1000);
 }
 
@@ -200,7 +202,7 @@ fn interrupts_kicks_and_resets_do_each_other_no_harm() {
         scope.spawn(|| {
             together.wait();
             while running() {
-                // Refused during a reset.
+                // The driver refuses both calls during a reset.
                 let _ = bare.file.inject_vq_irq(0);
                 let _ = bare.file.inject_config_irq();
             }
@@ -249,8 +251,8 @@ fn call_eventfds_that_come_and_go_under_interrupts_do_no_harm() {
             vhost.set_call(0, Some(event.as_fd())).unwrap();
         },
     );
-    // The driver's first eventfd may have been signalled as well, before it was replaced. An
-    // interrupt that is still on its way goes to the last eventfd, too.
+    // An earlier interrupt may still be on its way and signal the last eventfd as well, so the
+    // count may be more than 1.
     let last = EventFd::new().unwrap();
     vhost.set_call(0, Some(last.as_fd())).unwrap();
     bare.file.inject_vq_irq(0).unwrap();
@@ -265,7 +267,7 @@ fn affinity_is_kept() {
     let block = disk.block();
     let rq_affinity = format!("/sys/block/{}/queue/rq_affinity", block.name());
     sysfs::write(rq_affinity.as_ref(), "0").unwrap();
-    // Requests of other disks complete on any CPU.
+    // The trace shows this disk only, because the requests of other disks complete on any CPU.
     let trace = Trace::of_disk("block/block_rq_complete", block.name());
     for cpu in [0usize, 1] {
         for queue in 0..2 {
@@ -286,7 +288,7 @@ fn affinity_is_kept() {
 }
 
 fn an_interrupt_holds_softirqs_back_and_no_interrupts() {
-    // Applies to the daemon's threads as well.
+    // The daemon's threads, which are created below, run on the same CPU.
     cpu::run_on(0);
     let disk = LiveDisk::new(Shape::default());
     let block = disk.block();
@@ -335,10 +337,10 @@ fn affinity_of_an_offline_cpu_delivers_all_the_same() {
 fn affinity_is_not_for_vhost() {
     const TIMES: usize = 20;
     let bare = BareDisk::started();
-    // A kernel driver may have left this affinity.
+    // This affinity, CPU 1 only, may be left over from a kernel driver.
     sysfs::write(&sysfs::affinity(bare.device.name(), 0), "2").unwrap();
     cpu::run_on(0);
-    // Both drivers under test signal vhost's eventfd with this function.
+    // Both vduse_rs and the in-tree driver signal vhost's eventfd with this function.
     let trace = Trace::of_function("eventfd_signal_mask");
     for _ in 0..TIMES {
         bare.file.inject_vq_irq(0).unwrap();

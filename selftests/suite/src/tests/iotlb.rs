@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's memory: how a daemon finds and maps it, and what is left of mappings.
+//! The driver's memory. A daemon finds and maps it by ioctls, and may keep the mappings and
+//! descriptors.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -81,7 +82,7 @@ impl Client {
         }
     }
 
-    /// Maps pages of a new file at an IOVA.
+    /// Maps pages of a new file at an IOVA. Returns this process's mapping of the file.
     #[track_caller]
     fn map(&self, iova: u64, pages: u64, access: u8) -> Mapping {
         let file = memory::file(pages * PAGE);
@@ -228,7 +229,7 @@ fn a_map_without_a_valid_permission_does_no_harm() {
         let file = memory::file(PAGE);
         let mapping = Mapping::of_file(file.as_fd(), 0, PAGE, ACCESS_RW).unwrap();
         if client.vhost.map(0x10_0000, &mapping, access).is_ok() {
-            // The result does not matter, as long as the kernel's log stays clean.
+            // The result of IOTLB_GET_FD does not matter, as long as the kernel logs no warning.
             if let Ok(region) = client.file.iotlb_fd(0x10_0000, 0x10_0000) {
                 assert!((ACCESS_RO..=ACCESS_RW).contains(&region.access));
             }
@@ -242,7 +243,7 @@ fn a_map_without_a_valid_permission_does_no_harm() {
 
 fn a_map_of_the_whole_address_space_does_no_harm() {
     let client = Client::new();
-    // The highest page, and unmapping everything at once.
+    // The client maps the highest page, and then unmaps the whole address space at once.
     let _kept = client.map(u64::MAX - PAGE + 1, 1, access::RW);
     let region = client.file.iotlb_fd(u64::MAX, u64::MAX).unwrap();
     assert_eq!((region.first, region.last), (u64::MAX - PAGE + 1, u64::MAX));
@@ -261,7 +262,7 @@ fn get_info_finds_regions() {
         })
         .unwrap();
     assert_eq!((info.start, info.last), (0x10_0000, 0x10_3fff));
-    // What a virtual machine mapped is already backed by the virtual machine's memory.
+    // The region cannot be backed by user memory, because the client's own memory backs it already.
     assert_eq!(info.capability, 0);
     fails(client.file.iotlb_info(IovaInfo::default()), Errno::INVAL);
 }
@@ -324,7 +325,7 @@ fn the_bounce_area_is_one_region_that_can_be_backed() {
     assert_eq!(info.capability, IOVA_CAP_UMEM);
     let stat = rustix::fs::fstat(&region.file).unwrap();
     assert_eq!(stat.st_blksize, PAGE as i64);
-    // The rings are elsewhere, and cannot be backed.
+    // The rings are outside the bounce area, and cannot be backed by user memory.
     let ring = ring_iova(&disk);
     let info = IovaInfo {
         start: ring,
@@ -351,7 +352,7 @@ fn the_domain_can_be_mapped_from_0_and_at_its_offset() {
     let one = prober.read(at_offset.address(), page).unwrap();
     let other = from_0.address().wrapping_add(region.offset as usize);
     assert_eq!(one, prober.read(other, page).unwrap());
-    // The ring has descriptors that the driver has used.
+    // virtio_blk has written descriptors to the ring.
     assert!(one.iter().any(|&byte| byte != 0));
 }
 
@@ -369,7 +370,7 @@ fn what_nobody_uses_raises_sigbus() {
     let iova = ring_iova(&disk);
     let region = disk.vduse().iotlb_fd(iova, iova).unwrap();
     let prober = Prober::new();
-    // A part of the file that the driver does not use: beyond all rings.
+    // At these offsets, which are beyond all rings, the driver does not use the file.
     for offset in [region.offset + (64 << 20), 1 << 40] {
         let nothing = Mapping::of_file(region.file.as_fd(), offset, PAGE, ACCESS_RW).unwrap();
         fails_at(
@@ -382,7 +383,8 @@ fn what_nobody_uses_raises_sigbus() {
 }
 
 fn bounce_pages_have_nothing_of_the_kernel_in_them() {
-    // Mark pages that the kernel hands out next, so that there is something to find.
+    // Fills free memory with a mark. The test would find the mark in bounce pages that are not
+    // zeroed.
     const MARK: u8 = 0xa5;
     drop(std::hint::black_box(vec![MARK; 64 << 20]));
     let disk = LiveDisk::new(Shape {
@@ -390,7 +392,7 @@ fn bounce_pages_have_nothing_of_the_kernel_in_them() {
         ..Default::default()
     });
     let block = disk.block();
-    // Requests of less than a page, spread over the area.
+    // Each request is shorter than a page. Together, the requests use several bounce pages.
     for sector in 0..64 {
         block.read(sector * 512, 512).unwrap();
         block.write(sector * 512, &[0; 512]).unwrap();
@@ -417,10 +419,10 @@ fn bounce_pages_have_nothing_of_the_kernel_in_them() {
 }
 
 fn one_fault_maps_the_bounce_pages_behind_it() {
-    /// How many pages a fault maps, including the page that was touched.
+    /// The number of pages that a fault maps, including the touched page.
     const AROUND: usize = 16;
     let disk = LiveDisk::new(Shape::default());
-    // As long as a single piece of mapped memory can be: its bounce pages are consecutive.
+    // A DMA mapping can be 128 KiB at most. The bounce pages of one DMA mapping are consecutive.
     let count = (128 << 10) / PAGE as usize;
     let mut memory = HugePage::new();
     let pages = memory.bytes().chunks_mut(PAGE as usize).take(count);
@@ -438,7 +440,7 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     let used: Vec<usize> = (0..region_pages)
         .filter(|&number| prober.read(page(&all, number), 1).is_ok())
         .collect();
-    // Consecutive pages, the first of which has the first data written.
+    // The pages must be consecutive, and the first page must contain the first page of data.
     let is_run = |run: &&[usize]| {
         run[count - 1] - run[0] == count - 1
             && prober
@@ -462,27 +464,27 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
         (from..from + count).map(is_present).collect::<Vec<_>>()
     };
     assert_eq!(present(first, count), vec![false; count]);
-    // The first of several present pages.
+    // A fault on the first of these pages maps `AROUND` pages.
     prober.read(page(&area, first), 1).unwrap();
     assert_eq!(present(first, AROUND), [true; AROUND]);
     assert_eq!(
         present(first + AROUND, count - AROUND),
         vec![false; count - AROUND]
     );
-    // A page whose successor does not exist.
+    // A fault on a page whose successor does not exist maps that page only.
     prober.read(page(&area, edge), 1).unwrap();
     assert_eq!(present(edge, 2), [true, false]);
     fails(prober.read(page(&area, edge + 1), 1), Errno::FAULT);
-    // A page that is followed by some unmapped pages, and then by a mapped one.
+    // A fault maps the unmapped pages before a page that is already mapped.
     prober.read(page(&area, first + AROUND + 4), 1).unwrap();
     prober.read(page(&area, first + AROUND), 1).unwrap();
     assert_eq!(present(first + AROUND, 5), [true; 5]);
-    // The mapped pages are the right ones.
+    // The mapped pages contain the written data.
     for (&number, page_written) in run.iter().zip(written.chunks(PAGE as usize)) {
         let seen = prober.read(page(&area, number), PAGE as usize).unwrap();
         assert!(seen == page_written, "{number}");
     }
-    // Ring pages are only mapped when they are touched.
+    // A fault on a ring page maps that page only.
     let ring = disk
         .vduse()
         .iotlb_fd(ring_iova(&disk), ring_iova(&disk))
@@ -495,7 +497,7 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
         assert_eq!(pages.map(is_present), [touched > 0, false]);
         prober.read(page(&to_rings, pages[touched]), 1).unwrap();
     }
-    // A mapping that ends before the present pages do.
+    // A fault maps no pages beyond the end of the mapping, although more bounce pages exist.
     let offset = region.offset + first as u64 * PAGE;
     let three = Mapping::of_file(region.file.as_fd(), offset, 3 * PAGE, ACCESS_RO).unwrap();
     prober.read(page(&three, 1), 1).unwrap();
@@ -511,14 +513,14 @@ fn a_mapping_outlives_the_device() {
     let prober = Prober::new();
     prober.read(ring.address(), 1).unwrap();
     drop(disk);
-    // The memory may be there or not; there is no crash, and no other memory is visible.
+    // These accesses may succeed or fail, but the kernel must not crash.
     for address in [bounce.address(), ring.address()] {
         for offset in [0, PAGE as usize] {
             let _ = prober.read(address.wrapping_add(offset), PAGE as usize);
             let _ = prober.write(address.wrapping_add(offset), 1);
         }
     }
-    // Unused pages are not there: addresses are handed out from the top.
+    // IOVAs are allocated from the top, so the middle of the area is unused and has no pages.
     let unused = bounce.address().wrapping_add(bounce.len() / 2);
     fails(prober.read(unused, 1), Errno::FAULT);
 }
@@ -550,7 +552,7 @@ fn a_descriptor_kept_over_a_rebind_shows_no_other_memory() {
     let theirs = memory::file(PAGE);
     let theirs = Mapping::of_file(theirs.as_fd(), 0, PAGE, ACCESS_RW).unwrap();
     vhost.map(iova, &theirs, access::RW).unwrap();
-    // The descriptor refers to what was there before.
+    // The descriptor still refers to the ring, which is gone.
     let ring = map(&region);
     fails(Prober::new().read(ring.address(), 1), Errno::FAULT);
     drop(vhost);
@@ -598,12 +600,12 @@ fn a_ring_that_was_touched_and_freed_can_be_written_to() {
     let byte = prober.read(ring.address(), 1).unwrap()[0];
     prober.write(ring.address(), byte).unwrap();
     disk.on_bus.unbind(Driver::Virtio).unwrap();
-    // Pages that are allocated from now on must not be the ring's.
+    // If the ring's pages were free, some of them would become a part of this memory.
     const MARK: u8 = 0xa5;
     let others = std::hint::black_box(vec![MARK; 64 << 20]);
     let scribble = || {
         for offset in 0..PAGE as usize {
-            // The memory may be there or not.
+            // The write may succeed or fail.
             let _ = prober.write(ring.address().wrapping_add(offset), 0xff);
         }
     };
@@ -632,7 +634,7 @@ fn a_client_that_maps_the_domains_own_file_leaks_nothing() {
         let vhost = Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap();
         vhost.set_owner().unwrap();
         vhost.set_backend_features().unwrap();
-        // The device's own file is mapped into the device itself.
+        // The client maps the domain's own file into the domain.
         let mapped =
             [&area, &ring].map(|memory| vhost.map(memory.address() as u64, memory, access::RW));
         crate::lab::run::report::note(format_args!("mapped: {mapped:?}"));

@@ -66,7 +66,7 @@ fn a_reset_takes_the_eventfd_away() {
     let bare = BareDisk::started();
     let before = bare.kick_fd();
     bare.driver.vhost.set_status(RESET).unwrap();
-    // The next driver's kicks must not reach the former eventfd.
+    // The next driver's kicks must not reach the eventfd from before the reset.
     let driver = &bare.driver;
     driver.vhost.set_status(ACKNOWLEDGE | DRIVER).unwrap();
     let features = driver.vhost.features().unwrap() & !feature::RING_EVENT_IDX;
@@ -97,7 +97,7 @@ fn a_kick_between_two_daemons_reaches_the_second() {
     let responder = Responder::ok(&file);
     let second = EventFd::new().unwrap();
     file.set_kick(0, second.as_fd()).unwrap();
-    // The kick went to one of the two eventfds, before its call returned.
+    // The kick reached one of the two eventfds before `kick_at_once` or `set_kick` returned.
     let counts = [&first, &second].map(|event| event.take().unwrap());
     drop(driver);
     drop(on_bus);
@@ -109,7 +109,7 @@ fn a_kick_between_two_daemons_reaches_the_second() {
     );
 }
 
-/// Waits until nothing more is written to eventfds, and asserts that they stay quiet.
+/// Waits for a while, and asserts that no eventfd is signalled afterwards.
 #[track_caller]
 fn comes_to_rest(events: &[&EventFd]) {
     std::thread::sleep(Duration::from_millis(100));
@@ -127,7 +127,7 @@ fn a_kick_that_kicks_itself_comes_to_rest() {
     bare.file.set_kick(0, kick.as_fd()).unwrap();
     kick.signal().unwrap();
     comes_to_rest(&[kick]);
-    // A kick that does not kick itself still works.
+    // With an eventfd that does not kick the device again, kicks still work.
     let kicked = bare.kick_fd();
     for _ in 0..5 {
         kick.signal().unwrap();
@@ -138,7 +138,7 @@ fn a_kick_that_kicks_itself_comes_to_rest() {
 fn kicks_that_go_in_circles_come_to_rest() {
     let bares = [(); 3].map(|()| BareDisk::started());
     let kicks = [0, 1, 2].map(|n: usize| &bares[n].driver.kick);
-    // Each device kicks the next one.
+    // Each device's kicks signal the next device's kick eventfd.
     for (n, bare) in bares.iter().enumerate() {
         bare.file.set_kick(0, kicks[(n + 1) % 3].as_fd()).unwrap();
     }

@@ -12,10 +12,11 @@ use crate::lab::run::settings::driver;
 
 tests![the_modules_own_tests_pass];
 
-/// The beginning of a suite's results.
+/// The start of the line before a suite's results.
 const SUITE: &str = "# Subtest: ";
 
-// Runs before all other groups, as the log keeps the messages of the load only for a while.
+// This test runs before all other groups, because the log keeps the messages of the load only for a
+// while.
 fn the_modules_own_tests_pass() {
     if !Path::new("/sys/module/kunit").exists() {
         skip("this kernel has no KUnit");
@@ -27,7 +28,8 @@ fn the_modules_own_tests_pass() {
     let log = Log::from_start().expect("reading the log").lines();
     let results = |suite: usize| {
         let mut lines = log[suite..].iter();
-        // The results of single tests are indented, and the suite's own result ends them.
+        // The log indents the results of single tests. The suite's own result, which is not
+        // indented, comes last.
         let ends = lines.position(|line| line.starts_with("ok ") || line.starts_with("not ok "));
         &log[suite..=suite + ends.expect("the end of the suite")]
     };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Removal in every order, again and again: what is left in the kernel afterwards.
+//! Leaks: tests repeat the removal of daemons, devices, drivers and clients in various orders, and
+//! check that the kernel has freed everything afterwards.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -127,8 +128,8 @@ fn rebinding_between_virtio_and_vhost_leaves_nothing() {
     });
 }
 
-/// Checks that large rings leave no pages. The kernel counts objects by kind, but pages only in
-/// total, so each round uses rings of 850 KiB.
+/// Checks that large rings leave no pages. The kernel counts objects by size, but pages only in
+/// total. Each round uses rings of 850 KiB, so that a leak is visible in the total.
 fn large_rings_leave_no_pages() {
     if has_kmemleak() {
         skip("the memory that there is says nothing here");
@@ -188,7 +189,7 @@ fn interrupts_kicks_and_resets_leave_nothing() {
             scope.spawn(|| {
                 together.wait();
                 while !stop.load(Ordering::Relaxed) {
-                    // Refused during a reset.
+                    // The driver refuses both calls during a reset.
                     let _ = file.inject_vq_irq(0);
                     let _ = file.inject_config_irq();
                 }

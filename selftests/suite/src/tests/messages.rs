@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The requests of the driver side, which a daemon answers.
+//! The requests that the driver side sends to a daemon, and the daemon's answers.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -52,7 +52,7 @@ tests![
     an_answer_from_before_the_takeover_is_enoent,
 ];
 
-/// Writes the status in a thread.
+/// Writes the device status in another thread, because the call waits for the daemon.
 fn set_status(vhost: &Arc<Vhost>, status: u8) -> Waiting<()> {
     let vhost = vhost.clone();
     Waiting::new(move || vhost.set_status(status))
@@ -104,7 +104,8 @@ fn virtio_sends_the_steps_of_the_status() {
     let file = Arc::new(device.open_ready(1));
     let responder = Responder::ok(&file);
     let on_bus = OnBus::add(device.name()).unwrap();
-    // A disk would ask for its first sector and never get it, so have no disk.
+    // virtio_blk would wait for the disk's first sector, because no daemon serves the disk. So the
+    // virtio device gets no driver.
     let autoprobe = VirtioAutoprobe::off();
     on_bus.bind(Driver::Virtio).unwrap();
     assert_eq!(
@@ -115,7 +116,7 @@ fn virtio_sends_the_steps_of_the_status() {
     drop(autoprobe);
 }
 
-/// Virtio devices stay without drivers, until this is dropped.
+/// Disabled automatic binding of virtio devices to drivers, which is enabled again on drop.
 struct VirtioAutoprobe;
 
 impl VirtioAutoprobe {
@@ -204,7 +205,7 @@ fn a_failed_answer_fails_the_map() {
     vhost.set_backend_features().unwrap();
     let file = memory::file(4096);
     let memory = vduse::Mapping::of_file(file.as_fd(), 0, 4096, ACCESS_RW).unwrap();
-    // vhost returns EFAULT for everything that goes wrong with a message.
+    // vhost returns EFAULT for every error of an IOTLB message.
     fails(vhost.map(0x10000, &memory, access::RW), Errno::FAULT);
     fails(bound.file().iotlb_fd(0, u64::MAX), Errno::INVAL);
 }
@@ -258,7 +259,7 @@ fn an_answer_can_be_given_once() {
 
 fn a_request_must_be_read_to_be_answered() {
     let bound = Unanswered::new();
-    // The id of the next request follows from the id of the one before.
+    // The id of the next request can be guessed from this request's id.
     let opening = bound.open_vhost();
     let request = bound.request();
     bound.file().answer(&request, Answer::Failed).unwrap();
@@ -330,7 +331,7 @@ fn a_fault_in_the_answer_is_not_an_answer() {
     let opening = bound.open_vhost();
     let request = bound.request();
     let result = Edge::new().write(bound.file(), 100, 152);
-    // A partially read answer may also be reported as too short.
+    // The driver may also reject an answer that it copied only partially as too short.
     let errno = result.err().and_then(|e| Errno::from_io_error(&e));
     assert!(
         matches!(errno, Some(Errno::FAULT | Errno::INVAL)),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The tests, a module for each group. A test's name says what it proves.
+//! The tests. Each group of tests has its own module. The name of a test says what the test proves.
 
 #[macro_use]
 mod registry;
@@ -62,11 +62,11 @@ use crate::tests::registry::Entry;
 /// A test.
 #[derive(Clone, Debug)]
 pub struct Test {
-    /// The name, `group::what_it_proves`.
+    /// The test's name, in the form `group::what_it_proves`.
     pub name: String,
-    /// The time limit.
+    /// The test's time limit.
     pub limit: Duration,
-    /// The function, which returns on success and panics on failure.
+    /// The test's function. It returns on success and panics on failure.
     pub run: fn(),
 }
 
@@ -78,7 +78,7 @@ macro_rules! groups {
     };
 }
 
-/// The groups, in the order in which they are run.
+/// All groups, in the order in which the runner runs them.
 const GROUPS: &[Group] = groups![
     kunit,
     control,
@@ -140,8 +140,8 @@ pub fn all() -> impl Iterator<Item = Test> {
     })
 }
 
-/// Returns the tests that the patterns name, or all tests if there are none, except for those to be
-/// left out.
+/// Returns the tests whose names match a pattern of `options.patterns`, without the tests that
+/// match a pattern of `options.skip`. If `options.patterns` is empty, every name matches.
 pub fn selected(options: &Options) -> impl Iterator<Item = Test> + '_ {
     let any = |patterns: &[String], name: &str| patterns.iter().any(|p| pattern::matches(p, name));
     all().filter(move |test| {
@@ -196,7 +196,7 @@ mod unit {
             include_str!("../../../../SECURITY.md"),
             include_str!("../../../../docs/hazards.md"),
         ] {
-            // Every second part is quoted.
+            // Backquotes split the document into parts, every second of which is quoted.
             let quoted = document.split('`').skip(1).step_by(2);
             let named: Vec<&str> = quoted.filter(|text| text.contains("::")).collect();
             assert!(named.len() > 20, "{}", named.len());

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Calls, messages and bus operations in random order, with a small model of the protocol that
-//! predicts each result.
+//! A model of the protocol, which predicts the result of each call, message and bus operation in a
+//! random sequence.
 
 mod choice;
 mod expected;

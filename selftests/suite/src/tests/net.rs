@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Network cards: with the kernel's virtio_net, and by hand through vhost.
+//! Network cards, driven by the kernel's virtio_net, or by hand through vhost.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -50,7 +50,7 @@ fn pings_go_both_ways() {
     peer.ping_both_ways(1400);
 }
 
-/// Sends data over TCP one way, and then other data the other way.
+/// Sends data over TCP to the peer, and then other data back.
 #[track_caller]
 fn exchange(peer: &Peer, bytes: usize) {
     let data = move |seed| {
@@ -87,14 +87,14 @@ fn data_arrives_as_it_was_sent() {
     exchange(&peer, 4 << 20);
 }
 
-/// Checks that data is intact although virtio_net maps, unmaps and kicks in softirqs, which
-/// interrupt the daemon's calls.
+/// Checks that data is intact while the daemon registers and deregisters user memory. virtio_net
+/// maps, unmaps and kicks in softirqs, which interrupt the daemon's ioctls.
 fn data_is_intact_when_memory_comes_and_goes_meanwhile() {
     unlimited_memlock();
     let tap = TapInterface::new(1);
     let shape = card::shape(1);
     let device = TestDevice::new(&shape.config());
-    // Four times the 1,024 slots that the card's empty buffers take.
+    // The bounce area has four times the 1,024 slots that the card's empty receive buffers take.
     device.set_bounce_size(16 << 20);
     let served = card::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
@@ -110,8 +110,8 @@ fn data_is_intact_when_memory_comes_and_goes_meanwhile() {
             for change in [Handle::register_umem, Handle::deregister_umem] {
                 let start = Instant::now();
                 change(handle).unwrap();
-                // The daemon did nothing else during the call, so now give the traffic as much
-                // time.
+                // The daemon forwarded nothing during the call, so the traffic now gets the same
+                // amount of time.
                 std::thread::sleep(start.elapsed());
             }
             if traffic.is_finished() {
@@ -128,7 +128,7 @@ fn a_driver_uses_one_pair_of_two_without_mq() {
     let device = TestDevice::new(&shape.config());
     let served = card::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
-    // Several flows, which the TAP interface would spread over its queues.
+    // With two pairs in use, the TAP interface would spread these flows over its queues.
     for _ in 0..4 {
         exchange(&peer, 64 << 10);
     }
@@ -150,7 +150,7 @@ fn a_new_daemon_takes_a_running_card_over() {
     daemon.says(&format!("Started({})", shape.features()));
     peer.ping_both_ways(1400);
     exchange(&peer, 64 << 10);
-    // The peer goes while the daemon answers.
+    // The peer is dropped first, because its removal needs a daemon that answers.
     drop(peer);
     drop(daemon);
 }
@@ -158,7 +158,7 @@ fn a_new_daemon_takes_a_running_card_over() {
 const OTHER: Mac = [2, 0, 0, 0, 0, 2];
 const GROUP: Mac = [1, 0, 0x5e, 0, 0, 1];
 
-/// Starts a driver, and checks that the card notices.
+/// Starts a driver, and waits until the card's daemon reports the start.
 #[track_caller]
 fn start(card: &IsolatedCard, control: u32) -> CardDriver {
     let driver = CardDriver::start(card.vhost(), control);
@@ -167,7 +167,7 @@ fn start(card: &IsolatedCard, control: u32) -> CardDriver {
     driver
 }
 
-/// Sends a frame, and checks that the frame comes back.
+/// Sends a frame, and checks that the card's loopback port returns it.
 #[track_caller]
 fn frame_comes_back(driver: &mut CardDriver, to: Mac, byte: u8) {
     let frame = frame(to, byte);
@@ -194,15 +194,17 @@ fn a_control_queue_in_a_space_of_its_own_is_answered() {
         ),
     ];
     for (byte, (bytes, command)) in (0..).zip(commands) {
-        // The transmit queue has different memory at the control queue's addresses, and keeps it.
+        // The transmit queue still works. Its memory has the same IOVAs as the control queue's
+        // memory, in another address space.
         driver.receive.expect_frame();
         frame_comes_back(&mut driver, [0xff; 6], byte);
         assert_eq!(driver.control.command(&bytes), Some(0));
         assert_eq!(card.next().what, What::Done(command));
     }
-    // The driver finds the address in the configuration space.
+    // The configuration space has the new address.
     assert_eq!(driver.vhost.config(0, 6).unwrap(), OTHER);
-    // The settings take effect: of these frames, only the second and the fourth are received.
+    // The settings take effect, so the driver receives only the second and the fourth of these
+    // frames.
     driver.receive.expect_frame();
     driver.transmit.send_frame(&frame(MAC, 1));
     frame_comes_back(&mut driver, OTHER, 2);
@@ -218,7 +220,7 @@ fn a_malformed_command_is_refused_and_changes_nothing() {
     let group = mac_set(GROUP);
     let short = mac_set(OTHER)[..7].to_vec();
     let huge = [1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
-    // Neither VIRTIO_NET_CTRL_MQ nor VLAN was offered.
+    // The last two commands are of the classes MQ and VLAN, which the card does not offer.
     for bytes in [
         &[0][..],
         &[0, 0],
@@ -280,14 +282,14 @@ fn without_mq_the_control_queue_is_at_2() {
     assert_eq!(groups, [0, 0, 0, 0, 1]);
     ring::agree_without(&vhost, feature::NET_MQ);
     vhost.set_group_asid(1, 1).unwrap();
-    // Queue 2 is in group 0, which is not the group that moved.
+    // Queue 2 is in group 0, and group 0 was not moved.
     let mut control = HandQueue::prepare(&vhost, 2, 0, TRANSMIT);
     control.set_up(&vhost);
     ring::start(&vhost);
     assert_eq!(control.command(&mac_set(OTHER)), Some(0));
     let event = card.until(&What::Done(Command::MacAddress(OTHER)));
     assert_eq!(event.settings.mac, OTHER);
-    // The command for the number of pairs requires the feature.
+    // The command for the number of pairs requires `NET_MQ`.
     assert_eq!(control.command(&[4, 0, 2, 0]), Some(1));
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Open vSwitch with DPDK, unmodified, and the kernel's virtio_net: cards with several pairs of
-//! queues, as containers get them.
+//! Network cards of containers: an unmodified Open vSwitch with DPDK serves the cards, and the
+//! kernel's virtio_net drives them with several queue pairs.
 
 use std::collections::HashSet;
 use std::net::UdpSocket;
@@ -23,15 +23,15 @@ tests![
     a_switch_that_is_stopped_holds_the_lock_no_longer_than_the_limit => 240,
 ];
 
-/// A switch, and two cards that virtio_net drives, each in a namespace of its own. The fields are
-/// dropped in this order.
+/// A switch and two cards, each of which virtio_net drives in a separate network namespace. The
+/// fields are dropped in this order.
 struct Containers {
     peers: [Peer; 2],
     switch: Vswitch,
 }
 
-/// How long the lock of all network configuration may be held: the limit of one command, and what an
-/// idle machine needs.
+/// The longest time for which the lock of all network configuration (RTNL) may be held. It is the
+/// time limit of one command plus what an idle machine needs.
 const LIMIT: Duration = Duration::from_millis(1500);
 
 const ADDRESSES: [&str; 2] = ["10.98.0.1", "10.98.0.2"];
@@ -46,7 +46,7 @@ impl Containers {
         Self { peers, switch }
     }
 
-    /// Pings from the first container to the second until an answer comes.
+    /// Pings the second container from the first until an answer comes.
     #[track_caller]
     fn reach_each_other(&self) {
         within(Duration::from_secs(60), "a ping is answered", || {
@@ -67,8 +67,8 @@ impl Containers {
         said.contains(&format!(" {count} received"))
     }
 
-    /// Sends packets in many flows from the first container to the second until each of the first
-    /// card's pairs has sent some, and checks that those of every flow arrive.
+    /// Sends packets in many flows from the first container to the second until each queue pair of
+    /// the first card has sent some. Checks that packets of every flow arrive.
     #[track_caller]
     fn all_pairs_forward(&self, pairs: usize) {
         let (sender, port) = mpsc::channel();
@@ -99,7 +99,7 @@ impl Containers {
         });
     }
 
-    /// Returns the number of packets that the first card has sent, by pair.
+    /// Returns the number of packets that the first card has sent, by queue pair.
     #[track_caller]
     fn sent(&self) -> Vec<u64> {
         let output = self.peers[0]
@@ -109,8 +109,8 @@ impl Containers {
             .output()
             .expect("running tc");
         let said = String::from_utf8_lossy(&output.stdout);
-        // Each queue has a qdisc whose parent is the root qdisc (`parent :N`). Its statistics
-        // contain ` Sent 84 bytes 2 pkt (dropped ...`.
+        // Each transmit queue has a qdisc whose parent is the root qdisc (`parent :N`). The
+        // statistics of a qdisc contain ` Sent 84 bytes 2 pkt (dropped ...`.
         let queues = said
             .split("\nqdisc")
             .filter(|text| text.contains(" parent :"));
@@ -125,7 +125,7 @@ impl Containers {
             .collect()
     }
 
-    /// Runs every operation on the first card, each of which may fail.
+    /// Runs various configuration commands on the first card. Each command may fail.
     fn configure(&self) {
         let name = self.peers[0].namespace().name();
         let interface = self.peers[0].interface();
@@ -173,7 +173,7 @@ fn two_containers_reach_each_other_through_four_pairs() {
 }
 
 fn one_pair_works() {
-    // DPDK offers no control queue then.
+    // DPDK offers no control queue to a card with one queue pair.
     let containers = Containers::new(1);
     containers.reach_each_other();
     containers.configure();
@@ -206,7 +206,7 @@ fn a_switch_that_is_stopped_holds_the_lock_no_longer_than_the_limit() {
         containers.switch.signal(Signal::CONT);
         watch.end().assert("a stopped switch", LIMIT, 2 * LIMIT);
         containers.reach_each_other();
-        // The time that was spent comes back.
+        // During this sleep, the driver regains part of its time budget for commands.
         std::thread::sleep(Duration::from_secs(5));
         containers.configure();
         containers.all_pairs_forward(4);

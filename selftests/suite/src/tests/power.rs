@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Suspending the machine: daemons are frozen as all processes are, and a call that waits for a
-//! daemon must not keep the machine awake.
+//! Suspending the machine. The kernel freezes all processes, including daemons, so a call that
+//! waits for a daemon must not keep the machine awake.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -47,10 +47,10 @@ tests![
     a_disk_under_io_goes_on_after_suspend => 120,
 ];
 
-/// The longest time after the suspend until a call that waited returns.
+/// The time limit for a waiting call to return after the machine was suspended.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits for a request of the driver.
+/// Waits until the driver has sent the daemon a request.
 #[track_caller]
 fn is_asked(file: &Device) {
     let mut fds = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN)];
@@ -65,8 +65,9 @@ fn is_asked(file: &Device) {
 /// A call of a vhost-vdpa client, which returns the client to keep the device open.
 type Call = fn(Vhost) -> io::Result<Option<Vhost>>;
 
-/// Suspends the machine while a client of vhost waits for the daemon, which is this process and
-/// does not answer. Without `call`, the client opens the device. The call must succeed afterwards.
+/// Suspends the machine while a call of a vhost client waits for the daemon, which is this process.
+/// The daemon answers only after the machine has resumed, and then the call must succeed. Without
+/// `call`, the client opens the device.
 #[track_caller]
 fn client_waits(call: Option<Call>, depth: Depth) {
     let machine = Machine::new();
@@ -119,7 +120,7 @@ fn a_client_that_closes_a_device_holds_no_suspend_up() {
     client_waits(Some(|_| Ok(None)), Depth::Freezer);
 }
 
-/// A thread whose id is known.
+/// A thread with a known thread ID.
 struct Caller<T> {
     thread: JoinHandle<T>,
     tid: i32,
@@ -136,7 +137,7 @@ impl<T: Send + 'static> Caller<T> {
         Self { thread, tid }
     }
 
-    /// Waits until the thread waits for a daemon in the kernel.
+    /// Waits until the thread is blocked in the VDUSE driver.
     #[track_caller]
     fn waits_for_a_daemon(&self) {
         let stack = format!("/proc/self/task/{}/stack", self.tid);
@@ -193,8 +194,8 @@ fn a_client_of_a_stopped_daemon_holds_no_suspend_up() {
     assert_eq!(vhost.status().unwrap(), ACKNOWLEDGE);
 }
 
-/// Suspends the machine while a kernel driver that is being bound to a device waits for a daemon.
-/// Binding need not continue, but with a daemon that answers, the disk must be usable afterwards.
+/// Suspends the machine while a kernel driver, which is being bound to a device, waits for a
+/// daemon. The bind may fail, but the disk must be usable with a daemon that answers.
 #[track_caller]
 fn driver_waits(depth: Depth) {
     let machine = Machine::new();
@@ -211,7 +212,7 @@ fn driver_waits(depth: Depth) {
     let served = Served::start(device.open_nonblocking(), 1, memory_file(1 << 20)).unwrap();
     let _ = caller.returns();
     suspended.expect("the machine is suspended");
-    // The device may be bound or not.
+    // The first bind may have succeeded or failed.
     let _ = on_bus.unbind(Driver::Virtio);
     on_bus.bind(Driver::Virtio).unwrap();
     soon("the disk appears", || {
@@ -254,9 +255,10 @@ fn adding_a_disk_of_a_stopped_daemon_holds_no_suspend_up() {
     drop(device);
 }
 
-/// Checks that the daemon is told of `DRIVER_OK` even if the machine suspends just then: virtio_blk
-/// does not check whether the daemon was told, and would wait for its first requests, of a daemon
-/// that does not serve them.
+/// Checks that a request with `DRIVER_OK` stays pending until a daemon answers it, even if the
+/// machine tries to suspend. virtio_blk does not check whether a daemon has agreed. A daemon that
+/// has not seen `DRIVER_OK` would not serve virtio_blk's first requests, so virtio_blk would wait
+/// for them.
 fn a_driver_that_says_it_is_ready_is_waited_for_and_works() {
     let machine = Machine::new();
     let device = TestDevice::disk();
@@ -296,7 +298,7 @@ fn a_driver_that_says_it_is_ready_is_waited_for_and_works() {
     drop(served);
 }
 
-/// Writes to a disk, suspends the machine, and reads back what was written.
+/// Writes to a disk, suspends the machine, and reads the data back.
 #[track_caller]
 fn goes_on(machine: &Machine, block: &Block, sleep: Sleep, depth: Depth, byte: u8) {
     block.write(4096, &[byte; 4096]).unwrap();
@@ -337,8 +339,8 @@ fn a_disk_under_io_goes_on_after_suspend() {
     let machine = Machine::new();
     need("fio", "--version");
     let disk = LiveDisk::new(Shape::default());
-    // The process of fio waits for requests in a way that allows freezing. A process that is in
-    // read(2) itself cannot be frozen until the frozen daemon has answered.
+    // fio waits for its requests in a way that allows freezing. The kernel cannot freeze a process
+    // in read(2) before the daemon has answered, and the daemon is frozen already.
     let mut fio = std::process::Command::new("fio")
         .args([
             "--name=io",

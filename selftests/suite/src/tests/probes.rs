@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A kernel driver that is bound again after its probe failed: virtio's core does not reset the
-//! device in between.
+//! Kernel drivers that are probed again after a failed probe. virtio's core does not reset the
+//! device between the two probes.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -44,14 +44,16 @@ tests![
 
 const BYTES: u64 = 1 << 20;
 
-/// Returns the configuration of a disk of zones, which virtio_blk asks for after it is ready.
-/// [`blk::Disk`] does not know zones and answers with an error, so that each probe fails then.
+/// Returns the configuration of a zoned disk. virtio_blk asks for the zones after it has set
+/// `DRIVER_OK`. [`blk::Disk`] does not support zones and returns an error, so each probe then
+/// fails.
 fn zoned() -> DeviceConfig {
     let mut config = blk::device_config(&unique_name(), BYTES, 1);
     config.features |= feature::BLK_ZONED;
     config.space.resize(96, 0);
-    // The size of a zone, how many zones can be open and active, and the largest append, all sizes
-    // in sectors; then the granularity of writes, in bytes (virtio 1.3, section 5.2.4).
+    // These fields are the size of a zone, the maximum numbers of open and active zones, and the
+    // maximum size of an append, with sizes in sectors. The last field is the write granularity in
+    // bytes (virtio 1.3, section 5.2.4).
     for (offset, value) in [
         (72, 256u32),
         (76, 8),
@@ -61,7 +63,7 @@ fn zoned() -> DeviceConfig {
     ] {
         config.space[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
     }
-    // Zones are managed by the host.
+    // The zones are host-managed.
     config.space[92] = 1;
     config
 }
@@ -73,7 +75,7 @@ struct Failed {
 }
 
 impl Failed {
-    /// Creates a device whose probe failed after `DRIVER_OK`. No daemon serves the device.
+    /// Creates a device whose probe failed after `DRIVER_OK`. The device is left without a daemon.
     #[track_caller]
     fn when_ready() -> Self {
         let device = TestDevice::new(&zoned());
@@ -85,7 +87,8 @@ impl Failed {
         Self { on_bus, device }
     }
 
-    /// Creates a device whose probe failed before `DRIVER_OK`: the daemon has refused the features.
+    /// Creates a device whose probe failed before `DRIVER_OK`, because the daemon refused the
+    /// features.
     #[track_caller]
     fn when_set_up() -> Self {
         let device = TestDevice::new(&zoned());
@@ -113,7 +116,7 @@ fn probe(name: &str) {
         .file_name()
         .and_then(|name| name.to_str())
         .expect("a name");
-    // The device may bind or not.
+    // The probe may succeed or fail.
     let _ = sysfs::write("/sys/bus/virtio/drivers_probe".as_ref(), virtio);
 }
 
@@ -122,13 +125,14 @@ fn serve(device: &TestDevice) -> Served {
     Served::start(device.open_nonblocking(), 1, memory_file(BYTES)).expect("serving the disk")
 }
 
-/// Returns the status that virtio's core reads.
+/// Returns the device status that virtio's core reads.
 #[track_caller]
 fn status(name: &str) -> u8 {
     bus::virtio_status(name).expect("a virtio device")
 }
 
-/// Starts a responder that agrees to everything but a status with `bit` as its highest bit.
+/// Starts a responder that refuses each status whose highest bit is `bit`, and agrees to all other
+/// requests.
 fn refusing(file: &Arc<Device>, bit: u8) -> Responder {
     Responder::new(file, move |request| match request.kind {
         Kind::SetStatus(status) if status & bit != 0 && status < bit.saturating_mul(2) => {
@@ -180,7 +184,7 @@ fn a_driver_is_not_called_before_its_second_probe_is_done() {
         let early = trace.events().len();
         drop(responder);
         drop(file);
-        // The probe waits for the zones, and must get an error.
+        // The probe waits for the zones. The new daemon returns an error.
         let served = serve(&failed.device);
         within(Duration::from_secs(10), "the probe fails", || {
             status(failed.device.name()) == UP_TO_DRIVER_OK | FAILED
@@ -188,13 +192,14 @@ fn a_driver_is_not_called_before_its_second_probe_is_done() {
         served.stop();
         assert_eq!(early, 0);
     });
-    // The first status is the reset, which the daemon does not know of until it agrees.
+    // The first status is the reset, which does not take effect until the daemon agrees.
     for (status, was_refused) in seen.lock().unwrap().iter().skip(1) {
         assert!(was_refused, "an interrupt is let through at {status:#x}");
     }
 }
 
-/// The ring of a disk's only virtqueue, as the daemon accesses it. The ring may go at any time.
+/// The ring of a disk's only virtqueue, as the daemon accesses it. The driver may free the ring at
+/// any time.
 struct Ring {
     memory: Mapping,
     prober: Prober,
@@ -233,26 +238,28 @@ impl Ring {
         Ok([bytes[0], bytes[1]])
     }
 
-    /// Sets how many requests were used, fewer than 256.
+    /// Sets the used index, which must have been below 256, to `count`.
     fn set_used(&self, count: u8) -> io::Result<()> {
         self.put(2, &[count])
     }
 
-    /// Marks the first request as used, if it has arrived, without serving it.
+    /// If the first request has arrived, marks it as used without serving it. Returns whether it
+    /// has arrived.
     fn use_first(&self) -> io::Result<bool> {
         if self.available(2)? == [0, 0] {
             return Ok(false);
         }
         let head = self.available(4)?;
-        // An element of the used ring: the head and the length that was written, of 32 bits each.
+        // The used ring element consists of the head descriptor's index and the written length, 32
+        // bits each.
         self.put(4, &[head[0], head[1], 0, 0, 1, 0, 0, 0])?;
         self.set_used(1)?;
         Ok(true)
     }
 }
 
-/// Starts a responder that agrees to everything but `refused`, and returns a flag that says whether
-/// the driver is ready.
+/// Starts a responder that refuses the statuses in `refused` and agrees to all other requests. Also
+/// returns a flag that is set once the driver has written `DRIVER_OK`.
 fn watching(file: &Arc<Device>, refused: &'static [u8]) -> (Responder, Arc<AtomicBool>) {
     let ready = Arc::new(AtomicBool::new(false));
     let ours = ready.clone();
@@ -278,7 +285,8 @@ fn a_daemon_that_interrupts_a_second_probe_does_no_harm() {
         let ours = (ready.clone(), calm.clone());
         let responder = Responder::new(&file, move |request| {
             if matches!(request.kind, Kind::SetStatus(status) if status & DRIVER_OK != 0) {
-                // A driver that is ready may look at the ring.
+                // After `DRIVER_OK`, the driver may look at the ring, so the answer waits until the
+                // used index is 0.
                 ours.0.store(true, Ordering::Release);
                 while !ours.1.load(Ordering::Acquire) {
                     std::thread::yield_now();
@@ -288,7 +296,8 @@ fn a_daemon_that_interrupts_a_second_probe_does_no_harm() {
         });
         std::thread::scope(|scope| {
             let probing = scope.spawn(|| failed.probe());
-            // Claim that a request was used, in a ring whose driver does not know its disk yet.
+            // Marks a request as used in the ring of a driver that is still being probed, and keeps
+            // injecting interrupts.
             let mut ring = None;
             while !ready.load(Ordering::Acquire) {
                 if ring.is_none() {
@@ -320,7 +329,7 @@ fn a_driver_that_failed_twice_is_not_called() {
     failed.on_bus.unbind(Driver::Virtio).unwrap();
     let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_config_cb");
     for _ in 0..20 {
-        // The daemon was told that the driver was ready, and not that the driver is gone.
+        // The daemon has seen `DRIVER_OK`, but no message says that the driver is gone.
         let _ = served.device().inject_config_irq();
     }
     assert_eq!(trace.events().len(), 0);
@@ -341,7 +350,7 @@ fn a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that() {
         file.inject_vq_irq(0).unwrap();
         probing.join().unwrap();
     });
-    // As far as the daemon has acknowledged, the driver is ready.
+    // The daemon refused `FAILED`, so the acknowledged status still says that the driver is ready.
     assert_eq!(status(failed.device.name()), UP_TO_DRIVER_OK);
     failed.on_bus.unbind(Driver::Virtio).unwrap();
     let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_config_cb");
@@ -349,13 +358,13 @@ fn a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that() {
     let _ = file.inject_vq_irq(0);
     assert_eq!(trace.events().len(), 0);
     drop(trace);
-    // The next driver begins with a reset of its own.
+    // The device can be bound to the next driver, which resets the device itself.
     failed.on_bus.bind(Driver::Vhost).unwrap();
     drop(responder);
 }
 
-/// Refuses to let the driver of the next probe be ready, and then serves the device with another
-/// daemon.
+/// Probes the device with a daemon that refuses `DRIVER_OK`, and then serves the device with
+/// another daemon, so that the probe ends.
 fn is_helped(failed: &Failed) {
     let file = Arc::new(failed.device.open_nonblocking());
     let asked = Arc::new(AtomicBool::new(false));
@@ -437,7 +446,7 @@ fn probes_that_fail_under_interrupts_do_no_harm() {
     let mut failures = 0;
     for _ in 0..ROUNDS {
         let file = Arc::new(device.open_nonblocking());
-        // What is refused in this round: a status with one of these bits, in `often` of 8 cases.
+        // In this round, the daemon refuses a status with one of these bits in `often` of 8 cases.
         let bits = [0, DRIVER_OK, FEATURES_OK, FAILED, 2, 0xff][random.below(6) as usize];
         let often = 1 + random.below(8);
         let mut ours = Random::new(random.below(u64::MAX));
@@ -450,7 +459,8 @@ fn probes_that_fail_under_interrupts_do_no_harm() {
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                // Uses the driver's first request of each ring, and interrupts all the time.
+                // This thread keeps injecting interrupts, and marks the first request of each ring
+                // as used.
                 while !stop.load(Ordering::Relaxed) {
                     let _ = file.inject_config_irq();
                     let _ = file.inject_vq_irq(0);

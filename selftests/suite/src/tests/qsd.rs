@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An unmodified qemu-storage-daemon, with the kernel's virtio_blk.
+//! Disks that an unmodified qemu-storage-daemon serves and the kernel's virtio_blk drives.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ tests![
     a_daemon_killed_before_it_interrupts_is_taken_over => 60,
 ];
 
-/// Starts the daemon and attaches its disk to virtio_blk.
+/// Starts the daemon, puts its disk on the bus, and binds the disk to virtio_blk.
 #[track_caller]
 fn attach(name: &str, image: &Path) -> (OnBus, Qsd, String) {
     attach_to(Qsd::start(name, image), name)
@@ -47,7 +47,7 @@ fn detach(on_bus: OnBus, qsd: Qsd) {
     qsd.stop();
 }
 
-/// Returns the contents of a file.
+/// Returns the contents of a file, 1 MiB of random bytes that depend on `number`.
 fn contents(number: u64) -> Vec<u8> {
     let mut data = vec![0; 1 << 20];
     Random::new(number + 1).fill(&mut data);
@@ -168,9 +168,9 @@ fn a_killed_daemon_is_taken_over() {
     drop(device);
 }
 
-/// Checks that the successor of a daemon that has done everything but interrupt takes over. The
-/// successor cannot see what is missing, and interrupts each virtqueue that it takes over (libvduse
-/// has done so from the beginning).
+/// Checks that a new daemon can take over from a daemon that completed a request but was killed
+/// before it injected the interrupt. The new daemon cannot see that the interrupt is missing. It
+/// therefore interrupts each virtqueue that it takes over, as libvduse has done from the beginning.
 fn a_daemon_killed_before_it_interrupts_is_taken_over() {
     let scratch = Scratch::new();
     let image = scratch.file("image", 4 << 20);
@@ -181,13 +181,13 @@ fn a_daemon_killed_before_it_interrupts_is_taken_over() {
         name: name.clone(),
         queues: 2,
     };
-    // Rebound, so that the daemon is dropped first.
+    // This variable is declared after `interrupt`, so that the daemon is dropped first.
     let mut qsd = qsd;
     let block = Block::open(&disk).unwrap();
     block.write(4096, &[0xab; 4096]).unwrap();
     qsd.kill();
     qsd.start_again_blockable();
-    // A daemon that serves requests has taken the device over.
+    // The new daemon serves requests, so it has taken over the device.
     assert_same(&block.read(4096, 4096).unwrap(), &[0xab; 4096], "the disk");
 
     qsd.irq_blocker().block();

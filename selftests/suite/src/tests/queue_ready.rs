@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The daemon's agreement that a virtqueue becomes ready, or that it ceases to be ready
+//! The daemon's agreement before a virtqueue becomes ready or stops being ready
 //! (`VDUSE_F_QUEUE_READY`).
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -72,7 +72,7 @@ fn the_daemon_is_asked_for_1_and_for_0_always() {
         } else {
             vhost.disable_queue(index).unwrap();
         }
-        // The call returns when the daemon has answered.
+        // The call returns only after the daemon has answered.
         assert_eq!(setup.responder.take_kinds(), [asked(index, ready)]);
         assert_eq!(setup.file.vq_info(index).unwrap().ready, u8::from(ready));
     }
@@ -99,7 +99,7 @@ fn the_daemon_is_asked_in_any_state() {
     toggle();
 }
 
-/// What `VQ_GET_INFO` says within the daemon's handler of a request.
+/// The results of `VQ_GET_INFO` that the daemon gets while it handles a request.
 type Infos = Arc<Mutex<Vec<VqInfo>>>;
 
 fn the_queue_becomes_ready_when_the_daemon_agrees() {
@@ -130,7 +130,7 @@ fn the_queue_becomes_ready_when_the_daemon_agrees() {
     vhost.disable_queue(0).unwrap();
     assert_eq!(file.vq_info(0).unwrap().ready, 0);
 
-    // Within the handler, everything but the flag has its final value already.
+    // While the daemon handles the request, all fields except `ready` have their final values.
     let infos = infos.lock().unwrap();
     assert_eq!(infos.len(), 2);
     for (info, ready) in infos.iter().zip([0, 1]) {
@@ -143,7 +143,8 @@ fn the_queue_becomes_ready_when_the_daemon_agrees() {
     }
 }
 
-/// Answers as [`agree`], except that readiness `ready` is refused.
+/// Returns a closure that answers as [`agree`] does, but refuses each request to set a virtqueue's
+/// readiness to `ready`.
 fn refuse(ready: bool) -> impl FnMut(&vduse::request::Request) -> Option<Answer> + Send {
     move |request| match request.kind {
         Kind::SetVqReady { ready: asked, .. } if asked == ready => Some(Answer::Failed),
@@ -160,14 +161,14 @@ fn a_refusal_breaks_the_device() {
             vhost.enable_queue(0).unwrap();
         }
         assert_eq!(setup.file.vq_info(0).unwrap().ready, u8::from(!ready));
-        // The driver side is not told.
+        // The client's call succeeds, because vhost reports no refusal.
         if ready {
             vhost.enable_queue(0).unwrap();
         } else {
             vhost.disable_queue(0).unwrap();
         }
         fails(setup.file.vq_info(0), Errno::PERM);
-        // The daemon gets no further request, either.
+        // The broken device sends the daemon no further request, so the status stays the same.
         vhost.set_status(status::UP_TO_DRIVER_OK).unwrap();
         assert_eq!(vhost.status().unwrap(), status::UP_TO_FEATURES_OK);
     }
@@ -190,7 +191,7 @@ fn a_refusal_of_a_request_from_before_breaks_the_device() {
     let vhost = setup.vhost();
     let (on_bus, device) = setup.end_daemon();
     std::thread::scope(|scope| {
-        // No daemon has the device open: the request waits for one.
+        // No daemon has the device open, so the request waits for a daemon.
         let enabling = scope.spawn(|| vhost.enable_queue(0));
         stays("the request waits", || !enabling.is_finished());
         let file = device.open_nonblocking();
@@ -200,7 +201,7 @@ fn a_refusal_of_a_request_from_before_breaks_the_device() {
         enabling.join().expect("a thread").expect("enabling");
         fails(file.vq_info(0), Errno::PERM);
     });
-    // The next daemon finds what the driver wants.
+    // The next daemon finds the virtqueue ready, as the client requested.
     let file = Arc::new(device.open_nonblocking());
     assert_eq!(file.vq_info(0).unwrap().ready, 1);
     let _responder = Responder::ok(&file);
@@ -275,7 +276,8 @@ fn a_client_that_is_killed_breaks_nothing() {
     let client = Client::enable(setup.device.name());
     received("the daemon is asked", &is_asked);
     client.kill();
-    // The device goes on: the client's reset arrives, and the next client can use the device.
+    // The device is not broken. The daemon receives the killed client's reset, and the next client
+    // can use the device.
     soon("the client's reset arrives", || {
         setup.responder.seen().last().map(|request| request.kind) == Some(Kind::SetStatus(0))
     });
@@ -294,7 +296,7 @@ fn deleting_a_device_that_nobody_serves_breaks_nothing() {
         let binding = scope.spawn(move || bus::bind(name, Driver::Virtio));
         stays("the driver waits", || !binding.is_finished());
         on_bus.delete().expect("deleting");
-        // By then, binding the driver may have succeeded or failed.
+        // The bind may have succeeded or failed by then.
         let _ = binding.join().expect("a thread");
     });
     let broken = sysfs::attribute(device.name(), "broken");
@@ -335,7 +337,8 @@ fn virtio_asks_for_each_queue_and_once_more_after_the_reset() {
 fn a_driver_of_the_kernel_waits_for_all_its_queues_together() {
     let device = create(&net_config(), NEGOTIATION).unwrap();
     let file = Arc::new(device.open_ready(2));
-    // Far enough from the timeout that a busy machine makes no difference.
+    // One answer takes much less time than the timeout, and two answers take much more. A busy
+    // machine makes no difference.
     let slow = std::time::Duration::from_millis(2500);
     let responder = Responder::new(&file, move |request| {
         if matches!(request.kind, Kind::SetVqReady { .. }) {
@@ -347,7 +350,7 @@ fn a_driver_of_the_kernel_waits_for_all_its_queues_together() {
     modules::tool("modprobe", &["virtio_net"]).unwrap();
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
-    // Each answer is in time, but both together are not.
+    // Each answer alone is in time, but both answers together are not.
     let broken = sysfs::attribute(device.name(), "broken");
     soon("the device breaks", || {
         sysfs::read(&broken).is_ok_and(|text| text == "1")
@@ -378,7 +381,7 @@ fn a_new_daemon_has_the_whole_timeout() {
         received("the first daemon is asked", &is_asked);
         drop(first);
         drop(file);
-        // The greater part of the timeout passes without a daemon.
+        // Most of the timeout passes without a daemon.
         std::thread::sleep(pause);
         let file = Arc::new(device.open_nonblocking());
         let second = Responder::new(&file, move |request| {
@@ -449,7 +452,7 @@ fn a_kick_right_after_the_agreement_arrives() {
     let _responder = Responder::new(&file, move |request| match request.kind {
         Kind::SetVqReady { ready: true, .. } => {
             ours.answer(request, Answer::Ok).expect("agreeing");
-            // The guest kicks as soon as the device is ready, whatever the VMM does.
+            // The guest kicks as soon as the daemon has agreed, without waiting for the VMM.
             if let Some(kick) = from.lock().unwrap().as_ref() {
                 kick.signal().expect("kicking");
             }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Virtqueue groups and address spaces, compared with another vDPA driver that has them: the
-//! kernel's own simulator of a network card, where the kernel has the simulator. Both get the same
-//! calls of a vhost client.
+//! Virtqueue groups and address spaces, compared with those of another vDPA driver: the kernel's
+//! own simulator of a network card. Both devices get the same calls from a vhost client. The tests
+//! are skipped if the kernel has no simulator.
 
 use std::io;
 
@@ -27,8 +27,7 @@ tests![
     what_is_refused_is_refused_alike,
 ];
 
-/// Runs `check` with a card of the simulator's, and then with one of ours, and returns both
-/// results.
+/// Runs `check` with a card of the simulator, and then with a VDUSE card. Returns both results.
 ///
 /// Both cards have a pair of queues in group 0, a control queue in group 1, and two address spaces.
 #[track_caller]
@@ -46,7 +45,7 @@ fn both<R>(check: impl Fn(&dyn Fn() -> Vhost) -> R) -> [R; 2] {
     [theirs, check(&|| card.vhost())]
 }
 
-/// Sends a frame that everybody receives, and checks that the frame comes back.
+/// Sends a broadcast frame, and checks that the card returns the frame.
 #[track_caller]
 fn frame_comes_back(driver: &mut CardDriver, byte: u8) {
     let sent = frame([0xff; 6], byte);
@@ -73,7 +72,7 @@ fn a_reset_puts_the_control_queue_back_to_space_0() {
         assert_eq!(driver.control.command(&mac_set(MAC)), Some(0));
         let CardDriver { vhost, .. } = driver;
         vhost.set_status(RESET).unwrap();
-        // The next driver does not use address spaces.
+        // The next driver uses address space 0 only.
         ring::agree(&vhost);
         let at = RECEIVE + (TRANSMIT - RECEIVE) * 2;
         let mut control = HandQueue::prepare(&vhost, 2, 0, at);
@@ -113,7 +112,7 @@ fn what_is_refused_is_refused_alike() {
         moves(&vhost, "ready");
         vhost.set_status(RESET).unwrap();
         moves(&vhost, "reset");
-        // Each of the two spaces can map this address once.
+        // In each of the two address spaces, this IOVA can be mapped once.
         for asid in [0, 1, 0, 2, u32::MAX] {
             let mapped = vhost.map_in(asid, 0x1_0000, &page, access::RW);
             say(format!("map in {asid}"), mapped.map(|()| 0));

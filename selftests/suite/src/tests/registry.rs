@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The lists of tests in the groups' modules.
+//! The macro with which each group's module lists its tests.
 
-/// A test of a group: its name, its function, and its limit in seconds.
+/// A test of a group: its name, its function, and its time limit in seconds.
 pub type Entry = (&'static str, fn(), u64);
 
-/// The limit of a test that specifies none, in seconds.
+/// The default time limit of a test, in seconds.
 const LIMIT: u64 = 20;
 
-/// Lists the tests of a group: `name`, or `name => seconds` for a test that may take long.
+/// Lists the tests of a group. An entry is `name`, or `name => seconds` for a test that may take
+/// long.
 macro_rules! tests {
     ($($name:ident $(=> $limit:literal)?),* $(,)?) => {
         /// The tests of this group.
@@ -17,7 +18,7 @@ macro_rules! tests {
     };
 }
 
-/// Returns the given limit, or else the default.
+/// Returns the given time limit, or the default if none is given.
 pub const fn limit(given: &[u64]) -> u64 {
     match given {
         [limit] => *limit,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The shadow of a network card's control queue: the kernel's own driver, virtio_net, sends its
-//! commands to this kernel's VDUSE driver, which hands them on. virtio_net waits for the answers
-//! with the lock of all network configuration held, so that no daemon may make it wait for long.
+//! The shadow of a network card's control queue. The kernel's own driver, virtio_net, sends its
+//! commands to the VDUSE driver, which passes them on to the daemon. virtio_net holds the lock of
+//! all network configuration (RTNL) while it waits for an answer, so no daemon may make it wait for
+//! long.
 
 use std::collections::HashSet;
 use std::process::Command;
@@ -46,7 +47,7 @@ tests![
     short_control_queues_work_or_are_hidden => 60,
 ];
 
-/// A TAP interface's queue that counts frames.
+/// A queue of a TAP interface that counts the frames sent.
 struct Counted {
     tap: Tap,
     sent: Arc<AtomicU64>,
@@ -71,13 +72,13 @@ impl Port for Counted {
     }
 }
 
-/// A card of our library on a TAP interface, which virtio_net drives in another namespace. The
-/// fields are dropped in this order.
+/// A card that the `vduse` library serves on a TAP interface, and that virtio_net drives in another
+/// network namespace. The fields are dropped in this order.
 struct Card {
     peer: Peer,
     served: Serving<Net<Counted>>,
     events: Receiver<Event>,
-    /// The number of frames that each pair has sent.
+    /// The number of frames that each queue pair has sent.
     sent: Vec<Arc<AtomicU64>>,
     _device: TestDevice,
     tap: TapInterface,
@@ -120,7 +121,7 @@ impl Card {
         }
     }
 
-    /// Waits until the daemon has carried out a command.
+    /// Waits until the daemon has executed the command `wanted`.
     #[track_caller]
     fn until(&self, wanted: &Set) {
         let mut seen = Vec::new();
@@ -140,7 +141,7 @@ impl Card {
             .ip(&format!("link set {interface} {words}"));
     }
 
-    /// Sends frames in many flows until each of the first `pairs` pairs has sent some.
+    /// Sends frames in many flows until each of the first `pairs` queue pairs has sent some.
     #[track_caller]
     fn send_on_all(&self, pairs: usize) {
         let before: Vec<_> = self
@@ -180,7 +181,7 @@ fn the_number_of_pairs_is_changed() {
         card.peer.ping_both_ways(64);
     }
     let said = card.peer.ethtool("-l", "");
-    // The maximum, and what is in use.
+    // Both the maximum number of pairs and the current number are 4.
     assert_eq!(said.matches("Combined:\t4").count(), 2, "{said}");
 }
 
@@ -197,7 +198,7 @@ fn check_settings(card: &Card) {
     card.peer.ping_both_ways(64);
     card.set("address 02:00:00:00:00:77");
     card.until(&Set::MacAddress([2, 0, 0, 0, 0, 0x77]));
-    // The other side still knows the old address.
+    // The host's neighbour table still has the old MAC address.
     ip(&format!("neighbour flush dev {}", card.tap.name()));
     card.peer.ping_both_ways(64);
     let interface = card.peer.interface();
@@ -362,7 +363,7 @@ fn what_is_offered_is_what_is_known() {
     });
     let ring = feature::RING_EVENT_IDX | feature::RING_INDIRECT_DESC;
     assert_eq!(accepted(card.device.name()), base | ring);
-    // With both of these features, several commands arrive all the same.
+    // Commands work with both of the accepted ring features, too.
     assert!(card.ip("up"));
     for last in 1..20 {
         assert!(ended(card.set_address(last)));
@@ -405,7 +406,8 @@ fn a_daemon_never_sees_where_the_drivers_own_queue_is() {
             card.on_bus.bind(Driver::Virtio).expect("binding");
         }
         stop.store(true, Ordering::Relaxed);
-        // The address space ends at 1 GiB and 128 MiB. What is above is the kernel's business.
+        // The device's address space ends at 1 GiB + 128 MiB. Higher addresses would be kernel
+        // addresses.
         let seen = watch.join().expect("a thread");
         assert!(seen.len() > 1, "{seen:x?}");
         assert!(
@@ -421,7 +423,8 @@ fn the_number_of_pairs_that_counts_is_the_first() {
     let device = TestDevice::new(&config);
     let file = Arc::new(device.open_ready(config.queues));
     let _responder = Responder::ok(&file);
-    // virtio_net would take queue 2 for the control queue, and wait for its answers.
+    // With this new number of pairs, virtio_net would take queue 2 for the control queue, and wait
+    // for an answer there.
     file.set_config(8, &1_u16.to_le_bytes()).expect("one pair");
     let _controller = Controller::answering(&file, INDEX, |_| Some(OK));
     let on_bus = OnBus::add(device.name()).expect("adding");
@@ -430,7 +433,9 @@ fn the_number_of_pairs_that_counts_is_the_first() {
     assert_eq!([0, 1, 2, 3, 4].map(ready), [1; 5]);
 }
 
-/// Without an address, virtio_net chooses one, and is not bound if it cannot set it.
+/// Checks that virtio_net can use a card without a MAC address whose daemon refuses every command.
+/// virtio_net chooses an address itself. If it had to send that address to the daemon, its probe
+/// would fail.
 fn a_card_without_an_address_is_given_one_that_the_daemon_is_not_told_of() {
     let mut config = hand_config();
     config.features &= !feature::NET_MAC;
@@ -445,7 +450,7 @@ fn a_number_of_pairs_that_does_not_fit_is_hidden() {
     for pairs in [0, 3, 0xffff_u16] {
         let mut config = hand_config();
         config.space[8..10].copy_from_slice(&pairs.to_le_bytes());
-        // Without MQ, the control queue is at 2.
+        // Without `NET_MQ`, the control queue has index 2.
         let card = HandCard::new(&config, |file| {
             Some(Controller::answering(file, 2, |_| Some(OK)))
         });
@@ -461,7 +466,7 @@ fn a_number_of_pairs_that_does_not_fit_is_hidden() {
 fn more_commands_than_the_queue_has_descriptors_work() {
     let card = HandCard::answering(|_| Some(OK));
     card.ip("up");
-    // The queue has 256.
+    // The daemon's control queue has 256 descriptors.
     for _ in 0..50 {
         assert!(card.ip("promisc on"));
         assert!(card.ip("promisc off"));
@@ -473,8 +478,8 @@ fn more_commands_than_the_queue_has_descriptors_work() {
     assert!(ended(card.set_address(1)));
 }
 
-/// Sizes of which the driver side may use all, a part, or nothing. A command has up to five parts,
-/// more than there are descriptors.
+/// Checks control queues of sizes that the driver side can use fully, partly, or not at all. A
+/// command has up to five parts, which may be more than the control queue has descriptors.
 fn short_control_queues_work_or_are_hidden() {
     for size in [1, 2, 3, 4, 8, 1000, 0x8000] {
         for indirect in [0, feature::RING_INDIRECT_DESC] {

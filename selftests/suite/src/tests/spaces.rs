@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Version 1 of the API: address spaces, each with its own mappings.
+//! Address spaces, which version 1 of the API adds. Each address space has its own mappings.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -112,7 +112,8 @@ fn a_batch_is_one_update_of_its_space() {
     let _kept: Vec<_> = (2..9u8)
         .map(|n| map(&vhost, 1, u64::from(n) << 12, n))
         .collect();
-    // Nothing has changed for the daemon yet, and another address space has to wait.
+    // The daemon sees no change before the batch ends. Meanwhile, the client cannot begin a batch
+    // in another address space.
     assert_eq!(answered.responder.take_kinds(), []);
     assert_eq!(first_byte(&answered.file, 1, 0x1000).unwrap(), 1);
     fails(vhost.batch_begin(0), Errno::FAULT);
@@ -149,7 +150,8 @@ fn what_is_taken_away_is_told_even_if_the_rest_cannot_be_mapped() {
     let vhost = answered.vhost();
     let file = &answered.file;
     let _kept = [map(&vhost, 1, 0x1000, 1), map(&vhost, 1, 0x2000, 2)];
-    // The permissions of this mapping allow nothing, but vhost keeps the mapping all the same.
+    // This mapping permits no access, so the device refuses it. vhost keeps the mapping
+    // nevertheless.
     vhost.batch_begin(1).unwrap();
     let page = page_of(3);
     vhost.map_in(1, 0x3000, &page, 0).unwrap();
@@ -178,7 +180,7 @@ fn what_stays_is_there_while_another_map_fails() {
             }
         });
         together.wait();
-        // The permissions of this mapping allow nothing.
+        // The device refuses this mapping, because it permits no access.
         let mapped = (0..150).filter(|_| vhost.map_in(1, 0x100_0000, &page, 0).is_ok());
         let mapped = mapped.count();
         over.store(true, Ordering::Relaxed);
@@ -203,7 +205,8 @@ fn set_map_of_a_space_out_of_range_fails() {
     assert_eq!(answered.responder.take_kinds(), []);
 }
 
-/// Returns what identifies a mapping's file, and the mapping's offset in the file.
+/// Returns the device number and the inode number of a mapping's file, and the mapping's offset in
+/// the file.
 #[track_caller]
 fn place(file: &Device, asid: u32, iova: u64) -> (u64, u64, u64) {
     let region = file.iotlb_fd2(asid, iova, iova).expect("a mapping");
@@ -219,7 +222,7 @@ fn the_same_iova_in_two_spaces_is_two_files() {
     assert_eq!(first_byte(file, 0, 0x1000).unwrap(), 0xaa);
     assert_eq!(first_byte(file, 1, 0x1000).unwrap(), 0xbb);
     assert_ne!(place(file, 0, 0x1000), place(file, 1, 0x1000));
-    // A page that both spaces share is the same one in both.
+    // A page that is mapped in both address spaces has the same file and offset in both.
     let shared = page_of(0xcc);
     for asid in 0..2 {
         vhost.map_in(asid, 0x9000, &shared, access::RW).unwrap();
@@ -274,7 +277,7 @@ fn killing_the_client_empties_all_spaces() {
             (0..2).all(|asid| file.iotlb_fd2(asid, 0, u64::MAX).is_err())
         });
     }
-    // The next client finds a device like any other.
+    // The next client can use the device as usual.
     let (_vhost, mut queues) = opened_queues(&disk, [client::IOVA; 2], |_| ());
     for queue in &mut queues {
         assert_same(&queue.read(7), &[8; 512], "a sector");
@@ -331,7 +334,7 @@ fn get_info_and_umem_reserved_fields_must_be_0_in_version_1() {
         let mut info = info;
         info.reserved[index] = 1;
         let result = file.iotlb_info(info);
-        // Another test checks which error is returned.
+        // The test iotlb::get_info_reserved_fields_must_be_0 checks which error is returned.
         assert!(result.is_err(), "{result:?}");
         let mut umem = IovaUmem {
             asid: 1,
@@ -339,13 +342,14 @@ fn get_info_and_umem_reserved_fields_must_be_0_in_version_1() {
             ..Default::default()
         };
         umem.reserved[index] = 1;
-        // SAFETY: The registration is refused.
+        // SAFETY: The driver refuses the registration.
         fails(unsafe { file.register_umem(&umem) }, Errno::INVAL);
         fails(file.deregister_umem(&umem), Errno::INVAL);
     }
 }
 
-/// Checks the ioctls of an address space, except for GET_INFO, with an ASID that does not exist.
+/// Asserts that the ioctls of an address space, except for GET_INFO, refuse an ASID that does not
+/// exist.
 #[track_caller]
 fn refuses_asid(file: &Device, asid: u32) {
     fails_at(file.iotlb_fd2(asid, 0, u64::MAX), Errno::INVAL, asid);
@@ -355,7 +359,7 @@ fn refuses_asid(file: &Device, asid: u32) {
         asid,
         ..Default::default()
     };
-    // SAFETY: The registration is refused.
+    // SAFETY: The driver refuses the registration.
     fails_at(unsafe { file.register_umem(&umem) }, Errno::INVAL, asid);
     fails_at(file.deregister_umem(&umem), Errno::INVAL, asid);
 }
@@ -387,7 +391,8 @@ fn get_info_of_an_asid_out_of_range_is_einval() {
 }
 
 fn indexes_at_and_behind_their_ends_are_einval() {
-    // The speculation barrier itself cannot be observed from here, but the limit of each index can.
+    // A test cannot observe the speculation barrier for an index. It can only check the index's
+    // limit.
     let answered = Answered::new(&[0, 1, 2], 3, 2);
     let vhost = answered.vhost();
     let file = &answered.file;
@@ -406,8 +411,8 @@ fn indexes_at_and_behind_their_ends_are_einval() {
     }
 }
 
-/// Binds a disk to vhost, and sets up queues 0 and 1, in groups 0 and 1, each in an address space
-/// of its own, at `iovas`.
+/// Binds a disk to vhost, and sets up queues 0 and 1 at `iovas`. The queues are in groups 0 and 1,
+/// and in address spaces 0 and 1. Calls `prepare` before `DRIVER_OK`.
 #[track_caller]
 fn two_queues(
     disk: &ServedGroups,
@@ -458,8 +463,8 @@ fn two_groups_in_two_spaces_do_io() {
 fn neither_group_reaches_the_other_ones_memory() {
     let disk = ServedGroups::new(2, 2);
     let iovas = [0x10_0000, 0x20_0000];
-    // vhost maps with the client's memory locked, and this server is in the same process, so
-    // everything is mapped before the server accesses any memory.
+    // vhost holds this process's mmap lock while it maps, and the server is in the same process. So
+    // the test maps everything before the server accesses any memory.
     let foreign = page_of(0x77);
     let (_vhost, mut queues) = two_queues(&disk, iovas, |vhost| {
         vhost
@@ -507,13 +512,14 @@ fn groups_can_share_a_space_that_is_not_0() {
     ring::start(&vhost);
     for queue in &mut queues {
         assert_same(&queue.read(7), &[8; 512], "a sector");
-        // Other memory at the same addresses.
+        // Replaces the memory at these IOVAs by other memory.
         queue.move_memory(&vhost);
         assert_same(&queue.read(8), &[9; 512], "a sector");
     }
 }
 
-/// Returns a disk with two address spaces, bound to the kernel's driver, after some requests.
+/// Returns a disk with two address spaces. virtio_blk drives the disk, and has completed some
+/// requests.
 #[track_caller]
 fn virtio(bounce: u64) -> (ServedGroups, Block) {
     unlimited_memlock();
@@ -561,7 +567,7 @@ fn umem_is_registered_for_a_space() {
     let size = 4 << 20;
     let (disk, block) = virtio(size);
     let device = disk.served.device();
-    // Nothing is mapped in the other address space, so there is nothing to be backed.
+    // Address space 1 has no bounce area, so user memory cannot back it.
     let spare = Mapping::anonymous((size / 2) as usize).unwrap();
     let umem = IovaUmem {
         uaddr: spare.address() as u64,
@@ -569,7 +575,7 @@ fn umem_is_registered_for_a_space() {
         asid: 1,
         ..Default::default()
     };
-    // SAFETY: The registration is refused.
+    // SAFETY: The driver refuses the registration.
     fails(unsafe { device.register_umem(&umem) }, Errno::INVAL);
     fails(device.deregister_umem(&umem), Errno::NOENT);
     for round in 0..3u8 {
@@ -590,13 +596,13 @@ fn umem_is_registered_for_a_space() {
 }
 
 fn a_space_too_small_for_a_page_is_refused_when_it_is_attached() {
-    // 1 MiB is the minimum. Each address space then has one page, which is not enough: the first
-    // page of an address space is never handed out.
+    // The minimum of `bounce_size` is 1 MiB, which gives each address space one page. That is not
+    // enough, because the first page of an address space is never used.
     let device = spaces::create(&spaces::config(1, 1, 256)).unwrap();
     let file = device.open_ready(1);
     device.set_bounce_size(1 << 20);
     fails(OnBus::add(device.name()).map(drop), Errno::INVAL);
-    // Twice as much is enough.
+    // Two pages for each address space are enough.
     device.set_bounce_size(2 << 20);
     let file = Arc::new(file);
     let responder = crate::lab::daemon::responder::Responder::ok(&file);

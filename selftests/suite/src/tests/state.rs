@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The state of a device, as it is shown in sysfs.
+//! The state of a device, as sysfs shows it.
 
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -139,7 +139,7 @@ fn groups_are_shown_where_they_are() {
     assert_eq!(asids(), "    0     0\n    1     0\n");
 }
 
-/// Checks a file whose lines all have the same length. `line` returns the line with the given
+/// Checks a sysfs file whose lines all have the same length. `line` returns the line with the given
 /// number.
 #[track_caller]
 fn is_a_table(device: &TestDevice, name: &str, lines: usize, line: impl Fn(usize) -> String) {
@@ -242,7 +242,7 @@ fn the_configuration_space_is_shown_byte_by_byte() {
     }
 }
 
-/// The files that show the state.
+/// The sysfs files that show the state of a device.
 const FILES: &[&str] = &[
     "api_version",
     "device_id",

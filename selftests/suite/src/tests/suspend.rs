@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Suspension of a device (`VDUSE_F_SUSPEND`), and its end: a reset, or resuming (an extension of
-//! `vduse_rs`).
+//! Suspending a device (`VDUSE_F_SUSPEND`). A reset ends the suspension. With an extension of
+//! `vduse_rs`, a client can also resume the device.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -63,13 +63,13 @@ const RESUME: Negotiation = Negotiation {
 
 const IOVA: u64 = 0x10_0000;
 
-/// A device with a driver that is ready. The fields are dropped in this order.
+/// A device whose vhost client has set `DRIVER_OK`. The fields are dropped in this order.
 struct Running {
     queue: HandQueue,
     vhost: Vhost,
-    /// The eventfd of the driver's configuration interrupts.
+    /// The eventfd to which configuration interrupts are written.
     config: EventFd,
-    /// The eventfd by which the daemon is kicked.
+    /// The eventfd to which kicks of virtqueue 0 are written.
     kick: EventFd,
     setup: Answered,
 }
@@ -92,7 +92,7 @@ impl Running {
             .set_kick(0, kick.as_fd())
             .expect("the kick eventfd");
         let vhost = setup.vhost();
-        // Opening the device has reset it.
+        // Opening the vhost-vdpa node has reset the device, which removed the kick eventfd.
         setup
             .file
             .set_kick(0, kick.as_fd())
@@ -140,7 +140,7 @@ impl Running {
         self.queue.kick_at_once(&self.vhost);
     }
 
-    /// Asserts that kicks and interrupts of both kinds arrive.
+    /// Asserts that kicks, virtqueue interrupts and configuration interrupts arrive.
     #[track_caller]
     fn works(&self) {
         let _ = self.kick.take();
@@ -175,7 +175,7 @@ impl Running {
         });
     }
 
-    /// Returns what the device's `suspended` attribute says.
+    /// Returns the value of the sysfs attribute `suspended`.
     #[track_caller]
     fn attribute(&self) -> String {
         let path = sysfs::attribute(self.setup.device.name(), "suspended");
@@ -238,7 +238,8 @@ fn a_suspended_device_is_neither_kicked_nor_interrupts() {
     running.vhost.suspend().unwrap();
     assert_eq!(running.setup.responder.take_kinds(), [Kind::Suspend]);
     running.is_suspended();
-    // Suspending the device once more changes nothing, but the daemon is asked again.
+    // If the client suspends the device once more, the daemon receives another request, and nothing
+    // changes.
     running.vhost.suspend().unwrap();
     assert_eq!(running.setup.responder.take_kinds(), [Kind::Suspend]);
     running.is_suspended();
@@ -247,7 +248,7 @@ fn a_suspended_device_is_neither_kicked_nor_interrupts() {
 fn a_suspended_device_refuses_interrupts_for_other_cpus_as_well() {
     let setup = Answered::negotiated(SUSPEND, 1, agree);
     let vhost = setup.vhost();
-    // The driver sets no callback, so that the affinity counts: it does not for vhost's callbacks.
+    // The driver sets no callback, because the affinity does not apply to vhost's callbacks.
     ring::agree(&vhost);
     ring::start(&vhost);
     let affinity = sysfs::affinity(setup.device.name(), 0);
@@ -281,7 +282,7 @@ fn a_suspended_device_does_everything_else() {
     );
     vhost.unmap(0x80_0000, 4096).unwrap();
     fails(file.iotlb_fd(0x80_0000, 0x80_0000), Errno::INVAL);
-    // vhost lets a suspended queue be set up anew.
+    // vhost lets the client set up a virtqueue of a suspended device again.
     vhost.set_queue_base(0, 5).unwrap();
     vhost.set_queue_address(0, running.queue.address()).unwrap();
     assert_eq!(file.vq_info(0).unwrap().state.split(), 5);
@@ -301,7 +302,8 @@ fn an_interrupt_right_before_the_agreement_arrives() {
         agree(request)
     });
     slot.set(running.setup.file.clone()).expect("set once");
-    // The daemon's thread has the device now, and closes it when the thread ends.
+    // The daemon's thread now has the only reference to `slot`. When the thread ends, it drops the
+    // device in `slot`.
     drop(slot);
     for round in 0..200 {
         running.vhost.suspend().unwrap();
@@ -319,7 +321,7 @@ fn a_refusal_suspends_nothing() {
     });
     fails(running.vhost.suspend(), Errno::IO);
     running.works();
-    // The device is not broken, either.
+    // The refusal has not broken the device, either.
     running.setup.file.vq_info(0).unwrap();
     running.vhost.set_status(status::RESET).unwrap();
 }
@@ -350,7 +352,7 @@ fn a_client_that_is_killed_suspends_nothing() {
     soon("the client's reset arrives", || {
         setup.responder.seen().last().map(|request| request.kind) == Some(Kind::SetStatus(0))
     });
-    // The daemon learns that its agreement came too late.
+    // The daemon's late agreement fails, so the daemon knows that the device is not suspended.
     fails(setup.file.answer(&request, Answer::Ok), Errno::NOENT);
     setup.file.vq_info(0).unwrap();
 }
@@ -376,7 +378,8 @@ fn a_reset_ends_it_whatever_the_daemon_says() {
     refuses.store(true, Ordering::Relaxed);
     fails(running.vhost.set_status(status::RESET), Errno::IO);
     refuses.store(false, Ordering::Relaxed);
-    // After a reset that did not fail, vhost knows the largest size of a queue again.
+    // vhost sets its maximum queue size to 0 in a reset that fails. A successful reset restores
+    // that size.
     running.restart();
     running.works();
 }
@@ -479,19 +482,18 @@ fn it_can_be_suspended_and_resumed_again_and_again() {
     running.works();
 }
 
-/// The number of rounds of the storms.
+/// The number of rounds in a storm, without resets and with resets.
 const ROUNDS: u64 = 10_000;
 const RESETS: u64 = 500;
 
-/// The events that arrive at a device and at its driver: kicks, interrupts, configuration
-/// interrupts.
+/// The events that arrive at a device or at its driver in a storm.
 const WHAT: [&str; 3] = ["kick", "interrupt", "configuration interrupt"];
 
 fn nothing_comes_after_the_agreement_in_a_storm() {
     let [arrived, accepted] = storm(RESUME, ROUNDS, |running| {
         running.vhost.resume().expect("resuming");
     });
-    // Each interrupt that was accepted has arrived, and no other.
+    // All interrupts that the driver accepted have arrived, and no others.
     assert_eq!(arrived, accepted);
 }
 
@@ -499,9 +501,9 @@ fn nothing_comes_after_the_agreement_in_a_storm_with_resets() {
     storm(SUSPEND, RESETS, Running::restart);
 }
 
-/// Suspends a device and lets it go on by `go_on`, again and again, while each CPU kicks the device
-/// and injects interrupts. Returns how many interrupts of both kinds have arrived, and how many
-/// were accepted.
+/// Suspends a device and calls `go_on` to make it work again, `rounds` times. Meanwhile, a thread
+/// on each CPU kicks the device and injects interrupts. Returns the numbers of virtqueue interrupts
+/// and of configuration interrupts that arrived, and the numbers that the driver accepted.
 #[track_caller]
 fn storm(negotiation: Negotiation, rounds: u64, go_on: impl Fn(&Running)) -> [[u64; 2]; 2] {
     let arrived = Arc::new([const { AtomicU64::new(0) }; 3]);
@@ -513,7 +515,7 @@ fn storm(negotiation: Negotiation, rounds: u64, go_on: impl Fn(&Running)) -> [[u
         Kind::Suspend => {
             let (device, eventfds) = within.get().expect("the open device");
             device.answer(request, Answer::Ok).expect("agreeing");
-            // From here on, nothing must arrive. The events that have arrived by now are counted.
+            // From now on, no event may arrive. The daemon counts the events that arrived before.
             for (eventfd, count) in eventfds.iter().zip(count.iter()) {
                 count.fetch_add(eventfd.take().expect("an eventfd"), Ordering::Relaxed);
             }
@@ -525,8 +527,8 @@ fn storm(negotiation: Negotiation, rounds: u64, go_on: impl Fn(&Running)) -> [[u
     let eventfds = [&running.kick, &running.queue.call, &running.config];
     let copies = eventfds.map(|eventfd| eventfd.try_clone().expect("a copy"));
     assert!(watched.set((running.setup.file.clone(), copies)).is_ok());
-    // The daemon's thread has the device and the eventfds now, and closes them when the thread
-    // ends.
+    // The daemon's thread now has the only reference to `watched`. When the thread ends, it drops
+    // the device and the eventfds in `watched`.
     drop(watched);
 
     let cpus = cpu::online();

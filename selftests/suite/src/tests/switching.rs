@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Moves of groups between address spaces while other things go on.
+//! Repeated switches of virtqueue groups between address spaces: their duration, and their effects
+//! under load.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -51,8 +52,8 @@ impl Setup {
     }
 }
 
-/// Switches a group repeatedly, and returns the mean times of a switch to the address space where
-/// the group is already, and of a switch to another one.
+/// Switches a group repeatedly. Returns the mean time of a switch to the group's current address
+/// space, and the mean time of a switch to another address space.
 #[track_caller]
 fn time(vhost: &Vhost, rounds: u32) -> [Duration; 2] {
     [0, 1].map(|step| {
@@ -76,11 +77,11 @@ fn a_switch_takes_a_short_time() {
     note(format_args!(
         "with expedited grace periods {other:?} and {same:?}"
     ));
-    // The times are for readers of the log. Only a far slower switch is a failure.
+    // The log shows the times. Only a much slower switch fails the test.
     assert!(other < Duration::from_millis(500));
 }
 
-/// The number of switches, and the number after which the rings are used.
+/// The number of switches. The rings are used after every `BURST` switches.
 const SWITCHES: u64 = 10_000;
 const BURST: u64 = 200;
 
@@ -94,8 +95,8 @@ fn switching_10_000_times_under_load_mixes_nothing_up() {
     let mut switches = 0;
     let begin = Instant::now();
     std::thread::scope(|scope| {
-        // In each address space, a page that identifies the space comes and goes; the daemon reads
-        // the page.
+        // These threads map and unmap a page in each address space. The page contains the number of
+        // its address space, which the daemon checks.
         for asid in 0..2 {
             let (vhost, stop, maps) = (&vhost, &stop, &maps);
             scope.spawn(move || {
@@ -104,7 +105,8 @@ fn switching_10_000_times_under_load_mixes_nothing_up() {
                     vhost.map_in(asid, MARK, &page, 1).expect("mapping");
                     vhost.unmap_in(asid, MARK, PAGE).expect("unmapping");
                     maps.fetch_add(1, Ordering::Relaxed);
-                    // The client's lock is not fair.
+                    // The mutex of the vhost client is not fair, so this thread pauses to let other
+                    // threads take it.
                     std::thread::sleep(Duration::from_millis(5));
                 }
             });
@@ -130,10 +132,11 @@ fn switching_10_000_times_under_load_mixes_nothing_up() {
     setup.daemon.check();
 }
 
-/// Switches groups at random, then drives both rings where the groups ended up.
+/// Switches groups at random, and then does I/O in both rings, in the address spaces of their
+/// groups.
 #[track_caller]
 fn burst(vhost: &Vhost, random: &mut Random) {
-    // A reset has put both groups into address space 0.
+    // The last reset has moved both groups back to address space 0.
     let mut asids = [0; 2];
     for _ in 0..BURST {
         let (group, asid) = (random.below(2) as u32, random.below(2) as u32);
@@ -141,7 +144,7 @@ fn burst(vhost: &Vhost, random: &mut Random) {
         asids[group as usize] = asid;
     }
     ring::agree(vhost);
-    // At the same addresses, unless the groups are in the same address space.
+    // Both rings have the same IOVA, unless the groups are in the same address space.
     let iovas = [0x10_0000, 0x10_0000 << u32::from(asids[0] == asids[1])];
     let mut queues =
         [0, 1].map(|n| HandQueue::prepare(vhost, n, asids[n as usize], iovas[n as usize]));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's attributes in sysfs.
+//! The sysfs attributes of VDUSE devices.
 
 use std::path::Path;
 
@@ -81,7 +81,7 @@ fn msg_timeout_that_is_no_number_is_einval() {
     let path = attribute(device.name(), "msg_timeout");
     for value in ["", "x", "-1", "1 2", "0x10", "\n"] {
         let result = write(&path, value);
-        // The kernel does not pass an empty write on.
+        // The kernel does not pass an empty write to the driver.
         if !value.is_empty() {
             fails_at(result, Errno::INVAL, value);
         }
@@ -125,10 +125,11 @@ fn bounce_size_on_the_bus_is_eperm() {
     assert_eq!(read(&path).unwrap(), "67108864");
 }
 
-/// Returns the CPUs in an affinity's text, as a bit mask.
+/// Parses an affinity's text. Returns the CPUs as a bit mask.
 fn mask(text: &str) -> u64 {
     let digits: String = text.chars().filter(|&c| c != ',').collect();
-    // A kernel for many CPUs prints many words, but this machine has few CPUs.
+    // A kernel for many CPUs prints many words. This machine has few CPUs, so the last 16 digits
+    // are enough.
     let tail = digits.len().saturating_sub(16);
     u64::from_str_radix(&digits[tail..], 16).expect("a mask in hexadecimal")
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Removal in every order, while devices are in use.
+//! Devices, drivers and daemons that are removed in every order while a device is in use.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier};
@@ -92,7 +92,8 @@ fn a_disk_that_was_refused_to_be_ready_can_be_taken_away() {
     });
     let on_bus = OnBus::add(device.name()).unwrap();
     std::thread::scope(|scope| {
-        // virtio_blk does not check whether it is ready, and reads the disk's first sectors.
+        // virtio_blk does not notice that the daemon refused `DRIVER_OK`, and reads the disk's
+        // first sectors.
         let binding = scope.spawn(|| on_bus.bind(Driver::Virtio));
         soon("the driver reads", || {
             responder
@@ -121,7 +122,8 @@ fn unbinding_under_io_ends_the_io() {
     }
 }
 
-/// Runs functions repeatedly, all at the same time, for a while that begins when all have started.
+/// Runs each function repeatedly in its own thread. All threads run for `time`, which begins when
+/// all have started.
 fn meanwhile(functions: &[&(dyn Fn() + Sync)], time: Duration) {
     let stop = AtomicBool::new(false);
     let together = Barrier::new(functions.len() + 1);
@@ -295,11 +297,11 @@ fn deleting_a_device_beside_an_open_that_is_refused_ends() {
     let request = request.unwrap();
     assert_eq!(request.kind, Kind::SetStatus(RESET));
     let deleting = Waiting::new(move || on_bus.delete());
-    // Deleting first removes the node, and then waits for the device to be closed.
+    // The deletion first removes the vhost-vdpa node, and then waits until the node is closed.
     soon("the node goes", || !node.exists());
     deleting.assert_waits();
     file.answer(&request, Answer::Failed).unwrap();
-    // Opening may have succeeded or not.
+    // The open may have succeeded or failed.
     let _responder = Responder::ok(&file);
     drop(opening.join().unwrap());
     deleting.result().unwrap();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Requests that are not answered in time, which break the device.
+//! Requests that a daemon does not answer in time. Such a request breaks the device.
 
 use std::process::{Child, Command};
 use std::sync::Arc;
@@ -54,10 +54,10 @@ fn a_late_answer_is_enoent() {
     fails(bound.file().write_raw(&response), Errno::NOENT);
 }
 
-/// The timeout, in seconds, of a request that must be handled in some way before the timeout.
+/// A timeout, in seconds, that is long enough for a test to act before a request times out.
 const LONGER: &str = "3";
 
-/// Returns a device that was given up.
+/// Returns a device that a timeout has broken.
 #[track_caller]
 fn broken() -> Unanswered {
     let bound = Unanswered::new();
@@ -96,7 +96,7 @@ fn a_nonblocking_read_of_a_broken_device_is_eperm() {
 
 fn a_broken_device_fails_at_once() {
     let bound = broken();
-    // The call does not even wait for the minimum that a request waits.
+    // The call must fail without waiting for this timeout.
     bound.set_timeout("30");
     let begin = Instant::now();
     fails(Vhost::open(&bound.path()), Errno::IO);
@@ -163,7 +163,7 @@ fn who_waits_for_an_answer_can_be_killed() {
     soon("the process is gone", || {
         child.try_wait().unwrap().is_some()
     });
-    // Nothing waits for the answer, and the device is not broken.
+    // No call waits for the answer any more, and the device is not broken.
     fails(bound.file().answer(&request, Answer::Ok), Errno::NOENT);
     assert_eq!(bound.readable(), PollFlags::empty());
     drop(bound.answered_vhost_kept());
@@ -181,7 +181,7 @@ fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
     fails(opening.result(), Errno::IO);
     reading.assert_waits();
     page.resolve();
-    // The reader is too late, whether the read itself reports that or a later call does.
+    // The read may succeed or fail. In any case, the daemon is too late to answer.
     let _ = reading.result();
     for id in 0..4 {
         fails(bound.file().write_raw(&Answer::Ok.to_abi(id)), Errno::NOENT);
@@ -197,7 +197,7 @@ fn a_request_that_times_out_while_it_is_handed_out_is_gone() {
 }
 
 fn netlink_is_held_for_no_longer_than_the_timeout() {
-    // The seconds that the machine needs to delete a device if there are answers.
+    // The time, in seconds, that the machine needs to delete a device whose daemon answers.
     let needs = {
         let disk = LiveDisk::new(Shape::default());
         let begin = Instant::now();
@@ -212,18 +212,19 @@ fn netlink_is_held_for_no_longer_than_the_timeout() {
     } = LiveDisk::new(Shape::default());
     served.stop();
     let file = device.open_nonblocking();
-    // So long that one timeout plus the machine's own time is not mistaken for two timeouts.
+    // One timeout plus the machine's own time must not be mistaken for two timeouts.
     let timeout = Duration::from_secs(3 + 5 * needs);
     let seconds = timeout.as_secs().to_string();
     sysfs::write(&sysfs::attribute(device.name(), "msg_timeout"), &seconds).unwrap();
     let begin = Instant::now();
     let deleting = Waiting::new(move || on_bus.delete());
-    // The request is never answered.
+    // The daemon never answers this request.
     soon("a request", || events(&file).contains(PollFlags::IN));
     bus::vdpa().devices().unwrap();
     let took = begin.elapsed();
     deleting.result().unwrap();
-    // The query did wait, but for one request only, though there are several.
+    // The netlink query waited for the timeout of one request only, although the deletion sends
+    // several requests.
     assert!(
         took + Duration::from_millis(100) >= timeout,
         "{took:?} of {timeout:?}"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How drivers come and go: unbinding at each level, overrides, modules, failing probes.
+//! How drivers come and go: by unbinding on either bus, driver overrides, loading and unloading of
+//! modules, and failing probes.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -59,7 +60,7 @@ tests![
 const VIRTIO: &str = "/sys/bus/virtio";
 const VDPA: &str = "/sys/bus/vdpa";
 
-/// Returns the directory and the name of the virtio device that virtio-vdpa has made of a vDPA
+/// Returns the directory and the name of the virtio device that virtio-vdpa has created for a vDPA
 /// device.
 #[track_caller]
 fn virtio(name: &str) -> (PathBuf, String) {
@@ -69,13 +70,15 @@ fn virtio(name: &str) -> (PathBuf, String) {
     (directory, device)
 }
 
-/// Binds a virtio device to a driver of the virtio bus, or unbinds it from the driver (`unbind`).
+/// Binds a virtio device to a driver of the virtio bus if `what` is `bind`. Unbinds it if `what` is
+/// `unbind`.
 fn on_virtio_bus(driver: &str, what: &str, device: &str) -> io::Result<()> {
     let path = Path::new(VIRTIO).join("drivers").join(driver).join(what);
     sysfs::write(&path, device)
 }
 
-/// Returns the driver that a device on a bus is bound to.
+/// Returns the name of the driver to which a device is bound. `directory` is the device's sysfs
+/// directory.
 fn driver_of(directory: &Path) -> Option<String> {
     let driver = std::fs::read_link(directory.join("driver")).ok()?;
     Some(driver.file_name()?.to_str()?.to_owned())
@@ -99,7 +102,7 @@ impl Drop for Loaded {
     }
 }
 
-/// Automatic binding of devices on the vDPA bus, until this is dropped.
+/// Automatic binding on the vDPA bus, enabled until this value is dropped.
 struct Autoprobe;
 
 impl Autoprobe {
@@ -131,7 +134,7 @@ fn unbinding_virtio_blk_from_its_device_under_io_and_binding_again_works() {
         readers.go_on(1);
         on_virtio_bus("virtio_blk", "unbind", &device).unwrap();
         readers.join();
-        // virtio's core acknowledges the device again.
+        // After the reset, virtio's core has set `ACKNOWLEDGE` again.
         assert_eq!(
             sysfs::read(&directory.join("status")).unwrap(),
             "0x00000001"
@@ -236,7 +239,7 @@ fn unloading_vhost_vdpa_is_refused_while_a_client_has_it_open() {
     modules::tool("rmmod", &["vhost_vdpa"]).expect_err("the module was unloaded");
     assert_eq!(vhost.status().unwrap(), RESET);
     drop(vhost);
-    // The final release of a file is deferred.
+    // The kernel defers the final release of a file, so unloading may fail at first.
     soon("vhost_vdpa is unloaded", || {
         modules::tool("rmmod", &["vhost_vdpa"]).is_ok()
     });
@@ -247,7 +250,8 @@ fn unloading_vhost_vdpa_is_refused_while_a_client_has_it_open() {
     works(&disk);
 }
 
-/// Skips the test if a module has other users, such as the test machine's own disks for virtio_blk.
+/// Skips the test if a module has more than `own` users. For example, virtio_blk may drive the test
+/// machine's own disks.
 fn need_unused(module: &str, own: i64) {
     match modules::references(module) {
         None => skip(format!("{module} is no module here")),
@@ -295,7 +299,7 @@ fn unloading_virtio_net_takes_its_interface_away() {
             "0x00000001"
         );
         interrupts_nobody(served.device());
-        // The driver may take other devices of this machine as well.
+        // The driver may bind to other devices of this machine as well.
         modules::tool("modprobe", &["virtio_net"]).unwrap();
         soon("the interface is there again", || {
             bus::interface(device.name()).is_some()
@@ -326,7 +330,8 @@ fn unloading_virtiofs_takes_its_file_systems_away() {
     assert_eq!(std::fs::read(mount.path("file")).unwrap(), b"there");
 }
 
-/// Binds a device to virtio-vdpa, where its driver must fail, and returns what the daemon was told.
+/// Binds a device to virtio-vdpa. The driver's probe must fail and leave the device status at
+/// `status`. Returns the requests that the daemon received.
 #[track_caller]
 fn fails_to_bind(file: &Arc<Device>, name: &str, status: u8) -> (OnBus, Vec<Kind>) {
     let responder = Responder::ok(file);
@@ -340,7 +345,7 @@ fn fails_to_bind(file: &Arc<Device>, name: &str, status: u8) -> (OnBus, Vec<Kind
 
 fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
     let mut config = blk::device_config(&unique_name(), 1 << 20, 1);
-    // The block size, which is invalid.
+    // Sets an invalid block size.
     config.space[20..24].copy_from_slice(&3u32.to_le_bytes());
     let device = TestDevice::new(&config);
     let file = Arc::new(device.open_ready(1));
@@ -355,7 +360,7 @@ fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
     .map(Kind::SetStatus);
     assert_eq!(told, told_all);
     interrupts_nobody(&file);
-    // No driver is bound that could reset the device.
+    // No virtio driver is bound, so unbinding sends no reset.
     let responder = Responder::ok(&file);
     on_bus.unbind(Driver::Virtio).unwrap();
     interrupts_nobody(&file);
@@ -366,11 +371,11 @@ fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
 
 fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
     let mut config = blk::device_config(&unique_name(), 1 << 20, 2);
-    // The library's disk does not know the request for a report of zones.
+    // The library's disk does not support zone reports, so virtio_blk's probe fails.
     config.features |= feature::BLK_ZONED;
     config.space.resize(96, 0);
-    // The size of a zone and of one append, in sectors, and the granularity of writes; zones are
-    // managed by the host.
+    // Sets the size of a zone and the maximum size of an append, both in sectors, and the write
+    // granularity in bytes. The zones are host-managed.
     config.space[72..76].copy_from_slice(&256u32.to_le_bytes());
     config.space[84..88].copy_from_slice(&64u32.to_le_bytes());
     config.space[88..92].copy_from_slice(&512u32.to_le_bytes());
@@ -386,14 +391,15 @@ fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
         Some(UP_TO_DRIVER_OK | FAILED)
     );
     let interrupts = || {
-        // The injection may be refused or not, but nothing that is gone may be called.
+        // The driver may accept or refuse these injections, but must not call a callback that is
+        // gone.
         let _ = served.device().inject_vq_irq(0);
         let _ = served.device().inject_vq_irq(1);
         let _ = served.device().inject_config_irq();
     };
     interrupts();
     on_bus.unbind(Driver::Virtio).unwrap();
-    // The kernel handles an interrupt for the virtio device in that device's memory.
+    // virtio-vdpa's callbacks use the memory of the virtio device, which no longer exists.
     interrupts();
     on_bus.bind(Driver::Vhost).unwrap();
     let vhost = Vhost::open(&bus::vhost_path(device.name()).unwrap()).unwrap();
@@ -407,13 +413,13 @@ fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
 fn a_file_system_whose_tag_is_taken_fails_and_is_bound_later() {
     let first = LiveFs::new();
     let mut config = fs::device_config(&unique_name());
-    // The tag of the first file system.
+    // Uses the tag of the first file system.
     let tag = first.device.name().to_owned();
     config.space[..36].fill(0);
     config.space[..tag.len()].copy_from_slice(tag.as_bytes());
     let device = TestDevice::new(&config);
     let file = Arc::new(device.open_ready(fs::QUEUES));
-    // The driver was ready before it found that the tag is taken, and has reset the device.
+    // virtiofs set `DRIVER_OK` before it found that the tag is taken, and then reset the device.
     let (on_bus, told) = fails_to_bind(&file, device.name(), FAILED);
     let told_all = [
         RESET,
@@ -463,7 +469,7 @@ fn a_client_that_gives_up_leaves_nothing_to_interrupt() {
     vhost.set_status(UP_TO_DRIVER_OK | FAILED).unwrap();
     let _ = file.inject_vq_irq(0);
     let _ = file.inject_config_irq();
-    // The driver is not ready again either, as long as it has not reset the device.
+    // Without a reset, writing this status again does not make the driver ready.
     vhost.set_status(UP_TO_DRIVER_OK | FAILED).unwrap();
     let _ = file.inject_vq_irq(0);
     let _ = file.inject_config_irq();
@@ -476,7 +482,8 @@ fn a_client_that_gives_up_leaves_nothing_to_interrupt() {
     drop(responder);
 }
 
-/// The longest time for the removal of a device whose daemon is gone; `msg_timeout` is 30 seconds.
+/// The time limit for the removal of a device whose daemon is gone. It is shorter than
+/// `msg_timeout`, which is 30 seconds.
 const AT_ONCE: Duration = Duration::from_secs(15);
 
 fn deleting_a_disk_of_a_dead_daemon_does_not_wait_for_one() {
@@ -503,10 +510,10 @@ fn deleting_a_disk_of_a_daemon_that_was_killed_does_not_wait_for_one() {
     let timeout = sysfs::attribute(&name, "msg_timeout");
     let on_bus = OnBus::add(&name).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
-    // The partitions have been read, so the disk is idle.
+    // virtio_blk has already read the partition table, so the disk is idle.
     assert!(bus::disk_name(&name).is_some());
     daemon.kill();
-    // No time limit.
+    // With this value, requests have no timeout.
     sysfs::write(&timeout, "0").unwrap();
     let deleting = std::thread::spawn(move || on_bus.delete());
     let begin = Instant::now();

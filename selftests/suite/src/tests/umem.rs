@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory of the daemon in place of the bounce area.
+//! User memory that a daemon registers in place of the bounce pages.
 
 use std::os::unix::fs::FileExt;
 
@@ -46,7 +46,7 @@ tests![
 /// The size of the bounce area, in bytes.
 const SIZE: u64 = 2 << 20;
 
-/// Returns a disk with a small bounce area, after some requests.
+/// Returns a disk with a small bounce area, a part of which requests have already used.
 #[track_caller]
 fn disk() -> LiveDisk {
     unlimited_memlock();
@@ -78,7 +78,8 @@ fn data_goes_through_the_memory() {
         file,
         ..
     } = disk();
-    // No daemon serves the disk: a request stays pending, with its data in the memory.
+    // No daemon serves the disk, so a request stays pending, with its data in the registered
+    // memory.
     drop(served);
     let opened = std::sync::Arc::new(device.open_nonblocking());
     let umem = Umem::register(opened.clone()).unwrap();
@@ -110,8 +111,8 @@ fn data_goes_through_the_memory() {
 /// Asserts that a registration is refused and leaves nothing pinned.
 #[track_caller]
 fn refused(disk: &LiveDisk, umem: &IovaUmem, errno: Errno) {
-    // SAFETY: All access to the memory of the tests' mappings is volatile. If the memory was
-    // registered after all, it stays until the end of the process.
+    // SAFETY: All access to the memory of the tests' mappings is volatile. If the driver registers
+    // the memory by mistake, the memory stays pinned until the process ends.
     fails_at(unsafe { disk.vduse().register_umem(umem) }, errno, umem);
     assert_eq!(pinned_kib(), 0);
 }
@@ -209,7 +210,7 @@ fn memory_that_is_not_there_is_refused() {
     let (memory, umem) = memory();
     drop(memory);
     refused(&disk, &umem, Errno::FAULT);
-    // The last page is missing.
+    // The file is too short, so the mapping's last page is missing.
     let file = crate::lab::kernel::memory::file(SIZE - PAGE);
     use std::os::fd::AsFd;
     let short = Mapping::of_file(file.as_fd(), 0, SIZE, ACCESS_RW).unwrap();
@@ -259,7 +260,7 @@ fn the_memlock_limit_holds_for_two_devices_at_once() {
     let register = |disk: &LiveDisk| {
         barrier.wait();
         let umem = Umem::register(disk.vduse().clone());
-        // Neither thread releases its memory before the other has tried.
+        // Neither thread releases its memory before the other thread has tried to register.
         barrier.wait();
         umem.is_ok()
     };
@@ -300,7 +301,7 @@ fn the_area_cannot_be_mapped_meanwhile() {
     let prober = Prober::new();
     let is_there = |area: &Mapping, at| prober.read(area.address().wrapping_add(at), 1).is_ok();
     let pages = || (0..SIZE as usize).step_by(PAGE as usize);
-    // Pages that have ever been used.
+    // Only bounce pages that requests have used can be accessed.
     let before = map();
     assert!(pages().any(|at| is_there(&before, at)));
     let umem = Umem::register(disk.vduse().clone()).unwrap();
@@ -331,7 +332,7 @@ fn data_is_intact_when_it_comes_and_goes_under_io() {
     }
 }
 
-/// Maps the area's pages that have been used, from the device's own file.
+/// Maps the bounce area from the domain's file. Only pages that requests have used can be accessed.
 #[track_caller]
 fn own_mapping(disk: &LiveDisk) -> Mapping {
     use std::os::fd::AsFd;
@@ -339,7 +340,7 @@ fn own_mapping(disk: &LiveDisk) -> Mapping {
     Mapping::of_file(region.file.as_fd(), 0, SIZE, ACCESS_RW).expect("mapping it")
 }
 
-/// Writes a byte all over the area's present pages, and returns the number of these pages.
+/// Overwrites bytes in all accessible pages of the area. Returns the number of these pages.
 fn scribble(area: &Mapping) -> usize {
     let prober = Prober::new();
     let pages = (0..area.len()).step_by(PAGE as usize);
@@ -357,7 +358,7 @@ fn pages_that_were_touched_before_are_not_used_meanwhile() {
     let disk = disk();
     let area = own_mapping(&disk);
     let block = disk.block();
-    // Nothing is in flight, so the overwritten data is no longer needed.
+    // No request is in flight, so nothing needs the overwritten data.
     assert!(scribble(&area) > 0);
     disk.served.handle().register_umem().unwrap();
     std::thread::scope(|scope| {
@@ -380,7 +381,7 @@ fn pages_that_were_touched_before_are_not_used_meanwhile() {
 fn the_areas_own_mapping_in_its_place_does_no_harm() {
     let disk = disk();
     let block = disk.block();
-    // Use as much of the area as possible.
+    // This write uses as many bounce pages as possible.
     block.write(0, &vec![5; 1 << 20]).unwrap();
     let area = own_mapping(&disk);
     let umem = IovaUmem {

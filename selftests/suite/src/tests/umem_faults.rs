@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Faults on the paths of user pages that a daemon registers.
+//! Injected faults on the paths of user pages that a daemon registers.
 
 use vduse::Mapping;
 use vduse_uapi::IovaUmem;
@@ -54,7 +54,8 @@ fn registering_memory_fails_cleanly() {
     ];
     several(FEW, paths, || {
         let mut tallies = Vec::new();
-        // A device keeps addresses for later, as long as it exists.
+        // Each round uses new devices, because a device keeps IOVAs for later use as long as it
+        // exists.
         for spaces in [0, 2] {
             let (disk, _memory, umem) = &disk_and_memory(spaces);
             let file = disk.vduse();
@@ -62,7 +63,8 @@ fn registering_memory_fails_cleanly() {
             // deregistered.
             let register = || unsafe { file.register_umem(umem) };
             let deregister = || file.deregister_umem(umem);
-            // Meanwhile, the daemon that serves the disk does not know of the memory.
+            // The disk's daemon does not know of registered memory, so it serves requests only
+            // while none is registered.
             let works = |fault: &Fault<'_>| {
                 let found = disk.block().read(0, 4096).expect("reading");
                 assert!(found.iter().all(|&byte| byte == 7), "{fault}");

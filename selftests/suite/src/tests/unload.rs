@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Unloading the module, when nothing uses it, and loading it again.
+//! Unloading the module when nothing uses it, and loading it again.
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -69,7 +69,7 @@ fn is_kept_by<T>(keeper: T) {
     let _again = LoadAgain;
     try_unload().expect_err("the module was unloaded");
     drop(keeper);
-    // The final release of a file is deferred.
+    // The kernel defers the final release of a file, so unloading may fail at first.
     soon("the module is unloaded", || try_unload().is_ok());
 }
 
@@ -95,7 +95,7 @@ fn a_mapping_of_a_domain_keeps_the_module_until_it_is_gone() {
     is_kept_by(mapping);
 }
 
-/// The module, loaded with a parameter until this is dropped.
+/// A parameter with which the module stays loaded until this value is dropped.
 struct Parameter;
 
 impl Parameter {
@@ -118,7 +118,7 @@ impl Drop for Parameter {
 }
 
 fn each_space_has_max_iotlb_entries_of_its_own() {
-    // Far fewer than vhost's own limit.
+    // This limit is far lower than vhost's own.
     const MOST: u64 = 8;
     let _parameter = Parameter::set(&format!("max_iotlb_entries={MOST}"));
     let answered = Answered::new(&[0], 1, 3);
@@ -129,7 +129,7 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
         for n in 0..MOST {
             vhost.map_in(asid, iova(n), &page, access::RW).unwrap();
         }
-        // vhost returns EFAULT for everything that goes wrong with a message.
+        // vhost returns EFAULT for every error of an IOTLB message.
         fails_at(
             vhost.map_in(asid, iova(MOST), &page, access::RW),
             Errno::FAULT,
@@ -143,7 +143,7 @@ fn each_space_has_max_iotlb_entries_of_its_own() {
         }
         fails_at(found(asid, MOST), Errno::INVAL, asid);
     }
-    // There is room for another mapping again.
+    // After an unmap, there is room for another mapping.
     vhost.unmap_in(1, iova(3), PAGE).unwrap();
     vhost.map_in(1, iova(MOST), &page, access::RW).unwrap();
     assert_eq!(found(1, MOST).unwrap(), 1);
@@ -154,7 +154,7 @@ fn a_control_timeout_of_0_hides_control_queues() {
     let card = HandCard::new(&hand_config(), |_| None);
     let control = feature::NET_CTRL_VQ | feature::NET_MQ | feature::NET_CTRL_MAC_ADDR;
     assert_eq!(accepted(card.device.name()) & control, 0);
-    // No command is sent, and so none waits.
+    // virtio_net sends no command, so nothing waits for an answer.
     assert!(card.ip("up"));
     assert!(card.ip("address 02:00:00:00:77:01"));
 }
@@ -181,7 +181,8 @@ fn maps_that_there_is_no_room_for_take_no_time() {
     let page = memory::page_of(1);
     let iova = |n: u64| n * 2 * PAGE;
     let mut mapped = 0;
-    // The time in which the device refuses so many maps. vhost has done its own part before.
+    // Measures how long the device takes to refuse so many maps, without vhost's own work, which is
+    // done before.
     let [few, many] = [MOST + 1, MANY].map(|count| {
         vhost.batch_begin(0).unwrap();
         for n in mapped..count {
@@ -191,7 +192,7 @@ fn maps_that_there_is_no_room_for_take_no_time() {
         let times = (0..100).map(|_| {
             vhost.batch_begin(0).unwrap();
             let begin = Instant::now();
-            // vhost does not report the failure.
+            // vhost does not report that the device refused the maps.
             vhost.batch_end(0).unwrap();
             begin.elapsed()
         });

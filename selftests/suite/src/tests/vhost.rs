@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device as a virtual machine's driver sees it, through vhost-vdpa.
+//! The device as a virtual machine's driver sees it through vhost-vdpa.
 
 use std::os::unix::fs::FileExt;
 
@@ -158,7 +158,7 @@ fn a_device_goes_from_one_driver_to_the_other_and_back() {
         let mut driver = machine.driver();
         let expected = if round == 0 { 6 } else { 100 + round - 1 };
         assert_same(&driver.read(5), &[expected; 512], "a sector");
-        // Unmap what the client mapped, as a virtual machine does at its end.
+        // The client unmaps its memory, as a virtual machine does when it ends.
         driver.vhost.set_status(RESET).unwrap();
         driver.vhost.unmap(0, u64::MAX).unwrap();
         drop(driver);
@@ -181,7 +181,7 @@ fn invalidated_memory_is_looked_up_again() {
     let machine = Machine::new();
     let mut driver = machine.driver();
     assert_same(&driver.read(1), &[2; 512], "a sector");
-    // Other memory at the same addresses.
+    // Replaces the memory at these IOVAs by other memory.
     driver.move_memory();
     assert_same(&driver.read(2), &[3; 512], "a sector");
     assert_same(&driver.read(1), &[2; 512], "a sector");

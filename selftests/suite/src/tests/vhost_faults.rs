@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Faults on the paths of a client of vhost.
+//! Injected faults on the paths of a vhost client.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -83,7 +83,7 @@ fn opening_through_vhost_fails_cleanly() {
 fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
     const HERE: u64 = 0x10_0000;
     const THERE: u64 = 0x20_0000;
-    // vhost returns EFAULT for everything that goes wrong with a message.
+    // vhost returns EFAULT for every error of an IOTLB message.
     const REFUSED: &[Errno] = &[Errno::FAULT];
     let injection = Injection::of_allocations(Below::Driver);
     let page = page_of(1);
@@ -95,7 +95,7 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
             .vhost
             .map_in(1, THERE, &other, access::RW)
             .expect("mapping");
-        // The other mapping stays.
+        // Asserts that the other mapping is unchanged.
         let check = |driven: &Driven, fault: &Fault<'_>| {
             assert_eq!(driven.byte(THERE).expect("another page"), 2, "{fault}");
         };
@@ -116,7 +116,8 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
                 .vhost
                 .map_in(1, HERE, &page, access::RW)
                 .expect("mapping");
-            // vhost ignores the result: the page belongs to the client again in any case.
+            // vhost ignores the driver's result, because vhost releases the client's page in any
+            // case.
             fault.hit(NEVER, || driven.vhost.unmap_in(1, HERE, PAGE));
             driven.replace_if_broken();
             fails_at(driven.byte(HERE), Errno::INVAL, fault.number());
@@ -127,7 +128,8 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
 }
 
 fn moving_a_group_fails_cleanly() {
-    /// What is allocated for an address space stays, so each fault has an address space of its own.
+    /// The number of address spaces. The device keeps the memory that it allocates for an address
+    /// space, so each fault uses another one.
     const SPACES: u32 = 64;
     let injection = Injection::of_allocations(Below::Driver);
     several(FEW, ["moving a group"], || {
@@ -161,8 +163,8 @@ fn requests_fail_cleanly() {
     ];
     several(TIMES, paths, || {
         let mut driven = Driven::new(2);
-        // A daemon that cannot be told is cut off: its device breaks. A status then stays, and only
-        // a reset takes effect.
+        // Returns whether the daemon received the request. If it did not, the device must be
+        // broken. A broken device ignores status writes except for a reset.
         let told = |driven: &mut Driven, kind: &Kind, fault: &Fault<'_>| {
             let told = driven.daemon.take_kinds().contains(kind);
             let broken = driven.daemon.file().features().is_err();
@@ -178,7 +180,7 @@ fn requests_fail_cleanly() {
                     .set_status(ACKNOWLEDGE - status)
                     .expect("setting the status");
                 driven.daemon.take_kinds();
-                // vhost ignores the failure of a status, but reports the failure of a reset.
+                // vhost ignores the failure of a status write, but reports the failure of a reset.
                 let errors = if status == RESET { UNTOLD } else { NEVER };
                 let done = fault.hit(errors, || driven.vhost.set_status(status));
                 let now = driven.vhost.status().expect("reading the status");
@@ -187,7 +189,8 @@ fn requests_fail_cleanly() {
                     assert_eq!(now, status, "{fault}");
                 } else {
                     untold[path] += 1;
-                    // A reset takes effect even if the daemon is not told.
+                    // A write of `ACKNOWLEDGE` has had no effect. A reset has taken effect,
+                    // although the daemon did not receive it.
                     assert_eq!(now, 0, "{fault}");
                     fault.again(|| driven.vhost.set_status(status));
                     assert_eq!(
@@ -216,8 +219,8 @@ fn requests_fail_cleanly() {
             }
         });
         let tallies = [set, reset, asked];
-        // Only the driver's one allocation counts; the others are the kernel's own, which has
-        // fallbacks.
+        // A request fails only if the driver's one allocation fails. The other allocations are the
+        // kernel's own, which has fallbacks.
         assert!(untold.iter().all(|&faults| faults == 1), "{untold:?}");
         tallies
     });
@@ -234,7 +237,7 @@ fn queue_ready_suspend_and_resume_fail_cleanly() {
         let enabled = injection.each(paths[0], |fault| {
             driven.vhost.disable_queue(0).expect("disabling");
             driven.daemon.take_kinds();
-            // The driver is not told of a failure, which breaks the device.
+            // vhost does not report a failure, which breaks the device.
             fault.hit(NEVER, || driven.vhost.enable_queue(0));
             let asked = Kind::SetVqReady {
                 index: 0,
@@ -280,7 +283,8 @@ fn finding_a_mapping_fails_cleanly() {
         asid: 1,
         ..Default::default()
     };
-    // The descriptor table grows, which takes memory, at powers of two.
+    // The kernel allocates a larger descriptor table when the number of descriptors reaches a power
+    // of two.
     raise_descriptor_limit();
     let mut others: Vec<File> = Vec::new();
     let open = || File::open("/dev/null").expect("opening a file");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Virtqueues: how a driver has set them up.
+//! Virtqueues, as a driver sets them up and a daemon sees them.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -80,7 +80,8 @@ fn get_info_tells_what_the_driver_set() {
     assert_eq!(info.ready, 1);
 }
 
-/// Creates a device that offers packed virtqueues, and takes it as far as the features.
+/// Creates a device that offers packed virtqueues, and negotiates its features through vhost. The
+/// daemon reports `answer` as the state of each virtqueue.
 #[track_caller]
 fn packed(answer: PackedState) -> BareDisk {
     let mut config = disk_config();
@@ -133,7 +134,7 @@ fn packed_state_is_asked_for_and_masked() {
         last_used_counter: 0xffff,
         last_used_idx: 0x8007,
     });
-    // A counter has one bit, an index fifteen.
+    // The driver keeps one bit of each counter, and fifteen bits of each index.
     assert_eq!(
         bare.driver.vhost.queue_base(0).unwrap(),
         0x7fff | (0x8000 | 7) << 16
@@ -190,7 +191,8 @@ fn queues_enabled_after_driver_ok_are_served() {
     let mut driver = HandDriver::prepare(open_vhost(device.name()), IOVA);
     driver.start();
     assert_eq!(driver.vhost.status().unwrap(), UP_TO_DRIVER_OK);
-    // vhost-vdpa no longer accepts an address, but enabling the queue late is enough.
+    // After `DRIVER_OK`, vhost-vdpa accepts no virtqueue addresses. So the client sets up the
+    // virtqueue before `DRIVER_OK`, and enables it afterwards.
     let vhost = &driver.vhost;
     vhost.set_status(RESET).unwrap();
     vhost.set_status(ACKNOWLEDGE | DRIVER).unwrap();
@@ -203,7 +205,7 @@ fn queues_enabled_after_driver_ok_are_served() {
     driver.start();
     driver.vhost.set_kick(0, driver.kick.as_fd()).unwrap();
     driver.vhost.set_call(0, Some(driver.call.as_fd())).unwrap();
-    // The daemon has looked for queues already, before it agreed to DRIVER_OK.
+    // Before the daemon agreed to `DRIVER_OK`, it looked for ready virtqueues and found none.
     driver.vhost.enable_queue(0).unwrap();
     assert_eq!(driver.read(0), [0; 512]);
     drop(driver);

@@ -11,7 +11,7 @@ use crate::lab::kernel::memory::PAGE;
 use crate::tests::model::expected::Model;
 use crate::tests::model::operation::{offered, Op, FILES, GROUPS, QUEUES, SPACES};
 
-/// The statuses that a client writes.
+/// The values of the device status from which a client's write is chosen.
 const STATUSES: [u8; 6] = [
     RESET,
     RESET,
@@ -22,10 +22,10 @@ const STATUSES: [u8; 6] = [
 ];
 
 impl Model {
-    /// Chooses an operation.
+    /// Chooses the next operation at random.
     pub(super) fn choose(&self, random: &mut Random) -> Op {
         let mut below = |end: u64| random.below(end);
-        // Mostly a valid index.
+        // Three of four indexes are valid.
         let queue = below(u64::from(QUEUES) * 4) as u32;
         let queue = match queue / QUEUES {
             3 => [QUEUES, u32::MAX, 0x1_0000, GROUPS][(queue % QUEUES) as usize],
@@ -76,7 +76,7 @@ impl Model {
                         pages: 1 + below(6),
                     },
                     18 => Op::Begin { asid },
-                    // Batches should not last.
+                    // Ends the current batch often, so that batches are short.
                     19..=21 => Op::End {
                         asid: client.batch.unwrap_or(asid),
                     },
@@ -94,7 +94,8 @@ impl Model {
                     31 => Op::State { queue },
                     32..=33 => Op::Suspend,
                     34 => Op::Resume,
-                    // A refusal would break the device.
+                    // The daemon must agree to the next request, because a refusal would break the
+                    // device.
                     _ if self.refuse => Op::Refuse(false),
                     _ => Op::Enable {
                         queue,

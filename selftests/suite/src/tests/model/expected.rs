@@ -2,8 +2,8 @@
 
 //! The model, which predicts the outcome of each operation.
 //!
-//! The model describes our driver. What the in-tree driver does differently is in [`Model`] as
-//! well, at `in_tree`, and each difference is the subject of a test of its own in `DIFFERENCES.md`.
+//! The model describes vduse_rs. If `in_tree` is set, [`Model`] describes the in-tree driver
+//! instead. `DIFFERENCES.md` lists a separate test for each difference.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::lab::device::virtio::status::{DRIVER_OK, FEATURES_OK, RESET};
 use crate::lab::kernel::memory::PAGE;
 use crate::tests::model::operation::{Op, Outcome, Support, GROUPS, QUEUES, SPACES};
 
-/// A mapping.
+/// A mapping in an address space.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Map {
     pages: u64,
@@ -64,16 +64,17 @@ impl Queue {
 pub(super) struct Client {
     pub(super) owned: bool,
     pub(super) asids: bool,
-    /// The mappings that the client asked for, by address space; `None` before vhost has created
-    /// the address space.
+    /// The mappings that the client has requested, by address space. `None` means that vhost has
+    /// not created the address space yet.
     pub(super) wanted: [Option<Maps>; SPACES as usize],
     pub(super) batch: Option<u32>,
     pub(super) max_size: u16,
-    /// Whether vhost has suspended the device: then vhost lets the client set virtqueues up anew.
+    /// Whether vhost regards the device as suspended. vhost then lets the client set up virtqueues
+    /// again.
     pub(super) suspended: bool,
 }
 
-/// The expected state.
+/// The expected state of the device, of its daemon, and of its client.
 #[derive(Debug)]
 pub(super) struct Model {
     pub(super) in_tree: bool,
@@ -85,7 +86,7 @@ pub(super) struct Model {
     pub(super) suspended: bool,
     pub(super) features: u64,
     pub(super) queues: [Queue; QUEUES as usize],
-    /// The mappings that the daemon sees.
+    /// The mappings that the daemon finds, by address space.
     pub(super) maps: [Maps; SPACES as usize],
     pub(super) requests: Vec<Kind>,
 }
@@ -128,7 +129,7 @@ impl Model {
         self.client.as_mut().expect("a client")
     }
 
-    /// Hands the device the mappings that the client asks for, and returns whether the daemon
+    /// Passes all requested mappings of an address space to the device. Returns whether the daemon
     /// agrees.
     fn set_map(&mut self, asid: u32) -> bool {
         let wanted = self.client().wanted[asid as usize]
@@ -143,10 +144,11 @@ impl Model {
         if agreed {
             *maps = wanted;
         } else if self.in_tree {
-            // spaces::set_map_that_the_daemon_refuses_leaves_what_was_there
+            // The in-tree driver differs: see the test
+            // spaces::set_map_that_the_daemon_refuses_leaves_what_was_there.
             maps.clear();
         } else {
-            // Mappings that were there and are still wanted stay.
+            // Existing mappings stay if the client still requests them.
             maps.retain(|at, _| wanted.contains_key(at));
         }
         agreed
@@ -163,7 +165,7 @@ impl Model {
         ])
     }
 
-    /// Returns a virtqueue by its index, with the checks of vhost.
+    /// Returns a virtqueue by its index, after the checks that vhost makes.
     fn vhost_queue(&mut self, queue: u32) -> Result<&mut Queue, Errno> {
         if !self.client().owned {
             return Err(Errno::PERM);
@@ -171,7 +173,8 @@ impl Model {
         self.queues.get_mut(queue as usize).ok_or(Errno::NOBUFS)
     }
 
-    /// Returns the address space that a message about mappings names.
+    /// Returns the address space of an IOTLB message. If `makes` is set, vhost creates a missing
+    /// address space.
     fn message(&mut self, asid: u32, makes: bool) -> Result<usize, Errno> {
         let client = self.client();
         let asid = if client.asids { asid } else { 0 };
@@ -224,7 +227,8 @@ impl Model {
                     .filter(|_| group < GROUPS && !reserved)
                     .ok_or(Errno::INVAL)?;
                 let refused = if self.in_tree {
-                    // groups::vq_setup_is_refused_once_attached_unless_it_repeats_what_is_there
+                    // The in-tree driver differs: see the test
+                    // groups::vq_setup_is_refused_once_attached_unless_it_repeats_what_is_there.
                     ready
                 } else {
                     attached && (old.max_size, old.group) != (size, group)
@@ -266,7 +270,8 @@ impl Model {
                 Self::region(find(&self.maps[0], first, last))
             }
             Op::Info { asid, first, last } => {
-                // spaces::get_info_of_an_asid_out_of_range_is_einval
+                // The in-tree driver differs: see the test
+                // spaces::get_info_of_an_asid_out_of_range_is_einval.
                 let none = if self.in_tree {
                     Errno::FAULT
                 } else {
@@ -317,7 +322,8 @@ impl Model {
             Op::Close => {
                 let client = self.client.take().expect("a client");
                 self.reset();
-                // spaces::closing_the_client_empties_all_spaces
+                // The in-tree driver differs: see the test
+                // spaces::closing_the_client_empties_all_spaces.
                 if !self.in_tree {
                     for (maps, wanted) in self.maps.iter_mut().zip(client.wanted) {
                         if wanted.is_some() {
@@ -377,7 +383,7 @@ impl Model {
                 if client.batch.is_none() && !self.set_map(asid as u32) {
                     let wanted = &mut self.client().wanted[asid];
                     wanted.as_mut().expect("an address space").remove(&iova);
-                    // vhost hands the device the remaining mappings.
+                    // vhost passes the remaining mappings to the device.
                     self.set_map(asid as u32);
                     return Err(Errno::FAULT);
                 }
@@ -410,7 +416,7 @@ impl Model {
             }
             Op::Status(status) => {
                 if status == 0 {
-                    // vhost forgets the largest size first.
+                    // vhost sets its maximum queue size to 0 before the reset.
                     self.client().max_size = 0;
                     self.client().suspended = false;
                     if !self.reset() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The operations, with their outcomes.
+//! The operations and their outcomes.
 
 use rustix::io::Errno;
 use vduse::request::Kind;
@@ -13,7 +13,7 @@ pub(super) const SPACES: u32 = 3;
 
 pub(super) const FILES: usize = 4;
 
-/// An operation.
+/// An operation on the device.
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     // Operations of the control device.
@@ -61,7 +61,7 @@ pub(super) enum Op {
     Deregister {
         asid: u32,
     },
-    /// Whether requests fail from now on.
+    /// Sets whether the daemon refuses all requests from now on.
     Refuse(bool),
     // Operations of the bus.
     Attach,
@@ -120,21 +120,22 @@ pub(super) enum Op {
     Resume,
 }
 
-/// The result of an operation, numbers or an error, and the requests that the daemon had to answer.
+/// The result of an operation, which is numbers or an error, and the requests that the operation
+/// sent to the daemon.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) answer: Result<Vec<u64>, Errno>,
     pub(super) requests: Vec<Kind>,
 }
 
-/// What the kernel supports besides.
+/// The optional features that the kernel supports.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Support {
-    /// The daemon is asked before a virtqueue becomes ready.
+    /// The kernel asks the daemon before a virtqueue becomes ready.
     pub(super) queue_ready: bool,
-    /// The device can be suspended.
+    /// A client can suspend the device.
     pub(super) suspend: bool,
-    /// A suspended device can be resumed.
+    /// A client can resume a suspended device.
     pub(super) resume: bool,
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The real device, on which the operations are carried out.
+//! The real device, on which the test performs the operations.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -32,11 +32,12 @@ pub(super) struct Real {
     file: Arc<Device>,
     device: TestDevice,
     config: vduse::DeviceConfig,
-    /// What the kernel supports besides.
+    /// The optional features that the kernel supports.
     pub(super) support: Support,
 }
 
-/// Files to be mapped. Each is identified by its inode, and mapped with 1, 2 and 3 pages.
+/// The files that the client maps. Each file is identified by its inode number, and has mappings of
+/// 1, 2 and 3 pages.
 pub(super) struct Files {
     inodes: Vec<u64>,
     mappings: Vec<[Mapping; 3]>,
@@ -198,7 +199,8 @@ impl Real {
             }
             Op::Register { asid } => {
                 let umem = umem(asid);
-                // SAFETY: The registration is refused, as there is nothing to be backed.
+                // SAFETY: The driver refuses the registration, because the device has no bounce
+                // area.
                 unsafe { file.register_umem(&umem) }.map(none)
             }
             Op::Deregister { asid } => file.deregister_umem(&umem(asid)).map(none),
