@@ -3,12 +3,13 @@
 //! VDUSE: vDPA devices in userspace.
 //!
 //! A daemon creates a device on `/dev/vduse/control` and serves it on `/dev/vduse/NAME`. The kernel
-//! puts the device on the vDPA bus, where a virtio driver of the kernel, or a virtual machine by
-//! way of vhost, drives it.
+//! puts the device on the vDPA bus. There, a virtio driver of the kernel drives the device, or a
+//! virtual machine does so through vhost.
 //!
-//! - `driver` has the rules of VDUSE, without `unsafe` and without C.
-//! - `bindings` has safe Rust for the kernel facilities that `driver` needs, without VDUSE.
-//! - `uapi` has the ABI.
+//! - `driver` implements the rules of VDUSE, without `unsafe` code and without C types.
+//! - `bindings` provides safe Rust interfaces to the kernel facilities that `driver` needs. It has
+//!   no code that is specific to VDUSE.
+//! - `uapi` defines the ABI.
 
 mod bindings;
 mod driver;
@@ -41,27 +42,28 @@ module! {
 }
 
 module_param_int! {
-    /// The maximum number of mappings of one address space.
+    /// Maximum number of mappings of one address space.
     static MAX_IOTLB_ENTRIES: max_iotlb_entries = 2048,
         "Maximum number of IOTLB entries of an address space (default: 2048)";
 }
 
 module_param_int! {
-    /// The longest time, in milliseconds, that a kernel driver waits for the daemon to carry out a
-    /// command of a network card's control virtqueue.
+    /// Maximum time, in milliseconds, that a kernel driver waits for the daemon to carry out a
+    /// command of a network card's control virtqueue. With 0, kernel drivers are not offered a
+    /// control virtqueue.
     static CONTROL_TIMEOUT_MS: control_timeout_ms = 1000,
         "Milliseconds that virtio_net waits for a daemon to carry out a command, with RTNL held, up to 10000; 0 to offer no control virtqueue (default: 1000)";
 }
 
-/// The module. Fields are dropped in declaration order.
+/// The state of the loaded module. Fields are dropped in declaration order.
 #[pin_data]
 struct Vduse {
-    /// Once dropped, no device is put on the bus any more.
+    /// The management device. Once it is dropped, no device can be added to the vDPA bus.
     #[pin]
     _management: mgmt::Registration<Management>,
-    /// Once dropped, no device is created or opened any more.
+    /// The device nodes. Once they are dropped, no device can be created or opened.
     _nodes: Nodes,
-    /// Once dropped, all queued work is done.
+    /// The registry of devices. Dropping the registry waits for all queued work.
     _registry: Arc<Registry>,
 }
 

@@ -35,22 +35,22 @@ struct AnonFile<T: FileOperations>(PhantomData<T>);
 impl<T: FileOperations> AnonFile<T> {
     const FILE_OPERATIONS: bindings::file_operations = {
         // SAFETY: Only `open` below uses the table. It passes a pointer from
-        // `T::Data::into_foreign()` to `anon_inode_getfile()`, which stores it before any other
-        // code has the file.
+        // `T::Data::into_foreign()` to `anon_inode_getfile()`, which stores the pointer before any
+        // other code can use the file.
         unsafe { VTable::<T>::build(None) }
     };
 }
 
 /// Opens a new file with the operations of `T` on `data`.
 ///
-/// `/proc/PID/fd` shows the file as a link to `name`, prefixed with `anon_inode:`. Of `flags`, only
-/// the access mode and `O_NONBLOCK` are used.
+/// `/proc/PID/fd` shows the file as a link to `name`, prefixed with `anon_inode:`. The file takes
+/// only the access mode and `O_NONBLOCK` from `flags`.
 ///
-/// The file gets no descriptor. `data` is dropped in process context when the last reference to the
-/// file is gone: by the task that drops the reference, as the task returns to userspace, or by a
-/// work item if the reference was dropped in a kernel thread, an exiting task or an interrupt.
+/// The file gets no descriptor. `data` is dropped in process context after the last reference to
+/// the file is dropped: by the task that drops the last reference, when it returns to userspace, or
+/// by a work item if a kernel thread, an exiting task or an interrupt drops the last reference.
 ///
-/// To test whether a given file is the one returned here, compare their addresses with
+/// To test whether a given file is the returned file, compare their addresses with
 /// [`core::ptr::eq`].
 ///
 /// # Errors
@@ -67,11 +67,11 @@ pub(crate) fn open<T: FileOperations>(
     flags: u32,
 ) -> Result<ARef<File>> {
     let private = data.into_foreign();
-    // CAST: Both are low bits, which fit into a `c_int`.
+    // CAST: The access mode and `O_NONBLOCK` are low bits, which fit into a `c_int`.
     let flags = (flags & (O_ACCMODE | O_NONBLOCK)) as c_int;
 
-    // SAFETY: The table is static, and `private` is the private data that its functions expect. The
-    // name is copied.
+    // SAFETY: The table is static, and `private` is the private data that the table's functions
+    // expect. `anon_inode_getfile` copies the name.
     let file = from_err_ptr(unsafe {
         bindings::anon_inode_getfile(
             name.as_char_ptr(),

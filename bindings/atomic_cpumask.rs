@@ -21,13 +21,13 @@ use kernel::{
     },
 };
 
-/// A set of CPUs that may be read, by Rust and by C, while it changes.
+/// A set of CPUs that Rust and C code may read while the set changes.
 ///
 /// A reader may see some CPUs of the old set and some of the new one.
 ///
 /// # Invariants
 ///
-/// The mask's words are only written through atomic operations.
+/// The mask's words are written only by atomic operations.
 pub(crate) struct AtomicCpumask(Mask);
 
 /// The number of CPUs per word of a mask.
@@ -52,16 +52,16 @@ impl AtomicCpumask {
     ///
     /// # Safety
     ///
-    /// `mask` must be valid for `'a`, and `index` below [`words`](Self::words).
+    /// `mask` must be valid for `'a`, and `index` must be less than [`words`](Self::words).
     unsafe fn word<'a>(mask: *const bindings::cpumask, index: usize) -> &'a Atomic<usize> {
-        // SAFETY: By the safety requirements, the word is valid for `'a`. All code that writes to a
-        // mask while it is read here does so word by word.
+        // SAFETY: By the safety requirements, the word is valid for `'a`. All code that may write
+        // to a mask at the same time writes whole words.
         unsafe { Atomic::from_ptr(mask.cast_mut().cast::<usize>().add(index)) }
     }
 
     /// Returns an iterator over the words of this mask.
     fn iter(&self) -> impl Iterator<Item = &Atomic<usize>> {
-        // SAFETY: The mask is valid as long as `self` is, and `i` is below `words()`.
+        // SAFETY: The mask is valid as long as `self` is, and `i` is less than `words()`.
         (0..Self::words()).map(|i| unsafe { Self::word(self.as_raw(), i) })
     }
 
@@ -69,22 +69,22 @@ impl AtomicCpumask {
         (nr_cpu_ids() as usize).div_ceil(WORD)
     }
 
-    /// Changes the set to that of `other`. Any context.
+    /// Replaces the set by `other`. Any context.
     pub(crate) fn store(&self, other: &Cpumask) {
         for (i, word) in self.iter().enumerate() {
-            // SAFETY: `other` is valid during the call, and `i` is below `words()`.
+            // SAFETY: `other` is valid during the call, and `i` is less than `words()`.
             let value = unsafe { Self::word(other.as_raw(), i) }.load(Relaxed);
             word.store(value, Relaxed);
         }
     }
 
-    /// Changes the set to that of all CPUs. Any context.
+    /// Replaces the set by the set of all CPUs. Any context.
     pub(crate) fn fill(&self) {
         let cpus = nr_cpu_ids() as usize;
 
         for (i, word) in self.iter().enumerate() {
-            // The bits beyond the last possible CPU stay clear: C code visits every bit that is
-            // set.
+            // The bits after the last possible CPU stay clear, because C code visits every bit that
+            // is set.
             let bits = (cpus - i * WORD).min(WORD);
             word.store(usize::MAX >> (WORD - bits), Relaxed);
         }
@@ -99,7 +99,7 @@ impl AtomicCpumask {
             .is_some_and(|word| word.load(Relaxed) >> (cpu % WORD) & 1 != 0)
     }
 
-    /// Returns the next online CPU of the set after `after`, with wrap-around, as
+    /// Returns the next online CPU of the set after `after`, wrapping around to the first one, as
     /// [`Mask::next_online`] does. Any context.
     pub(crate) fn next_online(&self, after: Option<CpuId>) -> Option<CpuId> {
         self.0.next_online(after)
@@ -124,12 +124,12 @@ impl AtomicCpumask {
         Ok(copy.0)
     }
 
-    /// Returns the C structure, valid as long as `self` is.
+    /// Returns a pointer to the C structure, which is valid as long as `self` exists.
     pub(super) fn as_raw(&self) -> *const bindings::cpumask {
         self.0.as_raw()
     }
 
-    /// Returns the C structure of the set of all possible CPUs.
+    /// Returns a pointer to the C structure of the set of all possible CPUs.
     pub(super) fn all_raw() -> *const bindings::cpumask {
         &raw const bindings::__cpu_possible_mask
     }

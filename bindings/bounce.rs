@@ -1,30 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Bounce areas: pages that stand in for a driver's buffers where a device must not see the
-//! buffers.
+//! Bounce areas: pages that a device accesses in place of a driver's buffers, because the device
+//! must not see the buffers themselves.
 //!
-//! An area is a range of I/O virtual addresses from 0 to its size. Mapping a buffer takes some
-//! pages of the area, the *slots*, and copies the buffer in; unmapping copies the buffer out. The
-//! device side maps the slots' pages, and so sees nothing that no driver has handed to the device.
-//! Pages come from the kernel, on demand and zeroed; a process may register pages of its own (umem)
-//! in their place.
+//! An area consists of the I/O virtual addresses from 0 to its size. Each page of the area is a
+//! *slot*. Mapping a buffer allocates slots and copies the buffer into the slots' bounce pages.
+//! Unmapping the buffer copies the bounce pages back and frees the slots. The device side maps only
+//! bounce pages, so it sees only data that a driver has handed to the device. The kernel allocates
+//! bounce pages on demand, and zeroes them. A process may register pages of its own (umem) to use
+//! in place of the kernel's pages.
 //!
-//! All this is in `bindings/` because a slot remembers a buffer by its physical address, between
-//! two calls from C. All code that keeps such an address from becoming stale is in this file: a
-//! slot forgets its buffer no later than when the buffer's mapping ends.
+//! This code is in `bindings/` because a slot keeps the physical address of a buffer between two
+//! calls from C. All code that prevents a stale address is in this file: a slot's address is
+//! cleared no later than when the buffer's mapping ends.
 //!
 //! # Context
 //!
-//! Mapping, unmapping and copying work in any context, interrupt handlers included. Mappings of a
-//! page or less take no lock that another CPU could hold, as long as this CPU has free slots of its
-//! own; others take the locks of the address allocator. All of these operations are RCU readers of
-//! the area's mode. Only while pages are being registered or deregistered does a lock decide which
-//! of the two pages of a slot is in use.
+//! Mapping, unmapping and copying work in any context, including interrupt handlers. A mapping of a
+//! page or less takes no lock that another CPU could hold, as long as this CPU's block has a free
+//! slot. Other mappings take the locks of the address allocator. All of these operations read the
+//! area's mode under RCU. They take a lock to find out which of a slot's two pages is in use only
+//! while a process registers or deregisters pages.
 //!
 //! # Lock order
 //!
-//! The mutex that serialises registering and deregistering, then the spinlock that protects the
-//! progress of the migration between the two kinds of pages.
+//! First the mutex `registered`, which serialises registering and deregistering. Then the spinlock
+//! `progress`, which protects the progress of the migration between the kernel's and the user's
+//! pages.
 
 use super::{
     fast::{
@@ -118,8 +120,8 @@ impl Direction {
 ///
 /// # Invariants
 ///
-/// The `len` bytes of physical memory from `phys` on have page structures. The bytes stay the
-/// driver's until the driver unmaps the buffer.
+/// The `len` bytes of physical memory from `phys` on have page structures. The driver owns these
+/// bytes until it unmaps the buffer.
 pub(super) struct Buffer<'a> {
     phys: u64,
     len: usize,
@@ -131,13 +133,13 @@ impl Buffer<'_> {
     ///
     /// # Safety
     ///
-    /// The caller must be mapping these bytes for a driver that leaves them alone, allocated, until
-    /// the driver unmaps them from the same area.
+    /// The caller must be mapping these bytes for a driver. That driver must keep the bytes
+    /// allocated, and must not access them, until it unmaps them from the same area.
     pub(super) unsafe fn new(page: *mut bindings::page, offset: usize, len: usize) -> Self {
-        // SAFETY: By the safety requirements, `page` is a page.
+        // SAFETY: By the safety requirements, `page` points to a page structure.
         let phys = unsafe { page_to_phys(page) };
 
-        // INVARIANT: By the safety requirements.
+        // INVARIANT: By the safety requirements, the driver owns these bytes until it unmaps them.
         Self {
             phys: phys.wrapping_add(offset as u64),
             len,
@@ -151,16 +153,16 @@ impl Buffer<'_> {
     }
 }
 
-/// Value of [`Slot::orig`] in a slot that stands in for no buffer.
+/// The value of [`Slot::orig`] in a slot to which no buffer is mapped.
 const NO_BUFFER: u64 = u64::MAX;
 
-/// One page of an area.
+/// One page-sized slot of an area.
 ///
 /// # Invariants
 ///
 /// - `page` is null or a page to which the area owns a reference; once set, `page` does not change.
-/// - `orig` is [`NO_BUFFER`], or the physical address at which the part of a mapped buffer begins
-///   that the slot stands in for.
+/// - `orig` is [`NO_BUFFER`], or the physical address of the part of a buffer that is mapped to the
+///   slot.
 struct Slot {
     page: Atomic<*mut bindings::page>,
     orig: Atomic<u64>,
@@ -180,8 +182,8 @@ impl Slot {
         NonNull::new(self.page.read_acquire())
     }
 
-    /// Allocates the kernel's page of this slot, unless another CPU has done so by then. Returns
-    /// [`None`] if there is no memory.
+    /// Allocates this slot's kernel page, unless another CPU has allocated it in the meantime, and
+    /// returns the page. Returns [`None`] if no memory is available.
     #[cold]
     #[inline(never)]
     fn alloc_page(&self) -> Option<NonNull<bindings::page>> {
@@ -191,21 +193,22 @@ impl Slot {
             // INVARIANT: The area now owns the reference that the allocation returned.
             Ok(_) => Some(new),
             Err(current) => {
-                // SAFETY: `new` was never published, and its only reference is ours.
+                // SAFETY: `new` was never published, and this function owns its only reference.
                 unsafe { bindings::put_page(new.as_ptr()) };
                 NonNull::new(current)
             }
         }
     }
 
-    /// Copies a range of bytes between a page that is in use for this slot and the part of a buffer
-    /// that the slot stands in for.
+    /// Copies a range of bytes between `page` and the part of a buffer that is mapped to this slot:
+    /// to `page` if `to_device`, from `page` otherwise. Does nothing if there is no page or no
+    /// buffer.
     ///
     /// # Safety
     ///
-    /// The page, if there is one, must be in use for this slot, and `range` must be within the
-    /// page. If the slot stands in for a part of a buffer, `range` must be within that part, too.
-    /// During the call the page must stay allocated, and the mapping must not end.
+    /// `page`, if it is not [`None`], must be the page that is in use for this slot, and `range`
+    /// must be within the page. If a part of a buffer is mapped to the slot, `range` must be within
+    /// that part, too. During the call, the page must stay allocated, and the mapping must not end.
     #[inline(always)]
     unsafe fn copy(
         &self,
@@ -221,21 +224,23 @@ impl Slot {
             return;
         }
 
-        // SAFETY: By the type invariants, the part of the buffer begins at `orig`, and stays
-        // allocated as long as the buffer is mapped. The rest is by the safety requirements.
+        // SAFETY: By the type invariants, the part of the buffer begins at `orig`. That part stays
+        // allocated as long as the buffer is mapped. The safety requirements cover the page and the
+        // range.
         unsafe { copy(page, orig, range, to_device) }
     }
 }
 
-/// Copies a range of bytes between a page and physical memory from `orig` on.
+/// Copies the bytes at the offsets `range` of `page` to or from the same offsets of the memory at
+/// the physical address `orig`: to `page` if `to_device`, from `page` otherwise.
 ///
 /// # Safety
 ///
-/// `range` must be within the page and, counted from `orig`, within memory that has page
-/// structures. Both must stay allocated during the call.
+/// `range` must be within the page. The memory at the same offsets from `orig` must have page
+/// structures. Both the page and that memory must stay allocated during the call.
 #[inline(always)]
 unsafe fn copy(page: NonNull<bindings::page>, orig: u64, range: Range<usize>, to_device: bool) {
-    // SAFETY: By the safety requirements, `page` is a page.
+    // SAFETY: By the safety requirements, `page` points to a page structure.
     let page = unsafe { page_to_phys(page.as_ptr()) } + range.start as u64;
     let orig = orig + range.start as u64;
     let (to, from) = if to_device {
@@ -250,14 +255,16 @@ unsafe fn copy(page: NonNull<bindings::page>, orig: u64, range: Range<usize>, to
 
 const CHUNK_SLOTS: usize = 256;
 
-/// Slots that are allocated together: as many as fill a page.
+/// The slots that are allocated together, in 4 KiB of memory.
 type Chunk = [Slot; CHUNK_SLOTS];
 
-/// Which page of each slot is in use. The mode changes only while [`Area::registered`] is locked.
+/// The modes of an area: which page of each slot is in use. The mode changes only while
+/// [`Area::registered`] is locked.
 mod mode {
     /// All slots use the kernel's pages.
     pub(super) const KERNEL: u32 = 0;
-    /// Some slots use the kernel's pages, some the user's, as [`Progress`](super::Progress) says.
+    /// Some slots use the kernel's pages and some the user's. [`Progress`](super::Progress) says
+    /// which.
     pub(super) const MIGRATING: u32 = 1;
     /// All slots use the user's pages.
     pub(super) const USER: u32 = 2;
@@ -269,7 +276,7 @@ struct Progress {
     user_below: usize,
 }
 
-/// Returns the number of slots of the largest mapping, as a power of two, in an area of `slots`
+/// Returns the number of slots of the largest mapping, as a binary logarithm, in an area of `slots`
 /// slots.
 ///
 /// The largest mapping is this small so that a request of 254 parts, for which a virtqueue of 256
@@ -283,11 +290,11 @@ fn largest_order(slots: usize) -> u32 {
 /// # Invariants
 ///
 /// - `umem` is valid while `mode` is not [`mode::KERNEL`], and for an RCU grace period after that.
-/// - While `mode` is [`mode::MIGRATING`], and from an RCU grace period after `mode` was set to
-///   that, the area accesses slots' pages only while `progress` is locked.
+/// - Once an RCU grace period has passed since `mode` was set to [`mode::MIGRATING`], and until
+///   `mode` changes again, the area accesses slots' pages only while `progress` is locked.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Area {
-    /// The allocator of slots. Slot 0 is never given out: its address would be 0.
+    /// The allocator of slots. Slot 0 is never allocated, because its address would be 0.
     #[pin]
     allocator: Slots,
     chunks: KVVec<OnceBox<Chunk>>,
@@ -300,7 +307,7 @@ pub(crate) struct Area {
     registered: Mutex<Option<Arc<PinnedPages>>>,
 }
 
-/// The pages that an area's slots use, for the time of one copy.
+/// The pages that an area's slots use, during one copy.
 enum View<'a> {
     Kernel,
     User(&'a PinnedPages),
@@ -315,8 +322,7 @@ impl Area {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if `size` is not a multiple of the page size, or the area has no slot that can be
-    /// given out.
+    /// [`EINVAL`] if `size` is not a multiple of the page size, or is less than two pages.
     ///
     /// # Context
     ///
@@ -364,16 +370,16 @@ impl Area {
         PAGE_SIZE << largest_order(self.slots)
     }
 
-    /// Returns how many aligned ranges of the largest mapping's size the area has.
+    /// Returns the number of aligned ranges of the largest mapping's size in the area.
     ///
-    /// One mapping fewer than that always finds room, as slot 0 is taken, whatever the mappings'
-    /// sizes and whatever was mapped before: ranges are aligned to their size, rounded up to a
-    /// power of two.
+    /// One mapping fewer than this number always finds room, because slot 0 takes one of the
+    /// ranges. This is true for mappings of any size, and after any other mappings, because each
+    /// mapping is aligned to its size, rounded up to a power of two.
     pub(crate) fn max_mappings(&self) -> usize {
         self.slots >> largest_order(self.slots)
     }
 
-    /// Returns a slot, if its chunk was ever used.
+    /// Returns the slot at `index`, or [`None`] if its chunk was never used.
     #[inline]
     fn slot(&self, index: usize) -> Option<&Slot> {
         self.chunks
@@ -382,13 +388,13 @@ impl Area {
             .get(index % CHUNK_SLOTS)
     }
 
-    /// Returns all slots whose chunk was ever used.
+    /// Returns the slots of all chunks that were ever used.
     fn used_slots(&self) -> impl Iterator<Item = &Slot> {
         self.chunks.iter().filter_map(OnceBox::get).flatten()
     }
 
-    /// Returns a slot that has a kernel page, after allocating the chunk and the page where
-    /// missing.
+    /// Returns the slot at `index`, after allocating its chunk and its kernel page if they are
+    /// missing. Returns [`None`] if no memory is available.
     #[inline]
     fn slot_with_page(&self, index: usize) -> Option<&Slot> {
         let slot = self.slot(index).or_else(|| self.alloc_slot(index))?;
@@ -397,7 +403,8 @@ impl Area {
         Some(slot)
     }
 
-    /// Allocates a slot's chunk, unless another CPU has done so by then.
+    /// Allocates the chunk of the slot at `index`, unless another CPU has allocated it in the
+    /// meantime. Returns the slot.
     #[cold]
     #[inline(never)]
     fn alloc_slot(&self, index: usize) -> Option<&Slot> {
@@ -408,7 +415,8 @@ impl Area {
             .get(index % CHUNK_SLOTS)
     }
 
-    /// Returns which pages are in use, for the time of an RCU read-side critical section.
+    /// Returns which pages the slots use. The return value is valid until the RCU read-side
+    /// critical section ends.
     #[inline]
     fn view<'a>(&'a self, _rcu: rcu::Section<'a>) -> View<'a> {
         let mode = self.mode.read_acquire();
@@ -416,8 +424,8 @@ impl Area {
             return View::Kernel;
         }
 
-        // SAFETY: `mode` is not `KERNEL`. By the type invariants, `umem` is valid, and stays so
-        // until this RCU read-side critical section ends, which is not before `'a` does.
+        // SAFETY: `mode` is not `KERNEL`. So by the type invariants, `umem` is valid until this RCU
+        // read-side critical section ends, which lasts at least as long as `'a`.
         let umem = unsafe { &*self.umem.read_acquire() };
 
         if mode == mode::USER {
@@ -427,9 +435,10 @@ impl Area {
         }
     }
 
-    /// Copies a part of a mapped buffer in if `to_device`, or else out.
+    /// Copies a part of a mapped buffer to the bounce pages if `to_device`, and from the bounce
+    /// pages otherwise.
     ///
-    /// Slots that stand in for no buffer, and addresses outside the area, are skipped.
+    /// Skips slots to which no buffer is mapped, and addresses outside the area.
     ///
     /// # Context
     ///
@@ -458,8 +467,8 @@ impl Area {
             let index = at >> PAGE_SHIFT;
 
             if let Some(slot) = self.slot(index) {
-                // SAFETY: `slot` is the one at `index`. By the safety requirements, `slot`'s part
-                // of the mapping has these bytes.
+                // SAFETY: `slot` is the slot at `index`. By the safety requirements, these bytes
+                // are in the part of the mapping that `slot` has.
                 unsafe { self.copy_slot(index, slot, offset..offset + part, to_device, rcu) }
             }
 
@@ -468,11 +477,13 @@ impl Area {
         }
     }
 
-    /// Copies a range of bytes of one slot.
+    /// Copies a range of bytes between the page that is in use for a slot and the slot's part of a
+    /// buffer: to the page if `to_device`, from the page otherwise.
     ///
     /// # Safety
     ///
-    /// `slot` must be the one at `index`; the range and the mapping are as for [`Slot::copy`].
+    /// `slot` must be the slot at `index`. The requirements of [`Slot::copy`] for the range and the
+    /// mapping apply as well.
     #[inline(always)]
     unsafe fn copy_slot(
         &self,
@@ -482,8 +493,8 @@ impl Area {
         to_device: bool,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: By the safety requirements. The view says which page is in use; that page stays
-        // in use, and allocated, until the section ends.
+        // SAFETY: The view says which page is in use. That page stays in use and allocated until
+        // the RCU section ends. The safety requirements cover the slot, the range and the mapping.
         unsafe {
             match self.view(rcu) {
                 View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
@@ -492,11 +503,13 @@ impl Area {
         }
     }
 
-    /// Slow path of [`copy_slot`](Self::copy_slot), out of line: few processes register pages.
+    /// Slow path of [`copy_slot`](Self::copy_slot). Not inlined, because few processes register
+    /// pages.
     ///
     /// # Safety
     ///
-    /// `slot` must be the one at `index`; the range and the mapping are as for [`Slot::copy`].
+    /// `slot` must be the slot at `index`. The requirements of [`Slot::copy`] for the range and the
+    /// mapping apply as well.
     #[inline(never)]
     unsafe fn copy_slot_slow(
         &self,
@@ -506,8 +519,8 @@ impl Area {
         to_device: bool,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: By the safety requirements. The view says which page is in use; that page stays
-        // in use, and allocated, until the section ends.
+        // SAFETY: The view says which page is in use. That page stays in use and allocated until
+        // the RCU section ends. The safety requirements cover the slot, the range and the mapping.
         unsafe {
             match self.view(rcu) {
                 View::Kernel => slot.copy(slot.kernel_page(), range, to_device),
@@ -517,12 +530,13 @@ impl Area {
         }
     }
 
-    /// Does what [`copy_slot`](Self::copy_slot) does during a migration, which must not move this
-    /// slot's contents during the copy.
+    /// Does what [`copy_slot`](Self::copy_slot) does, during a migration. Locks `progress`, so that
+    /// the migration cannot copy this slot's contents at the same time.
     ///
     /// # Safety
     ///
-    /// `slot` must be the one at `index`; the range and the mapping are as for [`Slot::copy`].
+    /// `slot` must be the slot at `index`. The requirements of [`Slot::copy`] for the range and the
+    /// mapping apply as well.
     #[cold]
     #[inline(never)]
     unsafe fn copy_migrating(
@@ -540,12 +554,14 @@ impl Area {
             slot.kernel_page()
         };
 
-        // SAFETY: By the safety requirements. `page` is in use, and stays so while `progress` is
-        // locked; the slot's two pages stay allocated for longer than that.
+        // SAFETY: `page` stays in use while `progress` is locked. Both of the slot's pages stay
+        // allocated for longer than that. The safety requirements cover the slot, the range and the
+        // mapping.
         unsafe { slot.copy(page, range, to_device) }
     }
 
-    /// Maps a buffer and, if the device reads the buffer and `sync` is set, copies its contents in.
+    /// Maps a buffer. If the device reads the buffer and `sync` is set, copies the buffer's
+    /// contents to the bounce pages.
     ///
     /// Returns the mapping's I/O virtual address, a multiple of the page size, or [`None`] if there
     /// is no room or no memory.
@@ -576,8 +592,9 @@ impl Area {
             // `phys`.
             slot.orig.write(phys);
             if sync && dir.device_reads() {
-                // SAFETY: `slot` is the one at `index`; its part of the buffer has `part` bytes, a
-                // page at most. The mapping cannot end before its address is returned.
+                // SAFETY: `slot` is the slot at `index`. The slot's part of the buffer has `part`
+                // bytes, a page at most. The mapping cannot end before this function returns its
+                // address.
                 unsafe { self.copy_slot(index, slot, 0..part, true, rcu) }
             }
 
@@ -589,11 +606,11 @@ impl Area {
         Some(iova)
     }
 
-    /// Fast path of [`map`](Self::map): a single slot of this CPU's block whose page is allocated.
-    /// Returns the buffer otherwise.
+    /// Fast path of [`map`](Self::map). Maps a buffer of a page or less to a slot of this CPU's
+    /// block, if the slot's kernel page is allocated. Returns the buffer otherwise.
     ///
-    /// No function is called here except a copy, so that hardly a register has to be saved: saving
-    /// them would be a quarter of the cost.
+    /// This function calls no other function except for a copy, so that it has to save hardly any
+    /// registers. Saving them would be a quarter of the cost.
     #[inline(always)]
     pub(super) fn map_fast<'a>(
         &self,
@@ -619,9 +636,9 @@ impl Area {
         if sync && dir.device_reads() {
             let range = 0..buffer.len;
 
-            // SAFETY: The buffer has `buffer.len` bytes, a page at most, as `alloc_own` has
-            // returned a slot for them. `slot` is the one at `index`, and `page` its page. The
-            // buffer and the page stay allocated as long as the buffer is mapped.
+            // SAFETY: The buffer has `buffer.len` bytes, a page at most, because `alloc_own` has
+            // returned a slot for them. `slot` is the slot at `index`, and `page` is the slot's
+            // page. The buffer and the page stay allocated as long as the buffer is mapped.
             unsafe {
                 match self.view(rcu) {
                     View::Kernel => copy(page, buffer.phys, range, true),
@@ -633,7 +650,7 @@ impl Area {
         Ok(given.iova())
     }
 
-    /// Makes `count` slots from `first` on stand in for no buffer.
+    /// Clears the buffer addresses of `count` slots from `first` on.
     fn forget(&self, first: usize, count: usize) {
         for index in first..first + count {
             if let Some(slot) = self.slot(index) {
@@ -642,8 +659,8 @@ impl Area {
         }
     }
 
-    /// Fast path of [`unmap`](Self::unmap): a slot of a block. Returns false, and does nothing, for
-    /// any other mapping, and for an address that is not in the area.
+    /// Fast path of [`unmap`](Self::unmap), for a slot of a block. Returns `false` and does nothing
+    /// for any other mapping, and for an address outside the area.
     ///
     /// # Safety
     ///
@@ -665,9 +682,10 @@ impl Area {
             return true;
         };
 
-        // As in `map_fast`: no function call at all if nothing is copied.
+        // As in `map_fast`, this path calls no function if nothing has to be copied.
         if sync && dir.device_writes() {
-            // SAFETY: By the safety requirements; a slot of a block holds a page at most.
+            // SAFETY: By the safety requirements, the mapping has `len` bytes and ends here. A slot
+            // of a block holds a page at most.
             unsafe { self.copy_and_empty(given, slot, len, rcu) }
         } else {
             slot.orig.write(NO_BUFFER);
@@ -677,11 +695,12 @@ impl Area {
         true
     }
 
-    /// Copies `len` bytes of a slot out, makes the slot stand in for no buffer, and frees the slot.
+    /// Copies `len` bytes from a slot's page to the buffer, clears the slot's buffer address, and
+    /// frees the slot.
     ///
     /// # Safety
     ///
-    /// `slot` must be the one at `given.index()`. The buffer that `slot` stands in for must have
+    /// `slot` must be the slot at `given.index()`. The buffer that is mapped to `slot` must have
     /// `len` bytes, a page at most, and its mapping must end here.
     #[inline(never)]
     unsafe fn copy_and_empty(
@@ -691,14 +710,15 @@ impl Area {
         len: usize,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: By the safety requirements.
+        // SAFETY: By the safety requirements, `slot` is the slot at this index, and its buffer has
+        // `len` bytes.
         unsafe { self.copy_slot(given.index(), slot, 0..len, false, rcu) }
         slot.orig.write(NO_BUFFER);
         given.free();
     }
 
-    /// Ends a mapping, after copying the buffer out if the device writes to the buffer and `sync`
-    /// is set. Returns false, and does nothing, if `iova` is not in the area.
+    /// Ends a mapping. If the device writes to the buffer and `sync` is set, first copies the
+    /// bounce pages to the buffer. Returns `false` and does nothing if `iova` is outside the area.
     ///
     /// # Context
     ///
@@ -707,7 +727,7 @@ impl Area {
     /// # Safety
     ///
     /// `iova` and `len` must be those of a mapping of this area that has not ended, or `iova` must
-    /// not be in the area.
+    /// be outside the area.
     #[inline(never)]
     pub(super) unsafe fn unmap(
         &self,
@@ -720,7 +740,7 @@ impl Area {
         if !self.contains(iova) {
             return false;
         }
-        // SAFETY: By the safety requirements.
+        // SAFETY: The requirements are those of this function.
         if unsafe { self.unmap_fast(iova, len, dir, sync, rcu) } {
             return true;
         }
@@ -731,8 +751,8 @@ impl Area {
 
             if let Some(slot) = self.slot(index) {
                 if sync && dir.device_writes() {
-                    // SAFETY: `slot` is the one at `index`. By the safety requirements, its part of
-                    // the buffer has `part` bytes, a page at most.
+                    // SAFETY: `slot` is the slot at `index`. By the safety requirements, the slot's
+                    // part of the buffer has `part` bytes, a page at most.
                     unsafe { self.copy_slot(index, slot, 0..part, false, rcu) }
                 }
                 slot.orig.write(NO_BUFFER);
@@ -747,8 +767,9 @@ impl Area {
 
     /// Returns the kernel's page at an address of the area, for the device side to map.
     ///
-    /// Returns [`None`] if no mapping has ever used that page, or if user pages are registered, or
-    /// are being registered or deregistered: the device side has these pages already.
+    /// Returns [`None`] if no mapping has ever used that page. Also returns [`None`] while user
+    /// pages are registered, or are being registered or deregistered, because the device side has
+    /// these pages already.
     ///
     /// # Context
     ///
@@ -760,17 +781,20 @@ impl Area {
             };
             let page = self.slot(iova as usize >> PAGE_SHIFT)?.kernel_page()?;
 
-            // SAFETY: By the type invariants of `Slot`, the page stays allocated as long as `self`.
+            // SAFETY: By the type invariants of `Slot`, the page stays allocated as long as `self`
+            // exists.
             Some(unsafe { Page::from_raw(page.as_ptr()) }.into())
         })
     }
 
-    /// Moves the contents of all slots that are in use between the kernel's pages and the user's.
+    /// Copies the contents of all slots that are in use: from the kernel's pages to the user's if
+    /// `to_user`, and from the user's pages to the kernel's otherwise.
     ///
-    /// Goes from the first slot to the last if `to_user`, or else from the last slot to the first.
+    /// Goes from the first slot to the last if `to_user`, and from the last slot to the first
+    /// otherwise.
     ///
-    /// `mode` must be [`mode::MIGRATING`], and a grace period must have passed since it was set, so
-    /// that every copy takes the lock of `progress`.
+    /// `mode` must be [`mode::MIGRATING`], and an RCU grace period must have passed since `mode`
+    /// was set to that value, so that every copy takes the lock of `progress`.
     fn migrate(&self, umem: &PinnedPages, to_user: bool) {
         for i in 0..self.slots {
             let index = if to_user { i } else { self.slots - 1 - i };
@@ -781,8 +805,8 @@ impl Area {
                 let in_use = slot.orig.read() != NO_BUFFER;
 
                 if let (true, Some(kernel), Some(umem)) = (in_use, kernel, umem.page(index)) {
-                    // SAFETY: Both are whole pages that stay allocated, `kernel` as long as `self`,
-                    // `umem` as long as it is pinned.
+                    // SAFETY: Both are whole pages that stay allocated: `kernel` as long as `self`
+                    // exists, `umem` as long as the user's pages are pinned.
                     unsafe { copy(umem, page_to_phys(kernel.as_ptr()), 0..PAGE_SIZE, to_user) }
                 }
             }
@@ -796,8 +820,8 @@ impl Area {
         }
     }
 
-    /// Switches the area to pages of a process, and moves there what mapped buffers have in the
-    /// kernel's pages.
+    /// Switches the area to the pages of a process (umem), and copies the contents of mapped
+    /// buffers from the kernel's pages to the process's pages.
     ///
     /// # Errors
     ///
@@ -818,7 +842,8 @@ impl Area {
 
         let pages = Arc::new(pages, GFP_KERNEL_ACCOUNT)?;
         self.umem.store(Arc::as_ptr(&pages), Release);
-        // INVARIANT: `umem` was set just now, and `pages`, then `registered`, keeps it valid.
+        // INVARIANT: `umem` was set just now. `pages` keeps `umem` valid now, and `registered`
+        // keeps it valid later.
         self.mode.store(mode::MIGRATING, Release);
         rcu::synchronize();
         self.migrate(&pages, true);
@@ -829,8 +854,8 @@ impl Area {
         Ok(())
     }
 
-    /// Switches the area back to the kernel's pages, after moving there what mapped buffers have in
-    /// the user's pages. Returns the user's pages.
+    /// Copies the contents of mapped buffers from the user's pages to the kernel's pages, and
+    /// switches the area back to the kernel's pages. Returns the user's pages.
     ///
     /// # Errors
     ///
@@ -846,7 +871,8 @@ impl Area {
         self.mode.store(mode::MIGRATING, Release);
         rcu::synchronize();
         self.migrate(&pages, false);
-        // INVARIANT: Later readers do not use `umem`; earlier ones are waited for below.
+        // INVARIANT: Later readers do not use `umem`. `synchronize` below waits for earlier
+        // readers.
         self.mode.store(mode::KERNEL, Release);
         rcu::synchronize();
 
@@ -871,8 +897,8 @@ impl PinnedDrop for Area {
             let page = slot.page.load(Relaxed);
 
             if !page.is_null() {
-                // SAFETY: By the type invariants of `Slot`, the area owns a reference, and the area
-                // has no users any more.
+                // SAFETY: By the type invariants of `Slot`, the area owns a reference. No user of
+                // the area is left.
                 unsafe { bindings::put_page(page) }
             }
         }

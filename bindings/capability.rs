@@ -7,7 +7,7 @@
 use super::raw as bindings;
 use kernel::prelude::*;
 
-/// A capability, of those that [`capable`] is called for.
+/// A capability for which [`capable`] can be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Capability {
     /// `CAP_NET_ADMIN`: configure the network.
@@ -16,14 +16,14 @@ pub(crate) enum Capability {
 
 /// Returns whether the current task has a capability in the initial user namespace.
 ///
-/// If so, the task is marked as having used the capability, so call this only if something depends
-/// on the result. May sleep.
+/// If the task has the capability, the kernel marks the task as having used it. So call this
+/// function only if something depends on the result. May sleep.
 pub(crate) fn capable(capability: Capability) -> bool {
     let number = match capability {
         Capability::NetAdmin => bindings::CAP_NET_ADMIN,
     };
 
-    // SAFETY: `number` is a valid capability, which is the only requirement.
+    // SAFETY: The only requirement is that `number` is a valid capability.
     // CAST: All capabilities are below 64.
     unsafe { bindings::capable(number as c_int) }
 }

@@ -40,12 +40,13 @@ use kernel::{
     },
 };
 
-/// A range of device numbers with a dynamically allocated major; released when dropped.
+/// A range of device numbers with a dynamically allocated major. Dropping this value releases the
+/// numbers.
 ///
 /// # Invariants
 ///
-/// The `count` device numbers from `first` on are allocated to this value, all with the same
-/// major.
+/// The `count` device numbers from `first` on are allocated to this value. All of them have the
+/// same major.
 pub(crate) struct DeviceNumbers {
     first: bindings::dev_t,
     count: u32,
@@ -55,7 +56,8 @@ impl DeviceNumbers {
     /// The number of device numbers of a major, which is the maximum size of a range.
     pub(crate) const MAX: u32 = 1 << bindings::MINORBITS;
 
-    /// Allocates `count` device numbers, the minors from 0 on, under `name` in `/proc/devices`.
+    /// Allocates `count` device numbers, with the minors from 0 on. `/proc/devices` shows them as
+    /// `name`.
     ///
     /// # Errors
     ///
@@ -80,12 +82,12 @@ impl DeviceNumbers {
         Ok(Self { first, count })
     }
 
-    /// Returns the device number at `index`, or `EINVAL` if the range is not that large.
+    /// Returns the device number at `index`, or `EINVAL` if `index` is outside the range.
     fn device_number(&self, index: u32) -> Result<bindings::dev_t> {
         if index >= self.count {
             return Err(EINVAL);
         }
-        // OVERFLOW: The sum is within the range, by the type invariant.
+        // OVERFLOW: By the type invariant, the sum is within the range.
         Ok(self.first + index)
     }
 }
@@ -104,9 +106,9 @@ pub(crate) trait CharDevice: FileOperations {
 
     /// Opens the device at `index` of the range, and returns the file's private data.
     ///
-    /// Called from the moment of registration on, possibly before [`Registration::new`] returns. A
-    /// call is also possible after the registration was dropped, if the open began before that or
-    /// if another file of the same node is still open.
+    /// May be called as soon as the device is registered, even before [`Registration::new`]
+    /// returns. May also be called after the registration was dropped, if the open began before the
+    /// drop or if another file of the same node is still open.
     ///
     /// # Context
     ///
@@ -116,12 +118,12 @@ pub(crate) trait CharDevice: FileOperations {
 
 /// The state that a registration and the files opened through it share.
 ///
-/// The structure is freed by the release function of `owner`. The character device holds a
-/// reference to `owner`, each file one to the character device, and the registration one to each of
-/// the two. A file's reference comes with a reference to the module, which is released after it, so
-/// the release function never runs after its code is gone. (The exception is
-/// `CONFIG_DEBUG_KOBJECT_RELEASE`, which delays the release function on purpose: with it, unloading
-/// any module that has a character device is unsafe.)
+/// The release function of `owner` frees this structure. `cdev` holds a reference to `owner`. Each
+/// file holds a reference to `cdev`. The registration holds one reference to `cdev` and one to
+/// `owner`. Each file also holds a reference to the module, and releases it after the reference to
+/// `cdev`. So the release function never runs after the module's code is gone.
+/// (`CONFIG_DEBUG_KOBJECT_RELEASE` is an exception: it delays the release function on purpose, so
+/// that unloading any module that has a character device is unsafe.)
 struct Shared<T: CharDevice> {
     cdev: Opaque<bindings::cdev>,
     owner: Opaque<bindings::kobject>,
@@ -131,8 +133,8 @@ struct Shared<T: CharDevice> {
 
 impl<T: CharDevice> Shared<T> {
     const FILE_OPERATIONS: bindings::file_operations = {
-        // SAFETY: Only `Registration` uses the table, for the files of its character device, and
-        // `open` stores a `T::Data` in each of them.
+        // SAFETY: Only `Registration` uses the table, for the files of its character device. `open`
+        // stores a `T::Data` in each of these files.
         unsafe { VTable::<T>::build(Some(Self::open)) }
     };
 
@@ -141,6 +143,8 @@ impl<T: CharDevice> Shared<T> {
         ..pin_init::zeroed()
     };
 
+    /// Opens a file of the character device.
+    ///
     /// # Safety
     ///
     /// `inode` and `file` must be those of a file that is being opened through a `Shared<T>`.
@@ -150,17 +154,17 @@ impl<T: CharDevice> Shared<T> {
         // SAFETY: By the safety requirements, `cdev` is the field of a `Shared<T>`.
         let shared = unsafe { container_of!(Opaque::cast_from(cdev), Self, cdev) };
         // SAFETY: The caller, `chrdev_open()`, holds a reference to the character device, which
-        // holds one to its owner, so `shared` is not freed before this function returns. After
-        // registration, `shared` is written to only inside `Opaque`.
+        // holds a reference to its owner. So `shared` is not freed before this function returns.
+        // After registration, `shared` is written to only inside `Opaque`.
         let shared = unsafe { &*shared };
         // SAFETY: `file` is valid for the duration of this call; no descriptor refers to it yet.
         let rust_file = unsafe { File::from_raw_file(file) };
 
-        // The device covers only numbers of the range, so the subtraction cannot wrap.
+        // The character device has only numbers of the range, so the subtraction cannot wrap.
         let index = number.wrapping_sub(shared.numbers.first);
         match T::open(&shared.context, index, rust_file) {
             Ok(data) => {
-                // SAFETY: The `open` of a file may set the file's private data.
+                // SAFETY: An `open` function may set the private data of the file.
                 unsafe { (*file).private_data = data.into_foreign() };
                 0
             }
@@ -168,10 +172,12 @@ impl<T: CharDevice> Shared<T> {
         }
     }
 
+    /// Frees a `Shared<T>`, after the last reference to its `owner` was released.
+    ///
     /// # Safety
     ///
-    /// `owner` must be that of a `Shared<T>` that came from `KBox::into_raw()`, with no reference
-    /// left.
+    /// `owner` must be the field of a `Shared<T>` that came from `KBox::into_raw()`. No reference
+    /// to that `Shared<T>` may be left.
     unsafe extern "C" fn release(owner: *mut bindings::kobject) {
         // SAFETY: By the safety requirements, `owner` is the field of a `Shared<T>`.
         let shared = unsafe { container_of!(Opaque::cast_from(owner), Self, owner) };
@@ -181,26 +187,27 @@ impl<T: CharDevice> Shared<T> {
     }
 }
 
-/// A registered character device, for some of the numbers of a range; unregistered when dropped.
+/// A registered character device, for some numbers of a range. Dropping this value unregisters the
+/// device.
 ///
-/// Files that are open at the drop stay open and keep the context alive. In a module's
-/// initialization, registering must be the last step that can fail: a module that fails to load is
-/// removed without regard to files that are already open.
+/// Files that are open at that time stay open and keep the context alive. In a module's
+/// initialization, registering must be the last step that can fail, because the kernel removes a
+/// module that fails to load even if files are already open.
 ///
 /// # Invariants
 ///
-/// `shared` is valid, its `cdev` is initialized and registered, its `owner` is the parent of
-/// `cdev`, and this value owns one reference to each of the two.
+/// `shared` is valid, its `cdev` is initialized and registered, and its `owner` is the parent of
+/// `cdev`. This value owns one reference to `cdev` and one to `owner`.
 pub(crate) struct Registration<T: CharDevice> {
     shared: NonNull<Shared<T>>,
     _shared: PhantomData<KBox<Shared<T>>>,
 }
 
-// SAFETY: A character device can be unregistered by any thread, and the context, which may be
-// dropped with it, is `Send`.
+// SAFETY: Any thread may unregister a character device. The context, which may be dropped with it,
+// is `Send`.
 unsafe impl<T: CharDevice> Send for Registration<T> {}
 
-// SAFETY: A shared reference gives access to nothing.
+// SAFETY: A shared reference gives access to none of the fields.
 unsafe impl<T: CharDevice> Sync for Registration<T> {}
 
 impl<T: CharDevice> Registration<T> {
@@ -232,7 +239,7 @@ impl<T: CharDevice> Registration<T> {
             },
             GFP_KERNEL,
         )?);
-        // SAFETY: `shared` is valid, and stays so until the last reference to `owner` is gone.
+        // SAFETY: `shared` is valid until the last reference to `owner` is released.
         let (cdev, owner) = unsafe { ((*shared).cdev.get(), (*shared).owner.get()) };
 
         // SAFETY: `owner` is zeroed and at its final address. From here on, its release function
@@ -242,21 +249,21 @@ impl<T: CharDevice> Registration<T> {
         unsafe { bindings::cdev_init(cdev, &Shared::<T>::FILE_OPERATIONS) };
         // SAFETY: `cdev` is initialized, and not yet registered.
         unsafe { (*cdev).owner = this_module() };
-        // SAFETY: Both are initialized, and `cdev` is not yet registered.
+        // SAFETY: `cdev` and `owner` are initialized, and `cdev` is not yet registered.
         unsafe { bindings::cdev_set_parent(cdev, owner) };
 
         // OVERFLOW: The range is not empty.
         let count = indices.end - indices.start;
-        // SAFETY: `cdev` is complete. It holds a reference to `owner`, and so keeps itself alive as
+        // SAFETY: `cdev` is complete. It holds a reference to `owner`, so it stays allocated as
         // long as it is in use.
         if let Err(error) = to_result(unsafe { bindings::cdev_add(cdev, first, count) }) {
-            // SAFETY: This is the only reference to `owner`: `cdev` holds one only while
-            // registered.
+            // SAFETY: This is the only reference to `owner`, because `cdev` holds a reference only
+            // while it is registered.
             unsafe { bindings::kobject_put(owner) };
             return Err(error);
         }
 
-        // INVARIANT: All of it was established above.
+        // INVARIANT: `cdev` was initialized and registered above, with `owner` as its parent.
         Ok(Self {
             // SAFETY: `shared` came from `KBox::into_raw()`, which does not return null.
             shared: unsafe { NonNull::new_unchecked(shared) },
@@ -270,14 +277,15 @@ impl<T: CharDevice> Drop for Registration<T> {
         // SAFETY: `shared` is valid by the type invariant.
         let shared = unsafe { self.shared.as_ref() };
         let (cdev, owner) = (shared.cdev.get(), shared.owner.get());
-        // SAFETY: `cdev` is registered by the type invariant; this releases our reference to it.
+        // SAFETY: By the type invariant, `cdev` is registered. This call releases this value's
+        // reference to `cdev`.
         unsafe { bindings::cdev_del(cdev) };
-        // SAFETY: This releases our reference to `owner`. `shared` may be freed by it.
+        // SAFETY: This call releases this value's reference to `owner`, and may free `shared`.
         unsafe { bindings::kobject_put(owner) };
     }
 }
 
-/// A device of a class with its node in `/dev`; both are removed when this value is dropped.
+/// A device of a class, with a node in `/dev`. Dropping this value removes the device and the node.
 ///
 /// `D` is the data of the attributes in the device's sysfs directory.
 ///
@@ -292,23 +300,22 @@ pub(crate) struct Node<D: Send + Sync + 'static> {
     _numbers: Arc<DeviceNumbers>,
 }
 
-// SAFETY: A device can be unregistered by any thread, and the other fields are `Send`.
+// SAFETY: Any thread may unregister a device, and the other fields are `Send`.
 unsafe impl<D: Send + Sync + 'static> Send for Node<D> {}
 
-// SAFETY: A shared reference gives access to nothing but a reference to the device, which can be
-// shared.
+// SAFETY: A shared reference gives access only to a reference to the device, which may be shared.
 unsafe impl<D: Send + Sync + 'static> Sync for Node<D> {}
 
 impl<D: Send + Sync + 'static> Node<D> {
     /// Creates a device called `name` for the device number at `index` of `numbers`.
     ///
-    /// When this returns, the device's sysfs directory has all attributes of `A` (see
+    /// When this function returns, the device's sysfs directory has all attributes of `A` (see
     /// [`super::sysfs`]), its node in `/dev` exists, and userspace has been notified.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if `index` is not in the range or `name` is empty; `EEXIST` if there is a device
-    /// of that name or number; `ENOMEM`.
+    /// `EINVAL` if `index` is outside the range or if `name` is empty; `EEXIST` if there is a
+    /// device with that name or number; `ENOMEM`.
     ///
     /// # Context
     ///
@@ -326,9 +333,10 @@ impl<D: Send + Sync + 'static> Node<D> {
             return Err(EINVAL);
         }
 
-        // SAFETY: By its invariant, the class is registered, and it outlives the device because the
-        // new value holds it. The format takes one string, which is copied. The attributes are
-        // static and find a `D` at the driver data, which lives until they are gone, see `drop()`.
+        // SAFETY: By its invariant, the class is registered. The new value holds the class, so the
+        // class outlives the device. The format takes one string, which is copied. The attributes
+        // are static. They find a `D` at the driver data. The `D` lives until the attributes are
+        // removed, see `drop()`.
         let dev = from_err_ptr(unsafe {
             bindings::device_create_with_groups(
                 class.as_raw(),
@@ -341,7 +349,7 @@ impl<D: Send + Sync + 'static> Node<D> {
             )
         })?;
 
-        // INVARIANT: All of it was established above.
+        // INVARIANT: The device was registered above, with `data` as its driver data.
         Ok(Self {
             dev: NonNull::new(dev).ok_or(ENOMEM)?,
             _data: data,
@@ -351,22 +359,23 @@ impl<D: Send + Sync + 'static> Node<D> {
     }
 }
 
-// SAFETY: By its invariant, the device of a `Node` is registered until the `Node` is dropped.
+// SAFETY: By the invariant of `Node`, the device is registered until the `Node` is dropped.
 unsafe impl<D: Send + Sync + 'static> Registered for Node<D> {
     fn device(&self) -> &Device {
-        // SAFETY: By the type invariant, `self` owns a reference to the device, which keeps it
-        // valid.
+        // SAFETY: By the type invariant, `self` owns a reference to the device, which keeps the
+        // device valid.
         unsafe { Device::from_raw(self.dev.as_ptr()) }
     }
 }
 
 impl<D: Send + Sync + 'static> Drop for Node<D> {
-    /// Waits for attributes that are being read or written. May sleep.
+    /// Removes the device. Waits for attributes that are being read or written. May sleep.
     ///
     /// Deadlocks if called from one of the device's own attributes.
     fn drop(&mut self) {
-        // SAFETY: The device is registered by the type invariant; this releases our reference to
-        // it. No attribute is called after this, so none uses the data, which is dropped next.
+        // SAFETY: By the type invariant, the device is registered. This call releases this value's
+        // reference to the device. No attribute is called afterwards, so no attribute uses the
+        // data, which is dropped next.
         unsafe { bindings::device_unregister(self.dev.as_ptr()) };
     }
 }

@@ -17,14 +17,14 @@ use kernel::{
 
 /// The name of a class and the directory of its device nodes.
 ///
-/// This is a type and not a value because the C structure is read as long as anything holds a
-/// reference to a device of the class, even after the class is unregistered: the structure has to
-/// be in the module's own read-only memory.
+/// This information is in a type, not in a value, so that the C structure is in the module's
+/// read-only memory. The kernel reads the structure as long as any code holds a reference to a
+/// device of the class, even after the class is unregistered.
 pub(crate) trait ClassInfo: 'static {
     /// The name of the class's directory in `/sys/class`.
     const NAME: &'static CStr;
 
-    /// The directory of the device nodes: a device has its node at `/dev/DIRECTORY/DEVICE`.
+    /// The directory of the device nodes. The node of a device is `/dev/DIRECTORY/DEVICE`.
     const DIRECTORY: &'static CStr;
 }
 
@@ -47,11 +47,11 @@ impl<T: ClassInfo> RawClass<T> {
         dev: *const bindings::device,
         _mode: *mut bindings::umode_t,
     ) -> *mut c_char {
-        // SAFETY: By the safety requirements of this function.
+        // SAFETY: By the safety requirements, `dev` is a valid device during this call.
         let dev: &Device = unsafe { Device::from_raw(dev.cast_mut()) };
 
-        // SAFETY: The format takes two strings, and two strings are passed. The caller, the driver
-        // core, frees the string that is allocated here, and accepts a null pointer.
+        // SAFETY: The format takes two strings, and two strings are passed. The caller is the
+        // driver core. It frees the string that is allocated here, and accepts a null pointer.
         unsafe {
             bindings::kasprintf(
                 bindings::GFP_KERNEL,
@@ -63,7 +63,7 @@ impl<T: ClassInfo> RawClass<T> {
     }
 }
 
-/// A registered class; unregistered when dropped.
+/// A registered class. Dropping this value unregisters the class.
 ///
 /// # Invariants
 ///
@@ -72,7 +72,7 @@ pub(crate) struct Class {
     raw: &'static bindings::class,
 }
 
-// SAFETY: A class can be unregistered by any thread.
+// SAFETY: Any thread may unregister a class.
 unsafe impl Send for Class {}
 
 // SAFETY: The structure is only read, and the driver core does its own locking.
@@ -94,11 +94,12 @@ impl Class {
         // SAFETY: The structure is complete, and lives as long as the module.
         to_result(unsafe { bindings::class_register(raw) })?;
 
-        // INVARIANT: The class has just been registered, and stays so until this value is dropped.
+        // INVARIANT: The class has just been registered, and stays registered until this value is
+        // dropped.
         Ok(Self { raw })
     }
 
-    /// Returns the C structure, registered as long as `self` exists.
+    /// Returns the C structure, which is registered as long as `self` exists.
     pub(super) fn as_raw(&self) -> *const bindings::class {
         ptr::from_ref(self.raw)
     }
@@ -106,7 +107,7 @@ impl Class {
 
 impl Drop for Class {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant, the class is registered, at this very address.
+        // SAFETY: By the type invariant, the class is registered at this address.
         unsafe { bindings::class_unregister(self.raw) };
     }
 }

@@ -2,7 +2,7 @@
 
 //! Completions with killable waits that have a timeout and can be freezable.
 //!
-//! [`kernel::sync::Completion`] can only be waited for indefinitely.
+//! [`kernel::sync::Completion`] has no wait with a timeout.
 //!
 //! C header: [`include/linux/completion.h`](srctree/include/linux/completion.h)
 
@@ -39,7 +39,7 @@ impl WaitResult {
     }
 }
 
-/// An event that tasks wait for.
+/// An event that tasks can wait for.
 #[pin_data]
 pub(crate) struct Completion {
     #[pin]
@@ -68,7 +68,8 @@ impl Completion {
         unsafe { bindings::complete_all(self.inner.get()) }
     }
 
-    /// Completes the event for one wait, the current one or the next. Any context.
+    /// Completes the event for one wait: a current wait or, if there is none, the next one. Any
+    /// context.
     pub(crate) fn complete(&self) {
         // SAFETY: The completion is initialised by the type's constructor.
         unsafe { bindings::complete(self.inner.get()) }
@@ -87,13 +88,15 @@ impl Completion {
     }
 
     /// Waits as [`wait_killable_timeout`](Self::wait_killable_timeout) does, but the task can be
-    /// frozen meanwhile (`TASK_FREEZABLE_UNSAFE`): when the machine suspends, or by the task's
-    /// version 1 cgroup. Time in which the machine sleeps does not count.
+    /// frozen during the wait (`TASK_FREEZABLE_UNSAFE`), by a suspend of the machine or by the
+    /// task's version 1 cgroup. Time during which the machine sleeps does not count towards the
+    /// timeout.
     ///
     /// # Context
     ///
-    /// May sleep. The caller's locks stay held while the task is frozen, however long that is.
-    /// Suspending the machine must not take any of these locks, or the suspend never ends.
+    /// May sleep. The locks that the caller holds stay held while the task is frozen, for any
+    /// length of time. No code that suspends the machine may take any of these locks, because the
+    /// suspend would never end.
     pub(crate) fn wait_killable_freezable_timeout(&self, timeout: Delta) -> WaitResult {
         // SAFETY: The completion is initialised by the type's constructor.
         let left = unsafe {
@@ -107,15 +110,15 @@ impl Completion {
     }
 }
 
-/// Converts `time` to a timeout in jiffies: not shorter than `time`, but at most the longest timeout
-/// that the scheduler supports; 0 if `time` is not positive.
+/// Converts `time` to a timeout in jiffies. The timeout is not shorter than `time`, but at most the
+/// longest timeout that the scheduler supports. Returns 0 if `time` is not positive.
 fn jiffies(time: Delta) -> c_ulong {
     if time <= Delta::ZERO {
         return 0;
     }
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
 
-    // One more, for the fraction of a millisecond that was cut off, and for the part of the current
-    // jiffy that has passed.
+    // One jiffy more, for the fraction of a millisecond that was cut off, and for the part of the
+    // current jiffy that has passed.
     msecs_to_jiffies(milliseconds).saturating_add(1)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Sets of CPUs, as values.
+//! Sets of CPUs that own their memory.
 //!
 //! C header: [`include/linux/cpumask.h`](srctree/include/linux/cpumask.h)
 
@@ -24,15 +24,15 @@ use kernel::{
 
 /// A set of CPUs that owns its memory.
 ///
-/// Its text form is that of `%*pb` in C: one bit for each CPU that this machine can have, in
-/// hexadecimal, in groups of 32 bits separated by commas, the highest group first.
+/// The text form of a set is that of `%*pb` in C: one bit for each CPU that this machine can have,
+/// in hexadecimal, in groups of 32 bits separated by commas, the highest group first.
 pub(crate) struct Mask(CpumaskVar);
 
 // SAFETY: The memory belongs to this value alone, and can be freed by any thread.
 unsafe impl Send for Mask {}
 
-// SAFETY: The mask is written to only by its owner before it is shared or, in an `AtomicCpumask`,
-// by atomic operations.
+// SAFETY: The owner writes to the mask only before the mask is shared. In an `AtomicCpumask`, later
+// writes are atomic operations.
 unsafe impl Sync for Mask {}
 
 impl Mask {
@@ -56,8 +56,8 @@ impl Mask {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if the text is not of this form; `EOVERFLOW` if the set has CPUs that this machine
-    /// cannot have, or if a group is too large; `ENOMEM`.
+    /// `EINVAL` if the text does not have this form; `EOVERFLOW` if the set has CPUs that this
+    /// machine cannot have, or if a group has more than 32 bits; `ENOMEM`.
     ///
     /// # Context
     ///
@@ -78,18 +78,20 @@ impl Mask {
         Ok(Self(mask))
     }
 
-    /// Returns whether a CPU of this set is online, which can change at any time. Any context.
+    /// Returns whether any CPU of this set is online. CPUs can go online or offline at any time.
+    /// Any context.
     pub(crate) fn intersects_online(&self) -> bool {
         self.next_online(None).is_some()
     }
 
-    /// Returns the next online CPU of this set after `after`, or the first one if `after` is
-    /// [`None`]; after the last one, the first one again.
+    /// Returns the next online CPU of this set after `after`, wrapping around to the first one. If
+    /// `after` is [`None`], returns the first online CPU of this set.
     ///
-    /// Returns `after` itself if it is the only online CPU of the set, and [`None`] if there is
-    /// none. The CPU may be offline by the time this returns. Any context.
+    /// Returns `after` itself if it is the only online CPU of this set, and [`None`] if no CPU of
+    /// this set is online. The returned CPU may be offline by the time this function returns. Any
+    /// context.
     pub(crate) fn next_online(&self, after: Option<CpuId>) -> Option<CpuId> {
-        // CAST: These casts are widening; there is no `From`.
+        // CAST: These casts are widening, and these types have no `From` conversion.
         let start = after.map_or(0, |cpu| cpu.as_u32() as c_ulong + 1);
 
         self.first_online_from(start)
@@ -97,8 +99,8 @@ impl Mask {
     }
 
     fn first_online_from(&self, start: c_ulong) -> Option<CpuId> {
-        // SAFETY: Both masks have room for `nr_cpu_ids()` bits, rounded up to a word. The function
-        // allows for bits that change meanwhile, and accepts any `start`.
+        // SAFETY: Both masks have room for `nr_cpu_ids()` bits, rounded up to a word. The C
+        // function tolerates concurrent changes of the bits, and accepts any `start`.
         let cpu = unsafe {
             bindings::_find_next_and_bit(
                 self.0.as_raw().cast::<c_ulong>(),
@@ -108,11 +110,11 @@ impl Mask {
             )
         };
 
-        // If there is no such CPU, the number is too large for one.
+        // If no CPU was found, `cpu` is at least `nr_cpu_ids()`, which is not a valid CPU number.
         u32::try_from(cpu).ok().and_then(CpuId::from_u32)
     }
 
-    /// Returns the C structure, valid as long as `self` is.
+    /// Returns a pointer to the C structure, which is valid as long as `self` exists.
     pub(crate) fn as_raw(&self) -> *const bindings::cpumask {
         self.0.as_raw()
     }
@@ -132,7 +134,7 @@ impl fmt::Display for Mask {
 
         let cpus = nr_cpu_ids();
         for group in (0..cpus.div_ceil(GROUP)).rev() {
-            // OVERFLOW: The result is not more than `cpus`, in this line and the next.
+            // OVERFLOW: Neither this line's result nor the next line's is larger than `cpus`.
             let first = group * GROUP;
             let bits = (cpus - first).min(GROUP);
             let value = (0..bits).fold(0u32, |value, bit| {
@@ -140,8 +142,8 @@ impl fmt::Display for Mask {
                 value | u32::from(set) << bit
             });
 
-            // Only the first group can be narrower than 8 digits.
-            // CAST: At most 8.
+            // Only the first group that is written can have fewer than 8 digits.
+            // CAST: The result is at most 8.
             write!(out, "{value:0digits$x}", digits = bits.div_ceil(4) as usize)?;
             if group != 0 {
                 out.write_str(",")?;
@@ -151,7 +153,7 @@ impl fmt::Display for Mask {
     }
 }
 
-// The trait that `pr_info!` and similar macros require.
+// `pr_info!` and similar macros require this trait.
 impl kernel::fmt::Display for Mask {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, out)

@@ -16,28 +16,28 @@ use kernel::{
     sync::Arc, //
 };
 
-/// A value that keeps a device registered as long as it exists.
+/// A value that keeps a device registered until the value is dropped.
 ///
-/// A plain `&Device` guarantees no more than that the device's memory is valid.
+/// A plain `&Device` guarantees only that the device's memory is valid.
 ///
 /// # Safety
 ///
-/// The device that [`device`](Self::device) returns must be registered, and must neither be
-/// unregistered nor be replaced by another one before `self` is dropped, even if `self` moves.
+/// The device that [`device`](Self::device) returns must stay registered until `self` is dropped.
+/// Every call must return the same device, even if `self` moves.
 pub(crate) unsafe trait Registered {
     /// Returns the device.
     fn device(&self) -> &Device;
 }
 
-// SAFETY: The value in an `Arc` is neither dropped before the `Arc` nor replaced.
+// SAFETY: The value in an `Arc` is not replaced, and is not dropped before the `Arc`.
 unsafe impl<T: Registered> Registered for Arc<T> {
     fn device(&self) -> &Device {
         (**self).device()
     }
 }
 
-/// A device without a parent: a directory in `/sys/devices`, which serves as the parent of devices
-/// without hardware. Unregistered when dropped.
+/// A device without a parent, which serves as the parent of devices without hardware. The device is
+/// a directory in `/sys/devices`. Dropping this value unregisters the device.
 ///
 /// # Invariants
 ///
@@ -46,11 +46,10 @@ pub(crate) struct RootDevice {
     dev: NonNull<bindings::device>,
 }
 
-// SAFETY: A device can be unregistered by any thread.
+// SAFETY: Any thread may unregister a device.
 unsafe impl Send for RootDevice {}
 
-// SAFETY: A shared reference gives access to nothing but a reference to the device, which can be
-// shared.
+// SAFETY: A shared reference gives access only to a reference to the device, which may be shared.
 unsafe impl Sync for RootDevice {}
 
 impl RootDevice {
@@ -68,8 +67,9 @@ impl RootDevice {
             return Err(EINVAL);
         }
 
-        // SAFETY: The name is copied. The module is only used for a symbolic link, which a null
-        // pointer omits: the device's memory and release function belong to the driver core.
+        // SAFETY: The name is copied. The module is used only for a symbolic link, which is omitted
+        // for a null pointer. The device's memory and release function belong to the driver core,
+        // not to this module.
         let dev = from_err_ptr(unsafe {
             bindings::__root_device_register(name.as_char_ptr(), ptr::null_mut())
         })?;
@@ -81,11 +81,12 @@ impl RootDevice {
     }
 }
 
-// SAFETY: By its invariant, the device of a `RootDevice` is registered until that is dropped.
+// SAFETY: By the invariant of `RootDevice`, the device is registered until the `RootDevice` is
+// dropped.
 unsafe impl Registered for RootDevice {
     fn device(&self) -> &Device {
-        // SAFETY: By the type invariant, the device is registered, and so valid, as long as `self`
-        // is.
+        // SAFETY: By the type invariant, the device is registered, and therefore valid, as long as
+        // `self` exists.
         unsafe { Device::from_raw(self.dev.as_ptr()) }
     }
 }

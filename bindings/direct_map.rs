@@ -2,13 +2,14 @@
 
 //! Memory that a virtio driver has mapped for a device that is in the kernel itself.
 //!
-//! Such a device needs no bounce pages: it accesses the driver's memory where that is, but no more
-//! of it than is mapped, and only in the direction for which it is mapped. All that a [`DirectMap`]
-//! lets the device do, the driver has allowed.
+//! Such a device needs no bounce pages, because it accesses the driver's memory in place. A
+//! [`DirectMap`] limits the device to what the driver has allowed: only memory that is mapped, and
+//! only in the direction for which it is mapped.
 //!
 //! # Lock order
 //!
-//! The lock of a map is taken in any context, and no other lock is taken under it.
+//! The lock of a map may be taken in any context. No other lock is taken while the lock of a map is
+//! held.
 
 use super::{
     bounce::{
@@ -28,15 +29,15 @@ use super::{
 };
 use kernel::prelude::*;
 
-/// Maximum number of ranges that are mapped at the same time: a ring, and as many buffers as a
-/// request with some descriptors has.
+/// Maximum number of ranges that are mapped at the same time: enough for a ring and for the buffers
+/// of a request with several descriptors.
 const MAX_RANGES: usize = 16;
 
-/// Bit of the addresses of mapped ranges. It tells them from addresses in a bounce area, which are
-/// much lower.
+/// Bit that is set in the addresses of mapped ranges. The bit distinguishes these addresses from
+/// addresses in a bounce area, which are much lower.
 const DIRECT: u64 = 1 << 63;
 
-// The allocator of bounce slots takes addresses as `usize`, and must not lose that bit.
+// The allocator of bounce slots takes addresses as `usize`, which must be wide enough for `DIRECT`.
 const _: () = assert!(usize::BITS == u64::BITS);
 
 /// A mapped range.
@@ -50,8 +51,8 @@ struct Range {
     len: usize,
     is_readable: bool,
     is_writable: bool,
-    /// The pages, if the memory was allocated for the driver. Otherwise the range is a buffer, which
-    /// the driver unmaps before freeing it.
+    /// The pages, if the memory was allocated for the driver. Otherwise [`None`]: the range is a
+    /// buffer, which the driver unmaps before freeing it.
     pages: Option<Pages>,
 }
 
@@ -60,8 +61,8 @@ impl Range {
         self.phys | DIRECT
     }
 
-    /// Returns the physical address of the byte at `address`, if `len` bytes from there on are all
-    /// in the range. The two differ by [`DIRECT`] only.
+    /// Returns the physical address of the `len` bytes at `address`, or [`None`] if the range does
+    /// not contain all of these bytes. The two addresses differ only by [`DIRECT`].
     fn phys(&self, address: u64, len: usize) -> Option<u64> {
         let offset = address.checked_sub(self.address())?;
         let end = offset.checked_add(len as u64)?;
@@ -95,12 +96,13 @@ impl DirectMap {
         Ok(address)
     }
 
-    /// Maps a buffer. Returns its address, or [`None`] if too many are mapped. Any context.
+    /// Maps a buffer. Returns the buffer's address, or [`None`] if [`MAX_RANGES`] ranges are mapped
+    /// already. Any context.
     pub(super) fn map(&self, buffer: Buffer<'_>, dir: Direction) -> Option<u64> {
         let (phys, len) = buffer.range();
 
-        // INVARIANT: By the invariants of `Buffer`, the driver keeps the memory until it unmaps the
-        // buffer.
+        // INVARIANT: By the invariants of `Buffer`, the driver keeps the memory until the driver
+        // unmaps the buffer.
         self.add(Range {
             phys,
             len,
@@ -116,7 +118,8 @@ impl DirectMap {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if too much is mapped, or `pages` has fewer than `size` bytes.
+    /// [`ENOMEM`] if [`MAX_RANGES`] ranges are mapped already, or if `pages` has fewer than `size`
+    /// bytes.
     ///
     /// # Context
     ///
@@ -124,7 +127,7 @@ impl DirectMap {
     pub(super) fn map_coherent(&self, pages: Pages, size: usize) -> Result<u64> {
         let phys = pages.phys(0, size).ok_or(ENOMEM)?;
 
-        // INVARIANT: The range owns the pages.
+        // INVARIANT: The range owns `pages`, which keeps the memory allocated.
         self.add(Range {
             phys,
             len: size,
@@ -146,13 +149,14 @@ impl DirectMap {
             })
             .and_then(Option::take);
 
-        // Pages are freed without the lock.
+        // The pages of the range are freed after the lock is released.
         drop(ranges);
         drop(removed);
     }
 
-    /// Ends the mappings of all buffers, whose driver is about to go. Ending such a mapping again
-    /// does nothing. Waits for accesses that are in progress. Any context.
+    /// Ends the mappings of all buffers, because their driver is about to free them. If the driver
+    /// unmaps such a buffer afterwards, [`unmap`](Self::unmap) does nothing. Waits for accesses
+    /// that are in progress. Any context.
     pub(crate) fn forget_buffers(&self) {
         for range in self.ranges.lock().iter_mut() {
             if range.as_ref().is_some_and(|range| range.pages.is_none()) {
@@ -161,8 +165,8 @@ impl DirectMap {
         }
     }
 
-    /// Calls `f` with the physical address of `len` bytes from `address` on, if they are all in one
-    /// mapped range for which `allows` returns true. The range stays mapped during the call.
+    /// Calls `f` with the physical address of the `len` bytes at `address`, if one mapped range for
+    /// which `allows` returns true contains all of them. The range stays mapped during the call.
     fn access<R>(
         &self,
         address: u64,
@@ -189,7 +193,7 @@ impl Memory for DirectMap {
             |range| range.is_readable,
             |phys| {
                 // SAFETY: By the invariants of `Range`, the memory stays allocated as long as the
-                // range is mapped, which it is during this call.
+                // range is mapped. The range stays mapped during this call.
                 unsafe { phys::read(phys, buf) }
             },
         )

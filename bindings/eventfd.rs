@@ -28,13 +28,14 @@ impl EventFd {
     ///
     /// # Errors
     ///
-    /// [`EBADF`] if there is no such descriptor; [`EINVAL`] if the descriptor is not an eventfd.
+    /// [`EBADF`] if there is no such descriptor; [`EINVAL`] if the descriptor is not that of an
+    /// eventfd.
     ///
     /// # Context
     ///
     /// Process context.
     pub(crate) fn from_fd(fd: i32) -> Result<Self> {
-        // SAFETY: Any number may be passed.
+        // SAFETY: `eventfd_ctx_fdget` accepts any number.
         let ctx = from_err_ptr(unsafe { bindings::eventfd_ctx_fdget(fd) })?;
 
         // INVARIANT: `eventfd_ctx_fdget` returned a reference, which the new value owns.
@@ -47,7 +48,7 @@ impl EventFd {
     ///
     /// Any in which [`signal_allowed`] returns `true`.
     pub(crate) fn signal(&self) {
-        // SAFETY: The pointer is valid by the type invariants.
+        // SAFETY: By the type invariants, the pointer is valid.
         unsafe { bindings::eventfd_signal_mask(self.0.as_ptr(), 0) }
     }
 }
@@ -59,10 +60,10 @@ impl Drop for EventFd {
     }
 }
 
-/// Returns whether an eventfd may be signalled here.
+/// Returns whether an eventfd may be signalled in the current context.
 ///
 /// Returns `false` while the current task runs a callback of another eventfd that is being
-/// signalled: such a chain could go on forever.
+/// signalled, because a chain of eventfds that signal each other could be endless.
 pub(crate) fn signal_allowed() -> bool {
     // SAFETY: The function only reads a flag of the current task.
     unsafe { bindings::eventfd_signal_allowed() }

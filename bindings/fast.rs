@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The operations of the I/O path that are inlined where the CPU architecture is known.
+//! The operations of the I/O path that are inlined on x86-64.
 //!
 //! The kernel crate's own versions of these operations call C functions, unless the kernel is built
 //! with `CONFIG_RUST_INLINE_HELPERS`, which requires clang. In a function that does a handful of
-//! atomic operations and little else, as on the I/O path, these calls are a third of the cost.
+//! atomic operations and little else, as on the I/O path, these calls make up a third of the cost.
 //!
-//! There are two implementations of the same items: `x86_64` knows that architecture, `generic`
-//! calls the kernel. Kbuild selects `x86_64` on x86-64 with SMP; `make FAST=n` builds `generic`
-//! there, too. In C, `memcpy_phys` of `raw/helpers.c` follows the same switch. Apart from this, the
-//! crate requires nothing of an architecture but little endian.
+//! Two modules implement the same items: `x86_64` for that architecture, `generic` with the kernel
+//! crate's functions. Kbuild selects `x86_64` on x86-64 with SMP, unless `make FAST=n` selects
+//! `generic`. In C, `memcpy_phys` of `raw/helpers.c` has two implementations that follow the same
+//! switch. Apart from that, the crate requires only a little-endian architecture of 64 bits.
 
 #[cfg(not(fast_x86_64))]
 mod generic;
@@ -29,7 +29,7 @@ pub(super) use x86_64::{
     page_to_phys, //
 };
 
-/// An atomic that can be read and written without a function call where the architecture is known.
+/// An atomic that can be read and written without a function call on x86-64.
 ///
 /// C header: [`include/asm-generic/rwonce.h`](srctree/include/asm-generic/rwonce.h)
 pub(crate) trait Inlined {
@@ -44,7 +44,7 @@ pub(crate) trait Inlined {
     fn write(&self, value: Self::Value);
 }
 
-/// A word of bits that can be modified without a function call where the architecture is known.
+/// A word of bits that can be modified without a function call on x86-64.
 pub(crate) trait InlinedBits {
     /// Replaces `old` by `new`, as `cmpxchg(old, new, Acquire)` does.
     fn replace_acquire(&self, old: u64, new: u64) -> Result<u64, u64>;

@@ -47,14 +47,15 @@ use kernel::{
 /// Returns the module that this code is part of, as the owner of objects that must keep the
 /// module's code in memory.
 ///
-/// This is the right owner for any C table of generic functions of this crate: the functions are in
-/// this module, wherever their type parameters come from.
+/// Any C table of generic functions of this crate must have this module as its owner, because the
+/// functions are in this module, wherever their type parameters are defined.
 pub(crate) const fn this_module() -> *mut bindings::module {
-    // The equivalent of `THIS_MODULE` in C. Where `module!` puts its own differs between kernels.
+    // This is `THIS_MODULE` of C. The `THIS_MODULE` that `module!` defines is not used here,
+    // because its path differs between kernels.
     &raw mut bindings::__this_module
 }
 
-/// A set of poll events: what can be done with a file without waiting.
+/// A set of poll events, which say what is possible with a file without waiting.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Events(bindings::__poll_t);
 
@@ -65,7 +66,7 @@ impl Events {
     pub(crate) const READABLE: Self = Self(bindings::POLLIN | bindings::POLLRDNORM);
     /// The file can be written.
     pub(crate) const WRITABLE: Self = Self(bindings::POLLOUT | bindings::POLLWRNORM);
-    /// Something is wrong with the file.
+    /// The file is in an error state.
     pub(crate) const ERROR: Self = Self(bindings::POLLERR);
 
     /// Returns these events, with `others` added if `condition` holds.
@@ -90,9 +91,10 @@ impl Events {
 pub(crate) trait FileOperations: Sized + 'static {
     /// The private data of an open file.
     ///
-    /// The data is dropped when the last reference to the file is gone, with no other call in
-    /// progress or to come. The drop may happen in a task that never used the file, or long after
-    /// the descriptor was closed (a call in progress and a mapping hold references too).
+    /// The data is dropped after the last reference to the file is released, when no method is
+    /// running and no method will be called. The drop may happen in a task that never used the
+    /// file. The drop may also happen long after the descriptor was closed, because calls in
+    /// progress and mappings hold references to the file, too.
     type Data: ForeignOwnable + Send + Sync + 'static;
 
     /// Reads from the file, and returns the number of bytes put into `iov`.
@@ -109,7 +111,7 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Registers with `table` everything that can wake a waiter, then returns what can be done
+    /// Registers with `table` all wait queues that can wake a waiter, then returns what is possible
     /// without waiting.
     fn poll(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
@@ -134,8 +136,8 @@ pub(crate) trait FileOperations: Sized + 'static {
 
     /// Handles an ioctl of a 32-bit program on a 64-bit kernel.
     ///
-    /// Needed only if a structure has another layout in such a program. Without this method,
-    /// [`ioctl`](Self::ioctl) is called, with the argument taken for a pointer.
+    /// Needed only if a structure has a different layout in such a program. Without this method,
+    /// the kernel converts the argument to a pointer and calls [`ioctl`](Self::ioctl).
     #[cfg(CONFIG_COMPAT)]
     fn compat_ioctl(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
@@ -146,8 +148,8 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Returns the page at an offset of the file, in bytes and a multiple of the page size, for a
-    /// mapping that was accessed there. [`None`] raises a bus error.
+    /// Handles a page fault in a mapping of the file: returns the page at an offset of the file.
+    /// The offset is in bytes, and a multiple of the page size. [`None`] raises a bus error.
     ///
     /// Files can be mapped if their type implements this method. A mapping holds a reference to the
     /// file, is not part of core dumps and cannot grow.
@@ -162,8 +164,8 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Returns whether a fault in a mapping that begins at an offset of the file also maps pages of
-    /// [`fault_around`](Self::fault_around). If so, a process that forks copies the mapping's page
+    /// Returns whether a fault also maps the pages of [`fault_around`](Self::fault_around), in a
+    /// mapping that begins at an offset of the file. If so, a fork copies the mapping's page
     /// tables.
     ///
     /// # Context
@@ -173,17 +175,17 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Returns the page at an offset of the file shortly after that of a page that was accessed, to
-    /// map both at once, which saves a fault if the second page is accessed too. [`None`] leaves
-    /// the page and all after it to [`fault`](Self::fault).
+    /// Returns the page at an offset of the file that is shortly after the page of a fault. Both
+    /// pages are then mapped together, which saves another fault if the process accesses the second
+    /// page, too. [`None`] leaves this page and all pages after it to [`fault`](Self::fault).
     ///
     /// No method is called again for a page that was mapped in this way. So the file must never
-    /// have a different page at this offset later; if the file may later have no page there, the
-    /// old page must do no harm when it is still visible.
+    /// have a different page at this offset later. If the file may later have no page at this
+    /// offset, the old page must do no harm while it is still visible.
     ///
     /// # Context
     ///
-    /// As for [`fault`](Self::fault).
+    /// Called with the mmap lock held for reading.
     fn fault_around(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _offset: u64,
@@ -192,15 +194,15 @@ pub(crate) trait FileOperations: Sized + 'static {
     }
 }
 
-/// Returns whether a read or a write has to fail with `EAGAIN` instead of waiting: either the file
-/// is in non-blocking mode, or this one call is.
+/// Returns whether a read or a write must fail with `EAGAIN` instead of waiting, because the file
+/// or this single call is in non-blocking mode.
 pub(crate) fn must_not_block<T: ForeignOwnable>(kiocb: &Kiocb<'_, T>) -> bool {
     let kiocb = kiocb.as_raw();
-    // SAFETY: A `Kiocb` points to a valid `struct kiocb`, and its flags do not change while a read
-    // or write handler has it.
+    // SAFETY: A `Kiocb` points to a valid `struct kiocb`, whose flags do not change while a read or
+    // write handler uses it.
     let nowait = unsafe { (*kiocb).ki_flags } & bindings::RUST_CONST_HELPER_IOCB_NOWAIT != 0;
-    // SAFETY: As above; a `struct kiocb` has a reference to its file. The volatile read is that of
-    // `READ_ONCE`: userspace can change the flags meanwhile.
+    // SAFETY: A `struct kiocb` holds a reference to its file. The volatile read is that of
+    // `READ_ONCE`, because userspace can change the flags at the same time.
     let flags = unsafe { (&raw const (*(*kiocb).ki_filp).f_flags).read_volatile() };
 
     nowait || flags & O_NONBLOCK != 0
@@ -209,7 +211,7 @@ pub(crate) fn must_not_block<T: ForeignOwnable>(kiocb: &Kiocb<'_, T>) -> bool {
 /// The C function that opens a file.
 pub(super) type Open = unsafe extern "C" fn(*mut bindings::inode, *mut bindings::file) -> c_int;
 
-/// The C functions that call those of [`FileOperations`], and the table of them.
+/// The C functions that call the methods of [`FileOperations`], and the C table of these functions.
 pub(super) struct VTable<T: FileOperations>(PhantomData<T>);
 
 impl<T: FileOperations> VTable<T> {
@@ -218,9 +220,9 @@ impl<T: FileOperations> VTable<T> {
     /// # Safety
     ///
     /// The private data of every file that is opened with this table must be a pointer that
-    /// `T::Data::into_foreign()` returned for this file alone: either `open` stores the pointer in
-    /// the file if it succeeds, or the pointer is stored before any other code has the file. Only
-    /// the functions of this table may convert the pointer back.
+    /// `T::Data::into_foreign()` returned for this file alone. Either `open` stores the pointer in
+    /// the file if `open` succeeds, or the caller stores the pointer before any other code can use
+    /// the file. Only the functions of this table may convert the pointer back.
     pub(super) const unsafe fn build(open: Option<Open>) -> bindings::file_operations {
         bindings::file_operations {
             owner: this_module(),
@@ -260,21 +262,24 @@ impl<T: FileOperations> VTable<T> {
     ///
     /// # Safety
     ///
-    /// `file` must be valid, its `f_op` must be the table of `Self`, and it must not be released
-    /// during `'a`.
+    /// `file` must be valid, its `f_op` must be the table of `Self`, and the file must not be
+    /// released during `'a`.
     unsafe fn data<'a>(file: *mut bindings::file) -> <T::Data as ForeignOwnable>::Borrowed<'a> {
-        // SAFETY: The file is valid, and its private data does not change until it is released.
+        // SAFETY: The file is valid, and its private data does not change until the file is
+        // released.
         let private = unsafe { (*file).private_data };
-        // SAFETY: The pointer came from `into_foreign()`, see `build()`, and only `release()`
-        // converts it back, which by the safety requirements is after `'a`.
+        // SAFETY: The pointer came from `into_foreign()`, see `build()`. Only `release()` converts
+        // the pointer back, which by the safety requirements is after `'a`.
         unsafe { T::Data::borrow(private) }
     }
 
+    /// Drops the private data of a file.
+    ///
     /// # Safety
     ///
     /// `file` must be a file with this table that is being released.
     unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
-        // SAFETY: The file is valid until this returns.
+        // SAFETY: The file is valid until this function returns.
         let private = unsafe { (*file).private_data };
         // SAFETY: The pointer came from `into_foreign()`, see `build()`. A file is released once,
         // with no other operation in progress, so no borrow is left.
@@ -282,68 +287,82 @@ impl<T: FileOperations> VTable<T> {
         0
     }
 
+    /// Reads from a file with [`FileOperations::read_iter`].
+    ///
     /// # Safety
     ///
-    /// `kiocb` must be for a file with this table, and `iov` a destination, both for the duration
-    /// of this call.
+    /// `kiocb` must belong to a file with this table, and `iov` must be a destination. Both must be
+    /// valid for the duration of this call.
     unsafe extern "C" fn read_iter(
         kiocb: *mut bindings::kiocb,
         iov: *mut bindings::iov_iter,
     ) -> isize {
-        // SAFETY: By the safety requirements; the private data is a `T::Data`, see `build()`.
+        // SAFETY: By the safety requirements, `kiocb` is valid. The private data is a `T::Data`,
+        // see `build()`.
         let kiocb = unsafe { Kiocb::from_raw(kiocb) };
-        // SAFETY: By the safety requirements; the caller does not access `iov` during this call.
+        // SAFETY: By the safety requirements, `iov` is a destination. The caller does not access
+        // `iov` during this call.
         let iov = unsafe { IovIterDest::from_raw(iov) };
 
         transferred(T::read_iter(kiocb, iov))
     }
 
+    /// Writes to a file with [`FileOperations::write_iter`].
+    ///
     /// # Safety
     ///
-    /// `kiocb` must be for a file with this table, and `iov` a source, both for the duration of
-    /// this call.
+    /// `kiocb` must belong to a file with this table, and `iov` must be a source. Both must be
+    /// valid for the duration of this call.
     unsafe extern "C" fn write_iter(
         kiocb: *mut bindings::kiocb,
         iov: *mut bindings::iov_iter,
     ) -> isize {
-        // SAFETY: By the safety requirements; the private data is a `T::Data`, see `build()`.
+        // SAFETY: By the safety requirements, `kiocb` is valid. The private data is a `T::Data`,
+        // see `build()`.
         let kiocb = unsafe { Kiocb::from_raw(kiocb) };
-        // SAFETY: By the safety requirements; the caller does not access `iov` during this call.
+        // SAFETY: By the safety requirements, `iov` is a source. The caller does not access `iov`
+        // during this call.
         let iov = unsafe { IovIterSource::from_raw(iov) };
 
         transferred(T::write_iter(kiocb, iov))
     }
 
+    /// Polls a file with [`FileOperations::poll`].
+    ///
     /// # Safety
     ///
-    /// `file` must be a file with this table and `table` null or a poll table, both valid for the
-    /// duration of this call.
+    /// `file` must be a file with this table, and `table` must be null or a poll table. Both must
+    /// be valid for the duration of this call.
     unsafe extern "C" fn poll(
         file: *mut bindings::file,
         table: *mut bindings::poll_table_struct,
     ) -> bindings::__poll_t {
         // SAFETY: The caller holds a reference to the file during this call.
         let data = unsafe { Self::data(file) };
-        // SAFETY: As above; polling does not use the file position.
+        // SAFETY: The file is valid, as above. Polling does not use the file position.
         let file = unsafe { File::from_raw_file(file) };
-        // SAFETY: By the safety requirements.
+        // SAFETY: By the safety requirements, `table` is null or a valid poll table.
         let table = unsafe { PollTable::from_raw(table) };
 
         T::poll(data, file, table).0
     }
 
+    /// Handles an ioctl with [`FileOperations::ioctl`].
+    ///
     /// # Safety
     ///
     /// `file` must be a file with this table, valid for the duration of this call.
     unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: The caller holds a reference to the file during this call.
         let data = unsafe { Self::data(file) };
-        // SAFETY: As above; ioctls do not use the file position.
+        // SAFETY: The file is valid, as above. Ioctls do not use the file position.
         let file = unsafe { File::from_raw_file(file) };
 
         answered(T::ioctl(data, file, cmd, arg))
     }
 
+    /// Handles an ioctl of a 32-bit program with [`FileOperations::compat_ioctl`].
+    ///
     /// # Safety
     ///
     /// `file` must be a file with this table, valid for the duration of this call.
@@ -355,26 +374,29 @@ impl<T: FileOperations> VTable<T> {
     ) -> c_long {
         // SAFETY: The caller holds a reference to the file during this call.
         let data = unsafe { Self::data(file) };
-        // SAFETY: As above; ioctls do not use the file position.
+        // SAFETY: The file is valid, as above. Ioctls do not use the file position.
         let file = unsafe { File::from_raw_file(file) };
 
         answered(T::compat_ioctl(data, file, cmd, arg))
     }
 
+    /// Sets up a mapping of a file.
+    ///
     /// # Safety
     ///
-    /// `file` must be a file with this table, valid for the duration of this call, and `vma` a
-    /// mapping of it that is being set up.
+    /// `file` must be a file with this table, valid for the duration of this call. `vma` must be a
+    /// mapping of this file that is being set up.
     unsafe extern "C" fn mmap(
         file: *mut bindings::file,
         vma: *mut bindings::vm_area_struct,
     ) -> c_int {
-        // SAFETY: By the safety requirements.
+        // SAFETY: By the safety requirements, `vma` is a mapping that is being set up.
         let new = unsafe { VmaNew::from_raw(vma) };
         new.set_dontdump();
         new.set_dontexpand();
         if T::HAS_MAPS_AROUND {
-            // SAFETY: By the safety requirements.
+            // SAFETY: By the safety requirements, `file` is a file with this table, and `vma` is
+            // valid.
             let (data, offset) =
                 unsafe { (Self::data(file), ((*vma).vm_pgoff as u64) << PAGE_SHIFT) };
 
@@ -383,8 +405,8 @@ impl<T: FileOperations> VTable<T> {
             }
         }
 
-        // SAFETY: A mapping that is being set up may be written to. Its file remains `file`, which
-        // has this table.
+        // SAFETY: A mapping that is being set up may be written to. The mapping's file remains
+        // `file`, which has this table.
         unsafe { (*vma).vm_ops = &Self::VM_OPERATIONS };
 
         0
@@ -395,30 +417,34 @@ impl<T: FileOperations> VTable<T> {
         ..pin_init::zeroed()
     };
 
+    /// Handles a fault in a mapping with [`FileOperations::fault`] and
+    /// [`FileOperations::fault_around`].
+    ///
     /// # Safety
     ///
-    /// `vmf` must be a fault, valid for the duration of this call, in a mapping of a file with this
-    /// table.
+    /// `vmf` must be a fault in a mapping of a file with this table, and valid for the duration of
+    /// this call.
     unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
         // SAFETY: By the safety requirements, the fault is valid, and these fields are constant.
         let (vma, address, offset) = unsafe {
             let about = &(*vmf).__bindgen_anon_1;
             (about.vma, about.address, (about.pgoff as u64) << PAGE_SHIFT)
         };
-        // SAFETY: The mapping holds a reference to its file. The lock that faults are handled under
-        // is held during this call.
+        // SAFETY: The mapping holds a reference to its file. During this call, the caller holds the
+        // lock under which the kernel handles faults.
         let (data, vma) = unsafe { (Self::data((*vma).vm_file), VmaRef::from_raw(vma)) };
 
         match T::fault(data, offset) {
             Some(page) => {
                 if T::HAS_FAULT_AROUND {
                     if let Some(vma) = vma.as_mixedmap_vma() {
-                        // SAFETY: The fault at `address` and `offset` is in this mapping, and in
-                        // progress.
+                        // SAFETY: The fault at `address` and `offset` is in this mapping, and is
+                        // being handled.
                         unsafe { Self::map_behind(vma, address, offset) }
                     }
                 }
-                // SAFETY: By the safety requirements. The reference to the page goes to the caller.
+                // SAFETY: By the safety requirements, `vmf` is valid. The caller takes over the
+                // reference to the page.
                 unsafe { (*vmf).page = ARef::into_raw(page).as_ptr().cast() };
                 0
             }
@@ -426,16 +452,16 @@ impl<T: FileOperations> VTable<T> {
         }
     }
 
-    /// Maps the pages after the one that was accessed, up to the first that
-    /// [`FileOperations::fault_around`] does not return or that is already mapped.
+    /// Maps the pages after the page of a fault. Stops at the first page that
+    /// [`FileOperations::fault_around`] does not return, or that is poisoned or already mapped.
     ///
     /// # Safety
     ///
-    /// `vma` must be a mapping of a file with this table, in which a fault is being handled for the
-    /// page at `address`, which must be the page at `offset` of the file.
+    /// `vma` must be a mapping of a file with this table. A fault in this mapping must be in
+    /// progress, for the page at `address`, which must be the page at `offset` of the file.
     unsafe fn map_behind(vma: &VmaMixedMap, address: usize, offset: u64) {
-        /// The number of pages to map, including the one that was accessed: as many as the kernel
-        /// maps of ordinary files (`fault_around_bytes`).
+        /// The maximum number of pages to map, including the page of the fault. The kernel maps as
+        /// many pages of an ordinary file (`fault_around_bytes`).
         const PAGES: usize = 16;
 
         // SAFETY: A mapping's file does not change while a fault in the mapping is handled.
@@ -445,10 +471,10 @@ impl<T: FileOperations> VTable<T> {
         let mut count = 0;
 
         for (place, number) in pages.iter_mut().zip(1..=behind) {
-            // SAFETY: The mapping holds a reference to its file, and exists during this whole call.
+            // SAFETY: The mapping holds a reference to its file, and exists during this call.
             let data = unsafe { Self::data(file) };
             let page = T::fault_around(data, offset + (number << PAGE_SHIFT) as u64);
-            // Unlike the page that `fault` returned, these are not checked for poison later.
+            // The kernel checks the page that `fault` returned for poison, but not these pages.
             let Some(page) = page.filter(|page| !page.is_poisoned()) else {
                 break;
             };
@@ -460,10 +486,11 @@ impl<T: FileOperations> VTable<T> {
         }
 
         let mut left = count;
-        // SAFETY: `pages` begins with `count` pages, to which the mapping takes references of its
-        // own. By the invariants of `VmaMixedMap`, pages can be inserted into the mapping, and its
-        // lock is held. The address is that of the page after the one that was accessed, and inside
-        // the mapping. Pages that could not be mapped fault when they are accessed.
+        // SAFETY: `pages` begins with `count` pages, to which the mapping takes its own references.
+        // By the invariants of `VmaMixedMap`, pages can be inserted into the mapping, and the
+        // mapping's lock is held. The address is that of the page after the page of the fault, and
+        // is inside the mapping. The return value is ignored, because a page that was not mapped
+        // causes a fault when it is accessed.
         let _ = unsafe {
             bindings::vm_insert_pages(
                 vma.as_ptr(),
@@ -474,7 +501,7 @@ impl<T: FileOperations> VTable<T> {
         };
 
         for page in pages.into_iter().filter_map(NonNull::new) {
-            // SAFETY: The reference is the one that `into_raw()` returned above.
+            // SAFETY: `into_raw()` returned this reference above.
             drop(unsafe { ARef::<Page>::from_raw(page.cast()) });
         }
     }

@@ -31,15 +31,16 @@ impl Cache {
         // SAFETY: `iova_cache_get` may be called at any time in process context.
         to_result(unsafe { bindings::iova_cache_get() })?;
 
-        // INVARIANT: The count was taken just now; if the allocation fails, the count is dropped.
+        // INVARIANT: The count was taken just now. If the allocation fails, dropping `Self`
+        // releases the count.
         Ok(Arc::new(Self(()), GFP_KERNEL)?)
     }
 }
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the count is ours. Every domain has its own reference to
-        // a `Cache`, so no domain is left that needs this count.
+        // SAFETY: By the type invariants, this value owns the count. Each domain owns a reference
+        // to a `Cache`, so no domain needs this count any more.
         unsafe { bindings::iova_cache_put() }
     }
 }
@@ -53,7 +54,7 @@ impl Drop for Cache {
 pub(crate) struct Domain {
     #[pin]
     inner: Opaque<bindings::iova_domain>,
-    /// The number of the last page that may be given out.
+    /// The number of the last page that may be allocated.
     limit: usize,
     cache: Option<Arc<Cache>>,
 }
@@ -66,8 +67,8 @@ unsafe impl Sync for Domain {}
 impl Domain {
     /// Returns an initialiser for an allocator of the addresses from `start` to `last`, in bytes.
     ///
-    /// Without a `cache`, the allocator never gives anything out and takes no memory; with one, it
-    /// takes some 12 KiB for each CPU. Page 0 is never given out.
+    /// Without a `cache`, the allocator takes no memory, and all allocations fail. With a `cache`,
+    /// the allocator takes some 12 KiB for each CPU. Page 0 is never allocated.
     ///
     /// # Errors
     ///
@@ -89,7 +90,7 @@ impl Domain {
                 cache.cloned()
             },
             limit: last >> PAGE_SHIFT,
-            // INVARIANT: With a cache, both initialisations are done; if the second one fails,
+            // INVARIANT: With a cache, both initialisations are done. If the second one fails,
             // `inner` owns nothing that would have to be released.
             inner <- Opaque::try_ffi_init(move |slot: *mut bindings::iova_domain| {
                 if cache.is_none() {
@@ -103,7 +104,8 @@ impl Domain {
         })
     }
 
-    /// Allocates `size` bytes, rounded up to pages and aligned to the next power of two.
+    /// Allocates `size` bytes, rounded up to whole pages. The address is aligned to that size,
+    /// rounded up to a power of two.
     ///
     /// Returns the address, or [`None`] if there is no room. Before returning [`None`], the
     /// allocator empties all CPUs' caches and retries, which takes a while. Any context.
@@ -129,11 +131,12 @@ impl Domain {
         }
     }
 
-    /// Frees what [`alloc`](Self::alloc) returned for the same size. Any context.
+    /// Frees the range at `iova`, which [`alloc`](Self::alloc) returned for `size` bytes. Any
+    /// context.
     ///
-    /// If `iova` and `size` do not match such an allocation, addresses may be given out twice: the
-    /// domain's owner must not rely on unique addresses for memory safety unless no other code can
-    /// call this function.
+    /// If `iova` and `size` do not match such an allocation, the domain may allocate the same
+    /// address twice. The domain's owner may rely on unique addresses for memory safety only if no
+    /// other code can call this function.
     pub(crate) fn free(&self, iova: u64, size: usize) {
         if self.cache.is_none() {
             return;
@@ -141,7 +144,7 @@ impl Domain {
         let pages = size.div_ceil(PAGE_SIZE);
 
         // SAFETY: There is a cache, so by the type invariants the domain is initialised. A wrong
-        // address affects only which addresses are given out.
+        // address affects only which addresses are allocated later.
         unsafe { bindings::free_iova_fast(self.inner.get(), iova as usize >> PAGE_SHIFT, pages) }
     }
 }
@@ -150,8 +153,8 @@ impl Domain {
 impl PinnedDrop for Domain {
     fn drop(self: Pin<&mut Self>) {
         if self.cache.is_some() {
-            // SAFETY: By the type invariants, the domain is initialised; the domain has no users
-            // any more.
+            // SAFETY: By the type invariants, the domain is initialised. No user of the domain is
+            // left.
             unsafe { bindings::put_iova_domain(self.inner.get()) }
         }
     }

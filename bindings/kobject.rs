@@ -24,10 +24,10 @@ use kernel::{
     sync::Arc, //
 };
 
-/// A sysfs directory with attributes, removed when dropped.
+/// A sysfs directory with attributes. Dropping this value removes the directory.
 ///
-/// The kobject itself is allocated and freed by C code, so that others may hold references to the
-/// kobject for as long as they like.
+/// C code allocates and frees the kobject itself, so other code may hold references to the kobject
+/// for any length of time.
 ///
 /// # Invariants
 ///
@@ -39,23 +39,23 @@ pub(crate) struct KObject<D: Send + Sync + 'static> {
     _data: Arc<D>,
 }
 
-// SAFETY: A kobject can be removed by any thread. The entries point to nothing but static memory
-// and the value that `_data` holds, which is `Send` and `Sync`.
+// SAFETY: Any thread may remove a kobject. The entries point only to static memory and to the value
+// that `_data` holds, which is `Send` and `Sync`.
 unsafe impl<D: Send + Sync + 'static> Send for KObject<D> {}
 
-// SAFETY: A shared reference gives access to nothing.
+// SAFETY: A shared reference gives access to none of the fields.
 unsafe impl<D: Send + Sync + 'static> Sync for KObject<D> {}
 
 impl<D: Send + Sync + 'static> KObject<D> {
-    /// Creates the directory `name` under that of `parent`, with the attributes of `A` (see
-    /// [`super::sysfs`]), which work on `data`.
+    /// Creates the directory `name` in the directory of `parent`. The new directory has the
+    /// attributes of `A` (see [`super::sysfs`]), which work on `data`.
     ///
-    /// The returned value may outlive `parent`, which removes the directory when it is
-    /// unregistered.
+    /// The returned value may outlive `parent`. When `parent` is unregistered, the directory is
+    /// removed.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if `name` is empty; `ENOMEM`, also if the name is already in use.
+    /// `EINVAL` if `name` is empty; `ENOMEM` if no memory is available or `name` is already in use.
     ///
     /// # Context
     ///
@@ -76,7 +76,8 @@ impl<D: Send + Sync + 'static> KObject<D> {
                 attribute: *attribute,
                 data: Arc::as_ptr(&data).cast(),
             };
-            // Lockdep requires a key in static memory: that of the attribute that was copied.
+            // Lockdep requires a key in static memory, so the copy uses the key of the static
+            // attribute.
             #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
             {
                 entry.attribute.attr.key = (&raw const attribute.attr.skey).cast_mut();
@@ -87,8 +88,8 @@ impl<D: Send + Sync + 'static> KObject<D> {
         let device = ptr::from_ref::<Device>(parent.device()).cast::<bindings::device>();
         // SAFETY: A `Device` is a `struct device`, valid for as long as `parent` is borrowed.
         let device = unsafe { &raw const (*device).kobj }.cast_mut();
-        // SAFETY: The parent is registered until after this call, because `parent` is borrowed.
-        // The name is copied.
+        // SAFETY: `parent` is borrowed, so the parent is registered until after this call. The name
+        // is copied.
         let kobj = unsafe { bindings::kobject_create_and_add(name.as_char_ptr(), device) };
 
         // INVARIANT: The kobject has just been created, and the vector is not modified again.
@@ -99,8 +100,8 @@ impl<D: Send + Sync + 'static> KObject<D> {
         };
         for index in 0..this.entries.len() {
             let entry = this.entries.as_ptr().wrapping_add(index);
-            // SAFETY: `entry` is in bounds. The pointer is derived from that to the whole entry,
-            // because the attribute's functions convert it back to the latter.
+            // SAFETY: `entry` is in bounds. `attribute` is derived from the pointer to the whole
+            // entry, because the attribute's functions convert `attribute` back to that pointer.
             let attribute = unsafe { &raw const (*entry).attribute.attr };
             // SAFETY: `kobj` is in sysfs. The attribute is at its final address. The safety
             // requirements of `Attributes` hold: the attribute is in an `Entry` with a `D`, and
@@ -112,13 +113,13 @@ impl<D: Send + Sync + 'static> KObject<D> {
 }
 
 impl<D: Send + Sync + 'static> Drop for KObject<D> {
-    /// Waits for attributes that are being read or written. May sleep.
+    /// Removes the directory. Waits for attributes that are being read or written. May sleep.
     ///
     /// Deadlocks if called from one of the directory's own attributes.
     fn drop(&mut self) {
-        // SAFETY: By the type invariant, `kobj` is valid. This removes the directory and the files
-        // in it, and waits for those in use, so that the entries and the data, which are dropped
-        // next, are not in use any more.
+        // SAFETY: By the type invariant, `kobj` is valid. This call removes the directory and its
+        // files, and waits for the files that are in use. So the entries and the data, which are
+        // dropped next, are not in use any more.
         unsafe { bindings::kobject_del(self.kobj.as_ptr()) };
         // SAFETY: By the type invariant, this value owns the reference that is released here.
         unsafe { bindings::kobject_put(self.kobj.as_ptr()) };

@@ -2,8 +2,8 @@
 
 //! Spinlocks for data that softirqs or interrupt handlers share with process context.
 //!
-//! [`kernel::sync::SpinLock`] leaves interrupts and softirqs enabled, so that taking such a lock in
-//! a softirq or an interrupt handler, too, would deadlock on a CPU that already holds the lock.
+//! [`kernel::sync::SpinLock`] leaves interrupts and softirqs enabled. If a softirq or an interrupt
+//! handler took such a lock on a CPU that already holds the lock, the CPU would deadlock.
 //!
 //! C header: [`include/linux/spinlock.h`](srctree/include/linux/spinlock.h)
 
@@ -18,13 +18,13 @@ use kernel::{
 
 /// A spinlock that is taken with interrupts disabled.
 ///
-/// Guards must be released in the reverse order of their acquisition: each guard restores the
-/// interrupt state that it found.
+/// Guards must be released in the reverse order of their acquisition, because each guard restores
+/// the interrupt state from before its lock was taken.
 ///
 /// # Context
 ///
-/// Any; on PREEMPT_RT, where the lock sleeps and disables nothing, any in which sleeping locks may
-/// be taken.
+/// Any. On PREEMPT_RT, this lock may sleep and leaves interrupts enabled: there, any context in
+/// which sleeping locks may be taken.
 pub(crate) type SpinLockIrqSave<T> = Lock<T, SpinLockIrqSaveBackend>;
 
 /// A spinlock that is taken with softirqs disabled.
@@ -54,8 +54,9 @@ macro_rules! new_spinlock_bh {
 }
 pub(crate) use new_spinlock_bh;
 
-/// Defines the backend of a spinlock that is taken and released by a certain set of C functions,
-/// which are called as the expressions say, under the safety requirements of [`Backend`].
+/// Defines the backend of a spinlock from the expressions that lock, try to lock and unlock it.
+/// Each expression is evaluated under the safety requirements of the [`Backend`] method of that
+/// name.
 macro_rules! spinlock_backend {
     (
         $(#[$doc:meta])*
@@ -67,8 +68,8 @@ macro_rules! spinlock_backend {
         $(#[$doc])*
         pub(crate) struct $name;
 
-        // SAFETY: The underlying `spinlock_t` ensures mutual exclusion. `relock` is the default,
-        // which locks by the same method.
+        // SAFETY: The underlying `spinlock_t` ensures mutual exclusion. The default `relock`, which
+        // calls `lock`, is used.
         unsafe impl Backend for $name {
             type State = bindings::spinlock_t;
             type GuardState = $guard_state;
@@ -113,7 +114,8 @@ macro_rules! spinlock_backend {
 }
 
 spinlock_backend! {
-    /// The backend of [`SpinLockIrqSave`]. The guard state is the interrupt state that was found.
+    /// The backend of [`SpinLockIrqSave`]. The guard state is the interrupt state from before
+    /// locking.
     SpinLockIrqSaveBackend: usize,
     lock: |lock| bindings::spin_lock_irqsave(lock),
     try_lock: |lock| {

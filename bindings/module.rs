@@ -24,7 +24,7 @@ impl ModuleRef {
     ///
     /// [`ENODEV`] if the module is being unloaded.
     pub(crate) fn get(module: &'static ThisModule) -> Result<Self> {
-        // SAFETY: A `ThisModule` is a module, or null for code that is built in.
+        // SAFETY: `as_ptr` returns a module, or null for code that is built in. Both may be passed.
         if !unsafe { bindings::try_module_get(module.as_ptr()) } {
             return Err(ENODEV);
         }
@@ -36,21 +36,20 @@ impl ModuleRef {
 
 /// Returns whether a module called `name` is loaded, or built in and known to sysfs.
 ///
-/// `this` is the calling module. The module called `name` may be loaded or unloaded right after the
-/// call. May sleep.
+/// `this` is the calling module. Returns `false` if the caller is built in. The module called
+/// `name` may be loaded or unloaded right after the call. May sleep.
 pub(crate) fn is_present(this: &'static ThisModule, name: &CStr) -> bool {
     let this = this.as_ptr();
     if this.is_null() {
         return false;
     }
-    // SAFETY: A `ThisModule` is null for code that is built in, and otherwise a module, which is in
-    // the set of all modules while it is loaded.
+    // SAFETY: `this` is not null, so it is a loaded module, which is in the kset of all modules.
     let modules = unsafe { (*this).mkobj.kobj.kset };
     if modules.is_null() {
         return false;
     }
 
-    // SAFETY: The set is that of all modules, which is never freed. The name is only read.
+    // SAFETY: `modules` is the kset of all modules, which is never freed. The name is only read.
     let found = unsafe { bindings::kset_find_obj(modules, name.as_char_ptr()) };
     // SAFETY: `found` is null, or a reference that this function owns.
     unsafe { bindings::kobject_put(found) };

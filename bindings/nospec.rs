@@ -6,15 +6,15 @@
 
 use super::raw as bindings;
 
-/// Returns the element at `index`, or [`None`] if there is none.
+/// Returns the element at `index`, or [`None`] if `index` is out of bounds.
 ///
-/// An index that is out of bounds is not used speculatively either, so that the caches reveal
-/// nothing about the memory beyond the slice. Any context.
+/// The CPU does not use an index that is out of bounds speculatively either, so the CPU's caches
+/// reveal nothing about the memory after the slice. Any context.
 pub(crate) fn get_nospec<T>(slice: &[T], index: usize) -> Option<&T> {
     if index >= slice.len() {
         return None;
     }
 
-    // SAFETY: Any two numbers may be passed.
+    // SAFETY: `array_index_nospec` accepts any two numbers.
     slice.get(unsafe { bindings::array_index_nospec(index, slice.len()) })
 }

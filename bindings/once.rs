@@ -21,7 +21,7 @@ use kernel::{
 /// null, it does not change until this value is dropped.
 pub(crate) struct OnceBox<T>(Atomic<*mut T>, core::marker::PhantomData<T>);
 
-// SAFETY: A `OnceBox<T>` owns a `T`, which is sent along.
+// SAFETY: A `OnceBox<T>` owns a `T`, so sending the box sends the `T`.
 unsafe impl<T: Send> Send for OnceBox<T> {}
 // SAFETY: A shared `OnceBox<T>` gives out shared references to a `T`, and the `T` may be created by
 // one task and dropped by another.
@@ -37,14 +37,14 @@ impl<T> OnceBox<T> {
     #[inline]
     pub(crate) fn get(&self) -> Option<&T> {
         // SAFETY: By the type invariants, the pointer is null or valid as long as `self` is. The
-        // acquire load sees what was written before the pointer was installed.
+        // load has acquire ordering, so the value's contents are visible.
         unsafe { self.0.read_acquire().as_ref() }
     }
 
     /// Returns the value, after creating it with `init` if there was none.
     ///
-    /// If two callers create a value at the same time, one value is dropped and both callers get
-    /// the other.
+    /// If two callers create a value at the same time, one of the two values is dropped, and both
+    /// callers get the remaining value.
     ///
     /// # Errors
     ///
@@ -52,7 +52,7 @@ impl<T> OnceBox<T> {
     ///
     /// # Context
     ///
-    /// Any that `flags` allows.
+    /// Any context that `flags` allows.
     pub(crate) fn get_or_init<E>(&self, init: impl Init<T, E>, flags: Flags) -> Result<&T>
     where
         Error: From<E>,
@@ -64,8 +64,8 @@ impl<T> OnceBox<T> {
         let new = KBox::into_raw(KBox::init(init, flags)?);
 
         match self.0.cmpxchg(ptr::null_mut(), new, Full) {
-            // INVARIANT: `new` came from a box that no other code has.
-            // SAFETY: As in `get`.
+            // INVARIANT: `new` came from a box that no other code owns.
+            // SAFETY: By the type invariants, the pointer is valid as long as `self` is.
             Ok(_) => Ok(unsafe { &*new }),
             Err(_) => {
                 // SAFETY: `new` came from a box above and was not installed.

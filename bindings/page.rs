@@ -2,8 +2,8 @@
 
 //! Reference-counted pages.
 //!
-//! [`kernel::page::Page`] has one owner. A page that is mapped into userspace has several: the
-//! driver, and every page table that the page is in.
+//! [`kernel::page::Page`] has one owner. A page that is mapped into userspace has several owners:
+//! the driver, and every page table that maps the page.
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
@@ -30,7 +30,7 @@ pub(crate) use kernel::page::{
     PAGE_SIZE, //
 };
 
-/// A page of memory.
+/// A reference-counted page of memory.
 #[repr(transparent)]
 pub(crate) struct Page(Opaque<bindings::page>);
 
@@ -47,19 +47,19 @@ unsafe impl AlwaysRefCounted for Page {
     }
 
     unsafe fn dec_ref(obj: NonNull<Self>) {
-        // SAFETY: By the safety requirements, the caller owns a count.
+        // SAFETY: By the safety requirements, the caller owns a reference.
         unsafe { bindings::put_page(obj.as_ptr().cast()) }
     }
 }
 
 impl Page {
-    /// Converts a pointer to a reference.
+    /// Converts a pointer from C code to a reference.
     ///
     /// # Safety
     ///
-    /// `ptr` must be a page that a reference count keeps allocated for `'a`.
+    /// `ptr` must point to a page that a reference keeps allocated for `'a`.
     pub(super) unsafe fn from_raw<'a>(ptr: *mut bindings::page) -> &'a Self {
-        // SAFETY: By the safety requirements; `Page` is transparent.
+        // SAFETY: By the safety requirements, the page is valid for `'a`; `Page` is transparent.
         unsafe { &*ptr.cast() }
     }
 
@@ -68,14 +68,14 @@ impl Page {
         self.0.get()
     }
 
-    /// Returns whether the hardware has lost some of the page's contents. Such a page must not be
-    /// given to anyone to read.
+    /// Returns whether the kernel has marked the page as poisoned, because the hardware lost some
+    /// of the page's contents. No code may read such a page.
     pub(super) fn is_poisoned(&self) -> bool {
         // SAFETY: The existence of `self` shows that the page is allocated.
         unsafe { bindings::PageHWPoison(self.as_raw()) }
     }
 
-    /// Allocates a zeroed page in atomic context. Returns null if there is no memory.
+    /// Allocates a zeroed page in atomic context. Returns null if no memory is available.
     ///
     /// The caller owns the only reference to the page.
     pub(super) fn alloc_zeroed_atomic() -> *mut bindings::page {
@@ -86,10 +86,10 @@ impl Page {
     }
 }
 
-/// Contiguous pages of memory that a driver has allocated, kept for as long as they may be looked
-/// at.
+/// References to contiguous pages, which keep the pages allocated until this value is dropped.
 ///
-/// The driver may free the memory in the meantime; doing so only drops a reference to each page.
+/// If a driver allocated the pages, the driver may free them in the meantime: freeing drops only
+/// the driver's own reference to each page.
 ///
 /// # Invariants
 ///
@@ -101,7 +101,7 @@ pub(crate) struct Pages {
 
 // SAFETY: Page references may be released by any task.
 unsafe impl Send for Pages {}
-// SAFETY: The pages' contents may be accessed by several tasks at the same time, see `phys`.
+// SAFETY: Several tasks may access the pages' contents at the same time, as the `phys` module says.
 unsafe impl Sync for Pages {}
 
 impl Pages {
@@ -109,8 +109,8 @@ impl Pages {
     ///
     /// # Safety
     ///
-    /// `first` must be the first of `count` contiguous pages, each with a reference count of its
-    /// own, that stay allocated during the call.
+    /// `first` must be the first of `count` contiguous pages. Each page must have its own reference
+    /// count, and must stay allocated during the call.
     pub(super) unsafe fn get(first: NonNull<bindings::page>, count: usize) -> Self {
         for i in 0..count {
             // SAFETY: By the safety requirements, the page is allocated and has its own reference
@@ -127,7 +127,7 @@ impl Pages {
     ///
     /// # Errors
     ///
-    /// [`ENOMEM`] if memory is short, or `size` is 0.
+    /// [`ENOMEM`] if not enough contiguous memory is available, or if `size` is 0.
     ///
     /// # Context
     ///
@@ -136,7 +136,7 @@ impl Pages {
         if size == 0 {
             return Err(ENOMEM);
         }
-        // Contiguous pages may be short, of which the caller learns.
+        // No warning on failure: contiguous pages may be scarce, and the caller handles the error.
         let flags = bindings::GFP_KERNEL_ACCOUNT | bindings::__GFP_ZERO | bindings::__GFP_NOWARN;
 
         // SAFETY: Any size but 0 may be requested.
@@ -155,20 +155,22 @@ impl Pages {
         })
     }
 
-    /// Returns another set of references to the same pages.
+    /// Returns a new set of references to the same pages.
     pub(crate) fn share(&self) -> Self {
-        // SAFETY: By the type invariants.
+        // SAFETY: By the type invariants, these are contiguous pages to which `self` owns
+        // references.
         unsafe { Self::get(self.first, self.count) }
     }
 
-    /// Returns the physical address of `len` bytes from `offset` on, if there are as many.
+    /// Returns the physical address of the `len` bytes at `offset`, or [`None`] if the pages have
+    /// fewer bytes.
     pub(super) fn phys(&self, offset: u64, len: usize) -> Option<u64> {
         let end = offset.checked_add(len as u64)?;
         if end > (self.count as u64) << PAGE_SHIFT {
             return None;
         }
 
-        // SAFETY: By the type invariants, `first` is a page.
+        // SAFETY: By the type invariants, `first` points to a page.
         Some(unsafe { bindings::page_to_phys(self.first.as_ptr()) } + offset)
     }
 
@@ -178,17 +180,17 @@ impl Pages {
             return None;
         }
 
-        // SAFETY: By the type invariants, there is such a page, and the page is allocated.
+        // SAFETY: By the type invariants, the page at `index` is allocated.
         Some(unsafe { Page::from_raw(self.first.as_ptr().add(index)) }.into())
     }
 }
 
-/// The addresses are offsets in bytes.
+/// Addresses are offsets in bytes from the start of the first page.
 impl Memory for Pages {
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Malformed> {
         let phys = self.phys(offset, buf.len()).ok_or(Malformed)?;
 
-        // SAFETY: By the type invariants, the pages stay allocated as long as `self` does.
+        // SAFETY: By the type invariants, the pages stay allocated as long as `self` exists.
         unsafe { phys::read(phys, buf) }
 
         Ok(())
@@ -197,8 +199,9 @@ impl Memory for Pages {
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), Malformed> {
         let phys = self.phys(offset, bytes.len()).ok_or(Malformed)?;
 
-        // SAFETY: As in `read`. The pages hold what drivers and devices share, which all of them
-        // check.
+        // SAFETY: As in `read`. The pages hold data that drivers and devices share. Drivers and
+        // devices check such data before they use it, so no code relies on the data for memory
+        // safety.
         unsafe { phys::write(phys, bytes) }
 
         Ok(())

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Module parameters that are visible in sysfs. (Those of the `module!` macro are not.)
+//! Module parameters that are visible in sysfs, unlike the parameters of the `module!` macro.
 //!
 //! C header: [`include/linux/moduleparam.h`](srctree/include/linux/moduleparam.h)
 
@@ -30,8 +30,8 @@ impl IntParam {
         }
     }
 
-    /// Returns the value: the default, or the one that the module was loaded with. The value does
-    /// not change after loading.
+    /// Returns the value: the default, or the value that was given when the module was loaded. The
+    /// value does not change after loading.
     pub(crate) fn get(&self) -> c_int {
         self.value.load(Relaxed)
     }
@@ -65,12 +65,12 @@ pub(crate) const fn bytes<const N: usize>(text: &str) -> [u8; N] {
     }
 }
 
-/// Declares a parameter of the module that is an `int`, set when the module is loaded and readable
-/// in `/sys/module/MODULE/parameters`.
+/// Declares an `int` parameter of the module. The parameter can be set when the module is loaded,
+/// and can be read in `/sys/module/MODULE/parameters`.
 ///
-/// For loadable modules only: in code that is built into the kernel, the parameter's name would
-/// need a prefix. The macro cannot be used where `unsafe_code` is forbidden, because its expansion
-/// names sections.
+/// The macro is for loadable modules only: in code that is built into the kernel, the parameter's
+/// name would need a prefix. The macro cannot be used where `unsafe_code` is forbidden, because its
+/// expansion has `link_section` attributes.
 ///
 /// # Examples
 ///

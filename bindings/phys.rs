@@ -2,9 +2,9 @@
 
 //! Access to memory by its physical address.
 //!
-//! Userspace, or a driver on another CPU, may access the same bytes at the same time. The accesses
-//! here are those of C code, for which that is no undefined behaviour: bytes that change meanwhile
-//! have their old or their new values.
+//! Userspace, or a driver on another CPU, may access the same bytes at the same time. C code does
+//! the accesses, because such a race is not undefined behaviour there: a byte that changes during
+//! the access has its old or its new value.
 //!
 //! C header: [`include/linux/highmem.h`](srctree/include/linux/highmem.h)
 //!
@@ -14,43 +14,45 @@
 
 use super::raw as bindings;
 
-/// Copies from physical memory to `buf`.
+/// Copies `buf.len()` bytes from the physical address `phys` to `buf`.
 ///
 /// # Safety
 ///
-/// The bytes from `phys` on must be memory that has page structures and stays allocated during the
-/// call.
+/// The `buf.len()` bytes from `phys` on must be memory that has page structures and stays allocated
+/// during the call.
 pub(super) unsafe fn read(phys: u64, buf: &mut [u8]) {
-    // SAFETY: By the safety requirements; `buf` can be written to.
+    // SAFETY: By the safety requirements, the physical memory is allocated; `buf` can be written
+    // to.
     unsafe { bindings::memcpy_from_phys(buf.as_mut_ptr().cast(), phys, buf.len()) }
 }
 
-/// Copies `bytes` to physical memory.
+/// Copies `bytes` to the physical address `phys`.
 ///
 /// # Safety
 ///
-/// As for [`read`]. In addition, nothing may rely on the memory's contents for memory safety.
+/// The same as for [`read`], with the length of `bytes`. In addition, no code may rely on the
+/// memory's contents for memory safety.
 pub(super) unsafe fn write(phys: u64, bytes: &[u8]) {
-    // SAFETY: By the safety requirements; `bytes` can be read.
+    // SAFETY: By the safety requirements, the physical memory is allocated; `bytes` can be read.
     unsafe { bindings::memcpy_to_phys(phys, bytes.as_ptr().cast(), bytes.len()) }
 }
 
-/// Loads 16 bits. Later accesses are not moved before that.
+/// Loads 16 bits from the physical address `phys`, with acquire ordering.
 ///
 /// # Safety
 ///
-/// As for [`read`], for two bytes; `phys` must be even.
+/// The same as for [`read`], with a length of two bytes. `phys` must be even.
 pub(super) unsafe fn load_acquire(phys: u64) -> u16 {
-    // SAFETY: By the safety requirements.
+    // SAFETY: By the safety requirements, the two bytes are allocated memory.
     unsafe { bindings::load_acquire_phys(phys) }
 }
 
-/// Stores 16 bits. Earlier accesses are not moved behind that.
+/// Stores 16 bits at the physical address `phys`, with release ordering.
 ///
 /// # Safety
 ///
-/// As for [`write`], for two bytes; `phys` must be even.
+/// The same as for [`write`], with a length of two bytes. `phys` must be even.
 pub(super) unsafe fn store_release(phys: u64, value: u16) {
-    // SAFETY: By the safety requirements.
+    // SAFETY: By the safety requirements, the two bytes are allocated memory.
     unsafe { bindings::store_release_phys(phys, value) }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory of a process that is pinned for as long as a device uses the memory.
+//! Memory of a process that stays pinned for as long as a device uses the memory.
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
@@ -25,21 +25,22 @@ use kernel::{
     },
 };
 
-/// The pages that are charged to a process's limit of locked memory.
+/// A charge of pinned pages against a process's limit of locked memory. Dropping this value removes
+/// the charge.
 ///
 /// # Invariants
 ///
-/// `pages` were added to the pinned pages of `mm`.
+/// `pages` pages were added to the count of pinned pages of `mm` for this value.
 struct Charge {
     mm: ARef<Mm>,
     pages: i64,
 }
 
 impl Charge {
-    /// Charges `pages` to the current process, within its limit of locked memory.
+    /// Charges `pages` pages to the current process, within its limit of locked memory.
     ///
-    /// Reading the count and adding to it is one step, so that no two callers can both pass a limit
-    /// that has room for one.
+    /// The limit check and the addition are one atomic step, so that two callers cannot exceed the
+    /// limit together.
     ///
     /// # Errors
     ///
@@ -49,11 +50,11 @@ impl Charge {
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
         let pages = i64::try_from(pages)?;
 
-        // SAFETY: The number of any limit may be passed, and `RLIMIT_MEMLOCK` is one.
+        // SAFETY: `rlimit` accepts the number of any limit, and `RLIMIT_MEMLOCK` is one.
         let limit = unsafe { bindings::rlimit(bindings::RLIMIT_MEMLOCK) } >> PAGE_SHIFT;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
 
-        // INVARIANT: No pages were added so far.
+        // INVARIANT: No pages were charged so far.
         let mut charge = Self {
             mm: mm.into(),
             pages: 0,
@@ -73,7 +74,7 @@ impl Charge {
             }
         }
 
-        // INVARIANT: The pages were added just now.
+        // INVARIANT: The pages were added to the count just now.
         charge.pages = pages;
 
         Ok(charge)
@@ -98,11 +99,11 @@ impl Drop for Charge {
 
 /// Pinned, writable pages of a process.
 ///
-/// Dropping this releases the pages, marked as modified, and may sleep.
+/// Dropping this value marks the pages as modified and unpins them, and may sleep.
 ///
 /// # Invariants
 ///
-/// Each pointer is a page that was pinned for this value.
+/// Each pointer points to a page that was pinned for this value.
 pub(crate) struct PinnedPages {
     pages: KVVec<*mut bindings::page>,
     _charge: Charge,
@@ -119,7 +120,8 @@ impl PinnedPages {
     /// # Errors
     ///
     /// [`EINVAL`] if `start` is not a multiple of the page size, [`ENOMEM`] if the process may not
-    /// lock that much memory or only a part of the memory exists, [`EFAULT`] if none of it exists.
+    /// lock that much memory or if only a part of the memory exists, [`EFAULT`] if none of the
+    /// memory exists.
     ///
     /// # Context
     ///
@@ -155,8 +157,8 @@ impl PinnedPages {
         // SAFETY: `pinned` pointers were written, within the capacity.
         unsafe { pages.inc_len(pinned) };
 
-        // INVARIANT: `pin_user_pages` pinned the pages for us. If too few were pinned, dropping
-        // `this` releases them.
+        // INVARIANT: `pin_user_pages` pinned the pages for this value. If too few pages were
+        // pinned, dropping `this` unpins them.
         let this = Self {
             pages,
             _charge: charge,
@@ -174,7 +176,7 @@ impl PinnedPages {
         self.pages.len()
     }
 
-    /// Returns the pointer by which C code refers to a page.
+    /// Returns the pointer by which C code refers to the page at `index`, if there is such a page.
     pub(super) fn page(&self, index: usize) -> Option<NonNull<bindings::page>> {
         self.pages.get(index).and_then(|&page| NonNull::new(page))
     }

@@ -16,7 +16,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A record of whether the machine is being suspended, kept up to date until it is dropped.
+/// A notifier that keeps track of whether the machine is being suspended, until it is dropped.
 ///
 /// # Invariants
 ///
@@ -30,11 +30,11 @@ pub(crate) struct SuspendWatch {
 
 // SAFETY: A notifier may be unregistered by any task.
 unsafe impl Send for SuspendWatch {}
-// SAFETY: The C structure is only used by the chain of notifiers, which has a lock of its own.
+// SAFETY: Only the notifier chain uses the C structure, and the chain has a lock of its own.
 unsafe impl Sync for SuspendWatch {}
 
 impl SuspendWatch {
-    /// Returns an initialiser for a watch. Initialising may sleep.
+    /// Returns an initialiser that registers the notifier. Initialising may sleep.
     pub(crate) fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             suspending: AtomicFlag::new(false),
@@ -53,12 +53,14 @@ impl SuspendWatch {
         })
     }
 
-    /// Returns whether the machine is being suspended or hibernated: `true` from before tasks are
-    /// frozen until they run again. Any context.
+    /// Returns whether the machine is being suspended or hibernated, or restored from hibernation:
+    /// `true` from before the kernel freezes tasks until it has thawed them. Any context.
     pub(crate) fn is_suspending(&self) -> bool {
         self.suspending.load(Relaxed)
     }
 
+    /// Records the start or the end of a suspend. The kernel calls this function on each PM event.
+    ///
     /// # Safety
     ///
     /// `notifier` must be the field of a registered watch.
@@ -67,8 +69,9 @@ impl SuspendWatch {
         event: c_ulong,
         _data: *mut c_void,
     ) -> c_int {
-        // SAFETY: The chain passes the notifier that was registered, which is this field of a
-        // watch. The watch's other field was initialised before the notifier was registered.
+        // SAFETY: The notifier chain passes the notifier that was registered, which is the
+        // `notifier` field of a watch. The watch's other field was initialised before the notifier
+        // was registered.
         let suspending = unsafe {
             let this = container_of!(Opaque::cast_from(notifier), Self, notifier);
 

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Plain structures: nothing but bytes, without padding.
+//! Structures that are plain bytes: without padding, and valid with any contents.
 
 use kernel::transmute::{
     AsBytes,
     FromBytes, //
 };
 
-/// A type whose values are exactly the sequences of bytes of its size.
+/// A type without padding, for which every sequence of bytes of its size is a valid value.
 ///
 /// [`pod!`] implements this trait for structures.
 ///
 /// # Safety
 ///
-/// Every sequence of bytes of the right size must be a value, no byte of a value may be
-/// uninitialized, and there must be no interior mutability.
-// The compiler does not count the unnamed constants that `pod!` expands to as uses.
+/// Every sequence of bytes of the right size must be a valid value, no byte of a value may be
+/// uninitialized, and the type must have no interior mutability.
+// `pod!` uses this trait only in unnamed constants, which the compiler does not count as uses.
 #[allow(dead_code)]
 pub(crate) unsafe trait Pod: FromBytes + AsBytes {}
 
@@ -31,16 +31,16 @@ impl_pod!(u8 u16 u32 u64 i8 i16 i32 i64);
 // SAFETY: The elements of the array are `Pod`, and there is no padding between them.
 unsafe impl<T: Pod, const N: usize> Pod for [T; N] {}
 
-/// Implements [`Pod`] for structures, and checks at compile time that they are plain.
+/// Implements [`Pod`], [`FromBytes`] and [`AsBytes`] for structures, and checks at compile time
+/// that the structures are plain bytes.
 ///
-/// Each structure is given with all of its fields, and gets [`Pod`] and the kernel's [`FromBytes`]
-/// and [`AsBytes`]. The code does not compile unless the list of fields is complete, each field has
-/// exactly the given type, every such type is [`Pod`], and the types together are as large as the
-/// structure, which leaves no room for padding. Not for packed structures, and not for those that
-/// implement `Drop`.
+/// The caller lists each structure with all of its fields. The code compiles only if the list of
+/// fields is complete, each field has exactly the listed type, each of these types is [`Pod`], and
+/// the sizes of the types add up to the size of the structure, which leaves no room for padding.
+/// The structures must not be packed and must not implement `Drop`.
 ///
-/// Using the macro takes no `unsafe`, but its expansion contains some: the macro cannot be used
-/// where `unsafe_code` is forbidden.
+/// A caller of the macro writes no `unsafe`, but the expansion contains `unsafe`. So the macro
+/// cannot be used where `unsafe_code` is forbidden.
 ///
 /// # Examples
 ///
@@ -60,9 +60,9 @@ macro_rules! pod {
     ($($name:path { $($field:ident: $type:ty),* $(,)? })*) => {
         $(
             const _: () = {
-                // The pattern has no `..`, so the list must be complete. The types must be exactly
-                // these: the type of `found` is settled before the next line expects one, and does
-                // not convert to another.
+                // The pattern has no `..`, so the list must name all fields. `found` gets its type
+                // from the field. A `PhantomData` of one type does not convert to a `PhantomData`
+                // of another type, so each listed type must be exactly the field's type.
                 const _: fn(&$name) = |value| {
                     let $name { $($field),* } = value;
                     $(
@@ -83,9 +83,9 @@ macro_rules! pod {
             // there is no padding. Each field accepts any bytes, has no uninitialized byte, and has
             // no interior mutability.
             unsafe impl ::kernel::transmute::FromBytes for $name {}
-            // SAFETY: As above.
+            // SAFETY: As for `FromBytes` above.
             unsafe impl ::kernel::transmute::AsBytes for $name {}
-            // SAFETY: As above.
+            // SAFETY: As for `FromBytes` above.
             unsafe impl $crate::bindings::pod::Pod for $name {}
         )*
     };
@@ -93,7 +93,7 @@ macro_rules! pod {
 
 pub(crate) use pod;
 
-/// Names the type that a reference points to, for [`pod!`].
+/// Returns a marker for the type that a reference points to, for [`pod!`].
 #[doc(hidden)]
 #[allow(dead_code)]
 pub(crate) fn type_behind<T>(_: &T) -> core::marker::PhantomData<T> {

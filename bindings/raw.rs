@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The raw bindings: bindgen's output for the kernel's headers and for `raw/helpers.c`, in addition
-//! to the kernel crate's own.
+//! The raw bindings: those of the kernel crate, and bindgen's output for further headers of the
+//! kernel and for `raw/helpers.c`.
 //!
 //! Only files in `bindings/` may use this module.
 

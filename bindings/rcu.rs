@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! RCU: read-side sections that cost next to nothing where a driver maps memory, and the updater's
-//! wait for them.
+//! RCU: read-side critical sections that cost almost nothing while a driver maps memory, and
+//! `synchronize_rcu`.
 //!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
 
@@ -19,34 +19,36 @@ use kernel::sync::rcu::{
 ///
 /// # Invariants
 ///
-/// The section does not end before `'a` does.
+/// The section lasts at least as long as `'a`.
 #[derive(Clone, Copy)]
 pub(crate) struct Section<'a>(PhantomData<&'a Guard>);
 
 impl Section<'_> {
-    /// Returns the section that the caller is already in, if that can be told at hardly any cost:
-    /// where softirqs or preemption are disabled, because `synchronize_rcu` waits for such contexts
-    /// too. Any context.
+    /// Returns a proof if softirqs or preemption are disabled, because `synchronize_rcu` waits for
+    /// such contexts, too. Otherwise returns [`None`], even if the caller is in a section. The
+    /// check costs almost nothing. Any context.
     ///
     /// # Safety
     ///
-    /// The lifetime of the returned section must end before anything that was disabled at the time
-    /// of the call is enabled.
+    /// If softirqs or preemption are disabled at the time of the call, the lifetime of the returned
+    /// section must end before they are enabled again.
     #[inline(always)]
     pub(super) unsafe fn around() -> Option<Self> {
-        // INVARIANT: By the safety requirements, the context stays a section during the lifetime.
+        // INVARIANT: By the safety requirements, the caller stays in a section during the lifetime.
         (!is_preemptible()).then_some(Self(PhantomData))
     }
 }
 
 /// Calls `f` in a read-side critical section. Any context; `f` must not sleep.
 ///
-/// The function is not inlined, as its callers hardly ever need it.
+/// This function is not inlined, because its callers rarely need it: most of them try
+/// [`Section::around`] first.
 #[inline(never)]
 pub(crate) fn read<T>(f: impl FnOnce(Section<'_>) -> T) -> T {
     let _lock = read_lock();
 
-    // INVARIANT: The lock is held until `f` has returned, and `f` must accept any lifetime.
+    // INVARIANT: The lock is held until `f` has returned. `f` must accept any lifetime, so it
+    // cannot keep the section for longer.
     f(Section(PhantomData))
 }
 
@@ -54,7 +56,7 @@ pub(crate) fn read<T>(f: impl FnOnce(Section<'_>) -> T) -> T {
 ///
 /// May sleep.
 pub(crate) fn synchronize() {
-    // SAFETY: The only requirement is that the caller may sleep. A caller that may not is reported,
-    // and no memory is touched.
+    // SAFETY: The only requirement is that the caller may sleep. A caller in another context breaks
+    // no memory safety: the kernel reports the mistake.
     unsafe { bindings::synchronize_rcu() }
 }

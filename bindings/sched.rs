@@ -14,14 +14,14 @@ use kernel::{
     },
 };
 
-/// Lets other tasks run if they are due, in long loops. May sleep.
+/// Lets another task run if the scheduler wants to switch tasks. For use in long loops. May sleep.
 pub(crate) fn cond_resched() {
     // SAFETY: The only requirement is that the caller may sleep.
     unsafe { bindings::cond_resched() }
 }
 
-/// Sleeps for `time`, rounded up to jiffies, or until the task is killed; or for less, as a task
-/// may be woken up without a reason.
+/// Sleeps for `time`, rounded up to jiffies, or until the task is killed. The sleep may be shorter,
+/// because a task may be woken up without a reason.
 ///
 /// # Errors
 ///
@@ -32,7 +32,7 @@ pub(crate) fn cond_resched() {
 /// Process context.
 pub(crate) fn sleep_killable(time: Delta) -> Result {
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-    // One more, because the current jiffy has already begun.
+    // One jiffy more, because the current jiffy has already begun.
     let jiffies = msecs_to_jiffies(milliseconds).saturating_add(1);
     let jiffies = c_long::try_from(jiffies).unwrap_or(c_long::MAX);
 

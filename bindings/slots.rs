@@ -1,22 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Allocators of a bounce area's slots.
+//! The allocator of a bounce area's slots. A slot is a page-sized range of I/O virtual addresses.
 //!
-//! Most mappings span one page or less: requests' headers, their status, tables of descriptors, and
-//! all data in units of 4 KiB. Their slots come from *blocks*: ranges of slots, with one bit per
-//! free slot. Each CPU owns one block and takes slots from it with one atomic operation each; when
-//! that block has no free slot left, the CPU releases it and takes another. Blocks, and the slots
-//! of larger mappings, come from an [`iova::Domain`].
+//! Most mappings need one page or less: request headers, request status, descriptor tables, and all
+//! data in units of 4 KiB. The slots for such mappings come from *blocks*. A block is a range of
+//! slots, with one bit per free slot. Each CPU owns one block, and takes each slot from it with one
+//! atomic operation. When that block has no free slot left, the CPU releases the block and takes
+//! another one. Blocks, and the slots of larger mappings, come from an [`iova::Domain`].
 //!
-//! When the domain has no room left, blocks whose slots are all free go back to it. A block is no
-//! larger than the largest mapping (see [`Slots::new`]). So if the area has as many aligned ranges
-//! of the largest mapping's size as there are mappings, plus one for slot 0 and one for a new
-//! mapping, the new mapping finds room once no other allocation is in progress.
+//! When the domain has no room left, the allocator gives all blocks that have only free slots back
+//! to the domain. A block is no larger than the largest mapping (see [`Slots::new`]). So a new
+//! mapping finds room, once no other allocation is in progress, if the area has at least `n + 2`
+//! aligned ranges of the largest mapping's size, where `n` is the number of existing mappings: one
+//! range is lost to slot 0, and one is for the new mapping.
 //!
 //! # Context
 //!
-//! Any, interrupt handlers included; on PREEMPT_RT, any in which sleeping locks may be taken. No
-//! locks are taken except those of the domain.
+//! Any, including interrupt handlers; on PREEMPT_RT, any in which sleeping locks may be taken. The
+//! allocator takes no locks except those of the domain.
 
 use super::{
     fast::{
@@ -45,36 +46,40 @@ use kernel::{
     },
 };
 
-/// The maximum number of slots of a block, as a power of two: one slot for each bit of half a word.
+/// The maximum number of slots of a block, as a power of two. Half of a 64-bit word has one bit for
+/// each slot.
 const MAX_BLOCK_ORDER: u32 = u32::BITS.ilog2();
 
 /// The minimum number of slots for which a block is worthwhile, as a power of two.
 const MIN_BLOCK_ORDER: u32 = 3;
 
-/// Bits of a word of [`Slots::blocks`]: the block's free slots, each by its number modulo 32.
+/// Bits of a word of [`Slots::blocks`]: one for each free slot of the block, at the slot's number
+/// modulo 32.
 const FREE: u64 = u32::MAX as u64;
 
 /// Bit of a word of [`Slots::blocks`]: the block is *claimed* from the domain.
 const CLAIMED: u64 = 1 << 63;
 
-/// Value in [`Slots::own`] of a CPU that owns no block.
+/// The value in [`Slots::own`] for a CPU that owns no block.
 const NONE: usize = usize::MAX;
 
 /// An allocator of slots.
 ///
 /// # Invariants
 ///
-/// - A claimed block was given out by the domain. Only the block's owner changes that.
+/// - A claimed block is allocated from the domain. Only the block's owner may return it to the
+///   domain.
 /// - Each claimed block is owned by exactly one CPU or one call in progress, unless its `open` bit
 ///   is set; atomically clearing that bit takes ownership.
-/// - A slot is free only if its block is claimed and the slot is not given out.
+/// - A slot is marked as free only if its block is claimed and the slot is not allocated.
 #[pin_data]
 pub(super) struct Slots {
     #[pin]
     iova: iova::Domain,
     /// For each block, [`FREE`] and [`CLAIMED`] bits.
     blocks: KVVec<Atomic<u64>>,
-    /// For each 64 blocks, one bit per block: claimed, and owned by no CPU and no call.
+    /// For each block, one bit, in words of 64 bits: whether the block is claimed but owned by no
+    /// CPU and by no call in progress.
     open: KVVec<Atomic<u64>>,
     /// For each CPU, the index of the block that it owns, or [`NONE`].
     own: KVVec<Atomic<usize>>,
@@ -82,7 +87,7 @@ pub(super) struct Slots {
     order: u32,
 }
 
-/// A slot that was allocated from a block. It stays allocated if this value is dropped.
+/// A slot that was allocated from a block. Dropping this value does not free the slot.
 ///
 /// # Invariants
 ///
@@ -131,8 +136,7 @@ fn zeroes(count: usize) -> Result<KVVec<Atomic<u64>>> {
 impl Slots {
     /// Returns an initialiser for an allocator of the slots from 1 to `count - 1`.
     ///
-    /// Without a `cache`, the allocator never gives anything out. Blocks have at most
-    /// `1 << largest_order` slots.
+    /// Without a `cache`, all allocations fail. Blocks have at most `1 << largest_order` slots.
     ///
     /// # Context
     ///
@@ -165,9 +169,9 @@ impl Slots {
         })
     }
 
-    /// Returns the index that the block of a slot has, if there is such a block.
+    /// Returns the index of the block that contains a slot. There may be no block with that index.
     fn block(&self, slot: usize) -> usize {
-        // `order` is always less than the number of bits in a word.
+        // `order` is always less than the number of bits in a word, so the shift does not wrap.
         slot.wrapping_shr(self.order)
     }
 
@@ -196,8 +200,8 @@ impl Slots {
         self.alloc_from_domain(size)
     }
 
-    /// Allocates a slot for up to a page from this CPU's own block. Returns [`None`] if `size` is
-    /// larger, or if the CPU has no block with a free slot.
+    /// Allocates a slot from this CPU's own block. Returns [`None`] if `size` is 0 or more than a
+    /// page, or if the CPU has no block with a free slot.
     #[inline(always)]
     pub(super) fn alloc_own(&self, size: usize) -> Option<BlockSlot<'_>> {
         if !(1..=PAGE_SIZE).contains(&size) {
@@ -218,7 +222,8 @@ impl Slots {
         self.iova.alloc_quick(size).or_else(|| {
             self.reclaim();
 
-            // Slots that were free in the blocks of other CPUs can be found now.
+            // `reclaim` has taken the blocks away from other CPUs, so free slots of these blocks
+            // can be found now.
             let one = (size <= PAGE_SIZE).then(|| self.alloc_one()).flatten();
 
             match one {
@@ -228,7 +233,7 @@ impl Slots {
         })
     }
 
-    /// Allocates a slot from this CPU's block, or from another one that becomes this CPU's.
+    /// Allocates a slot from this CPU's block, or from another block, which this CPU then owns.
     #[inline]
     fn alloc_one(&self) -> Option<BlockSlot<'_>> {
         let own = self.own.get(current_cpu())?;
@@ -236,8 +241,8 @@ impl Slots {
         self.take(own.read()).or_else(|| self.alloc_elsewhere(own))
     }
 
-    /// Allocates a slot of a block. Returns [`None`] if there is no such block, or none of its
-    /// slots is free.
+    /// Allocates a slot of a block. Returns [`None`] if the block does not exist or has no free
+    /// slot.
     #[inline(always)]
     fn take(&self, block: usize) -> Option<BlockSlot<'_>> {
         let word = self.blocks.get(block)?;
@@ -258,12 +263,12 @@ impl Slots {
         None
     }
 
-    /// Allocates a slot of a block without an owner, or of a newly claimed block, and makes the
-    /// block this CPU's.
+    /// Allocates a slot of a block without an owner, or of a newly claimed block. The CPU whose
+    /// entry in `self.own` is `own` then owns the block.
     #[cold]
     #[inline(never)]
     fn alloc_elsewhere(&self, own: &Atomic<usize>) -> Option<BlockSlot<'_>> {
-        // Requests mostly end in the order in which they began: the block that was released the
+        // Requests mostly end in the order in which they began, so the block that was released the
         // longest time ago has the most free slots.
         let (block, slot) = self
             .open_blocks(own.read())
@@ -281,16 +286,18 @@ impl Slots {
             })
             .or_else(|| self.claim())?;
 
-        // `own` may hold another block by now, and this task may have moved to another CPU. A task
-        // that finds `block` in `own` and releases the block sets its bit in `open` only after this
-        // task has cleared the bit: `enter` is an acquire and `leave` a release.
+        // By now, `own` may hold another block, and this task may have moved to another CPU.
+        // `Relaxed` is enough: if another task finds `block` in `own` and releases the block, that
+        // task's `leave` (a release) sets the block's bit in `open` only after this task's `enter`
+        // (an acquire) has cleared the bit.
         self.leave(own.xchg(block, Relaxed));
 
         Some(slot)
     }
 
-    /// Returns the blocks that have no owner at about this time, starting after `last`: first the
-    /// 64 blocks of the same word, then those of the other words.
+    /// Returns the blocks without an owner, starting after `last`: first the 64 blocks whose bits
+    /// are in the same word, then those of the other words. Other CPUs may take or release blocks
+    /// at any time.
     fn open_blocks(&self, last: usize) -> impl Iterator<Item = usize> + use<'_> {
         let words = self.open.len();
         let shift = last as u32 % 64 + 1;
@@ -333,13 +340,14 @@ impl Slots {
             return;
         }
         if let Some(open) = self.open.get(block / 64) {
-            // INVARIANT: The block's bit was clear, as the caller owned the block.
+            // INVARIANT: The caller owns the block, so the block's bit is clear and the addition
+            // sets it.
             let _ = open.fetch_add(1 << (block % 64), Release);
         }
     }
 
-    /// Claims a block from the domain, which the caller then owns. Returns the block's index and
-    /// one of its slots.
+    /// Claims a block from the domain. The caller then owns the block. Returns the block's index
+    /// and one of its slots.
     fn claim(&self) -> Option<(usize, BlockSlot<'_>)> {
         let size = PAGE_SIZE << self.order;
         let iova = self.iova.alloc_quick(size)?;
@@ -347,21 +355,22 @@ impl Slots {
         let block = self.block(first);
 
         let Some(word) = self.blocks.get(block) else {
-            // Unreachable: the domain's range ends before any block after the last whole one.
+            // Unreachable: an aligned range of a block's size that lies in the domain is a whole
+            // block.
             self.iova.free(iova, size);
             return None;
         };
 
-        // INVARIANT: The domain gave the block out to this call, which owns it. The block's first
-        // slot is given out here, and so is not free.
+        // INVARIANT: The domain allocated the block for this call, which owns the block. The
+        // block's first slot is allocated here, so the slot's bit is clear.
         word.store(CLAIMED | self.all(block) & !slot_bit(first), Release);
 
         // INVARIANT: `first` is the first slot of the block, and `word` is the block's word.
         Some((block, BlockSlot { slot: first, word }))
     }
 
-    /// Returns the blocks whose slots are all free to the domain. Takes all CPUs' blocks away
-    /// first.
+    /// Takes the blocks away from all CPUs, then gives each block that has only free slots back to
+    /// the domain.
     #[cold]
     #[inline(never)]
     fn reclaim(&self) {
@@ -389,11 +398,11 @@ impl Slots {
         }
     }
 
-    /// Frees the slots that [`alloc`](Self::alloc) returned for the same size.
+    /// Frees the slots at `iova`, which [`alloc`](Self::alloc) returned for `size` bytes.
     ///
-    /// If `iova` and `size` do not match such an allocation, slots may be given out twice: the
-    /// allocator's owner must not rely on unique slots for memory safety unless no other code can
-    /// call this function.
+    /// If `iova` and `size` do not match such an allocation, the allocator may allocate the same
+    /// slot twice. The allocator's owner may rely on unique slots for memory safety only if no
+    /// other code can call this function.
     pub(super) fn free(&self, iova: u64, size: usize) {
         match self.block_slot(iova, size) {
             Some(slot) => slot.free(),
@@ -401,19 +410,19 @@ impl Slots {
         }
     }
 
-    /// Returns the slot that [`alloc`](Self::alloc) returned for the same size, if it belongs to a
-    /// block.
+    /// Returns the slot at `iova`, which [`alloc`](Self::alloc) returned for `size` bytes. Returns
+    /// [`None`] if the slot does not belong to a block.
     ///
-    /// If `iova` and `size` do not match such an allocation, the same applies as for
-    /// [`free`](Self::free).
+    /// If `iova` and `size` do not match such an allocation, freeing the slot may have the
+    /// consequence that is described for [`free`](Self::free).
     #[inline(always)]
     pub(super) fn block_slot(&self, iova: u64, size: usize) -> Option<BlockSlot<'_>> {
         let slot = iova as usize >> PAGE_SHIFT;
         let word = self.blocks.get(self.block(slot))?;
 
-        // As long as the slot is given out, whether its block is claimed does not change.
+        // While a slot is allocated, the `CLAIMED` bit of its block does not change.
         if size <= PAGE_SIZE && word.read() & CLAIMED != 0 {
-            // INVARIANT: `word` was looked up by the slot's number.
+            // INVARIANT: `word` is the word of the block that contains `slot`.
             Some(BlockSlot { slot, word })
         } else {
             None
@@ -426,7 +435,7 @@ mod tests {
     use super::*;
     use kernel::alloc::flags::GFP_KERNEL;
 
-    /// An allocator, and a record of which slots it has given out.
+    /// An allocator, and a record of the slots that it has allocated.
     struct Area {
         slots: Pin<KBox<Slots>>,
         given: KVVec<bool>,
@@ -446,8 +455,9 @@ mod tests {
             })
         }
 
-        /// Allocates `count` slots. Returns [`None`] if there is no room; [`EINVAL`] if the slots
-        /// must not be given out, are not aligned, or are given out already.
+        /// Allocates `count` slots. Returns [`None`] if there is no room, or [`EINVAL`] if the
+        /// allocator returned slot 0, slots that are not aligned, or slots that were allocated
+        /// already.
         fn alloc(&mut self, count: usize) -> Result<Option<usize>> {
             let Some(iova) = self.slots.alloc(count << PAGE_SHIFT) else {
                 return Ok(None);
@@ -478,7 +488,7 @@ mod tests {
             Ok(())
         }
 
-        /// Allocates single slots until there is no room. Returns how many there were.
+        /// Allocates single slots until there is no room. Returns the number of allocated slots.
         fn fill(&mut self) -> Result<usize> {
             let mut count = 0;
             while self.alloc(1)?.is_some() {
@@ -498,8 +508,8 @@ mod tests {
             Ok(())
         }
 
-        /// Allocates mappings of the largest size until there is no room, and frees them. Returns
-        /// how many there were.
+        /// Allocates mappings of the largest size until there is no room, then frees them. Returns
+        /// the number of these mappings.
         fn largest(&mut self) -> Result<usize> {
             let size = 1 << self.order;
             let mut firsts = KVVec::new();
@@ -516,7 +526,8 @@ mod tests {
 
     #[test]
     fn all_slots_but_the_first_are_given_out_once() -> Result {
-        // With blocks only, with a remainder that is no whole block, and without blocks.
+        // Areas of blocks only, areas with a remainder that is smaller than a block, and an area
+        // without blocks.
         for (count, order) in [(1024, 5), (1000, 6), (512, 3), (600, 4), (64, 0)] {
             let mut area = Area::new(count, order)?;
             for _ in 0..3 {
@@ -544,7 +555,8 @@ mod tests {
 
     #[test]
     fn the_largest_mappings_find_room_after_single_slots() -> Result {
-        // With blocks as long as the largest mapping, and with shorter ones.
+        // Areas whose blocks are as large as the largest mapping, and areas whose blocks are
+        // smaller.
         for (count, order) in [(1024, 5), (2048, 6), (4096, 7)] {
             let mut area = Area::new(count, order)?;
             let room = (count >> order) - 1;
@@ -554,7 +566,7 @@ mod tests {
             area.free_all()?;
             assert_eq!(area.largest()?, room);
 
-            // A slot that is given out takes the room of one of the largest mappings.
+            // A single allocated slot takes the room of at most one of the largest mappings.
             let slot = area.alloc(1)?.ok_or(ENOMEM)?;
             assert!(area.largest()? >= room - 1);
             area.free(slot, 1)?;
@@ -571,10 +583,10 @@ mod tests {
         let mut state = 1u32;
 
         for _ in 0..20_000 {
-            // The generator of Numerical Recipes; its upper bits are good enough.
+            // The random number generator of Numerical Recipes. Its upper bits are random enough.
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let random = (state >> 8) as usize;
-            // Mostly single slots, as requests need.
+            // Most sizes are one slot, as in most requests.
             let size = if random & 3 != 0 { 1 } else { random % 64 + 1 };
 
             match area.alloc(size)? {

@@ -3,9 +3,9 @@
 //! Attributes: the files in a sysfs directory.
 //!
 //! An attribute is a type that implements [`Attribute`]. A tuple of such types, all for the same
-//! type of data, is a list of [`Attributes`], for a device ([`super::chrdev::Node`]) or for a
-//! directory under a device ([`super::kobject::KObject`]). A device can have binary files as well:
-//! [`BinaryAttribute`]s, added to such a list by [`WithBinary`].
+//! type of data, is a list of [`Attributes`]. A device ([`super::chrdev::Node`]) and a directory
+//! under a device ([`super::kobject::KObject`]) have such a list. A device can have binary files as
+//! well: [`WithBinary`] adds [`BinaryAttribute`]s to the list.
 //!
 //! C header: [`include/linux/sysfs.h`](srctree/include/linux/sysfs.h)
 
@@ -25,11 +25,11 @@ use kernel::{
     prelude::*, //
 };
 
-/// One attribute: readable by everyone and, if it has a [`store`](Self::store), writable by its
-/// owner.
+/// An attribute. All users can read the attribute. If the attribute has a [`store`](Self::store)
+/// method, the owner of its file can write to it.
 ///
-/// The methods must not drop the device or the directory that the attribute is part of: the drop
-/// would wait for the methods to return.
+/// The methods must not drop the device or the directory that the attribute belongs to, because the
+/// drop waits for the methods to return.
 ///
 /// # Context
 ///
@@ -42,21 +42,22 @@ pub(crate) trait Attribute: Sized + 'static {
     /// The name of the attribute's file.
     const NAME: &'static CStr;
 
-    /// Writes the value as text, by convention with a newline at its end.
+    /// Writes the value to `out` as text, by convention with a newline at the end.
     fn show(data: &Self::Data, out: &mut Output<'_>) -> Result;
 
-    /// Takes a new value from `text`: the bytes that one call wrote, up to the first NUL and less
-    /// than a page, usually with a newline at the end. All bytes count as consumed.
+    /// Sets a new value from `text`, which is what one write contains up to the first NUL. The text
+    /// is shorter than a page, and usually ends in a newline. All bytes of the write count as
+    /// consumed.
     fn store(_data: &Self::Data, _text: &CStr) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 }
 
-/// One binary file, which can be read from any offset.
+/// A binary file, which can be read from any offset.
 ///
 /// # Context
 ///
-/// As for [`Attribute`].
+/// The methods run in process context and may sleep.
 pub(crate) trait BinaryAttribute: Sized + 'static {
     /// The data that the attribute's methods work on.
     type Data: Send + Sync + 'static;
@@ -67,15 +68,16 @@ pub(crate) trait BinaryAttribute: Sized + 'static {
     /// The file's permissions, such as `0o400`.
     const MODE: u16;
 
-    /// Returns the size of the file in bytes, which does not change.
+    /// Returns the size of the file in bytes. The size must not change.
     fn size(data: &Self::Data) -> usize;
 
-    /// Reads from `offset` on. Returns the number of bytes that were read; 0 at the end.
+    /// Reads the bytes from `offset` on into `buf`. Returns the number of bytes read, or 0 at the
+    /// end of the file.
     fn read(data: &Self::Data, offset: usize, buf: &mut [u8]) -> Result<usize>;
 }
 
-/// The buffer that [`Attribute::show`] writes to: one page, less the byte for a NUL. Text that does
-/// not fit is left out.
+/// The buffer to which [`Attribute::show`] writes: one page, of which the last byte is reserved for
+/// a NUL. Text that does not fit is left out.
 pub(crate) struct Output<'a> {
     page: &'a mut [u8],
     len: usize,
@@ -92,15 +94,15 @@ impl fmt::Write for Output<'_> {
             for (to, from) in free.iter_mut().zip(text.as_bytes()) {
                 *to = *from;
             }
-            // OVERFLOW: The sum is not more than the page.
+            // OVERFLOW: The sum is not more than the size of the page.
             self.len += count;
         }
         Ok(())
     }
 }
 
-/// Parses an unsigned decimal number as integer attributes do everywhere in the kernel: with an
-/// optional `+` before the number and an optional newline after it.
+/// Parses an unsigned decimal number, in the form that all integer attributes of the kernel accept:
+/// with an optional `+` before the number and an optional newline after the number.
 ///
 /// # Errors
 ///
@@ -117,10 +119,10 @@ pub(crate) fn parse_u32(text: &CStr) -> Result<u32> {
 /// # Safety
 ///
 /// - `GROUP` is null or a group of `struct device_attribute`. The functions of these attributes
-///   require no more than that the device's driver data points to a `D` that lives until the device
-///   is unregistered.
-/// - The functions of the attributes in `KOBJECT` require no more than that each attribute is part
-///   of an [`Entry`] whose `data` points to a `D` that lives until the attribute is removed.
+///   require only that the device's driver data points to a `D` that lives until the device is
+///   unregistered.
+/// - The functions of the attributes in `KOBJECT` require only that each attribute is part of an
+///   [`Entry`] whose `data` points to a `D` that lives until the attribute is removed.
 /// - Everything that the constants point to has static lifetime.
 pub(crate) unsafe trait Attributes<D> {
     #[doc(hidden)]
@@ -130,23 +132,24 @@ pub(crate) unsafe trait Attributes<D> {
     const KOBJECT: &'static [bindings::kobj_attribute];
 }
 
-/// All files of a device with data of type `D`: [`Attributes`], or [`WithBinary`].
+/// The files of a device with data of type `D`: [`Attributes`], or [`WithBinary`].
 ///
 /// # Safety
 ///
-/// `GROUPS` is a null-terminated array of groups, of static lifetime. The functions of their
-/// attributes require no more than that the device's driver data points to a `D` that lives until
+/// `GROUPS` is a null-terminated array of groups, of static lifetime. The functions of these
+/// groups' attributes require only that the device's driver data points to a `D` that lives until
 /// the device is unregistered.
 pub(crate) unsafe trait DeviceAttributes<D> {
     #[doc(hidden)]
     const GROUPS: &'static [*const bindings::attribute_group];
 }
 
-/// An attribute of one kobject.
+/// An attribute of one kobject, with a pointer to the attribute's data.
 ///
-/// Each kobject has entries of its own, so that their functions can find the data without a kobject
-/// type of our own: the release function of a type is called when the last reference is dropped,
-/// which might be after the module's code is gone.
+/// Each kobject has its own entries, so that the functions of an attribute find the data through
+/// the entry. A kobject type of our own could find the data as well. But the kernel calls the
+/// release function of a type when the last reference is dropped, possibly after the module's code
+/// is gone.
 #[repr(C)]
 pub(super) struct Entry {
     pub(super) attribute: bindings::kobj_attribute,
@@ -195,36 +198,42 @@ trait RawAttribute: Attribute {
 
 impl<A: Attribute> RawAttribute for A {}
 
+/// Calls [`Attribute::show`]. Returns the length of the text, or a negative error number.
+///
 /// # Safety
 ///
-/// `page` must be valid for reads and writes of `PAGE_SIZE` initialized bytes during this call,
-/// and no other code may use it.
+/// `page` must be valid for reads and writes of `PAGE_SIZE` initialized bytes during this call, and
+/// no other code may use the page.
 unsafe fn show<A: Attribute>(data: &A::Data, page: *mut c_char) -> isize {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements, the page is valid, and no other code uses it.
     let page = unsafe { core::slice::from_raw_parts_mut(page.cast::<u8>(), PAGE_SIZE) };
     let mut out = Output { page, len: 0 };
 
     match A::show(data, &mut out) {
-        // CAST: Less than a page.
+        // CAST: The length is less than a page.
         Ok(()) => out.len as isize,
         Err(error) => error.to_errno() as isize,
     }
 }
 
+/// Calls [`Attribute::store`]. Returns `count`, or a negative error number.
+///
 /// # Safety
 ///
 /// `text` must be a NUL-terminated string during this call.
 unsafe fn store<A: Attribute>(data: &A::Data, text: *const c_char, count: usize) -> isize {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements, `text` is a NUL-terminated string.
     let text = unsafe { CStr::from_char_ptr(text) };
 
     match A::store(data, text) {
-        // CAST: Not more than a page.
+        // CAST: `count` is not more than a page.
         Ok(()) => count as isize,
         Err(error) => error.to_errno() as isize,
     }
 }
 
+/// The `show` function of a device attribute.
+///
 /// # Safety
 ///
 /// Must be called by sysfs, as the `show` function of a device attribute, with a zeroed page. The
@@ -234,12 +243,14 @@ unsafe extern "C" fn show_device<A: Attribute>(
     _attribute: *mut bindings::device_attribute,
     page: *mut c_char,
 ) -> isize {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements, the driver data points to a valid `A::Data`.
     let data = unsafe { &*bindings::dev_get_drvdata(dev).cast::<A::Data>() };
-    // SAFETY: As above.
+    // SAFETY: By the safety requirements, sysfs passes a zeroed page.
     unsafe { show::<A>(data, page) }
 }
 
+/// The `store` function of a device attribute.
+///
 /// # Safety
 ///
 /// Must be called by sysfs, as the `store` function of a device attribute, with a NUL-terminated
@@ -250,22 +261,27 @@ unsafe extern "C" fn store_device<A: Attribute>(
     text: *const c_char,
     count: usize,
 ) -> isize {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements, the driver data points to a valid `A::Data`.
     let data = unsafe { &*bindings::dev_get_drvdata(dev).cast::<A::Data>() };
-    // SAFETY: As above.
+    // SAFETY: By the safety requirements, sysfs passes a NUL-terminated text.
     unsafe { store::<A>(data, text, count) }
 }
 
+/// Returns the data of a kobject's attribute.
+///
 /// # Safety
 ///
 /// `attribute` must be part of an [`Entry`] with an `A::Data` that is valid during `'a`.
 unsafe fn entry_data<'a, A: Attribute>(attribute: *mut bindings::kobj_attribute) -> &'a A::Data {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements, `attribute` is part of an `Entry`.
     let entry = unsafe { container_of!(attribute, Entry, attribute) };
-    // SAFETY: As above.
+    // SAFETY: By the safety requirements, the entry's `data` points to an `A::Data` that is valid
+    // for `'a`.
     unsafe { &*(*entry).data.cast::<A::Data>() }
 }
 
+/// The `show` function of a kobject's attribute.
+///
 /// # Safety
 ///
 /// Must be called by sysfs, as the `show` function of a kobject's attribute, with a zeroed page.
@@ -275,12 +291,14 @@ unsafe extern "C" fn show_kobject<A: Attribute>(
     attribute: *mut bindings::kobj_attribute,
     page: *mut c_char,
 ) -> isize {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements, `attribute` is part of an `Entry` with a valid `A::Data`.
     let data = unsafe { entry_data::<A>(attribute) };
-    // SAFETY: As above.
+    // SAFETY: By the safety requirements, sysfs passes a zeroed page.
     unsafe { show::<A>(data, page) }
 }
 
+/// The `store` function of a kobject's attribute.
+///
 /// # Safety
 ///
 /// Must be called by sysfs, as the `store` function of a kobject's attribute, with a NUL-terminated
@@ -291,9 +309,9 @@ unsafe extern "C" fn store_kobject<A: Attribute>(
     text: *const c_char,
     count: usize,
 ) -> isize {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements, `attribute` is part of an `Entry` with a valid `A::Data`.
     let data = unsafe { entry_data::<A>(attribute) };
-    // SAFETY: As above.
+    // SAFETY: By the safety requirements, sysfs passes a NUL-terminated text.
     unsafe { store::<A>(data, text, count) }
 }
 
@@ -317,8 +335,8 @@ const fn group(attributes: &'static [*const bindings::attribute]) -> bindings::a
 
 macro_rules! impl_attributes {
     ($($attribute:ident)*) => {
-        // SAFETY: `RawAttribute` builds the attributes from constants, with functions that require
-        // no more than the trait allows, for the attribute's `Data`, which is `D`.
+        // SAFETY: `RawAttribute` builds the attributes from constants. The attributes' functions
+        // require only what the trait allows, for the attribute's `Data`, which is `D`.
         unsafe impl<D, $($attribute: Attribute<Data = D>),*> Attributes<D> for ($($attribute,)*) {
             const GROUP: *const bindings::attribute_group = {
                 struct List<T>(PhantomData<T>);
@@ -338,7 +356,7 @@ macro_rules! impl_attributes {
                 &[$(<$attribute as RawAttribute>::KOBJECT,)*];
         }
 
-        // SAFETY: The only group is that of the attributes.
+        // SAFETY: The only group is `GROUP` of `Attributes`.
         unsafe impl<D, $($attribute: Attribute<Data = D>),*> DeviceAttributes<D>
             for ($($attribute,)*)
         {
@@ -354,7 +372,7 @@ impl_attributes!(A B C);
 impl_attributes!(A B C E);
 impl_attributes!(A B C E F G H I J K L M N O);
 
-/// The attributes `T` of a device, and its binary files `A`, `B` and `C`.
+/// The attributes `T` and the binary files `A`, `B` and `C` of a device.
 pub(crate) struct WithBinary<T, A, B, C>(PhantomData<(T, A, B, C)>);
 
 /// The C structures of a binary file.
@@ -362,7 +380,7 @@ trait RawBinaryAttribute: BinaryAttribute {
     const RAW: bindings::bin_attribute = {
         let mut attribute: bindings::bin_attribute = pin_init::zeroed();
         attribute.attr.name = kernel::str::as_char_ptr_in_const_context(Self::NAME);
-        // The permissions that sysfs allows for a file that is only read.
+        // sysfs allows only read permissions for a file without a `write` function.
         assert!(Self::MODE & !0o444 == 0);
         attribute.attr.mode = Self::MODE;
         attribute.read = Some(read_binary::<Self>);
@@ -370,8 +388,8 @@ trait RawBinaryAttribute: BinaryAttribute {
     };
     const LIST: &'static [*const bindings::bin_attribute] =
         &[ptr::from_ref(&Self::RAW), ptr::null()];
-    /// A group of this attribute alone: a group has one function that returns the sizes of all its
-    /// files.
+    /// A group of this attribute alone, because a group has only one function that returns the
+    /// sizes of its files.
     const GROUP: &'static bindings::attribute_group = &{
         let mut group: bindings::attribute_group = pin_init::zeroed();
         group.bin_attrs = Self::LIST.as_ptr();
@@ -382,18 +400,23 @@ trait RawBinaryAttribute: BinaryAttribute {
 
 impl<A: BinaryAttribute> RawBinaryAttribute for A {}
 
+/// Returns the data of a device.
+///
 /// # Safety
 ///
 /// `kobj` must be that of a device whose driver data points to an `A::Data` that is valid during
 /// `'a`.
 unsafe fn device_data<'a, A: BinaryAttribute>(kobj: *mut bindings::kobject) -> &'a A::Data {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements, `kobj` is that of a device, whose driver data is an
+    // `A::Data`.
     unsafe {
         let dev = container_of!(kobj, bindings::device, kobj);
         &*bindings::dev_get_drvdata(dev).cast::<A::Data>()
     }
 }
 
+/// The `bin_size` function of a group of one binary file.
+///
 /// # Safety
 ///
 /// Must be called by sysfs, as the `bin_size` function of a device's attribute group. The device's
@@ -403,10 +426,12 @@ unsafe extern "C" fn binary_size<A: BinaryAttribute>(
     _attribute: *const bindings::bin_attribute,
     _index: c_int,
 ) -> usize {
-    // SAFETY: By the safety requirements of this function.
+    // SAFETY: By the safety requirements, the device's driver data is a valid `A::Data`.
     A::size(unsafe { device_data::<A>(kobj) })
 }
 
+/// The `read` function of a binary file.
+///
 /// # Safety
 ///
 /// Must be called by sysfs, as the `read` function of a device's binary attribute, with a buffer of
@@ -423,8 +448,8 @@ unsafe extern "C" fn read_binary<A: BinaryAttribute>(
     let Ok(offset) = usize::try_from(offset) else {
         return EINVAL.to_errno() as isize;
     };
-    // SAFETY: By the safety requirements of this function. The buffer may be uninitialised, so it
-    // is zeroed first.
+    // SAFETY: By the safety requirements, the buffer has `count` bytes, and the device's driver
+    // data is a valid `A::Data`. The buffer may be uninitialised, so this code zeroes it first.
     let (data, buf) = unsafe {
         ptr::write_bytes(buf.cast::<u8>(), 0, count);
         (
@@ -440,8 +465,9 @@ unsafe extern "C" fn read_binary<A: BinaryAttribute>(
     }
 }
 
-// SAFETY: `RawBinaryAttribute` builds the binary attributes from constants, with functions that
-// require no more than the trait allows, for data of type `D`. The first group is that of `T`.
+// SAFETY: `RawBinaryAttribute` builds the binary attributes from constants. The attributes'
+// functions require only what the trait allows, for data of type `D`. The first group is that of
+// `T`.
 unsafe impl<D, T, A, B, C> DeviceAttributes<D> for WithBinary<T, A, B, C>
 where
     T: Attributes<D>,

@@ -6,8 +6,8 @@
 
 use super::raw as bindings;
 
-/// Returns whether the machine is halting, powering off or restarting, also into a kernel loaded by
-/// kexec: devices are being shut down, and userspace may run on until the end. Any context.
+/// Returns whether the machine is halting, powering off or restarting, including a restart by
+/// kexec. The kernel then shuts down devices, while userspace may still run. Any context.
 pub(crate) fn is_shutting_down() -> bool {
     // SAFETY: The function only reads a word.
     unsafe { bindings::is_shutting_down() }

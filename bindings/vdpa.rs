@@ -2,8 +2,8 @@
 
 //! vDPA devices: virtio devices that a kernel or userspace driver finds on the vDPA bus.
 //!
-//! A vDPA device is allocated by the C core in one allocation with the device driver's own data, a
-//! type that implements [`Operations`]. The device is added by a [management device](mgmt) and
+//! The vDPA core allocates a vDPA device together with the device driver's own data, whose type
+//! implements [`Operations`]. A [management device](mgmt) adds the device to the bus. The device
 //! lives until the core releases it.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)

@@ -16,12 +16,12 @@ use kernel::{
     types::Opaque, //
 };
 
-/// The mappings of one address space, as their owner last changed them.
+/// The mappings of one address space, as vhost passes them to a vDPA device.
 ///
 /// # Invariants
 ///
-/// Every mapping's opaque pointer is null or points to a `struct vdpa_map_file`, as for devices
-/// that use virtual addresses.
+/// Every mapping's opaque pointer is null or points to a `struct vdpa_map_file`. This is so for
+/// devices that use virtual addresses.
 #[repr(transparent)]
 pub(crate) struct Iotlb(Opaque<bindings::vhost_iotlb>);
 
@@ -32,8 +32,7 @@ pub(crate) struct Map {
     pub(crate) start: u64,
     /// The last I/O virtual address.
     pub(crate) last: u64,
-    /// The accesses that the device may make: a combination of bits, of which 1 is reading and 2 is
-    /// writing.
+    /// The accesses that the device may make: bit value 1 for reading, bit value 2 for writing.
     pub(crate) perm: u32,
     /// The file that holds the memory.
     pub(crate) file: ARef<File>,
@@ -46,19 +45,19 @@ impl Iotlb {
     ///
     /// # Safety
     ///
-    /// For `'a`, `ptr` must be valid and the IOTLB must not change, and every mapping's opaque
+    /// `ptr` must be valid for `'a`, and the IOTLB must not change for `'a`. Every mapping's opaque
     /// pointer must be null or point to a `struct vdpa_map_file`.
     pub(super) unsafe fn from_raw<'a>(ptr: *mut bindings::vhost_iotlb) -> &'a Self {
-        // SAFETY: By the safety requirements; `Iotlb` is transparent.
-        // INVARIANT: By the safety requirements.
+        // SAFETY: By the safety requirements, `ptr` is valid for `'a`; `Iotlb` is transparent.
+        // INVARIANT: By the safety requirements, each opaque pointer is as the type requires.
         unsafe { &*ptr.cast() }
     }
 
-    /// Returns whether exactly this mapping exists. Any context; takes time logarithmic in the
-    /// number of mappings.
+    /// Returns whether the IOTLB has a mapping with exactly these properties. Any context; takes
+    /// time logarithmic in the number of mappings.
     pub(crate) fn has(&self, start: u64, last: u64, perm: u32, file: &File, offset: u64) -> bool {
-        // SAFETY: The IOTLB is valid and does not change as long as `self` is borrowed. `map` is
-        // one of its mappings, whose fields are always initialised, except for padding.
+        // SAFETY: The IOTLB is valid and does not change as long as `self` is borrowed. `map` is a
+        // mapping of the IOTLB, whose fields are always initialised, except for padding.
         let found = unsafe {
             let map = bindings::vhost_iotlb_itree_first(self.0.get(), start, last);
             if map.is_null() {
@@ -78,7 +77,7 @@ impl Iotlb {
             })
     }
 
-    /// Returns all mappings, in the order of their addresses.
+    /// Returns all mappings, in ascending order of their addresses.
     pub(crate) fn iter(&self) -> Iter<'_> {
         Iter {
             // SAFETY: The IOTLB is valid and does not change as long as `self` is borrowed.
@@ -92,14 +91,14 @@ impl Iotlb {
 ///
 /// # Invariants
 ///
-/// `next` is null or a mapping of an IOTLB that does not change for `'a`.
+/// `next` is null or points to a mapping of an IOTLB that does not change for `'a`.
 pub(crate) struct Iter<'a> {
     next: *mut bindings::vhost_iotlb_map,
     _iotlb: PhantomData<&'a Iotlb>,
 }
 
 impl Iterator for Iter<'_> {
-    /// A mapping, or an error for a mapping without a file.
+    /// A mapping, or `EINVAL` for a mapping without a file.
     type Item = Result<Map>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -107,11 +106,12 @@ impl Iterator for Iter<'_> {
         if map.is_null() {
             return None;
         }
-        // SAFETY: By the type invariants. These fields are always initialised; padding is not.
+        // SAFETY: By the type invariants, `map` is valid. These fields are always initialised, but
+        // padding is not.
         let (start, last, perm, opaque) =
             unsafe { ((*map).start, (*map).last, (*map).perm, (*map).opaque) };
         // SAFETY: By the type invariants, `map` is a mapping of an IOTLB that does not change.
-        // INVARIANT: So is the next one.
+        // INVARIANT: The next mapping is in the same IOTLB.
         self.next = unsafe { bindings::vhost_iotlb_itree_next(map, 0, u64::MAX) };
 
         // SAFETY: By the invariants of `Iotlb`, `opaque` is null or points to a `vdpa_map_file`.
@@ -126,8 +126,8 @@ impl Iterator for Iter<'_> {
             start,
             last,
             perm,
-            // SAFETY: The mapping holds a reference to its file, an ordinary one that was taken
-            // from a virtual memory area.
+            // SAFETY: The mapping holds an ordinary reference to its file, which was taken from a
+            // virtual memory area.
             file: unsafe { File::from_raw_file(backing.file) }.into(),
             offset: backing.offset,
         }))

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Mapping a virtio driver's memory into a device's address space, by the device's map operations.
+//! Map operations that map a virtio driver's memory into a device's address space.
 //!
 //! A virtio driver whose device has map operations passes its buffers and rings to these
-//! operations, with the *token* that belongs to the virtqueue. Here, a token points to a [`Space`]:
-//! buffers are mapped into the space's [bounce area](Area); rings (coherent memory) are allocated
-//! here and given addresses by the space's owner. The memory of a virtqueue whose device is in the
-//! kernel itself is mapped by a *direct* token, into a [`DirectMap`] instead. Following a token to its space takes an RCU
-//! read-side critical section and no lock.
+//! operations, together with the *token* of the virtqueue. In this module, a token points to a
+//! [`Space`]. The operations map buffers into the space's [bounce area](Area). They allocate rings
+//! (coherent memory), to which the space's owner gives addresses. For a virtqueue whose device is
+//! in the kernel itself, a *direct* token maps memory into a [`DirectMap`] instead. Finding the
+//! space of a token takes an RCU read-side critical section and no lock.
 //!
 //! C header: [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
@@ -47,35 +47,36 @@ use kernel::{
     },
 };
 
-/// The operations of the owner of a [`Space`].
+/// The operations that the owner of a [`Space`] provides.
 ///
 /// # Context
 ///
-/// Any in which a virtio driver maps memory, interrupt handlers included: the methods must not
+/// Any in which a virtio driver maps memory, including interrupt handlers. The methods must not
 /// sleep.
 pub(crate) trait Owner: Send + Sync + 'static {
-    /// Returns whether buffers may be mapped into the bounce area. If not,
-    /// [`prepare`](Self::prepare) is called first.
+    /// Returns whether buffers may be mapped into the bounce area. If not, the caller calls
+    /// [`prepare`](Self::prepare) before it maps a buffer.
     fn is_prepared(&self) -> bool;
 
-    /// Prepares for buffers being mapped into the bounce area. May be called by several callers at
-    /// a time.
+    /// Prepares the owner for buffers in the bounce area. Several callers may call this method at
+    /// the same time.
     fn prepare(&self);
 
-    /// Gives `size` bytes of coherent memory an I/O virtual address.
+    /// Gives `size` bytes of coherent memory an I/O virtual address, and returns the address.
     ///
-    /// The memory is the driver's until [`unmap_coherent`](Self::unmap_coherent) is called with
-    /// that address; the memory's pages stay allocated after that for as long as `pages` is kept.
+    /// The driver owns the memory until [`unmap_coherent`](Self::unmap_coherent) is called with
+    /// that address. The memory's pages stay allocated for as long as the owner keeps `pages`,
+    /// which may be longer.
     fn map_coherent(&self, pages: Pages, size: usize) -> Result<u64>;
 
-    /// Removes the address of coherent memory.
+    /// Removes the I/O virtual address of coherent memory.
     fn unmap_coherent(&self, iova: u64, size: usize);
 
-    /// Returns whether any coherent memory has an address.
+    /// Returns whether any coherent memory has an I/O virtual address.
     fn has_coherent(&self) -> bool;
 }
 
-/// An address space that drivers' memory is mapped into.
+/// An address space into which drivers' memory is mapped.
 #[pin_data]
 pub(crate) struct Space<T: Owner> {
     #[pin]
@@ -96,7 +97,7 @@ impl<T: Owner> Space<T> {
         })
     }
 
-    /// Returns the area that buffers are mapped into.
+    /// Returns the area into which buffers are mapped.
     pub(crate) fn bounce(&self) -> &Area {
         &self.bounce
     }
@@ -107,32 +108,36 @@ impl<T: Owner> Space<T> {
     }
 }
 
-/// The handle by which a virtqueue's memory is mapped.
+/// The handle with which a virtio driver maps the memory of a virtqueue.
 ///
-/// A token points to one space at a time, and can be pointed to another one only while nothing is
-/// mapped, so that memory is unmapped from the space that it was mapped into.
+/// A token points to one space at a time. A token can be pointed to another space only while
+/// nothing is mapped into its current space, so memory is always unmapped from the space into which
+/// it was mapped.
 ///
 /// # Invariants
 ///
-/// - `space` came from [`Arc::into_raw`], and the token owns a reference. `former` is the previous
-///   space, of which the token owns a reference as well, or null.
-/// - Both change only while `quiesced_by` is not 0, by the call that has set `quiesced_by`, once
-///   and after an RCU grace period: so by then no readers are left of the space in `former`.
+/// - `space` came from [`Arc::into_raw`], and the token owns a reference to the space. `former` is
+///   null or the previous space, to which the token owns a reference as well.
+/// - `space` and `former` change only while `quiesced_by` is not 0. Only the call that has set
+///   `quiesced_by` changes them, once and after an RCU grace period. By then, no readers are left
+///   of the space in `former`.
 pub(crate) struct Token<T: Owner> {
     space: Atomic<*mut Space<T>>,
     former: Atomic<*mut Space<T>>,
-    /// 0 while the token is open; otherwise a value that identifies the call that has quiesced it.
+    /// 0 while the token is open; otherwise a value that identifies the call that has quiesced the
+    /// token.
     quiesced_by: Atomic<usize>,
-    /// What memory is mapped into by a [direct](Self::new_direct) token, which stays quiesced.
+    /// The map into which a [direct](Self::new_direct) token maps memory. A direct token is always
+    /// quiesced.
     direct: Option<Arc<DirectMap>>,
 }
 
-/// Value of [`Token::quiesced_by`] in a token quiesced by [`Token::quiesce`]. Other values are
-/// addresses, and this is none.
+/// The value of [`Token::quiesced_by`] in a token that [`Token::quiesce`] has quiesced.
+/// [`Token::retarget_all`] uses the address of a variable, which is never 1.
 const ALONE: usize = 1;
 
-/// Value of [`Token::quiesced_by`] in a [direct](Token::new_direct) token. This is no address
-/// either.
+/// The value of [`Token::quiesced_by`] in a [direct](Token::new_direct) token. No variable has this
+/// address either.
 const ALWAYS: usize = 2;
 
 // SAFETY: A token owns references to spaces, which move with the token.
@@ -152,8 +157,8 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Creates a token for a virtqueue whose device is in the kernel itself: memory is mapped into
-    /// `direct`, and nothing into `space`, to which the token points for ever.
+    /// Creates a direct token, for a virtqueue whose device is in the kernel itself. The token maps
+    /// memory into `direct`. It always points to `space`, but maps nothing into that space.
     pub(crate) fn new_direct(space: Arc<Space<T>>, direct: Arc<DirectMap>) -> Self {
         let mut token = Self::new(space);
         token.quiesced_by = Atomic::new(ALWAYS);
@@ -167,7 +172,7 @@ impl<T: Owner> Token<T> {
         ptr::eq(self.space.load(Relaxed), Arc::as_ptr(space))
     }
 
-    /// Quiesces the token: nothing is mapped by the token until the return value is dropped.
+    /// Quiesces the token: until the return value is dropped, nothing can be mapped with the token.
     ///
     /// # Errors
     ///
@@ -176,9 +181,9 @@ impl<T: Owner> Token<T> {
     ///
     /// # Context
     ///
-    /// May sleep, for an RCU grace period (some tens of milliseconds) unless the call fails at
-    /// once. The grace period is not expedited: a process asks for this, and must not interrupt
-    /// other CPUs.
+    /// May sleep. Unless the call fails at once, it waits for an RCU grace period (some tens of
+    /// milliseconds). The grace period is not expedited, because a process can cause this call, and
+    /// a process must not be able to interrupt other CPUs.
     pub(crate) fn quiesce(&self) -> Result<Quiesced<'_, T>> {
         let quiescing = self.begin_to_quiesce(ALONE)?;
         rcu::synchronize();
@@ -186,14 +191,15 @@ impl<T: Owner> Token<T> {
         quiescing.finish()
     }
 
-    /// Points those `tokens` to `space` that do not point there, except tokens by which something
-    /// may be mapped.
+    /// Points all of `tokens` to `space`, except tokens that are quiesced already and tokens into
+    /// whose current space something is mapped.
     ///
     /// # Context
     ///
-    /// May sleep, for as long as [`quiesce`](Self::quiesce), however many tokens there are.
+    /// May sleep, for one RCU grace period at most, whatever the number of tokens.
     pub(crate) fn retarget_all(tokens: &[Self], space: &Arc<Space<T>>) {
-        // No other call has this address until this call returns.
+        // The address of `mark` identifies this call: no other call has this address until this
+        // call returns.
         let mark = 0u8;
         let call = ptr::from_ref(&mark) as usize;
         let mut any = false;
@@ -202,7 +208,8 @@ impl<T: Owner> Token<T> {
             if !token.points_to(space) {
                 if let Ok(quiescing) = token.begin_to_quiesce(call) {
                     any = true;
-                    // The token stays quiesced; `call` in `quiesced_by` says that this call did so.
+                    // The token stays quiesced. The value of `quiesced_by` records that this call
+                    // has quiesced it.
                     mem::forget(quiescing);
                 }
             }
@@ -222,12 +229,12 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Prevents new mappings by the token; mappings already in progress may still complete.
-    /// `call`, which must not be 0, tells the caller from others that may quiesce the token.
+    /// Prevents new mappings with the token. Mappings that are already in progress may still
+    /// complete. `call` identifies the call that quiesces the token, and must not be 0.
     ///
     /// # Errors
     ///
-    /// Those of [`quiesce`](Self::quiesce).
+    /// The same as for [`quiesce`](Self::quiesce).
     fn begin_to_quiesce(&self, call: usize) -> Result<Quiescing<'_, T>> {
         if self.quiesced_by.cmpxchg(0, call, Full).is_err() {
             return Err(EBUSY);
@@ -251,8 +258,8 @@ impl<T: Owner> Token<T> {
         })
     }
 
-    /// Returns the space that the token points to, for the time of an RCU read-side critical
-    /// section.
+    /// Returns the space that the token points to. The space stays valid until the RCU read-side
+    /// critical section ends.
     #[inline(always)]
     fn enter<'a>(&'a self, _rcu: rcu::Section<'a>) -> &'a Space<T> {
         // SAFETY: By the type invariants, the token's reference to this space is not released
@@ -260,15 +267,15 @@ impl<T: Owner> Token<T> {
         unsafe { &*self.space.read_acquire() }
     }
 
-    /// Returns the space that the token points to, for mapping, or [`None`] if the token is
-    /// quiesced.
+    /// Returns the space that the token points to, for a new mapping. Returns [`None`] if the token
+    /// is quiesced.
     #[inline(always)]
     fn enter_open<'a>(&'a self, rcu: rcu::Section<'a>) -> Option<&'a Space<T>> {
         (self.quiesced_by.read_acquire() == 0).then(|| self.enter(rcu))
     }
 
-    /// Maps a buffer by [`Area::map`], or by [`DirectMap::map`] if the token is direct. Returns
-    /// [`None`] also if the token is quiesced.
+    /// Maps a buffer with [`Area::map`], or with [`DirectMap::map`] if the token is direct. Returns
+    /// [`None`] if that fails, or if a token that is not direct is quiesced.
     #[inline(never)]
     fn map(
         &self,
@@ -287,8 +294,8 @@ impl<T: Owner> Token<T> {
         space.bounce.map(buffer, dir, sync, rcu)
     }
 
-    /// Maps a buffer by [`Area::map_fast`]. Returns the buffer also if the token is quiesced, or
-    /// its space is not prepared.
+    /// Maps a buffer with [`Area::map_fast`]. Returns the buffer if that fails, if the token is
+    /// quiesced, or if its space's owner is not prepared.
     #[inline(always)]
     fn map_fast<'a>(
         &self,
@@ -305,11 +312,12 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Ends a mapping, by [`Area::unmap`].
+    /// Ends a mapping, as [`Area::unmap`] does.
     ///
     /// # Safety
     ///
-    /// The same as for [`Area::unmap`], of a mapping that was made by this token.
+    /// The same as for [`Area::unmap`]. In addition, the mapping must have been made with this
+    /// token.
     #[inline(always)]
     unsafe fn unmap(
         &self,
@@ -319,8 +327,8 @@ impl<T: Owner> Token<T> {
         sync: bool,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: By the safety requirements. The token points to the same space as long as
-        // anything is mapped into that space.
+        // SAFETY: By the safety requirements, this token made the mapping. The token points to the
+        // same space as long as anything is mapped into that space.
         unsafe {
             if !self.enter(rcu).bounce.unmap_fast(iova, len, dir, sync, rcu) {
                 self.unmap_slow(iova, len, dir, sync, rcu);
@@ -328,7 +336,8 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Slow path of [`unmap`](Self::unmap), out of line: the fast path keeps nothing for it.
+    /// Slow path of [`unmap`](Self::unmap). Not inlined, so that the fast path need not keep the
+    /// arguments for this call.
     ///
     /// # Safety
     ///
@@ -342,7 +351,8 @@ impl<T: Owner> Token<T> {
         sync: bool,
         rcu: rcu::Section<'_>,
     ) {
-        // SAFETY: As in `unmap`; what a direct token has mapped is not in the area.
+        // SAFETY: As in `unmap`. A direct token's mappings are at addresses outside the area, for
+        // which `Area::unmap` does nothing.
         if unsafe { self.enter(rcu).bounce.unmap(iova, len, dir, sync, rcu) } {
             return;
         }
@@ -351,51 +361,53 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Copies a part of a mapped buffer in or out, by [`Area::sync`].
+    /// Copies a part of a mapped buffer to or from the bounce pages, as [`Area::sync`] does.
     ///
     /// # Safety
     ///
-    /// The same as for [`Area::sync`], of a mapping that was made by this token.
+    /// The same as for [`Area::sync`]. In addition, the mapping must have been made with this
+    /// token.
     #[inline(always)]
     unsafe fn sync(&self, iova: u64, len: usize, to_device: bool, rcu: rcu::Section<'_>) {
-        // SAFETY: As in `unmap`.
+        // SAFETY: By the safety requirements, and because the token points to the same space as
+        // long as anything is mapped into that space.
         unsafe { self.enter(rcu).bounce.sync(iova, len, to_device, rcu) }
     }
 
-    /// Returns the token in the form in which C code passes it around.
+    /// Returns the token in the form in which C code passes it to the map operations.
     pub(super) fn as_raw(&self) -> bindings::virtio_map {
         bindings::virtio_map {
             group: ptr::from_ref(self).cast_mut().cast(),
         }
     }
 
-    /// Converts what C code passes around to a token; null, as for a device whose queues are not
-    /// set up yet, to [`None`].
+    /// Converts a `virtio_map` from C code to a token. Returns [`None`] for null, which C code
+    /// passes for a device whose virtqueues are not set up yet.
     ///
     /// # Safety
     ///
     /// `map` must be null or come from [`as_raw`](Self::as_raw) of a token that lives for `'a`.
     unsafe fn from_raw<'a>(map: bindings::virtio_map) -> Option<&'a Self> {
-        // SAFETY: By the safety requirements.
+        // SAFETY: By the safety requirements, `map` is null or a token that lives for `'a`.
         unsafe { map.group.cast::<Self>().as_ref() }
     }
 }
 
 impl<T: Owner> Drop for Token<T> {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the token owns the reference, and the token has no users
-        // any more.
+        // SAFETY: By the type invariants, the token owns the reference. No user of the token is
+        // left.
         drop(unsafe { Arc::from_raw(*self.space.get_mut()) });
         let former = *self.former.get_mut();
         if !former.is_null() {
-            // SAFETY: As above.
+            // SAFETY: As for `space` above.
             drop(unsafe { Arc::from_raw(former) });
         }
     }
 }
 
-/// A quiesced [`Token`] by which some mappings may still be in progress. Dropping this opens the
-/// token again.
+/// A quiesced [`Token`], with which some calls may still be mapping memory. Dropping this value
+/// opens the token again.
 ///
 /// # Invariants
 ///
@@ -403,14 +415,14 @@ impl<T: Owner> Drop for Token<T> {
 struct Quiescing<'a, T: Owner>(&'a Token<T>);
 
 impl<'a, T: Owner> Quiescing<'a, T> {
-    /// Completes the quiescing. Must be called after a grace period, by which time callers that saw
+    /// Completes the quiescing. Must be called after an RCU grace period: by then, callers that saw
     /// the token open have finished mapping.
     ///
     /// # Errors
     ///
     /// [`EBUSY`] if something is mapped into the token's space.
     fn finish(self) -> Result<Quiesced<'a, T>> {
-        // Checked again, now that no new mapping can appear.
+        // The space is checked again, because no new mapping can appear from now on.
         if self.0.is_in_use() {
             Err(EBUSY)
         } else {
@@ -425,8 +437,8 @@ impl<T: Owner> Drop for Quiescing<'_, T> {
     }
 }
 
-/// A quiesced [`Token`] by which nothing is mapped or can be mapped. Dropping this opens the token
-/// again.
+/// A quiesced [`Token`], with which nothing is mapped or can be mapped. Dropping this value opens
+/// the token again.
 ///
 /// # Invariants
 ///
@@ -437,40 +449,44 @@ impl<T: Owner> Quiesced<'_, T> {
     /// Points the token to another space. May sleep.
     pub(crate) fn retarget(self, space: Arc<Space<T>>) {
         let token = self.0 .0;
-        // INVARIANT: This value has quiesced the token, a grace period has passed, and `self` is
-        // consumed, so that this is done once.
+        // INVARIANT: This value has quiesced the token, and a grace period has passed. `self` is
+        // consumed, so the space changes only once.
         let old = token.space.xchg(Arc::into_raw(space).cast_mut(), Full);
-        // `old` may have readers until after the next grace period: it is kept in `former` until
-        // then.
+        // `old` may have readers until the next grace period has ended. Until then, `former` keeps
+        // `old` allocated.
         let former = token.former.xchg(old, Full);
 
         if !former.is_null() {
-            // SAFETY: By the invariants of `Token`, the token owns the reference. The token has not
-            // pointed to `former` since before it was quiesced, so that all of `former`'s readers
-            // were waited for.
+            // SAFETY: By the invariants of `Token`, the token owns the reference. The token stopped
+            // pointing to `former` before it was quiesced, so the grace period of this quiescing
+            // has waited for all readers of `former`.
             drop(unsafe { Arc::from_raw(former) });
         }
     }
 }
 
-/// The map operations of devices whose spaces are owned by a `T`.
+/// The map operations of devices whose spaces have an owner of type `T`.
 pub(super) struct VTable<T: Owner>(PhantomData<T>);
 
-/// The address that virtio takes for a failed mapping, as `DMA_MAPPING_ERROR`.
+/// The address that tells the virtio core that a mapping failed: `DMA_MAPPING_ERROR`.
 const MAPPING_ERROR: bindings::dma_addr_t = bindings::dma_addr_t::MAX;
 
-/// Returns whether a buffer's contents are to be copied when the buffer is mapped or unmapped.
+/// Returns whether mapping or unmapping a buffer with these DMA attributes copies the buffer's
+/// contents.
 fn syncs(attrs: c_ulong) -> bool {
     attrs & bindings::DMA_ATTR_SKIP_CPU_SYNC as c_ulong == 0
 }
 
 // The virtio core calls these functions with the token that a device's `get_vq_map` returned. The
-// device is alive as long as its virtqueues are, and the token as long as the device: see
-// `vdpa::Device`.
+// device lives at least as long as its virtqueues, and the token at least as long as the device:
+// see `vdpa::Device`.
 impl<T: Owner> VTable<T> {
+    /// Maps `size` bytes at `offset` from the start of `page`. Returns the address, or
+    /// [`MAPPING_ERROR`].
+    ///
     /// # Safety
     ///
-    /// `map` must be null or a token that lives until this returns.
+    /// `map` must be null or a token that lives until this function returns.
     unsafe extern "C" fn map_page(
         map: bindings::virtio_map,
         page: *mut bindings::page,
@@ -483,14 +499,14 @@ impl<T: Owner> VTable<T> {
         let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
             return MAPPING_ERROR;
         };
-        // SAFETY: The virtio core maps this memory for a driver, which must not free the memory
-        // before unmapping it by the same token. The token points to the same space as long as
-        // anything is mapped.
+        // SAFETY: The virtio core maps this memory for a driver. The driver must not free the
+        // memory before it unmaps the memory with the same token. The token points to the same
+        // space as long as anything is mapped.
         let buffer = unsafe { Buffer::new(page, offset, size) };
         let (dir, sync) = (Direction::from_raw(dir), syncs(attrs));
 
-        // SAFETY: Whatever the caller has disabled stays disabled until this returns, as no code
-        // here enables it.
+        // SAFETY: This function does not enable softirqs or preemption, so what the caller has
+        // disabled stays disabled until this function returns.
         let Some(rcu) = (unsafe { rcu::Section::around() }) else {
             return Self::map_slow(token, buffer, dir, sync, None);
         };
@@ -516,9 +532,11 @@ impl<T: Owner> VTable<T> {
         .unwrap_or(MAPPING_ERROR)
     }
 
+    /// Ends a mapping that [`map_page`](Self::map_page) made.
+    ///
     /// # Safety
     ///
-    /// `map` must be null or a token that lives until this returns.
+    /// `map` must be null or a token that lives until this function returns.
     unsafe extern "C" fn unmap_page(
         map: bindings::virtio_map,
         iova: bindings::dma_addr_t,
@@ -532,8 +550,9 @@ impl<T: Owner> VTable<T> {
         };
         let (dir, sync) = (Direction::from_raw(dir), syncs(attrs));
 
-        // SAFETY: The virtio core ends a mapping that `map_page` made by the same token. Whatever
-        // the caller has disabled stays disabled, as in `map_page`.
+        // SAFETY: The virtio core ends a mapping that `map_page` made with the same token. This
+        // function does not enable softirqs or preemption, so what the caller has disabled stays
+        // disabled.
         unsafe {
             match rcu::Section::around() {
                 Some(rcu) => token.unmap(iova, size, dir, sync, rcu),
@@ -542,9 +561,12 @@ impl<T: Owner> VTable<T> {
         }
     }
 
+    /// Copies a part of a mapped buffer from the bounce pages to the driver's memory, if the device
+    /// writes to the buffer.
+    ///
     /// # Safety
     ///
-    /// `map` must be null or a token that lives until this returns.
+    /// `map` must be null or a token that lives until this function returns.
     unsafe extern "C" fn sync_single_for_cpu(
         map: bindings::virtio_map,
         iova: bindings::dma_addr_t,
@@ -553,14 +575,17 @@ impl<T: Owner> VTable<T> {
     ) {
         if Direction::from_raw(dir).device_writes() {
             // SAFETY: The virtio core passes a device's token, and a range within a mapping that
-            // `map_page` made by the same token.
+            // `map_page` made with the same token.
             unsafe { Self::sync(map, iova, size, false) }
         }
     }
 
+    /// Copies a part of a mapped buffer from the driver's memory to the bounce pages, if the device
+    /// reads the buffer.
+    ///
     /// # Safety
     ///
-    /// `map` must be null or a token that lives until this returns.
+    /// `map` must be null or a token that lives until this function returns.
     unsafe extern "C" fn sync_single_for_device(
         map: bindings::virtio_map,
         iova: bindings::dma_addr_t,
@@ -569,26 +594,29 @@ impl<T: Owner> VTable<T> {
     ) {
         if Direction::from_raw(dir).device_reads() {
             // SAFETY: The virtio core passes a device's token, and a range within a mapping that
-            // `map_page` made by the same token.
+            // `map_page` made with the same token.
             unsafe { Self::sync(map, iova, size, true) }
         }
     }
 
-    /// Copies a part of a mapped buffer in or out.
+    /// Copies a part of a mapped buffer to the bounce pages if `to_device`, and from the bounce
+    /// pages otherwise.
     ///
     /// # Safety
     ///
-    /// `map` must be null or a token that lives until this returns. The `size` bytes from `iova` on
-    /// must be within a mapping that was made by that token and has not ended.
+    /// `map` must be null or a token that lives until this function returns. The `size` bytes from
+    /// `iova` on must be within a mapping that was made with that token and has not ended.
     #[inline(always)]
     unsafe fn sync(map: bindings::virtio_map, iova: u64, size: usize, to_device: bool) {
-        // SAFETY: By the safety requirements.
+        // SAFETY: By the safety requirements, `map` is null or a token that lives until this
+        // function returns.
         let Some(token) = (unsafe { Token::<T>::from_raw(map) }) else {
             return;
         };
 
-        // SAFETY: By the safety requirements. Whatever the caller has disabled stays disabled, as
-        // in `map_page`.
+        // SAFETY: By the safety requirements, the range is within a mapping of this token. This
+        // function does not enable softirqs or preemption, so what the caller has disabled stays
+        // disabled.
         unsafe {
             match rcu::Section::around() {
                 Some(rcu) => token.sync(iova, size, to_device, rcu),
@@ -597,9 +625,12 @@ impl<T: Owner> VTable<T> {
         }
     }
 
+    /// Allocates `size` bytes of coherent memory, and writes their I/O virtual address to `iova`.
+    /// Returns null, and writes [`MAPPING_ERROR`], on failure.
+    ///
     /// # Safety
     ///
-    /// `map` must be null or a token that lives until this returns.
+    /// `map` must be null or a token that lives until this function returns.
     unsafe extern "C" fn alloc(
         map: bindings::virtio_map,
         size: usize,
@@ -635,23 +666,24 @@ impl<T: Owner> VTable<T> {
 
         match mapped {
             Ok(address) => {
-                // SAFETY: As above, the virtio core passes a pointer to which the address can be
-                // written.
+                // SAFETY: The virtio core passes a pointer to which the address can be written.
                 unsafe { iova.write(address) };
                 memory
             }
             Err(_) => {
-                // SAFETY: `memory` was allocated above, with this size, and no other code knows of
-                // it.
+                // SAFETY: `memory` was allocated above, with this size, and no other code has a
+                // pointer to it.
                 unsafe { bindings::free_pages_exact(memory, size) };
                 ptr::null_mut()
             }
         }
     }
 
+    /// Unmaps and frees coherent memory that [`alloc`](Self::alloc) returned.
+    ///
     /// # Safety
     ///
-    /// `map` must be null or a token that lives until this returns.
+    /// `map` must be null or a token that lives until this function returns.
     unsafe extern "C" fn free(
         map: bindings::virtio_map,
         size: usize,
@@ -665,23 +697,27 @@ impl<T: Owner> VTable<T> {
                 Some(direct) => direct.unmap(iova, size),
                 None => rcu::read(|rcu| token.enter(rcu).owner.unmap_coherent(iova, size)),
             }
-            // SAFETY: The virtio core frees what `alloc` returned for the same size.
+            // SAFETY: The virtio core passes memory that `alloc` returned for the same size.
             unsafe { bindings::free_pages_exact(memory, size) }
         }
     }
 
+    /// Returns whether `iova` is in the bounce area, so that the driver must sync the buffer.
+    ///
     /// # Safety
     ///
-    /// `map` must be null or a token that lives until this returns.
+    /// `map` must be null or a token that lives until this function returns.
     unsafe extern "C" fn need_sync(map: bindings::virtio_map, iova: bindings::dma_addr_t) -> bool {
         // SAFETY: The virtio core passes a device's token.
         unsafe { Token::<T>::from_raw(map) }
             .is_some_and(|token| rcu::read(|rcu| token.enter(rcu).bounce.contains(iova)))
     }
 
+    /// Returns 0, or `-ENOMEM` if `iova` is [`MAPPING_ERROR`].
+    ///
     /// # Safety
     ///
-    /// None: `map` is not used.
+    /// The function has no requirements, because `map` is not used.
     unsafe extern "C" fn mapping_error(
         _map: bindings::virtio_map,
         iova: bindings::dma_addr_t,
@@ -693,9 +729,11 @@ impl<T: Owner> VTable<T> {
         }
     }
 
+    /// Returns the maximum size of one mapping in the bounce area, in bytes.
+    ///
     /// # Safety
     ///
-    /// `map` must be null or a token that lives until this returns.
+    /// `map` must be null or a token that lives until this function returns.
     unsafe extern "C" fn max_mapping_size(map: bindings::virtio_map) -> usize {
         // SAFETY: The virtio core passes a device's token.
         unsafe { Token::<T>::from_raw(map) }.map_or(0, |token| {
@@ -703,7 +741,7 @@ impl<T: Owner> VTable<T> {
         })
     }
 
-    /// The operations, as a table for C code.
+    /// The table of the map operations for C code.
     pub(super) const VTABLE: bindings::virtio_map_ops = bindings::virtio_map_ops {
         map_page: Some(Self::map_page),
         unmap_page: Some(Self::unmap_page),

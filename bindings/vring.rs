@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Split virtqueues (virtio 1.3, section 2.7), from either side, with one request at a time.
+//! Both sides of a split virtqueue (virtio 1.3, section 2.7): the device's side, and a driver's
+//! side that has one request in flight at a time.
 //!
-//! Both sides expect nothing of what the other side has written: each index, address and length is
-//! read once, checked, and then used. The driver's side never reads back what it has written.
+//! Neither side trusts what the other side has written: each index, address and length is read
+//! once, checked, and then used. The driver's side never reads back what it has written.
 //!
 //! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
 //! on the host as well.
@@ -21,15 +22,15 @@ const DESC_LEN: u32 = 16;
 /// Maximum size of a virtqueue, in descriptors.
 const MAX_SIZE: u32 = 1 << 15;
 
-/// The other side has left the virtqueue in a state that cannot be used, or has named an address
-/// that is not mapped.
+/// The error of an unusable virtqueue: the other side has written invalid contents, or a part of
+/// the virtqueue or of a buffer is not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
 /// The memory that both sides of a virtqueue access.
 ///
-/// Addresses are in bytes. The other side may write to the memory at any time, so bytes that are
-/// read twice may differ.
+/// Addresses are in bytes. The other side may write to the memory at any time, so two reads of the
+/// same bytes may differ.
 pub(crate) trait Memory {
     /// Fills `buf` with the bytes from `address` on.
     ///
@@ -45,16 +46,16 @@ pub(crate) trait Memory {
     /// [`Malformed`] if not all of the range is mapped for writing.
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Malformed>;
 
-    /// Returns 16 bits at an even `address`, in little endian. What the other side wrote before
-    /// them is visible to later reads.
+    /// Loads the 16-bit little-endian value at an even `address`, with acquire ordering: later
+    /// reads see everything that the other side wrote before it stored the value.
     ///
     /// # Errors
     ///
     /// [`Malformed`] if `address` is odd or not mapped.
     fn load_acquire(&self, address: u64) -> Result<u16, Malformed>;
 
-    /// Writes 16 bits at an even `address`, in little endian. What was written before is visible to
-    /// the other side when it sees them.
+    /// Stores a 16-bit little-endian value at an even `address`, with release ordering: once the
+    /// other side sees the value, it also sees everything that was written before.
     ///
     /// # Errors
     ///
@@ -62,7 +63,7 @@ pub(crate) trait Memory {
     fn store_release(&self, address: u64, value: u16) -> Result<(), Malformed>;
 }
 
-/// Where the parts of a virtqueue are.
+/// The size of a virtqueue, and the addresses of its parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// The number of descriptors, a power of two.
@@ -76,15 +77,15 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Describes a virtqueue of `size` descriptors whose parts are at these addresses. Returns
-    /// [`None`] if a virtqueue cannot have that size.
+    /// Describes a virtqueue of `size` descriptors whose parts are at the given addresses. Returns
+    /// [`None`] if `size` is not a valid virtqueue size.
     pub(crate) fn new(size: u32, desc: u64, driver: u64, device: u64) -> Option<Self> {
         if !size.is_power_of_two() || size > MAX_SIZE {
             return None;
         }
 
         Some(Self {
-            // At most 1 << 15.
+            // `size` is at most 1 << 15, so the cast is lossless.
             size: size as u16,
             desc,
             driver,
@@ -92,9 +93,9 @@ impl Layout {
         })
     }
 
-    /// Describes a virtqueue of `size` descriptors whose parts follow one another from address 0
-    /// on, each with the alignment that it needs. Returns [`None`] if a virtqueue cannot have that
-    /// size.
+    /// Describes a virtqueue of `size` descriptors that begins at address 0 and whose parts follow
+    /// one another, each with the alignment that it needs. Returns [`None`] if `size` is not a
+    /// valid virtqueue size.
     pub(crate) fn contiguous(size: u32) -> Option<Self> {
         let driver = u64::from(DESC_LEN) * u64::from(size);
         let device = (driver + 6 + 2 * u64::from(size)).next_multiple_of(4);
@@ -102,12 +103,13 @@ impl Layout {
         Self::new(size, 0, driver, device)
     }
 
-    /// Returns the address after the used ring.
+    /// Returns the address of the first byte after the used ring.
     pub(crate) fn end(&self) -> u64 {
         self.avail_event().wrapping_add(2)
     }
 
-    /// Returns the offset of an entry of `len` bytes in a ring. Indexes do not wrap at the size.
+    /// Returns the offset of entry `index` in a ring whose entries have `len` bytes. `index` is not
+    /// limited to the virtqueue's size, but wraps at 65,536.
     fn entry(&self, index: u16, len: u8) -> u64 {
         u64::from(index & self.size.wrapping_sub(1)) * u64::from(len)
     }
@@ -174,10 +176,12 @@ impl Desc {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Request {
     head: u16,
-    /// The number of bytes that the device can read. More than the buffer of [`DeviceSide::take`]
-    /// has room for means that the request is longer than that, by an unknown number of bytes.
+    /// The number of bytes that the device can read, according to the descriptors. If this is more
+    /// than the buffer of [`DeviceSide::take`] has room for, the buffer has only the first part of
+    /// the request.
     pub(crate) len: usize,
-    /// The address of the first byte that the device can write, if there is any.
+    /// The address of the first byte that the device can write, or [`None`] if there is no such
+    /// byte.
     pub(crate) answer: Option<u64>,
 }
 
@@ -191,7 +195,7 @@ pub(crate) struct DeviceSide {
 }
 
 impl DeviceSide {
-    /// Begins with the first request.
+    /// Creates the device's side of a virtqueue from which no request has been taken yet.
     pub(crate) fn new(layout: Layout) -> Self {
         Self {
             layout,
@@ -200,11 +204,12 @@ impl DeviceSide {
         }
     }
 
-    /// Takes the next request, and copies what the device can read to `buf`, as far as there is
-    /// room. Returns [`None`] if there is no request. A request that is malformed has neither
-    /// anything to read nor room for an answer, and must be completed all the same.
+    /// Takes the next request, and copies the bytes that the device can read to `buf`, as far as
+    /// they fit. Returns [`None`] if no request is available. A malformed request is returned with
+    /// length 0 and without an address for an answer. The caller must complete malformed requests,
+    /// too.
     ///
-    /// The driver announces the next request, whatever it was told before.
+    /// Also asks a driver that uses `VIRTIO_F_EVENT_IDX` to kick for the request after this one.
     ///
     /// # Errors
     ///
@@ -221,8 +226,8 @@ impl DeviceSide {
 
         let head = memory.load_acquire(layout.avail_entry(self.taken))?;
         self.taken = self.taken.wrapping_add(1);
-        // With `VIRTIO_F_EVENT_IDX`, the driver announces the request that follows this many
-        // others; without, nobody reads these two bytes.
+        // With `VIRTIO_F_EVENT_IDX`, the driver kicks when it makes the request with this index
+        // available. Without the feature, the driver does not read this field.
         memory.store_release(layout.avail_event(), self.taken)?;
 
         let request = Self::read_request(layout, memory, head, buf);
@@ -247,7 +252,8 @@ impl DeviceSide {
         let (mut table, mut count, mut index) = (layout.desc, u32::from(layout.size), head);
         let mut is_indirect = false;
 
-        // A chain that comes back to a descriptor has more descriptors than the table.
+        // A chain that contains a loop is detected by its length: no valid chain has more
+        // descriptors than the table.
         let mut left = count;
         while left != 0 {
             left = left.wrapping_sub(1);
@@ -291,7 +297,7 @@ impl DeviceSide {
             }
             return Ok(());
         }
-        // What the device reads comes first (section 2.7.4.2).
+        // Buffers that the device reads must come before those that it writes (section 2.7.4.2).
         if request.answer.is_some() {
             return Err(Malformed);
         }
@@ -306,11 +312,11 @@ impl DeviceSide {
         Ok(())
     }
 
-    /// Completes a request, after writing `written` bytes.
+    /// Completes a request, into which the device has written `written` bytes.
     ///
     /// # Errors
     ///
-    /// [`Malformed`] if the virtqueue is not mapped any more.
+    /// [`Malformed`] if the virtqueue is no longer mapped.
     pub(crate) fn complete(
         &mut self,
         memory: &impl Memory,
@@ -326,43 +332,44 @@ impl DeviceSide {
     }
 }
 
-/// A part of a request.
+/// A buffer of a request.
 #[derive(Clone, Copy)]
 pub(crate) struct Buffer {
-    /// The address by which the device finds the buffer.
+    /// The address at which the device accesses the buffer.
     pub(crate) address: u64,
     /// The length in bytes, not 0.
     pub(crate) len: u32,
 }
 
-/// How far the device is with a request.
+/// The device's progress with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// The device has not completed the request.
     Pending,
     /// The device has completed the request.
     Completed,
-    /// The device has written something that is neither.
+    /// The device has written an invalid used ring, or the used ring is not mapped.
     Malformed,
 }
 
 /// The driver's side of a virtqueue of at least two descriptors.
 ///
-/// Every request has the same two descriptors, one for each direction.
+/// Each request consists of descriptor 0, which the device reads, and descriptor 1, which the
+/// device writes.
 pub(crate) struct DriverSide {
     layout: Layout,
-    /// The number of requests that were sent, modulo 65,536.
+    /// The number of requests sent, modulo 65,536.
     sent: u16,
 }
 
 impl DriverSide {
-    /// Begins with an empty virtqueue, whose memory is zeroed. Returns [`None`] if there are fewer
-    /// than two descriptors.
+    /// Creates the driver's side of an empty virtqueue, whose memory must be zeroed. Returns
+    /// [`None`] if the virtqueue has fewer than two descriptors.
     pub(crate) fn new(layout: Layout) -> Option<Self> {
         (layout.size >= 2).then_some(Self { layout, sent: 0 })
     }
 
-    /// Makes a request available to the device. The previous one must be
+    /// Makes a request available to the device. The previous request must be
     /// [complete](Progress::Completed) or [withdrawn](Self::withdraw).
     ///
     /// # Errors
@@ -378,7 +385,8 @@ impl DriverSide {
         self.publish(memory, readable, writable)
     }
 
-    /// Writes the last request, and all that makes it available.
+    /// Writes the descriptors and the available ring entry of the last request, and makes the
+    /// request available.
     fn publish(
         &self,
         memory: &impl Memory,
@@ -402,15 +410,15 @@ impl DriverSide {
         first.write(memory, self.layout.desc)?;
         second.write(memory, self.layout.desc.wrapping_add(DESC_LEN.into()))?;
         memory.write(self.layout.avail_entry(index), &[0; 2])?;
-        // With `VIRTIO_F_EVENT_IDX`, the device interrupts when it has completed this request;
-        // without, nobody reads these two bytes.
+        // With `VIRTIO_F_EVENT_IDX`, the device interrupts when it has completed the request with
+        // this index. Without the feature, the device does not read this field.
         memory.write(self.layout.used_event(), &index.to_le_bytes())?;
 
         memory.store_release(self.layout.avail_index(), self.sent)
     }
 
-    /// Returns how far the device is with the last request. The number of bytes that the device
-    /// says it has written is not looked at: some devices report something else there.
+    /// Returns the device's progress with the last request. Ignores the length in the used ring,
+    /// because some devices do not report the number of written bytes there.
     pub(crate) fn progress(&self, memory: &impl Memory) -> Progress {
         let last = self.sent.wrapping_sub(1);
         let used = match memory.load_acquire(self.layout.used_index()) {
@@ -426,9 +434,8 @@ impl DriverSide {
         }
     }
 
-    /// Withdraws the last request, as if the device had completed it, so that another device that
-    /// takes the virtqueue over does not begin it. Must be called only while no device uses the
-    /// virtqueue.
+    /// Marks the last request as completed, so that another device that takes over the virtqueue
+    /// does not begin the request. Must be called only while no device uses the virtqueue.
     ///
     /// # Errors
     ///
@@ -441,9 +448,9 @@ impl DriverSide {
         memory.store_release(self.layout.avail_index(), self.sent)
     }
 
-    /// Makes the last request, with the same buffers, the only one that the device has not
-    /// completed, whatever a previous device has written to the virtqueue. Must be called only
-    /// while no device uses the virtqueue.
+    /// Makes the last request available again, as the only request that is not completed, whatever
+    /// a previous device has written to the virtqueue. `readable` and `writable` must be the
+    /// buffers of that request. Must be called only while no device uses the virtqueue.
     ///
     /// # Errors
     ///
@@ -464,7 +471,7 @@ mod tests {
     use super::*;
     use std::cell::RefCell;
 
-    /// Memory from address 0 on.
+    /// Memory that begins at address 0.
     struct Bytes(RefCell<Vec<u8>>);
 
     impl Bytes {
@@ -480,7 +487,8 @@ mod tests {
             desc.write(self, layout.desc + 16 * index).unwrap();
         }
 
-        /// Makes the chain from `head` on available as the request with number `index`.
+        /// Makes the descriptor chain that begins at `head` available, as the request with number
+        /// `index`.
         fn offer(&self, layout: &Layout, index: u16, head: u16) {
             self.put(layout.avail_entry(index), &head.to_le_bytes());
             self.put(layout.avail_index(), &(index + 1).to_le_bytes());
@@ -526,7 +534,7 @@ mod tests {
     }
 
     const SIZE: u32 = 8;
-    /// Where buffers are, after the virtqueue.
+    /// The address of the first buffer, after the virtqueue.
     const DATA: u64 = 0x400;
 
     fn queue() -> (Bytes, Layout) {
@@ -551,7 +559,7 @@ mod tests {
         }
     }
 
-    /// What is taken for the malformed request from `head` on.
+    /// Returns the expected result of taking a malformed request whose chain begins at `head`.
     fn malformed(head: u16) -> Result<Option<Request>, Malformed> {
         Ok(Some(Request {
             head,
@@ -622,7 +630,9 @@ mod tests {
         let (taken, buf) = take(&memory, layout);
         assert_eq!(taken.unwrap().unwrap().answer, Some(DATA + 64));
         assert_eq!(&buf[..3], b"abc");
-        // Too short for its second descriptor, not whole, empty, continued, or written to.
+        // Each of these is malformed: a table that is too short for its second descriptor, a length
+        // that is not a multiple of 16, an empty table, `NEXT` with `INDIRECT`, and `WRITE` with
+        // `INDIRECT`.
         for (len, flags) in [
             (16, 0),
             (31, 0),
@@ -633,7 +643,7 @@ mod tests {
             memory.put_desc(&layout, 2, indirect(len, flags));
             assert_eq!(take(&memory, layout).0, malformed(2));
         }
-        // A table in a table.
+        // An indirect table must not contain another indirect table.
         memory.put_desc(&layout, 2, indirect(32, 0));
         memory.put_desc(&table, 0, indirect(32, 0));
         assert_eq!(take(&memory, layout).0, malformed(2));
@@ -687,8 +697,8 @@ mod tests {
             memory.offer(&layout, 0, head);
             assert_eq!(take(&memory, layout).0, malformed(head));
         };
-        // No such descriptor; an endless chain; a buffer to read after one to write; memory that is
-        // not mapped.
+        // In order: a head that is out of range, a next descriptor that is out of range, an endless
+        // chain, a readable buffer after a writable one, and two buffers that are not fully mapped.
         check(8, &[]);
         check(0, &[readable(DATA, 1, Some(8))]);
         check(0, &[readable(DATA, 0, Some(0))]);
@@ -724,7 +734,7 @@ mod tests {
             assert_eq!((taken.len, taken.answer), (4, Some(DATA + 64)));
             device.complete(&memory, taken, round).unwrap();
             assert_eq!(driver.progress(&memory), Progress::Completed);
-            // The device interrupts exactly for this request.
+            // `used_event` asks the device for an interrupt for exactly this request.
             let event = memory.load_acquire(layout.used_event()).unwrap();
             assert_eq!(event, round as u16);
         }

@@ -33,24 +33,24 @@ use kernel::{
     },
 };
 
-/// A value that a worker has attached to the work that it is doing.
+/// A value that a worker has attached to the work item that the worker is running.
 struct Tag {
-    /// The worker, or null if the tag is free. Never dereferenced.
+    /// The worker, or null if the tag is free. The pointer is never dereferenced.
     task: Atomic<*mut bindings::task_struct>,
     /// The value that `task` has attached.
     value: Atomic<u32>,
 }
 
-/// A workqueue that is destroyed when it is dropped, after all the work in it has been done.
+/// A workqueue. Dropping this value waits for all of its work, and destroys the workqueue.
 ///
 /// # Invariants
 ///
 /// `queue` is a workqueue that belongs to this value.
 pub(crate) struct OwnedQueue {
     queue: NonNull<bindings::workqueue_struct>,
-    /// One tag for each CPU. More workers are hardly ever inside [`tagged`](Self::tagged): only if
-    /// a worker was preempted there, or sleeps there, as on `PREEMPT_RT`, and another runs on its
-    /// CPU.
+    /// One tag for each CPU. There are rarely more workers than CPUs in [`tagged`](Self::tagged):
+    /// only if one worker was preempted or sleeps there (on `PREEMPT_RT`), and another worker runs
+    /// on its CPU.
     tags: KVec<Tag>,
 }
 
@@ -60,7 +60,8 @@ unsafe impl Send for OwnedQueue {}
 unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
-    /// Creates a workqueue of high priority whose work runs on the CPU that it is queued for.
+    /// Creates a workqueue of high priority, whose work items run on the CPUs for which they are
+    /// queued.
     ///
     /// # Errors
     ///
@@ -86,28 +87,27 @@ impl OwnedQueue {
             tags.push(tag, GFP_KERNEL)?;
         }
 
-        // SAFETY: The name is a string.
+        // SAFETY: The name is a NUL-terminated string.
         let queue = unsafe { bindings::alloc_workqueue(name.as_char_ptr(), flags) };
 
-        // INVARIANT: `alloc_workqueue` returned a workqueue that no other code has.
+        // INVARIANT: `alloc_workqueue` returned a workqueue that no other code uses.
         Ok(Self {
             queue: NonNull::new(queue).ok_or(ENOMEM)?,
             tags,
         })
     }
 
-    /// Calls `f`, and makes [`tag`](Self::tag) return `value` to all code that `f` calls in this
-    /// task.
+    /// Calls `f`. Until `f` returns, [`tag`](Self::tag) returns `value` in this task.
     ///
-    /// For work items of this queue. Returns [`None`], without having called `f`, if too many
-    /// workers are in such calls at this moment: the work item must then be enqueued again.
+    /// Only work items of this workqueue may call this method. If too many workers are in such
+    /// calls, returns [`None`] without calling `f`. The work item must then be enqueued again.
     pub(crate) fn tagged<R>(&self, value: u32, f: impl FnOnce() -> R) -> Option<R> {
         let task = Task::current_raw();
         let (before, from_here) = self.tags.split_at_checked(current_cpu())?;
         let tag = Iterator::chain(from_here.iter(), before)
             .find(|tag| tag.task.cmpxchg(ptr::null_mut(), task, Relaxed).is_ok())?;
 
-        // Only this task reads the value.
+        // Only this task reads the tag's value.
         tag.value.store(value, Relaxed);
         let result = f();
         tag.task.store(ptr::null_mut(), Release);
@@ -115,10 +115,10 @@ impl OwnedQueue {
         Some(result)
     }
 
-    /// Returns the value of the call of [`tagged`](Self::tagged) that the current task is in, or
-    /// [`None`] outside of such a call and in an interrupt. Any context.
+    /// Returns the value that the current task has passed to [`tagged`](Self::tagged), or [`None`]
+    /// outside such a call and in an interrupt. Any context.
     pub(crate) fn tag(&self) -> Option<u32> {
-        // SAFETY: The function looks at the current task only.
+        // SAFETY: `current_work` accesses only the current task.
         if unsafe { bindings::current_work() }.is_null() {
             return None;
         }
@@ -132,7 +132,8 @@ impl OwnedQueue {
 
     /// Enqueues a work item, as [`Queue::enqueue`] does. Any context.
     ///
-    /// There is no method for delayed work: destroying the workqueue would not wait for the timer.
+    /// There is no method for delayed work, because destroying the workqueue would not wait for the
+    /// work item's timer.
     pub(crate) fn enqueue<W, const ID: u64>(&self, work: W) -> W::EnqueueOutput
     where
         W: RawWorkItem<ID> + Send + 'static,
@@ -141,7 +142,8 @@ impl OwnedQueue {
         unsafe { Queue::from_raw(self.queue.as_ptr()) }.enqueue(work)
     }
 
-    /// Enqueues a work item to run on `cpu`, as [`enqueue`](Self::enqueue) does for any CPU.
+    /// Enqueues a work item to run on `cpu`. Apart from that, the same as
+    /// [`enqueue`](Self::enqueue).
     ///
     /// If the CPU is offline, or goes offline before the work runs, the work runs on another CPU.
     /// Any context.
@@ -153,18 +155,19 @@ impl OwnedQueue {
         let cpu = cpu.as_u32() as c_int;
 
         // SAFETY: `queue_work_on` returns false only if the work is already queued. `W` is `Send`
-        // and has no lifetimes. The pointer that the closure gets is valid during the call and, if
-        // the work was queued, until its function has been called. `cpu` is a possible CPU by the
-        // invariants of `CpuId`, and the workqueue core handles a CPU that is offline.
+        // and has no lifetimes. The pointer that the closure gets is valid during the call. If the
+        // work was queued, the pointer stays valid until the work function has been called. `cpu`
+        // is a possible CPU by the invariants of `CpuId`, and the workqueue core handles a CPU that
+        // is offline.
         unsafe { work.__enqueue(move |item| bindings::queue_work_on(cpu, queue, item)) }
     }
 }
 
-/// The owner of a workqueue to which work items may hold references as well.
+/// The owner of a workqueue. Work items may hold references to the workqueue as well.
 ///
-/// Dropping the owner waits for the work that is queued. If no other reference is left by then, the
-/// workqueue is destroyed by this drop and not by its own work, and no work is left that would run
-/// code of a module that is being unloaded.
+/// Dropping the owner waits for the queued work items. If no other reference is left after that,
+/// the drop destroys the workqueue. So the workqueue is not destroyed by its own work, and no work
+/// is left that would run code of a module that is being unloaded.
 pub(crate) struct FlushOnDrop(Arc<OwnedQueue>);
 
 impl FlushOnDrop {
@@ -181,7 +184,7 @@ impl FlushOnDrop {
         Ok(Self(Arc::new(queue, GFP_KERNEL)?))
     }
 
-    /// Returns the reference by which work can be queued.
+    /// Returns the workqueue, to enqueue work items.
     pub(crate) fn queue(&self) -> &Arc<OwnedQueue> {
         &self.0
     }
@@ -189,17 +192,17 @@ impl FlushOnDrop {
 
 impl Drop for FlushOnDrop {
     fn drop(&mut self) {
-        // SAFETY: By the invariants of `OwnedQueue`, the pointer is that of a workqueue.
+        // SAFETY: By the invariants of `OwnedQueue`, the pointer points to a workqueue.
         unsafe { bindings::__flush_workqueue(self.0.queue.as_ptr()) }
     }
 }
 
 impl Drop for OwnedQueue {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, the workqueue belongs to this value. No work can be
-        // queued any more, as that takes a reference to `self`; the work that is queued is done
-        // first. A drop by the queue's own work would wait for itself, which `FlushOnDrop`
-        // prevents.
+        // SAFETY: By the type invariants, the workqueue belongs to this value. No more work can be
+        // queued, because that takes a reference to `self`. `destroy_workqueue` waits for the work
+        // that is queued. A drop by the workqueue's own work would wait for itself, which
+        // `FlushOnDrop` prevents.
         unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) }
     }
 }

@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A budget of time that is regained slowly.
+//! A time budget that refills slowly.
 //!
 //! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
 //! on the host as well.
 
-/// How much of the time that passes is regained: one part in this many.
+/// The number of nanoseconds that must pass for a budget to regain one nanosecond.
 const REGAINED: i64 = 10;
 
-/// The time that someone may still spend. All times are in nanoseconds.
+/// A time budget. It refills by one nanosecond for every [`REGAINED`] nanoseconds that pass. All
+/// times are in nanoseconds.
 ///
-/// In any period of `t` that begins with a full budget of `full`, no more than `full + t / 10` can
-/// be spent, apart from what the last spending takes too much.
+/// If time is spent only while the budget is above 0, at most `full + t / 10` is spent in any
+/// period of length `t`, plus the amount by which the last spending overdraws the budget.
 pub(crate) struct Budget {
     full: i64,
     left: i64,
-    /// The time at which `left` was what it is.
+    /// The time for which `left` was computed.
     at: i64,
 }
 
 impl Budget {
-    /// Returns a full budget at the time `now`.
+    /// Returns a budget that is full at the time `now`.
     pub(crate) fn new(full: i64, now: i64) -> Self {
         Self {
             full,
@@ -29,18 +30,19 @@ impl Budget {
         }
     }
 
-    /// Returns what is left at the time `now`. Nothing is left if the result is 0 or less: more has
-    /// been spent than there was, which is not forgotten.
+    /// Returns the time that may still be spent at the time `now`. A negative result means that the
+    /// budget is overdrawn: that amount must be regained before any time is left.
     pub(crate) fn left(&mut self, now: i64) -> i64 {
         let passed = now.saturating_sub(self.at).max(0);
 
         self.left = self.left.saturating_add(passed / REGAINED).min(self.full);
-        // What is left over from the division is regained later.
+        // The remainder of the division is regained in a later call.
         self.at = self.at.saturating_add(passed - passed % REGAINED);
         self.left
     }
 
-    /// Spends the time from `start` to `end`. None of that time is regained.
+    /// Takes the time from `start` to `end` from the budget. The budget does not refill during that
+    /// time.
     pub(crate) fn spend(&mut self, start: i64, end: i64) {
         let left = self.left(start);
 
@@ -85,7 +87,7 @@ mod tests {
 
     #[test]
     fn no_pattern_of_spending_exceeds_the_bound() {
-        // Spends whatever there is as soon as there is any, and in portions.
+        // Spends the budget in portions, each as soon as the budget is above 0.
         for portion in [1, 7, 50, 999] {
             let mut budget = Budget::new(1000, 0);
             let (mut now, mut spent) = (0, 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Rules for the configuration that a device is created from.
+//! The rules for the configuration with which a daemon creates a device.
 //!
 //! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
 //! on the host as well.
@@ -20,33 +20,36 @@ pub(crate) mod device_id {
     /// A file system.
     pub(crate) const FS: u32 = 26;
 
-    /// Ids that a device may have: device types that cope with everything that a daemon may do.
+    /// Ids that a device may have. The kernel drivers of these device types cope with anything that
+    /// a daemon may do.
     pub(crate) const ALLOWED: &[u32] = &[NET, BLOCK, FS];
 }
 
 /// Feature bits (virtio 1.3, sections 5.1.3, 5.2.3 and 6).
 pub(crate) mod feature {
-    /// Block: the driver may switch the write cache through the configuration space.
+    /// Block: the driver may switch between write-back and write-through caching, by writing to the
+    /// configuration space.
     pub(crate) const BLK_CONFIG_WCE: u64 = 1 << 11;
-    /// Net: the configuration space has the card's address.
+    /// Net: the configuration space has the card's MAC address.
     pub(crate) const NET_MAC: u64 = 1 << 5;
     /// Net: there is a control virtqueue.
     pub(crate) const NET_CTRL_VQ: u64 = 1 << 17;
-    /// Net: receive modes, and filter tables of addresses.
+    /// Net: the driver may set receive modes and filter tables of MAC addresses.
     pub(crate) const NET_CTRL_RX: u64 = 1 << 18;
-    /// Net: a filter of VLAN ids.
+    /// Net: the driver may set a filter of VLAN ids.
     pub(crate) const NET_CTRL_VLAN: u64 = 1 << 19;
-    /// Net: more receive modes.
+    /// Net: the driver may set further receive modes.
     pub(crate) const NET_CTRL_RX_EXTRA: u64 = 1 << 20;
-    /// Net: the driver can be asked to announce itself, and acknowledges that.
+    /// Net: the device may ask the driver to announce itself on the network. The driver
+    /// acknowledges the request.
     pub(crate) const NET_GUEST_ANNOUNCE: u64 = 1 << 21;
     /// Net: there can be more than one pair of virtqueues.
     pub(crate) const NET_MQ: u64 = 1 << 22;
-    /// Net: the card's address can be set.
+    /// Net: the driver may set the card's MAC address.
     pub(crate) const NET_CTRL_MAC_ADDR: u64 = 1 << 23;
-    /// Net: the control virtqueue, and everything that is done through it (section 5.1.3.1, and
-    /// later additions). With some of these bits, the kernel's driver uses the control virtqueue
-    /// without checking that there is one, and hits its own `BUG_ON`.
+    /// Net: the control virtqueue, and all features that use it (section 5.1.3.1, and later
+    /// additions). With some of these bits, virtio_net uses the control virtqueue without checking
+    /// that the device has one, and hits its own `BUG_ON`.
     pub(crate) const NET_CONTROL: u64 = NET_CTRL_VQ
         | NET_CTRL_RX
         | NET_CTRL_VLAN
@@ -55,34 +58,34 @@ pub(crate) mod feature {
         | NET_MQ
         | NET_CTRL_MAC_ADDR
         | NET_CTRL_OTHERS;
-    /// Net: those of [`NET_CONTROL`] whose commands a daemon must carry out, or answer in a form
-    /// that the driver relies on.
-    pub(crate) const NET_CTRL_OTHERS: u64 = 1 << 2 // offloads change
-        | 1 << 50 // statistics
-        | 1 << 52 // interrupts of one virtqueue are coalesced
-        | 1 << 53 // interrupts are coalesced
-        | 1 << 57 // hashes are reported
+    /// Net: the features of [`NET_CONTROL`] whose commands the daemon must carry out, or must
+    /// answer with data on which the driver relies.
+    pub(crate) const NET_CTRL_OTHERS: u64 = 1 << 2 // offloads that change at run time
+        | 1 << 50 // device statistics
+        | 1 << 52 // interrupt coalescing of one virtqueue
+        | 1 << 53 // interrupt coalescing
+        | 1 << 57 // hash reports
         | 1 << 60; // receive side scaling
-    /// Net: the driver may receive packets that are longer than those of the link (section 5.1.3).
+    /// Net: the driver may receive packets larger than the MTU of the link (section 5.1.3).
     pub(crate) const NET_LARGE_PACKETS: u64 = 1 << 7 // TCP over IPv4
         | 1 << 8 // TCP over IPv6
         | 1 << 9 // TCP with ECN
-        | 1 << 10 // fragments of UDP
-        | 1 << 54 // UDP over IPv4
-        | 1 << 55; // UDP over IPv6
+        | 1 << 10 // UDP fragments
+        | 1 << 54 // UDP segments over IPv4
+        | 1 << 55; // UDP segments over IPv6
     /// Net: a packet may be spread over several buffers.
     pub(crate) const NET_MERGEABLE_BUFFERS: u64 = 1 << 15;
-    /// Net: the card is a standby for another card of the same address (section 5.1.3).
+    /// Net: the card is a standby for another card with the same MAC address (section 5.1.3).
     pub(crate) const NET_STANDBY: u64 = 1 << 62;
     /// Any device: a request may have a descriptor table of its own, outside the virtqueue.
     pub(crate) const INDIRECT_DESC: u64 = 1 << 28;
-    /// Any device: the device is a modern one, as opposed to a legacy one.
+    /// Any device: the device follows virtio 1.0 or later, and not the legacy interface.
     pub(crate) const VERSION_1: u64 = 1 << 32;
-    /// Any device: the device's memory accesses are translated.
+    /// Any device: the device accesses memory through address translation.
     pub(crate) const ACCESS_PLATFORM: u64 = 1 << 33;
     /// Any device: virtqueues have the packed layout.
     pub(crate) const RING_PACKED: u64 = 1 << 34;
-    /// Any device: requests are used in the order in which they were made available.
+    /// Any device: the device uses buffers in the order in which the driver made them available.
     pub(crate) const IN_ORDER: u64 = 1 << 35;
 }
 
@@ -93,12 +96,13 @@ pub(crate) const MAX_GROUPS: u32 = 0xffff;
 /// Maximum number of address spaces of a device.
 pub(crate) const MAX_SPACES: u32 = 0xffff;
 
-/// Minimum alignment of a virtqueue's parts, in bytes. The strictest alignment that every layout
-/// needs is that of the device area of a split virtqueue (virtio 1.3, section 2.7).
+/// Minimum of [`DevConfig::vq_align`], in bytes: the alignment that the used ring of a split
+/// virtqueue needs (virtio 1.3, section 2.7).
 const MIN_VQ_ALIGN: u32 = 4;
 
-/// Names that a device cannot have, because they are taken in `/dev/vduse` or in the device's own
-/// sysfs directory, which also contains the directory of the vDPA device of that name.
+/// Names that a device cannot have. `control` is another node in `/dev/vduse`. The other names are
+/// entries of the device's sysfs directory, in which the vDPA device of the same name gets a
+/// directory.
 const TAKEN: &[&[u8]] = &[
     b"control",
     b"bounce_size",
@@ -111,8 +115,8 @@ const TAKEN: &[&[u8]] = &[
 
 /// Returns `name` up to its NUL, or [`None`] if no device can have that name.
 ///
-/// The name becomes a file name in sysfs and in `/dev`, and part of events, which are lines of
-/// text.
+/// The name must have neither `/` nor control characters: it becomes a file name in sysfs and in
+/// `/dev`, and part of uevents, which are lines of text.
 pub(crate) fn name(name: &[u8]) -> Option<&CStr> {
     let name = CStr::from_bytes_until_nul(name).ok()?;
     let bytes = name.to_bytes();
@@ -125,7 +129,8 @@ pub(crate) fn name(name: &[u8]) -> Option<&CStr> {
     (!reserved && !unfit).then_some(name)
 }
 
-/// Returns whether `name` is that of a virtqueue's directory, `vqN` with `N` below `vq_num`.
+/// Returns whether `name` is the name of a virtqueue's sysfs directory: `vqN` with `N` below
+/// `vq_num`.
 fn is_of_vq(name: &CStr, vq_num: u32) -> bool {
     let digits = name.to_str().ok().and_then(|name| name.strip_prefix("vq"));
 
@@ -136,24 +141,27 @@ fn is_of_vq(name: &CStr, vq_num: u32) -> bool {
         .is_some_and(|index: u32| index < vq_num)
 }
 
-/// Returns whether a device of the given type can offer these features.
+/// Returns whether a device of the type `device_id` may offer `features`.
 fn features_are_valid(device_id: u32, features: u64) -> bool {
     let has = |bit| features & bit != 0;
 
-    // The driver side's memory is reachable only through a mapping.
+    // The daemon reaches only memory that the driver maps, and the driver maps memory only with
+    // this feature.
     has(feature::ACCESS_PLATFORM)
         && match device_id {
-            // The driver cannot write to the configuration space.
+            // This feature needs a driver that can write to the configuration space, which VDUSE
+            // does not support.
             device_id::BLOCK => !has(feature::BLK_CONFIG_WCE),
             device_id::NET => has(feature::VERSION_1),
             _ => true,
         }
 }
 
-/// Returns whether a device can have this configuration, for a user of the given API version.
+/// Returns whether a client that has negotiated `api_version` may create a device with `config`.
 /// `page_size` is in bytes.
 ///
-/// The name must be [valid](name), and not that of a virtqueue's directory.
+/// The device's name must be [valid](name), and must differ from the names of the virtqueues' sysfs
+/// directories.
 pub(crate) fn is_valid(config: &DevConfig, api_version: u64, page_size: u32) -> bool {
     let counts_are_valid = if api_version < API_VERSION_1 {
         config.ngroups == 0 && config.nas == 0
@@ -167,7 +175,7 @@ pub(crate) fn is_valid(config: &DevConfig, api_version: u64, page_size: u32) -> 
         && config.vq_align.is_power_of_two()
         && (MIN_VQ_ALIGN..=page_size).contains(&config.vq_align)
         && config.config_size <= page_size
-        // A device without virtqueues is of no use; the in-tree driver accepts one.
+        // The in-tree driver accepts a device without virtqueues, but such a device is of no use.
         && (1..=MAX_VQS).contains(&config.vq_num)
         && device_id::ALLOWED.contains(&config.device_id)
         && features_are_valid(config.device_id, config.features)

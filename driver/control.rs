@@ -38,27 +38,28 @@ use kernel::{
     },
 };
 
-/// The newest version of the API.
+/// The newest API version that this module supports.
 const NEWEST_API_VERSION: u64 = API_VERSION_1;
 
-/// The VDUSE features.
+/// The VDUSE features that this module supports.
 const FEATURES: u64 = F_QUEUE_READY | F_SUSPEND;
 
-/// The extensions.
+/// The extensions that this module supports.
 const EXTENSIONS: u64 = extension::F_RESUME;
 
-/// What the client of a control file has negotiated so far.
+/// The API version, features and extensions that the client of an open control file has negotiated
+/// so far.
 #[derive(Default)]
 struct Client {
-    /// The API version, if the client has read or set it.
+    /// The API version; [`None`] if the client has neither read nor set it yet.
     api_version: Option<u64>,
     features: u64,
     extensions: u64,
 }
 
 impl Client {
-    /// Returns the API version, which becomes `default` if the client has neither read nor set it
-    /// yet.
+    /// Returns the API version. If the client has neither read nor set the API version yet, it
+    /// becomes `default` first.
     fn settle_api_version(&mut self, default: u64) -> u64 {
         *self.api_version.get_or_insert(default)
     }
@@ -73,11 +74,12 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Returns what the client has negotiated, for a device that it creates.
+    /// Returns what the client has negotiated, for a device that the client creates.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if an extension is set without the feature that it requires.
+    /// [`EINVAL`] if the client has set an extension without the feature that the extension
+    /// requires.
     fn negotiated(&self) -> Result<Negotiated> {
         let mut client = self.client.lock();
         // A client that never negotiated a version speaks version 0.
@@ -93,11 +95,12 @@ impl Control {
         })
     }
 
-    /// Reads a set of bits, all of which must be among `supported`.
+    /// Reads a 64-bit set of features from userspace. Only bits of `supported` may be set.
     ///
     /// # Errors
     ///
-    /// [`EFAULT`], or [`EINVAL`] if another bit is set.
+    /// - [`EFAULT`] if the memory cannot be read.
+    /// - [`EINVAL`] if a bit outside `supported` is set.
     fn read_bits(arg: Argument, supported: u64) -> Result<u64> {
         let bits: u64 = arg.read()?;
 

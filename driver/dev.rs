@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices: their state, and their users.
+//! The state of a VDUSE device, which its daemon and its driver share.
 //!
 //! # Lock order
 //!
-//! [`Dev::usage`], then the mutex of the messages or that of the [shadow](super::shadow), then a
-//! callback slot or a virtqueue's lock. No other lock is taken under the mutex of the configuration
-//! space.
+//! [`Dev::usage`], then the mutex of the messages or of the [shadow](super::shadow), then the lock
+//! of a callback slot or of a virtqueue. No other lock is taken while the mutex of the
+//! configuration space is held.
 
 use super::{
     config,
@@ -71,22 +71,22 @@ use kernel::{
     },
 };
 
-/// Minimum time between two writes to a configuration space: enough for a driver to read all fields
-/// that belong together, which are some tens of bytes, read one by one.
+/// Minimum time between two writes to a configuration space. In this time, a driver can read all
+/// fields that belong together: some tens of bytes, which it reads one by one.
 const CONFIG_PAUSE: Delta = Delta::from_millis(5);
 
 /// The resources that all devices share.
 pub(crate) struct Shared {
-    /// The caches that address spaces allocate I/O virtual addresses from.
+    /// The caches from which address spaces allocate I/O virtual addresses (IOVAs).
     pub(super) iova_cache: Arc<iova::Cache>,
-    /// The watch that tells whether the machine suspends.
+    /// The watch that records whether the machine is being suspended.
     pub(super) suspend_watch: Arc<SuspendWatch>,
-    /// The workqueue through which interrupts are sent to other CPUs.
+    /// The workqueue that runs deferred kicks, and interrupts that are sent to another CPU.
     pub(super) queue: workqueue::FlushOnDrop,
-    /// The maximum number of mappings of an address space.
+    /// Maximum number of mappings of an address space.
     pub(super) max_iotlb_entries: usize,
-    /// How long a kernel driver waits for a command of its control virtqueue; 0 if it is not
-    /// offered one.
+    /// Maximum time that a kernel driver waits for a command of a control virtqueue. If this is 0
+    /// or less, kernel drivers are not offered a control virtqueue.
     pub(super) control_timeout: Delta,
 }
 
@@ -101,14 +101,15 @@ struct Usage {
     destroyed: bool,
 }
 
-/// What the client that creates a device has negotiated.
+/// The API version, features and extensions that a client has negotiated for the devices that it
+/// creates.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Negotiated {
     /// The API version.
     pub(super) api_version: u64,
-    /// The VDUSE features: [`F_QUEUE_READY`], [`F_SUSPEND`].
+    /// The VDUSE features: any of [`F_QUEUE_READY`] and [`F_SUSPEND`].
     pub(super) features: u64,
-    /// The extensions: [`F_RESUME`](extension::F_RESUME).
+    /// The extensions: [`F_RESUME`](extension::F_RESUME) or 0.
     pub(super) extensions: u64,
 }
 
@@ -126,8 +127,8 @@ struct Control {
 }
 
 impl Control {
-    /// Returns what a device's control virtqueue needs, if the device has one and `timeout` is not
-    /// 0.
+    /// Returns the control virtqueue of a device and a shadow for it, or [`None`] if the device has
+    /// no control virtqueue or `timeout` is 0 or less.
     fn new(config: &DevConfig, space: &[u8], timeout: Delta) -> Result<Option<Self>> {
         if timeout <= Delta::ZERO {
             return Ok(None);
@@ -150,7 +151,7 @@ impl Control {
 /// A VDUSE device.
 #[pin_data]
 pub(crate) struct Dev {
-    /// What the client that created the device had negotiated.
+    /// The API version, features and extensions that were negotiated for the device.
     pub(super) negotiated: Negotiated,
     /// The feature bits that the daemon gave the device.
     features: u64,
@@ -163,14 +164,15 @@ pub(crate) struct Dev {
     vqs: KVVec<Arc<Vq>>,
     /// The address space of each virtqueue group.
     group_asids: KVVec<Atomic<u32>>,
-    /// The control virtqueue, if kernel drivers are offered one.
+    /// The control virtqueue and its shadow, if the device has a control virtqueue that kernel
+    /// drivers may use.
     control: Option<Control>,
     /// The driver's interrupt callbacks.
     pub(super) callbacks: Arc<Callbacks>,
-    /// Requests to the daemon.
+    /// The queue of requests to the daemon.
     #[pin]
     pub(super) messages: MessageQueue,
-    /// The address spaces: the part of the driver side's memory that the device can reach.
+    /// The address spaces, through which the daemon accesses the driver's memory.
     #[pin]
     pub(super) spaces: Spaces,
     #[pin]
@@ -180,22 +182,22 @@ pub(crate) struct Dev {
     config: Mutex<ConfigSpace>,
     /// A number that changes whenever the configuration space may have changed.
     generation: Atomic<u32>,
-    /// The device status, 8 bits.
+    /// The device status, in the low 8 bits.
     status: Atomic<u32>,
-    /// Whether a kernel driver set `DRIVER_OK` but the daemon did not acknowledge it.
+    /// Whether a kernel driver set `DRIVER_OK` but the daemon did not acknowledge that bit.
     driver_ok_refused: AtomicFlag,
     /// The features that the driver accepted.
     driver_features: Atomic<u64>,
-    /// Whether the device is suspended. Changes only under the mutex of the messages, and in a
+    /// Whether the device is suspended. Changes only under the mutex of the messages, or in a
     /// reset.
     suspended: AtomicFlag,
-    /// Whether the log says which features are hidden from kernel drivers.
+    /// Whether the features that are hidden from kernel drivers have been logged.
     hidden_logged: AtomicFlag,
 }
 
 impl Dev {
-    /// Creates a device. `config` must be [valid](config::is_valid), and `space` is the initial
-    /// content of the configuration space.
+    /// Creates a device. `config` must be [valid](config::is_valid). `space` is the initial content
+    /// of the configuration space.
     ///
     /// # Context
     ///
@@ -295,8 +297,8 @@ impl Dev {
         Ok(())
     }
 
-    /// Marks the device as closed, after its daemon has closed it or died. What that daemon left is
-    /// made ready for the next one.
+    /// Marks the device as closed, after its daemon has closed the device or died. Deregisters user
+    /// pages, removes the kick eventfds, and queues unanswered requests again for the next daemon.
     pub(super) fn close(&self) {
         self.spaces.dereg_all_umem();
         for vq in &self.vqs {
@@ -373,9 +375,10 @@ impl Dev {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there is no such virtqueue or group, or if a reserved field is not 0. While
-    /// the device is on the bus, also if the maximum size is 0 or, for version 1, if `config`
-    /// differs from the setup in effect.
+    /// - [`EINVAL`] if there is no such virtqueue or group, or if a reserved field is not 0.
+    /// - [`EINVAL`] if the device is on the bus and the maximum size is 0.
+    /// - [`EINVAL`] if the device is on the bus and speaks version 1 of the API, and `config`
+    ///   differs from the setup in effect.
     pub(super) fn set_up_vq(&self, config: &VqConfig) -> Result {
         let vq = self.vq(config.index)?;
 
@@ -386,7 +389,8 @@ impl Dev {
             return Err(EINVAL);
         }
 
-        // Held to the end, so that the device does not get onto the bus meanwhile.
+        // The lock is held until the virtqueue is set up, so that the device is not put on the bus
+        // meanwhile.
         let usage = self.usage.lock();
         if !usage.attached {
             vq.set_up(config);
@@ -395,8 +399,8 @@ impl Dev {
                 return Err(EINVAL);
             }
         } else if config.max_size != 0 {
-            // The driver that uses the virtqueue now was told another size, and keeps seeing that
-            // size. There is only one group.
+            // The current driver has read the present size and keeps seeing it, so the new size is
+            // for the next driver. The group cannot change, as a device of version 0 has only one.
             vq.set_next_max_size(config.max_size);
         } else {
             return Err(EINVAL);
@@ -417,15 +421,17 @@ impl Dev {
         self.config.lock().bytes.len()
     }
 
-    /// Returns whether a range is within the configuration space, whose size never changes.
+    /// Returns whether `len` bytes from `offset` on are within the configuration space. The size of
+    /// the configuration space never changes.
     pub(super) fn has_config(&self, offset: usize, len: usize) -> bool {
         offset
             .checked_add(len)
             .is_some_and(|end| end <= self.config_size())
     }
 
-    /// Reads from the configuration space, for a kernel driver (`to_kernel`) or another reader.
-    /// Bytes of `buf` beyond the end of the space are left unchanged.
+    /// Reads the configuration space from byte `offset` on. If `to_kernel` is set, the reader is a
+    /// kernel driver, and values that kernel drivers cannot handle are replaced. Bytes of `buf`
+    /// beyond the end of the configuration space are left unchanged.
     pub(super) fn read_config(&self, offset: usize, buf: &mut [u8], to_kernel: bool) {
         {
             let config = self.config.lock();
@@ -442,9 +448,12 @@ impl Dev {
         }
     }
 
-    /// Returns the size of a virtqueue that a kernel driver (`to_kernel`) or another driver is
-    /// told: the size that the driver chose, or else the largest one. A virtqueue that is shadowed
-    /// has a size of its own.
+    /// Returns the size of a virtqueue, in descriptors: the size that the driver chose or, before
+    /// that, the largest size.
+    ///
+    /// If `to_kernel` is set, the result is for a kernel driver. The size of a virtqueue that is
+    /// shadowed is then [`shadow::SIZE`]. The size of any other virtqueue is then limited so that
+    /// the driver's requests fit, and 0 if the driver cannot use the virtqueue.
     ///
     /// # Context
     ///
@@ -465,8 +474,8 @@ impl Dev {
         })
     }
 
-    /// Writes to the configuration space on behalf of the daemon, no sooner than [`CONFIG_PAUSE`]
-    /// after the previous write.
+    /// Writes to the configuration space on behalf of the daemon. Waits first, until
+    /// [`CONFIG_PAUSE`] has passed since the previous write.
     ///
     /// # Context
     ///
@@ -477,8 +486,9 @@ impl Dev {
     /// - [`EINVAL`] if the range is not entirely within the configuration space.
     /// - [`EINTR`] if the task is killed.
     pub(super) fn write_config(&self, offset: usize, buf: &[u8]) -> Result {
-        // If fields change while a driver reads them, the driver reads them again, however often
-        // that happens. Only the pause between writes ends the driver's loop.
+        // If fields change while a driver reads them, the driver reads all of them again, however
+        // often they change. Only the pause between writes ensures that this loop of the driver
+        // ends.
         loop {
             let mut config = self.config.lock();
             let ConfigSpace { bytes, written } = &mut *config;
@@ -505,26 +515,26 @@ impl Dev {
 
     /// Returns the device status.
     pub(super) fn status(&self) -> u8 {
-        // The status is only ever set from 8 bits.
+        // `set_status` stores 8 bits only.
         self.status.load(Relaxed) as u8
     }
 
-    /// Sets the device status, after the daemon has agreed to it or in a reset.
+    /// Sets the device status, after the daemon has agreed to that status or in a reset.
     pub(super) fn set_status(&self, status: u8) {
         self.status.store(status.into(), Relaxed);
     }
 
-    /// Records whether a kernel driver set `DRIVER_OK` but the daemon did not acknowledge it.
+    /// Records whether a kernel driver set `DRIVER_OK` but the daemon did not acknowledge that bit.
     ///
-    /// Kernel drivers do not check whether the device is ready: virtio_blk waits for its first
-    /// requests. Such a driver counts as ready, so that another daemon can complete what the driver
-    /// waits for.
+    /// Kernel drivers do not check whether the daemon acknowledged `DRIVER_OK`: virtio_blk, for
+    /// example, sends its first requests and waits for them. So such a driver counts as ready, and
+    /// another daemon can complete the requests for which the driver waits.
     pub(super) fn set_driver_ok_refused(&self, driver_ok_refused: bool) {
         self.driver_ok_refused.store(driver_ok_refused, Relaxed);
     }
 
-    /// Returns whether the driver can be interrupted: `DRIVER_OK` is set, or a kernel driver set it
-    /// but the daemon did not acknowledge it.
+    /// Returns whether the driver can be interrupted: either `DRIVER_OK` is set, or a kernel driver
+    /// set `DRIVER_OK` but the daemon did not acknowledge that bit.
     pub(super) fn is_driven(&self) -> bool {
         self.status() & status::DRIVER_OK != 0 || self.driver_ok_refused.load(Relaxed)
     }
@@ -534,8 +544,8 @@ impl Dev {
         self.driver_features.load(Relaxed)
     }
 
-    /// Returns the features that the device offers to a kernel driver (`to_kernel`) or to another
-    /// one.
+    /// Returns the features that the device offers. If `to_kernel` is set, the features that are
+    /// hidden from kernel drivers are left out.
     pub(super) fn offered(&self, to_kernel: bool) -> u64 {
         if to_kernel {
             self.features & !self.hidden()
@@ -544,13 +554,14 @@ impl Dev {
         }
     }
 
-    /// Returns those of the device's features that are hidden from kernel drivers.
+    /// Returns the features of the device that are hidden from kernel drivers.
     fn hidden(&self) -> u64 {
         self.features & quirks::hidden_from_kernel(self.device_id, self.features, self.control())
     }
 
-    /// Logs which of the device's features are hidden from kernel drivers, and why, in one line and
-    /// once: a card that lacks what its daemon offers is hard to make out otherwise.
+    /// Logs which of the device's features are hidden from kernel drivers, and why. Logs one line,
+    /// and only once. Without that line, it would be hard to find out why a card lacks a feature
+    /// that its daemon offers.
     pub(super) fn log_hidden(&self, name: &CStr) {
         let hidden = self.hidden();
 
@@ -566,20 +577,23 @@ impl Dev {
         Some(&self.control.as_ref()?.shadow)
     }
 
-    /// Returns the virtqueue that is shadowed now, if there is one, and its shadow.
+    /// Returns the virtqueue that is shadowed now and its shadow, or [`None`] if no virtqueue is
+    /// shadowed now.
     pub(super) fn shadowed(&self) -> Option<(&Arc<Vq>, &Shadow)> {
         let shadow = self.shadow()?;
 
         Some((self.vq(shadow.index()?).ok()?, shadow))
     }
 
-    /// Returns the shadow of a virtqueue, if that is shadowed now.
+    /// Returns the shadow of the virtqueue `index`, or [`None`] if that virtqueue is not shadowed
+    /// now.
     #[inline]
     pub(super) fn shadow_at(&self, index: u32) -> Option<&Shadow> {
         self.shadow().filter(|shadow| shadow.is_at(index))
     }
 
-    /// Records the features that the driver accepts, out of those that it was `offered`.
+    /// Records the features that the driver accepts. `offered` are the features that the device
+    /// offers to the driver.
     ///
     /// # Errors
     ///
@@ -599,7 +613,8 @@ impl Dev {
         self.driver_features() & config::feature::RING_PACKED != 0
     }
 
-    /// Returns whether the daemon is asked before a virtqueue becomes ready or ceases to be ready.
+    /// Returns whether [`F_QUEUE_READY`] was negotiated: the daemon gets a [`SET_VQ_READY`] request
+    /// before a virtqueue becomes ready or ceases to be ready.
     pub(super) fn asks_for_ready(&self) -> bool {
         self.negotiated.features & F_QUEUE_READY != 0
     }
@@ -620,8 +635,9 @@ impl Dev {
         self.suspended.load(Relaxed)
     }
 
-    /// Puts into effect a request that the daemon has agreed to. Must be called before the daemon's
-    /// response is accepted: from then on, the daemon may rely on the effect.
+    /// Puts into effect a request to which the daemon has agreed. Must be called before the sender
+    /// of the request is woken and before the daemon's `write(2)` of the response returns, as both
+    /// the sender and the daemon rely on the effect from then on.
     ///
     /// # Context
     ///
@@ -656,7 +672,8 @@ impl Dev {
 
     /// Resets the device: discards everything that its driver has set.
     ///
-    /// vhost's callbacks are cleared after this call, a kernel driver's callbacks before it.
+    /// The caller clears a kernel driver's callbacks before this call, and vhost's callbacks after
+    /// it.
     pub(super) fn reset(&self) {
         self.spaces.reset();
         self.set_status(0);
@@ -670,7 +687,8 @@ impl Dev {
     }
 }
 
-/// The features of a device that are hidden from kernel drivers, with the reasons, to be printed.
+/// The features of a device that are hidden from kernel drivers, formatted for the log, each with
+/// the reason.
 struct Reasons<'a>(&'a Dev);
 
 impl fmt::Display for Reasons<'_> {
@@ -687,7 +705,7 @@ impl fmt::Display for Reasons<'_> {
 }
 
 impl KernelView for Dev {
-    /// May sleep.
+    /// Returns the limits of one request of a kernel driver. May sleep.
     fn request_limits(&self) -> RequestLimits {
         let shortest = self.vqs.iter().map(|vq| vq.size()).min();
         let area = self.spaces.get(0).map(|handle| handle.domain.bounce());
@@ -702,14 +720,16 @@ impl KernelView for Dev {
 
     fn control(&self) -> Option<&ControlVq> {
         let control = &self.control.as_ref()?.vq;
-        // A command has two descriptors. Sizes do not change while a driver uses the device.
+        // A command takes two descriptors of the daemon's virtqueue. The result does not change
+        // while a driver uses the device, as the maximum sizes do not change then.
         let is_long_enough = |index| self.vq(index).is_ok_and(|vq| vq.max_size() >= 2);
 
         control.indexes().all(is_long_enough).then_some(control)
     }
 }
 
-/// The proof that a device is on the vDPA bus. Dropping it marks the device as off the bus.
+/// The proof that a device is on the vDPA bus. Dropping the proof marks the device as no longer on
+/// the bus.
 pub(super) struct Attached(Arc<Dev>);
 
 impl core::ops::Deref for Attached {

@@ -5,16 +5,17 @@
 //!
 //! At any time, the mappings of a domain belong to one of two kinds of owner:
 //!
-//! - a virtio driver of this kernel, whose buffers go through the bounce area at the beginning of
-//!   the address space, and whose rings are mapped directly, above that area;
-//! - a process, by way of vhost, whose mappings are parts of files.
+//! - a virtio driver of this kernel. Its buffers are copied through the bounce area, which is at
+//!   the beginning of the address space. Its rings are mapped directly, above the bounce area.
+//! - a process that uses the device through vhost. Its mappings are parts of files.
 //!
-//! The daemon accesses the memory of either kind of owner through file descriptors: that of the
-//! domain's own file, or those of the process's files.
+//! The daemon accesses mapped memory through file descriptors: for the memory of a virtio driver, a
+//! descriptor of the domain's own file; for the memory of a process, descriptors of the process's
+//! files.
 //!
 //! # Lock order
 //!
-//! The lock of the mappings is taken in any context, and no other lock is taken under it.
+//! The lock of the mappings may be taken in any context. No other lock is taken while it is held.
 
 use super::mapping::{
     Backing,
@@ -75,8 +76,8 @@ const MIB: u32 = 1024 * 1024;
 /// Maximum size of a bounce area, in bytes.
 pub(super) const MAX_BOUNCE_SIZE: u32 = 1024 * MIB;
 
-/// Last address of an address space that a virtio driver of this kernel uses: the 128 MiB above the
-/// largest bounce area are for rings.
+/// Last IOVA that is used for a virtio driver of this kernel. The 128 MiB above the largest
+/// possible bounce area are for rings.
 const LAST_IOVA: usize = (MAX_BOUNCE_SIZE + 128 * MIB - 1) as usize;
 
 /// The mappings of an address space.
@@ -87,26 +88,26 @@ pub(crate) struct Mappings {
     /// Whether the bounce area is mapped. Changes only under the lock of `tree`.
     bounce_mapped: Atomic<bool>,
     bounce_size: usize,
-    /// The allocator of addresses above the bounce area.
+    /// The allocator of IOVAs above the bounce area, for rings.
     #[pin]
     coherent: iova::Domain,
     max_entries: usize,
 }
 
-/// An address space: its mappings, with its bounce area.
+/// An address space: its mappings and its bounce area.
 pub(super) type Domain = Space<Mappings>;
 
 /// A mapped region of an address space.
 pub(super) struct Region {
-    /// The first address.
+    /// The first IOVA.
     pub(super) start: u64,
-    /// The last address.
+    /// The last IOVA.
     pub(super) last: u64,
     /// The access permission: `ACCESS_RO`, `ACCESS_WO` or `ACCESS_RW`.
     pub(super) perm: u8,
     /// The capabilities: [`IOVA_CAP_UMEM`] or 0.
     pub(super) capability: u64,
-    /// The file that holds the memory, if that is not the domain's own file.
+    /// The file that holds the memory; [`None`] means the domain's own file.
     pub(super) file: Option<ARef<File>>,
     /// The offset in the file at which the region begins, in bytes.
     pub(super) offset: u64,
@@ -127,29 +128,30 @@ impl Mappings {
         })
     }
 
-    /// Takes out and returns the mappings of a process, if there are any, so that a virtio driver
-    /// of this kernel can own the address space.
+    /// Removes and returns all mappings if they belong to a process, so that a virtio driver of
+    /// this kernel can own the address space.
     ///
-    /// The caller must drop the returned mappings without holding the lock.
+    /// The caller must release the lock of `tree` before it drops the returned mappings.
     fn evict_files(tree: &mut MappingTree) -> Option<MappingTree> {
-        // The two kinds of owner do not mix, so the first mapping tells which one it is.
+        // All mappings belong to the same kind of owner, so the first mapping tells which kind it
+        // is.
         let is_coherent = tree.find(0, u64::MAX, Mapping::is_coherent)?;
 
         (!is_coherent).then(|| core::mem::replace(tree, MappingTree::new()))
     }
 
-    /// Unmaps the bounce area, until the next buffer is mapped.
+    /// Unmaps the bounce area. The area is mapped again when the next buffer is mapped.
     ///
-    /// Called when the driver is reset. A kernel driver itself unmaps the buffers and rings that it
-    /// has mapped.
+    /// Called when the device is reset. Buffers and rings stay mapped: the kernel driver that has
+    /// mapped them unmaps them itself.
     pub(super) fn reset(&self) {
         let _tree = self.tree.lock();
 
         self.bounce_mapped.store(false, Relaxed);
     }
 
-    /// Maps the bounce area, for a virtio driver of this kernel. Rings leave one entry free for the
-    /// area.
+    /// Maps the bounce area, for a virtio driver of this kernel. The limit of mappings is not
+    /// exceeded, as rings leave one entry free for the bounce area.
     fn map_bounce(&self) {
         let mut tree = self.tree.lock();
         let evicted = Self::evict_files(&mut tree);
@@ -158,14 +160,15 @@ impl Mappings {
         drop(evicted);
     }
 
-    /// Returns whether a buffer has been mapped since the last reset.
+    /// Returns whether the bounce area is mapped. Mapping a buffer maps the area. A reset, or a
+    /// process that sets its mappings, unmaps the area.
     #[inline]
     pub(super) fn is_bounce_mapped(&self) -> bool {
         self.bounce_mapped.read()
     }
 
-    /// Returns the first mapped region that contains an address from `start` to `last`, if any
-    /// does.
+    /// Returns the first mapped region that contains an IOVA from `start` to `last`, or [`None`] if
+    /// there is no such region.
     pub(super) fn find(&self, start: u64, last: u64) -> Option<Region> {
         let tree = self.tree.lock();
 
@@ -197,11 +200,11 @@ impl Mappings {
         })
     }
 
-    /// Creates mappings from those of a process. May sleep.
+    /// Creates mappings from `theirs`, the vhost IOTLB of a process. May sleep.
     ///
     /// # Errors
     ///
-    /// - [`ENOMEM`] if there are more mappings than the limit.
+    /// - [`ENOMEM`] if `theirs` has more mappings than the limit, or if memory is short.
     /// - [`EINVAL`] if a mapping has an invalid permission, has no file, or overlaps another.
     fn import(&self, theirs: &vhost_iotlb::Iotlb) -> Result<MappingTree> {
         let mut new = MappingTree::new();
@@ -231,7 +234,7 @@ impl Mappings {
         Ok(new)
     }
 
-    /// Replaces all mappings by those of a process, and returns the previous ones.
+    /// Replaces all mappings by `new`, the mappings of a process. Returns the previous mappings.
     fn replace(&self, new: MappingTree) -> MappingTree {
         let mut tree = self.tree.lock();
 
@@ -239,11 +242,12 @@ impl Mappings {
         core::mem::replace(&mut *tree, new)
     }
 
-    /// Sets the mappings of a process; `announce` tells the daemon.
+    /// Replaces all mappings by those of `theirs`, the vhost IOTLB of a process. `announce` tells
+    /// the daemon that the mappings have changed.
     ///
-    /// On failure, the previous mappings that the process still has stay in place. So a mapping
-    /// that cannot be created leaves everything as it was, and a mapping that the process has
-    /// removed is gone whatever the daemon answers; `announce` is called in that case, too.
+    /// On failure, a previous mapping stays in place if `theirs` still has it. A previous mapping
+    /// that `theirs` does not have is dropped even on failure, whatever the daemon answers. If the
+    /// new mappings cannot be created, `announce` is called only if a previous mapping was dropped.
     ///
     /// # Context
     ///
@@ -251,7 +255,7 @@ impl Mappings {
     ///
     /// # Errors
     ///
-    /// - [`ENOMEM`] if there are more mappings than the limit.
+    /// - [`ENOMEM`] if `theirs` has more mappings than the limit, or if memory is short.
     /// - [`EINVAL`] if a mapping has an invalid permission, has no file, or overlaps another.
     /// - Those of `announce`.
     pub(super) fn set(
@@ -271,7 +275,7 @@ impl Mappings {
                 })
             }
             Err(error) => {
-                // Concurrent lookups keep finding the mappings that stay.
+                // Concurrent lookups keep finding the mappings that stay in place.
                 let gone = {
                     let mut now = self.tree.lock();
 
@@ -282,7 +286,8 @@ impl Mappings {
 
                 drop(gone);
                 if has_less {
-                    // The result does not matter: the caller gets an error in any case.
+                    // The result of `announce` does not matter: the caller gets an error in any
+                    // case.
                     let _ = announce();
                 }
 
@@ -291,10 +296,11 @@ impl Mappings {
         }
     }
 
-    /// Takes out of `ours` every mapping that the process does not have any more with the same
+    /// Removes from `ours`, and returns, every mapping that `theirs` does not have with the same
     /// range, permission, file and offset. Any context.
     ///
-    /// Walks `ours`, whose number is limited: a process can have any number of mappings.
+    /// Walks `ours` and not `theirs`: the number of mappings in `ours` is limited, while a process
+    /// can have any number of mappings.
     fn take_gone(ours: &mut MappingTree, theirs: &vhost_iotlb::Iotlb) -> MappingTree {
         ours.take_unless(|mapping| match &mapping.backing {
             Backing::File { file, offset } => theirs.has(
@@ -308,15 +314,16 @@ impl Mappings {
         })
     }
 
-    /// Drops all mappings of a process.
+    /// Drops all mappings if they belong to a process.
     pub(super) fn drop_files(&self) {
         let evicted = Self::evict_files(&mut self.tree.lock());
 
         drop(evicted);
     }
 
-    /// Returns the page of a ring at an address. Pages of a process are never returned: the
-    /// addresses that the process chose are meaningful only to that process.
+    /// Returns the page of a ring at an IOVA, or [`None`] if no ring is mapped there. Never returns
+    /// a page of a process: the daemon accesses that memory through the process's files, and not
+    /// through the domain's own file.
     fn coherent_page(&self, iova: u64) -> Option<ARef<Page>> {
         let tree = self.tree.lock();
 
@@ -351,8 +358,8 @@ impl Owner for Mappings {
 
         let mut tree = self.tree.lock();
         let evicted = Self::evict_files(&mut tree);
-        // One entry is left for the bounce area: without it, no request could ever be mapped, and
-        // drivers would retry forever.
+        // One entry is left for the bounce area: without that entry, no request could ever be
+        // mapped, and drivers would retry indefinitely.
         let inserted = if tree.len() + 1 < self.max_entries {
             tree.insert(mapping, node)
         } else {
@@ -369,7 +376,8 @@ impl Owner for Mappings {
     fn has_coherent(&self) -> bool {
         let tree = self.tree.lock();
 
-        // The two kinds of owner do not mix, so the first mapping tells which one it is.
+        // All mappings belong to the same kind of owner, so the first mapping tells which kind it
+        // is.
         tree.find(0, u64::MAX, Mapping::is_coherent) == Some(true)
     }
 
@@ -381,15 +389,16 @@ impl Owner for Mappings {
     }
 }
 
-/// The operations on a domain's own file: the bounce area from offset 0 on, then the rings.
+/// The file operations of a domain's own file. An offset in the file is an IOVA: the bounce area
+/// begins at offset 0, and the rings are above it.
 struct DomainFile;
 
 #[vtable]
 impl FileOperations for DomainFile {
     type Data = Arc<Domain>;
 
-    /// Returns the page at an address, which is the offset in the file. An access to anything that
-    /// is not mapped is a bus error.
+    /// Returns the page at an offset in the file, which is an IOVA. Returns [`None`] if no page is
+    /// mapped there; the access then raises a bus error.
     fn fault(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
         if domain.bounce().contains(offset) {
             domain.bounce().page(offset)
@@ -398,14 +407,18 @@ impl FileOperations for DomainFile {
         }
     }
 
-    /// Returns whether a fault maps adjacent pages as well: not those of rings, which come and go.
+    /// Returns whether a fault maps adjacent pages as well. Only faults in the bounce area do, as
+    /// other pages may be mapped at the addresses of rings later.
     fn maps_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> bool {
         domain.bounce().contains(offset)
     }
 
-    /// Returns a page to map ahead of its first access. Bounce pages never change, and are used one
-    /// after the other. While a process has user pages registered, no page is returned; a process
-    /// that still looks at bounce pages mapped earlier does so at its own risk.
+    /// Returns the bounce page at an offset, so that it is mapped before its first access. This is
+    /// allowed because the bounce page at an offset never changes, and saves faults because drivers
+    /// use bounce pages one after the other.
+    ///
+    /// Returns [`None`] while user pages are registered. A process that then still accesses bounce
+    /// pages that were mapped earlier does so at its own risk.
     fn fault_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
         let bounce = domain.bounce();
 
@@ -413,8 +426,8 @@ impl FileOperations for DomainFile {
     }
 }
 
-/// A domain and its file. The file also owns a reference to the domain, and stays as long as it is
-/// mapped anywhere.
+/// A domain and its file. The file also owns a reference to the domain, and exists as long as a
+/// process has the file open or mapped.
 pub(super) struct DomainHandle {
     pub(super) domain: Arc<Domain>,
     pub(super) file: ARef<File>,
@@ -422,7 +435,8 @@ pub(super) struct DomainHandle {
 
 impl DomainHandle {
     /// Creates a domain with a bounce area of `bounce_size` bytes, a multiple of the page size, and
-    /// at most `max_entries` mappings.
+    /// at most `max_entries` mappings. Without `cache`, a virtio driver of this kernel can map
+    /// neither buffers nor rings.
     ///
     /// # Context
     ///

@@ -2,8 +2,8 @@
 
 //! A device's own node, `/dev/vduse/NAME`, through which the daemon serves the device.
 //!
-//! An ioctl's argument is copied in and checked before anything is done. The result is copied out
-//! last, except that a file descriptor is installed after that.
+//! Each ioctl first copies in and checks its argument, and copies out its result last. Only a file
+//! descriptor is installed after that.
 
 use super::{
     dev::Dev,
@@ -64,7 +64,7 @@ use kernel::{
     },
 };
 
-/// A daemon's use of a device, from opening it to closing it.
+/// A daemon's use of a device, from opening the device to closing it.
 pub(super) struct Session(Arc<Dev>);
 
 impl Session {
@@ -197,16 +197,16 @@ fn dispatch(dev: &Dev, cmd: u32, arg: Argument) -> Result<isize> {
     Ok(0)
 }
 
-/// The argument of `IOTLB_GET_FD`, in one of its forms.
+/// One of the argument structures of `IOTLB_GET_FD` and `IOTLB_GET_FD2`.
 trait GetFd: AsBytes + FromBytes {
-    /// Returns the address space, and the first and the last address to look at.
+    /// Returns the address space, and the first and the last IOVA of the range to search.
     ///
     /// # Errors
     ///
     /// [`EINVAL`] if a reserved field is not 0.
     fn query(&self) -> Result<(u32, u64, u64)>;
 
-    /// Returns the argument with the region that was found.
+    /// Returns the argument to copy out, which describes `region`.
     fn with(self, region: &Region) -> Self;
 }
 
@@ -263,13 +263,15 @@ impl GetFd for CompatIotlbEntry {
     }
 }
 
-/// Finds the first region that contains an address of the range in `arg`, describes the region
-/// there, and returns a descriptor of the file that holds its memory.
+/// Finds the first region that contains an IOVA of the range in `arg`. Writes a description of the
+/// region to `arg`, and returns a file descriptor of the file that holds the region's memory.
 ///
 /// # Errors
 ///
-/// - [`EINVAL`] if there is no such region or address space, or the range ends before its start.
-/// - [`EFAULT`], or those of [`fd::receive`].
+/// - [`EINVAL`] if there is no such region or address space, if the range ends before its start, or
+///   if a reserved field is not 0.
+/// - [`EFAULT`] if `arg` cannot be read or written.
+/// - Those of [`fd::receive`].
 fn iotlb_get_fd<T: GetFd>(dev: &Dev, arg: Argument) -> Result<isize> {
     let entry: T = arg.read()?;
     let (asid, start, last) = entry.query()?;
@@ -316,9 +318,9 @@ fn umem(arg: Argument) -> Result<IovaUmem> {
 fn set_config(dev: &Dev, arg: Argument) -> Result {
     let header: ConfigData = arg.read()?;
     let (offset, length) = (header.offset as usize, header.length as usize);
-    // Checked before the bytes are copied in, so that no more is copied than the configuration
-    // space can hold, and so that a wrong range is reported in preference to a bad address. Writing
-    // checks the range again.
+    // The range is checked before the bytes are copied in. So no more is copied than the
+    // configuration space can hold, and a wrong range is reported even if the address of the bytes
+    // is bad as well. `write_config` checks the range again.
     if length == 0 || !dev.has_config(offset, length) {
         return Err(EINVAL);
     }

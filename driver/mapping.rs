@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Mappings of I/O virtual addresses: ranges that do not overlap, looked up by address.
+//! The mappings of an address space: ranges of I/O virtual addresses (IOVAs) that do not overlap,
+//! looked up by address.
 
 use crate::bindings::page::Pages;
 use kernel::{
@@ -16,11 +17,10 @@ use kernel::{
 
 /// The memory that a mapping refers to.
 pub(super) enum Backing {
-    /// Memory that a kernel driver allocated through the address space. The daemon reaches this
-    /// memory through the address space's own file, at the offset that equals the I/O virtual
-    /// address.
+    /// Coherent memory that a kernel driver allocated. The daemon accesses this memory through the
+    /// domain's own file, at the offset that equals the IOVA.
     Coherent(Pages),
-    /// Memory of another process: a part of a file.
+    /// Memory of a process that uses the device through vhost: a part of a file.
     File {
         /// The file.
         file: ARef<File>,
@@ -29,11 +29,11 @@ pub(super) enum Backing {
     },
 }
 
-/// A range of I/O virtual addresses, and the memory that is mapped there.
+/// A range of IOVAs, and the memory that is mapped there.
 pub(super) struct Mapping {
-    /// The first address.
+    /// The first IOVA.
     pub(super) start: u64,
-    /// The last address.
+    /// The last IOVA.
     pub(super) last: u64,
     /// The access permission: [`ACCESS_RO`](crate::uapi::ACCESS_RO), `ACCESS_WO` or `ACCESS_RW`.
     pub(super) perm: u8,
@@ -42,7 +42,7 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// Returns whether a kernel driver allocated the mapped memory.
+    /// Returns whether the mapped memory is coherent memory of a kernel driver.
     pub(super) fn is_coherent(&self) -> bool {
         matches!(self.backing, Backing::Coherent(_))
     }
@@ -50,11 +50,11 @@ impl Mapping {
 
 /// A set of mappings that do not overlap.
 pub(super) struct MappingTree {
-    /// The mappings, each under its last address: the first one that ends at or after an address is
-    /// the one that contains the address, if any does.
+    /// The mappings, each with its last address as the key. If a mapping contains an address, it is
+    /// the first mapping whose key is at or above that address.
     tree: RBTree<u64, Mapping>,
     len: usize,
-    /// An upper bound: no mapping contains an address above it.
+    /// An upper bound of all mapped addresses; [`None`] if no mapping was ever added.
     highest: Option<u64>,
 }
 
@@ -73,8 +73,8 @@ impl MappingTree {
         self.len
     }
 
-    /// Returns the result of `f` for the first mapping that contains an address from `start` to
-    /// `last`, or [`None`] if no mapping does. Any context.
+    /// Calls `f` with the first mapping that contains an address from `start` to `last`, and
+    /// returns the result. Returns [`None`] if there is no such mapping. Any context.
     pub(super) fn find<R>(
         &self,
         start: u64,
@@ -87,7 +87,7 @@ impl MappingTree {
         (mapping.start <= last).then(|| f(mapping))
     }
 
-    /// Adds a mapping.
+    /// Adds a mapping, in the memory that `node` has reserved.
     ///
     /// # Context
     ///
@@ -106,7 +106,8 @@ impl MappingTree {
         if last < start {
             return Err(EINVAL);
         }
-        // A process's mappings arrive in the order of their addresses, and need no lookup.
+        // A mapping above all others overlaps none, so it needs no lookup. The mappings of a
+        // process are added in the order of their addresses.
         let is_above = self.highest.is_none_or(|highest| start > highest);
         if !is_above && self.find(start, last, |_| ()).is_some() {
             return Err(EEXIST);
@@ -128,7 +129,7 @@ impl MappingTree {
             cursor = if stays(mapping) {
                 at.move_next()
             } else {
-                // After the last mapping, this goes back to the previous one, which stays.
+                // If the highest mapping was removed, `next` is the mapping before it, which stays.
                 let (next, node) = at.remove_current();
                 self.len -= 1;
                 taken.add(node, last);
@@ -155,7 +156,7 @@ impl MappingTree {
         Some(mapping)
     }
 
-    /// Adds a mapping that ends at `last` and overlaps no other.
+    /// Adds the mapping in `node`, which ends at `last` and overlaps no other mapping.
     fn add(&mut self, node: RBTreeNode<u64, Mapping>, last: u64) {
         self.tree.insert(node);
         self.len += 1;

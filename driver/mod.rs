@@ -1,24 +1,25 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver: every rule of the VDUSE protocol, and nothing of C.
+//! The driver: all rules of the VDUSE protocol, in safe Rust and without C types.
 //!
-//! A *device* ([`dev`]) is created on the control node ([`control`]), served by a daemon through
-//! its own node ([`ioctl`], [`msg`]) and, once the device is added to the vDPA bus, driven from
-//! there ([`vdpa`]). Virtqueues are in [`vq`]; the memory that they reside in is in [`spaces`] and
-//! their [`domain`]s.
+//! A daemon creates a *device* ([`dev`]) through the control node ([`control`]), and serves the
+//! device through the device's own node ([`ioctl`], [`msg`]). Once the device is added to the vDPA
+//! bus, a driver on that bus uses the device ([`vdpa`]). Virtqueues are in [`vq`]. The memory of
+//! virtqueues and buffers is mapped into address spaces ([`spaces`]), each of which has a
+//! [`domain`].
 //!
 //! # Lock order
 //!
-//! 1. The vDPA core's device lock, the [registry], the [use of a device](dev::Dev).
-//! 2. The vDPA core's locks, then waiting for a [message](msg) to be answered.
+//! 1. The vDPA core's device lock, then the lock of the [registry], then [`Dev::usage`](dev::Dev).
+//! 2. The vDPA core's locks, then the wait for the daemon's answer to a [message](msg).
 //! 3. `mmap_lock` of a vhost client whose memory is being mapped, then the lock of the [address
-//!    spaces](spaces) or the mutex of the messages. Apart from that, the registration of a bounce
-//!    area's user pages.
-//! 4. The mutex of the messages, a callback slot (a virtio driver runs under its lock), then a
-//!    [virtqueue](vq) or an [IOTLB](domain).
+//!    spaces](spaces) or the mutex of the messages. The lock under which user pages are registered
+//!    for a bounce area is never held together with these.
+//! 4. The mutex of the messages, then the lock of a callback slot (under which a virtio driver's
+//!    callback runs), then the lock of a [virtqueue](vq) or of a domain's [mappings](domain).
 //!
-//! The registry is not held while a device is added to the bus: adding it probes a driver, which
-//! sends messages and waits for the daemon.
+//! The registry's lock is not held while a device is added to the bus: a driver is probed then, and
+//! the probe sends messages and waits for the daemon.
 
 #![forbid(unsafe_code)]
 

@@ -2,29 +2,32 @@
 
 //! Requests to the daemon that serves a device.
 //!
-//! A request waits until the daemon reads it, then until the daemon answers it. The sender waits
-//! until the request is answered, until the timeout expires, or until the sender is killed. If
-//! there is no answer in time, or if the daemon refuses a request that cannot be refused
-//! ([`SET_VQ_READY`]), the device becomes *broken*: all requests fail at once, and readers and
-//! pollers get an error. The next daemon that opens the device ends this state.
+//! A request is queued until the daemon reads it, and then until the daemon answers it. The sender
+//! waits until the daemon answers, the timeout expires, or the sender is killed. The device becomes
+//! *broken* if the daemon does not answer in time, or if the daemon refuses a request that cannot
+//! be refused ([`SET_VQ_READY`]). All requests to a broken device fail at once, and a daemon that
+//! reads or polls gets an error. The device ceases to be broken when a daemon opens it again.
 //!
-//! # Waits that end earlier
+//! # Waits that end early
 //!
 //! While no daemon has the device open, a sender waits for the next daemon, which may be about to
-//! open the device. The exception is a device that goes away, because it is [being
-//! deleted](MessageQueue::begin_delete) from the vDPA bus or because the machine shuts down. Then a
-//! request fails at once, or as soon as the last daemon is gone, and the device does not become
-//! broken: there is nothing left that the next daemon would have to know. While a daemon has such a
-//! device open, requests still wait for that daemon; but once the machine shuts down, all requests
-//! of all devices together wait no longer than [`SHUTDOWN_PATIENCE`], whatever the timeouts say.
+//! open the device. The sender does not wait for another daemon if the device goes away, because
+//! the device is [being deleted](MessageQueue::begin_delete) from the vDPA bus or because the
+//! machine shuts down. In that case, requests fail while no daemon has the device open. The device
+//! does not become broken, as no later daemon needs to know of the failure.
 //!
-//! When the machine suspends, daemons are frozen and stop answering. The caller chooses what then
-//! happens to a wait: see [`Suspending`].
+//! While a daemon has the device open, requests wait for that daemon even if the device goes away.
+//! But once the machine shuts down, all requests of all devices together wait no longer than
+//! [`SHUTDOWN_PATIENCE`], whatever the timeouts are.
+//!
+//! When the machine suspends, daemons are frozen and stop answering. The sender chooses what
+//! happens to its wait in that case: see [`Suspending`].
 //!
 //! # Context
 //!
 //! Everything here runs in process context. The queue's mutex is held neither during a wait nor
-//! while userspace memory is touched. Callback slots and virtqueues are locked under it.
+//! while userspace memory is accessed. The locks of callback slots and virtqueues are taken with
+//! the queue's mutex held.
 
 use super::vq::Vq;
 use crate::{
@@ -77,39 +80,41 @@ use kernel::{
     },
 };
 
-/// Default time that the daemon has to answer, in seconds.
+/// Default time that the daemon has to answer a request, in seconds.
 const DEFAULT_TIMEOUT: u32 = 30;
 
-/// Maximum time that all requests together wait once the machine shuts down.
+/// Maximum time that all requests of all devices together wait once the machine shuts down.
 const SHUTDOWN_PATIENCE: Delta = Delta::from_secs(5);
 
-/// Interval at which a sender checks whether the device goes away or the machine suspends, as
-/// neither event ends the sender's wait.
+/// Interval at which a waiting sender checks whether the device goes away or the machine suspends.
+/// Neither event wakes the sender.
 const LOOK_INTERVAL: Delta = Delta::from_millis(200);
 
 /// Time at which a sender first noticed, before or during a wait, that the machine shuts down.
 static SHUTDOWN_SEEN: SetOnce<Instant<Monotonic>> = SetOnce::new();
 
-/// The effect of suspending the machine on a wait.
+/// What happens to a sender's wait when the machine suspends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Suspending {
-    /// The task is frozen where it waits, and goes on waiting when it is thawed. The caller must
-    /// hold no lock that suspending takes, such as the lock of a device in the driver core.
+    /// The sender's task is frozen while it waits, and goes on waiting after it is thawed. The
+    /// sender must hold no lock that suspending the machine takes, such as the driver core's lock
+    /// of a device.
     Freezes,
-    /// The request fails, as daemons are frozen. The device does not become broken.
+    /// The request fails, as a frozen daemon cannot answer. The device does not become broken.
     GivesUp,
-    /// The wait goes on, and the machine does not suspend before the wait has ended.
+    /// The sender goes on waiting, and the machine does not suspend before the wait has ended.
     Waits,
 }
 
 /// The reason why a wait has ended without an answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
-    /// The daemon did not answer in time: the device becomes broken.
+    /// The daemon did not answer in time. The device becomes broken.
     TimedOut,
     /// The sender was killed.
     Killed,
-    /// There is no daemon to wait for, or the machine suspends.
+    /// The device goes away and no daemon has it open, or the machine suspends and the sender chose
+    /// [`Suspending::GivesUp`].
     GivenUp,
 }
 
@@ -118,12 +123,13 @@ enum Ended {
 struct Message {
     kind: u32,
     body: RequestBody,
-    /// The virtqueue of a [`SET_VQ_READY`]: a failure is recorded there.
+    /// The virtqueue of a [`SET_VQ_READY`] request. If the request fails, the failure is recorded
+    /// in the virtqueue.
     vq: Option<Arc<Vq>>,
     /// The id of the request, assigned when the message is put into a list.
     id: Atomic<u32>,
     response: SetOnce<DevResponse>,
-    /// Completed when there is an answer, or when there will be none.
+    /// Completed when the daemon has answered the request, or when the request has failed.
     #[pin]
     done: Completion,
     #[pin]
@@ -154,8 +160,9 @@ impl Message {
         )
     }
 
-    /// Ends the sender's wait without a response. The queue's mutex must be held, so that no daemon
-    /// opens the device before its virtqueue knows of the failure.
+    /// Fails the request: ends the sender's wait without a response. Must be called with the
+    /// queue's mutex held, so that the virtqueue has a record of the failure before another daemon
+    /// opens the device.
     fn fail(&self) {
         if let Some(vq) = &self.vq {
             vq.set_refused();
@@ -174,7 +181,7 @@ impl Message {
     }
 }
 
-/// The messages of a device, each in one of the two lists.
+/// The messages of a device that are in progress, each in one of the two lists.
 struct Queues {
     /// Messages that the daemon has yet to read, in the order in which it will read them.
     unread: List<Message>,
@@ -213,10 +220,10 @@ pub(super) struct MessageQueue {
     /// The wait queue of readers and pollers.
     #[pin]
     readers: PollCondVar,
-    /// The time that the daemon has to answer, in seconds; 0 means no limit.
+    /// The time that the daemon has to answer a request, in seconds; 0 means no limit.
     timeout: Atomic<u32>,
-    /// How much of the timeout a kernel driver has used up by [`SET_VQ_READY`] since the last other
-    /// request, and since a daemon has opened the device, in nanoseconds.
+    /// How much of the timeout the [`SET_VQ_READY`] requests of a kernel driver have used up, in
+    /// nanoseconds. Set to 0 by every other request, and when a daemon opens the device.
     ready_waited: Atomic<i64>,
     watch: Arc<SuspendWatch>,
 }
@@ -240,7 +247,7 @@ impl MessageQueue {
         })
     }
 
-    /// Returns the time that the daemon has to answer, in seconds; 0 means no limit.
+    /// Returns the time that the daemon has to answer a request, in seconds; 0 means no limit.
     pub(super) fn timeout(&self) -> u32 {
         self.timeout.load(Relaxed)
     }
@@ -255,7 +262,8 @@ impl MessageQueue {
         self.broken.load(Relaxed)
     }
 
-    /// Marks the device as broken: fails every message, including later ones.
+    /// Marks the device as broken, and fails all messages in progress. Later messages fail, too,
+    /// until a daemon opens the device.
     fn mark_broken(&self, queues: &mut Queues) {
         self.broken.store(true, Relaxed);
         while let Some(message) = queues
@@ -268,7 +276,7 @@ impl MessageQueue {
         self.readers.notify_all();
     }
 
-    /// Records that the device is put on the vDPA bus.
+    /// Records that the device is being put on the vDPA bus.
     pub(super) fn attach(&self) {
         self.deleting.store(false, Relaxed);
     }
@@ -279,7 +287,8 @@ impl MessageQueue {
         self.deleting.store(true, Relaxed);
     }
 
-    /// Returns whether there is no daemon to wait for.
+    /// Returns whether no daemon has the device open and the device goes away, so that a sender
+    /// does not wait for another daemon.
     fn is_deserted(&self) -> bool {
         !self.open.load(Relaxed) && (self.deleting.load(Relaxed) || system::is_shutting_down())
     }
@@ -288,18 +297,20 @@ impl MessageQueue {
     ///
     /// # Context
     ///
-    /// May sleep, for as long as the timeout.
+    /// May sleep, for as long as the [`timeout`](Self::timeout).
     ///
     /// # Errors
     ///
     /// [`EIO`] if
     ///
-    /// - the daemon answers that the request failed, does not answer in time, or has not answered
-    ///   an earlier request in time;
-    /// - there is no daemon to wait for, or the machine suspends ([`Suspending::GivesUp`]);
+    /// - the daemon answers that the request failed, or does not answer in time;
+    /// - the device is broken;
+    /// - no daemon has the device open, and the device is being deleted from the vDPA bus or the
+    ///   machine shuts down;
+    /// - the machine suspends, and `suspending` is [`Suspending::GivesUp`];
     /// - the caller is killed;
-    /// - there is no memory for the request. In this case the device breaks as well: the daemon
-    ///   would go on without having been told.
+    /// - there is no memory for the request. In this case, the device becomes broken, as the daemon
+    ///   has missed the request.
     pub(super) fn send(
         &self,
         kind: u32,
@@ -311,23 +322,28 @@ impl MessageQueue {
         self.exchange(kind, body, None, suspending, None, |_| false)
     }
 
-    /// Asks the daemon to agree that a virtqueue becomes ready, or that it ceases to be ready.
+    /// Asks the daemon to agree that a virtqueue becomes ready, if `ready` is set, or ceases to be
+    /// ready.
     ///
-    /// Drivers are not told of a failure. So if the daemon does not agree, the device breaks, which
-    /// the daemon notices, and the next daemon that opens the device finds the virtqueue as the
-    /// driver wants it. If there is no daemon to wait for, nothing breaks.
+    /// A driver does not learn whether the daemon has agreed. So if the daemon refuses or does not
+    /// answer in time, the device becomes broken, which the daemon notices. The next daemon that
+    /// opens the device finds the virtqueue in the state that the driver wants. If the device goes
+    /// away while no daemon has it open, the device does not become broken.
     ///
-    /// A kernel driver (`is_kernel`) asks for each of its virtqueues, and meanwhile holds locks
-    /// that other tasks wait for. So all its requests of this kind with no other request in between
-    /// share one timeout. An answer within [`LOOK_INTERVAL`] takes nothing of it, and each request
-    /// has at least that long. What such a driver disables is disabled whatever the daemon answers.
+    /// A kernel driver (`is_kernel`) calls this for each of its virtqueues, with locks held that
+    /// other tasks wait for. So its [`SET_VQ_READY`] requests share one timeout, until it sends
+    /// another kind of request. A request that is answered within [`LOOK_INTERVAL`] uses up none of
+    /// the timeout, and each request can wait for at least [`LOOK_INTERVAL`]. A virtqueue that a
+    /// kernel driver disables is disabled whatever the daemon answers.
     ///
     /// # Context
     ///
     /// May sleep, for as long as the timeout.
     pub(super) fn ask_for_ready(&self, vq: &Arc<Vq>, index: u16, ready: bool, is_kernel: bool) {
-        // A kernel driver uses a virtqueue that it has enabled whether or not the daemon was told,
-        // but needs no daemon to disable one. A vhost process that is killed resets the device.
+        // A kernel driver uses a virtqueue that it has enabled even if the daemon does not know of
+        // that. So this request outlasts a suspend, and the device becomes broken if the driver's
+        // task is killed. A kernel driver that disables a virtqueue does not depend on the daemon.
+        // When a vhost process is killed, the device is reset.
         let (suspending, breaks_if_killed) = match (is_kernel, ready) {
             (false, _) => (Suspending::Freezes, false),
             (true, true) => (Suspending::Waits, true),
@@ -337,7 +353,7 @@ impl MessageQueue {
         let body = RequestBody::from_vq_ready(index.into(), ready);
         let waited = is_kernel.then_some(&self.ready_waited);
 
-        // The virtqueue learns of a failure from its message.
+        // A failure is recorded in the virtqueue.
         let _ = self.exchange(SET_VQ_READY, body, Some(vq), suspending, waited, breaks);
         if is_kernel && !ready {
             vq.set_ready(false);
@@ -345,9 +361,10 @@ impl MessageQueue {
     }
 
     /// Sends a request, and returns the daemon's response. `vq` is the virtqueue of a
-    /// [`SET_VQ_READY`]. `waited`, if given, is how much of the timeout is used up, and is updated.
-    /// `breaks` returns whether the device breaks if the wait ends for the given reason; a timeout
-    /// always breaks the device.
+    /// [`SET_VQ_READY`] request. `waited`, if given, is how much of the timeout earlier requests
+    /// have used up, in nanoseconds; this request adds its own wait. `breaks` returns whether the
+    /// device becomes broken if the wait ends for the given reason. After a timeout, the device
+    /// becomes broken in any case.
     fn exchange(
         &self,
         kind: u32,
@@ -387,7 +404,8 @@ impl MessageQueue {
         if let Err(ended) = self.wait(&message, suspending, waited) {
             let id = message.id.load(Relaxed);
             let mut queues = self.queues.lock();
-            // The message may have been answered, or failed with the others, by now.
+            // By now, the daemon may have answered the message, or `mark_broken` may have failed
+            // it.
             let given_up = Queues::take(&mut queues.unread, id)
                 .or_else(|| Queues::take(&mut queues.unanswered, id));
 
@@ -405,8 +423,13 @@ impl MessageQueue {
         }
     }
 
-    /// Waits until a message is answered, or failed with all others. `waited`, if given, is how much
-    /// of the timeout is used up, in nanoseconds; whole intervals of this wait are added.
+    /// Waits until the daemon has answered a message or the message has [failed](Message::fail).
+    /// `waited`, if given, is how much of the timeout is used up, in nanoseconds. Each interval of
+    /// up to [`LOOK_INTERVAL`] that passes without an answer is added to `waited`.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the wait has ended without an answer.
     fn wait(
         &self,
         message: &Message,
@@ -430,8 +453,8 @@ impl MessageQueue {
                 return Err(Ended::TimedOut);
             }
 
-            // Freezable only while the machine suspends: a task that its cgroup freezes would keep
-            // the vDPA core's locks.
+            // The wait is freezable only while the machine suspends. If a cgroup could freeze the
+            // task here, the task would keep the vDPA core's locks while it is frozen.
             let is_suspending = self.watch.is_suspending();
             let result = if suspending == Suspending::Freezes && is_suspending {
                 message.done.wait_killable_freezable_timeout(slice)
@@ -447,8 +470,9 @@ impl MessageQueue {
                 {
                     return Err(Ended::GivenUp);
                 }
-                // Only time counts in which the daemon can answer. It is frozen while the machine
-                // suspends, as is the caller, unless the caller waits.
+                // Time during which the machine suspends does not count: the daemon is frozen then
+                // and cannot answer. A sender with `Freezes` is frozen as well, and a sender with
+                // `GivesUp` has given up above.
                 WaitResult::TimedOut if suspending == Suspending::Waits && is_suspending => (),
                 WaitResult::TimedOut => {
                     left = left.map(|left| left - slice);
@@ -460,8 +484,8 @@ impl MessageQueue {
         }
     }
 
-    /// Returns how long requests may still wait because the machine shuts down, or [`None`] if the
-    /// machine does not shut down.
+    /// Returns how much longer requests may wait while the machine shuts down; 0 or less means no
+    /// longer. Returns [`None`] if the machine is not shutting down.
     fn shutdown_patience() -> Option<Delta> {
         if !system::is_shutting_down() {
             return None;
@@ -473,9 +497,9 @@ impl MessageQueue {
         Some(SHUTDOWN_PATIENCE - spent)
     }
 
-    /// Reads the next request, which `deliver` hands to the daemon.
+    /// Takes the next request, and calls `deliver` to copy it to the daemon.
     ///
-    /// If `deliver` fails, the request stays the next one.
+    /// If `deliver` fails, the daemon's next read gets the same request.
     ///
     /// # Context
     ///
@@ -516,7 +540,8 @@ impl MessageQueue {
 
         deliver(&request).inspect_err(|_| {
             let mut queues = self.queues.lock();
-            // The message may be gone, or even answered, by now.
+            // By now, the message may have failed, or another thread of the daemon may have
+            // answered it.
             if let Some(message) = Queues::take(&mut queues.unanswered, request.request_id) {
                 queues.unread.push_front(message);
                 self.readers.notify_all();
@@ -524,12 +549,14 @@ impl MessageQueue {
         })
     }
 
-    /// Accepts a response. If the request succeeded, `apply` is called with the request, before the
-    /// sender goes on. A [`SET_VQ_READY`] that did not succeed breaks the device.
+    /// Accepts a response of the daemon. If the response says that the request succeeded, calls
+    /// `apply` with the request before the sender is woken. If the daemon refuses a
+    /// [`SET_VQ_READY`] request, the device becomes broken.
     ///
     /// # Errors
     ///
-    /// [`ENOENT`] if there is no such request to be answered.
+    /// [`ENOENT`] if the daemon has read no request with the response's id, or has answered it
+    /// already.
     pub(super) fn complete(
         &self,
         response: DevResponse,
@@ -550,8 +577,9 @@ impl MessageQueue {
         Ok(())
     }
 
-    /// Returns what can be done without waiting, after registering `table` to be woken up on
-    /// changes.
+    /// Registers `table` to be woken up on changes, then returns the current events: readable if
+    /// there is a request to read, writable if there is a request to answer, error if the device is
+    /// broken.
     pub(super) fn poll(&self, file: &File, table: PollTable<'_>) -> Events {
         table.register_wait(file, &self.readers);
         let queues = self.queues.lock();
@@ -573,8 +601,8 @@ impl MessageQueue {
         settle();
     }
 
-    /// Records that the daemon is gone. Requests that the daemon has read but not answered are the
-    /// first ones that the next daemon reads.
+    /// Records that the daemon is gone. The next daemon first reads the requests that this daemon
+    /// has read but not answered.
     pub(super) fn daemon_closed(&self) {
         let mut queues = self.queues.lock();
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The commands of a network card's control virtqueue (virtio 1.3, section 5.1.6.5), and what they
-//! have set.
+//! The commands of a network card's control virtqueue (virtio 1.3, section 5.1.6.5), with a record
+//! of the settings that they have made.
 //!
 //! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
 //! on the host as well.
@@ -9,15 +9,16 @@
 use super::config::feature;
 use core::ops::DerefMut;
 
-/// Maximum length of a command in bytes: room for 1,363 addresses in the filter tables.
+/// Maximum length of a command in bytes, which has room for 1,363 MAC addresses in the filter
+/// tables.
 pub(crate) const MAX_LEN: usize = 8192;
 
-/// The answer of a device that has carried a command out.
+/// The answer of a device that has carried out a command.
 pub(crate) const OK: u8 = 0;
 /// The answer of a device that has refused a command.
 pub(crate) const ERR: u8 = 1;
 
-/// Classes of commands, and the commands of each.
+/// The classes of commands, and the commands of each class.
 mod class {
     pub(super) const RX: u8 = 0;
     pub(super) const MAC: u8 = 1;
@@ -30,18 +31,21 @@ mod class {
     pub(super) const MQ_PAIRS_SET: u8 = 0;
 }
 
-/// Features whose commands this module knows.
+/// The features whose commands this module supports.
 ///
-/// virtio_net goes on with any answer to these commands, or none. The other commands are left out:
+/// virtio_net can go on whatever the daemon answers to these commands, and also if the daemon does
+/// not answer. The commands of other features are not supported, for these reasons:
 ///
-/// - Offloads that change, hashes that are reported, and receive side scaling decide how the driver
-///   lays out and reads what it receives: it must be able to rely on the device.
-/// - Coalescing of interrupts changes with the traffic, which a daemon controls, and the driver
-///   waits for an answer each time.
-/// - Statistics are an answer of the daemon's that the driver has to parse.
-/// - An announcement is made by a work item that takes RTNL (`virtnet_config_changed_work`).
-///   Closing the interface waits for that work item with RTNL held (`virtnet_close`, 7.3), and a
-///   daemon chooses the moment.
+/// - Offloads that change at run time, hash reports and receive side scaling decide how the driver
+///   lays out and reads received packets. The driver must be able to rely on the device for these
+///   commands.
+/// - Interrupt coalescing: the driver sends such a command whenever the traffic changes, which the
+///   daemon controls, and waits for the answer each time.
+/// - Device statistics: the daemon's answer has data that the driver has to parse.
+/// - Announcements: virtio_net makes an announcement in a work item that takes RTNL
+///   (`virtnet_config_changed_work`). Closing the interface waits for that work item with RTNL held
+///   (`virtnet_close`, 7.3). That can deadlock, and the daemon chooses the moment of the
+///   announcement.
 pub(crate) const FEATURES: u64 = feature::NET_CTRL_VQ
     | feature::NET_CTRL_RX
     | feature::NET_CTRL_VLAN
@@ -51,33 +55,33 @@ pub(crate) const FEATURES: u64 = feature::NET_CTRL_VQ
 
 /// The number of receive modes.
 const MODES: u8 = 6;
-/// The first of the receive modes that need `VIRTIO_NET_F_CTRL_RX_EXTRA`.
+/// The first receive mode that needs `VIRTIO_NET_F_CTRL_RX_EXTRA`. All later ones need it, too.
 const FIRST_EXTRA_MODE: u8 = 2;
 
 /// The number of VLAN ids.
 const VLANS: u16 = 4096;
 
-/// The length of an Ethernet address.
+/// The length of a MAC address, in bytes.
 const ADDRESS_LEN: usize = 6;
 
-/// A valid command.
+/// A valid command of the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Command<'a> {
-    /// Switches a receive mode on or off.
+    /// Switches a receive mode on (`true`) or off.
     Mode(u8, bool),
-    /// Sets the filter tables: the bytes after class and command.
+    /// Sets the filter tables. The bytes are those after the class and the command.
     MacTable(&'a [u8]),
-    /// Sets the card's own address.
+    /// Sets the card's own MAC address.
     MacAddress([u8; ADDRESS_LEN]),
-    /// Adds a VLAN id to the filter, or removes one from it.
+    /// Adds a VLAN id to the filter (`true`), or removes it from the filter.
     Vlan(u16, bool),
     /// Sets the number of queue pairs in use.
     Pairs(u16),
 }
 
 impl<'a> Command<'a> {
-    /// Parses a command. Returns [`None`] if it is malformed, unknown, or of a feature that is not
-    /// in `features`, or if it sets more than `max_pairs` queue pairs.
+    /// Parses a command. Returns [`None`] if the command is malformed or unknown, if it needs a
+    /// feature that is not in `features`, or if it sets 0 or more than `max_pairs` queue pairs.
     pub(crate) fn parse(bytes: &'a [u8], features: u64, max_pairs: u16) -> Option<Self> {
         let (&[class, command], data) = bytes.split_first_chunk()?;
         let (parsed, feature) = match (class, command) {
@@ -130,8 +134,8 @@ impl<'a> Command<'a> {
     }
 }
 
-/// Returns the bytes after a table of addresses, or [`None`] if there are not as many addresses as
-/// the table says.
+/// Returns the bytes after the table of MAC addresses at the start of `bytes`. Returns [`None`] if
+/// `bytes` has fewer addresses than the table's count says.
 fn after_table(bytes: &[u8]) -> Option<&[u8]> {
     let (&count, rest) = bytes.split_first_chunk()?;
     let count = usize::try_from(u32::from_le_bytes(count)).ok()?;
@@ -139,35 +143,35 @@ fn after_table(bytes: &[u8]) -> Option<&[u8]> {
     rest.get(count.checked_mul(ADDRESS_LEN)?..)
 }
 
-/// What became of a command.
+/// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The daemon has carried it out.
+    /// The daemon has carried out the command.
     Done,
-    /// The daemon has refused it.
+    /// The daemon has refused the command.
     Refused,
-    /// There was no answer in time: the daemon may or may not carry it out.
+    /// The daemon did not answer in time. It may or may not carry out the command.
     Unknown,
 }
 
-/// Something that commands set.
+/// A setting of the card, which commands change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Setting {
     /// A receive mode.
     Mode(u8),
     /// The filter tables.
     MacTable,
-    /// The card's own address.
+    /// The card's own MAC address.
     MacAddress,
-    /// Whether the filter has a VLAN id.
+    /// Whether the filter contains a VLAN id.
     Vlan(u16),
     /// The number of queue pairs in use.
     Pairs,
 }
 
 impl Setting {
-    /// Returns the setting's bit in [`Settings::set`] and [`Settings::stale`], unless it has a bit
-    /// elsewhere.
+    /// Returns the setting's bit in [`Settings::set`] and [`Settings::stale`], or 0 for a VLAN id,
+    /// whose bit is in [`Settings::vlans`] and [`Settings::stale_vlans`].
     fn bit(self) -> u16 {
         match self {
             Self::Mode(mode) => 1 << mode,
@@ -178,7 +182,7 @@ impl Setting {
         }
     }
 
-    /// Returns the settings that have a bit.
+    /// Returns all settings whose [`bit`](Self::bit) is not 0.
     fn with_a_bit() -> impl Iterator<Item = Self> {
         (0..MODES)
             .map(Self::Mode)
@@ -211,23 +215,24 @@ impl Vlans {
     fn first(&self) -> Option<u16> {
         let (index, word) = (0..).zip(&self.0).find(|&(_, &word)| word != 0)?;
 
-        // A trailing zero count of a word is below 64.
+        // The number of trailing zeros of a word that is not 0 is below 64.
         Some(index * 64 + word.trailing_zeros() as u16)
     }
 }
 
-/// The settings of a card as its driver believes them to be, and which of them the daemon may not
-/// have: those are *stale*.
+/// The settings that the driver believes its card to have. A setting is *stale* if the daemon may
+/// not have it.
 ///
-/// Few answers are ever looked at by a driver. virtio_net keeps its previous belief if setting the
-/// address or the number of queue pairs fails, but not when it sets the number of pairs for the
-/// first time, as it is bound. Of everything else, it believes that it is set.
+/// virtio_net ignores the answers to most commands, and believes that the commands were carried
+/// out. If a command that sets the MAC address or the number of queue pairs fails, virtio_net keeps
+/// the previous value. The first number of pairs, which virtio_net sets while it is bound, is an
+/// exception: virtio_net keeps that number even if the command fails.
 ///
-/// A number of pairs that is not raised must not fail: removing an interface with an XDP program
-/// sets the number, and warns if that fails (`dev_xdp_uninstall`). virtio_net copes with frames in
-/// pairs that it has ceased to use.
+/// A command that does not raise the number of pairs must not fail. Removing an interface that has
+/// an XDP program sets the number of pairs, and the kernel warns if that fails
+/// (`dev_xdp_uninstall`). virtio_net copes with frames in pairs that it no longer uses.
 pub(crate) struct Settings<B> {
-    /// The settings that have a value; of VLANs, see `vlans`.
+    /// The [bits](Setting::bit) of the settings that have a value. VLAN ids are in `vlans` instead.
     set: u16,
     stale: u16,
     modes_on: u8,
@@ -241,9 +246,9 @@ pub(crate) struct Settings<B> {
 }
 
 impl<B: DerefMut<Target = [u8]>> Settings<B> {
-    /// Returns the settings of a driver that has sent no command, and has found `address` in the
-    /// configuration space, if that has one. Longer filter tables than fit into `table` are not
-    /// remembered.
+    /// Returns the settings of a driver that has sent no command yet. `address`, if given, is the
+    /// MAC address that the driver has read from the configuration space. `table` is the buffer for
+    /// the filter tables; longer tables are not remembered.
     pub(crate) fn new(table: B, address: Option<[u8; ADDRESS_LEN]>) -> Self {
         Self {
             set: address.map_or(0, |_| Setting::MacAddress.bit()),
@@ -258,8 +263,8 @@ impl<B: DerefMut<Target = [u8]>> Settings<B> {
         }
     }
 
-    /// Records what became of a command. Returns whether the driver is to be told that it was
-    /// carried out.
+    /// Records the outcome of a command. Returns whether the answer to the driver is that the
+    /// command was carried out.
     pub(crate) fn record(&mut self, command: Command<'_>, outcome: Outcome) -> bool {
         let mut is_done = outcome == Outcome::Done;
         let (setting, is_believed) = match command {
@@ -311,26 +316,27 @@ impl<B: DerefMut<Target = [u8]>> Settings<B> {
         if let Setting::Vlan(vlan) = setting {
             self.stale_vlans.set(vlan, is_stale);
         } else if is_stale {
-            // Without a value, there is nothing to restore.
+            // A setting without a value cannot be restored.
             self.stale |= setting.bit() & self.set;
         } else {
             self.stale &= !setting.bit();
         }
     }
 
-    /// Records that the command that restores a setting is on its way to the daemon.
+    /// Records that a command that restores `setting` has been sent to the daemon.
     pub(crate) fn restored(&mut self, setting: Setting) {
         self.set_stale(setting, false);
     }
 
-    /// Records that there is a new daemon, which knows nothing of the settings.
+    /// Records that there is a new daemon, which has none of the settings: all settings that have a
+    /// value become stale.
     pub(crate) fn forgotten(&mut self) {
         self.stale = self.set;
         self.stale_vlans.0 = self.vlans.0;
     }
 
-    /// Returns a setting that the daemon may not have, and the length of the command that restores
-    /// it, which is written to `to`. Returns [`None`] if there is none.
+    /// Writes a command that restores a stale setting to `to`. Returns the setting and the length
+    /// of the command in bytes, or [`None`] if no setting is stale.
     pub(crate) fn next_stale(&self, to: &mut [u8]) -> Option<(Setting, usize)> {
         let setting = Setting::with_a_bit()
             .find(|setting| self.stale & setting.bit() != 0)
@@ -382,12 +388,12 @@ mod tests {
         Command::parse(bytes, FEATURES, PAIRS)
     }
 
-    /// The class and command, and then the tables of one and two addresses.
+    /// Returns a valid command that sets the filter tables, of one and of two addresses.
     fn tables() -> Vec<u8> {
         [&[1, 0, 1, 0, 0, 0][..], &[2; 6], &[2, 0, 0, 0], &[3; 12]].concat()
     }
 
-    /// One valid command of each kind, and the feature that it needs.
+    /// Returns valid commands of all kinds, each with the feature that it needs.
     fn commands() -> Vec<(Vec<u8>, u64)> {
         vec![
             (vec![0, 0, 1], feature::NET_CTRL_RX),
@@ -437,7 +443,7 @@ mod tests {
         }
     }
 
-    /// Restores all settings, and returns the commands.
+    /// Restores all stale settings, and returns the commands that restore them.
     fn restore(settings: &mut Settings<Box<[u8]>>) -> Vec<Vec<u8>> {
         let mut commands = Vec::new();
         let mut buf = [0; MAX_LEN];
@@ -461,7 +467,7 @@ mod tests {
         }
         settings.forgotten();
         let mut expected: Vec<_> = commands().into_iter().map(|(bytes, _)| bytes).collect();
-        // A VLAN that was removed is no setting.
+        // A VLAN id that was removed from the filter is not restored.
         expected.retain(|bytes| bytes[..2] != [2, 1]);
         let mut found = restore(&mut settings);
         found.sort();
@@ -485,18 +491,19 @@ mod tests {
             [1, 1, 2, 2, 2, 2, 2, 2].as_slice(),
             [1, 1, 4, 4, 4, 4, 4, 4].as_slice(),
         );
-        // The driver keeps its old address, and has none to restore if that is the card's own.
+        // The driver keeps its old address. Without an old address, there is nothing to restore.
         assert_eq!(after(&[old], new, Outcome::Unknown), [old]);
         assert_eq!(after(&[], new, Outcome::Unknown), none);
         assert_eq!(after(&[old], new, Outcome::Refused), none);
-        // Of the pairs as well, but for the first time, and not if there are to be fewer.
+        // The driver also keeps the old number of pairs, unless the new number is the first one or
+        // a lower one.
         let (two, three) = ([4, 0, 2, 0].as_slice(), [4, 0, 3, 0].as_slice());
         assert_eq!(after(&[two], three, Outcome::Unknown), [two]);
         assert_eq!(after(&[three], two, Outcome::Unknown), [two]);
         assert_eq!(after(&[three], two, Outcome::Refused), none);
         assert_eq!(after(&[], three, Outcome::Unknown), [three]);
         assert_eq!(after(&[], three, Outcome::Refused), none);
-        // Of everything else, the new value.
+        // The driver believes every other setting to have its new value.
         for bytes in [&[0, 0, 1][..], &[0, 1, 0], &[2, 1, 5, 0], &[2, 0, 7, 0]] {
             assert_eq!(after(&[], bytes, Outcome::Unknown), [bytes]);
             assert_eq!(after(&[], bytes, Outcome::Refused), none);

@@ -28,7 +28,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// The management device, which puts devices on the bus.
+/// The management device of the vDPA bus, which puts devices on the bus.
 pub(crate) struct Management(Arc<Registry>);
 
 impl Management {
@@ -46,9 +46,9 @@ impl ManagementOperations for Management {
         let (index, attached) = self.0.attach(name)?;
         attached.log_hidden(name);
         let side = DriverSide::new(attached)?;
-        // Declared after `side`, which keeps the device attached, so that `parent` is dropped
-        // first: a device that is not attached any more can be destroyed, and after that nothing of
-        // the device may be visible.
+        // Declared after `side`, so that `parent` is dropped first. `side` keeps the device
+        // attached. A device that is no longer attached can be destroyed, and userspace must not
+        // see the node of a destroyed device.
         let parent = self.0.node(index)?;
         let (ngroups, nas) = side.counts();
         let suspension = side.suspension();
@@ -58,7 +58,7 @@ impl ManagementOperations for Management {
     }
 }
 
-/// The nodes of this driver. Fields are dropped in declaration order.
+/// The device nodes of this module. Fields are dropped in declaration order.
 pub(crate) struct Nodes {
     _node: Node<()>,
     _control: Registration<ControlFile>,
@@ -66,10 +66,10 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// Registers the nodes, that of the control node last.
+    /// Registers the device nodes, with the file operations of the control node last.
     ///
-    /// Must be the last step of loading the module: a file may be open from then on, and a module
-    /// that fails to load does not wait for the file to be closed.
+    /// Must be the last step of loading the module: from then on, a process may have a file open,
+    /// and a module that fails to load does not wait for that file to be closed.
     pub(crate) fn new(registry: &Arc<Registry>) -> Result<Self> {
         let numbers = &registry.numbers;
         let devices = Registration::new(

@@ -16,26 +16,26 @@ use super::{
 
 /// The offset of the link status in a network card's configuration space, in bytes.
 const NET_STATUS: usize = 6;
-/// The bit of the link status, in little endian, that asks for an announcement.
+/// The bit in the first byte of the link status by which the device asks the driver for an
+/// announcement.
 const NET_STATUS_ANNOUNCE: u8 = 2;
-/// The offset of the number of pairs of virtqueues in a network card's configuration space, in
-/// bytes.
+/// The offset of `max_virtqueue_pairs` in a network card's configuration space, in bytes.
 const NET_MAX_PAIRS: usize = 8;
 
-/// Maximum number of pairs of virtqueues of the kernel's own drivers.
+/// Maximum number of virtqueue pairs that a kernel driver is offered.
 const MAX_PAIRS: u16 = 256;
 
-/// A network card's control virtqueue, as a driver of the kernel finds it.
+/// A network card's control virtqueue, as kernel drivers see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ControlVq {
-    /// The number of pairs of virtqueues, if there can be more than one. The control virtqueue
-    /// comes after them.
+    /// The number of virtqueue pairs, if kernel drivers are offered `VIRTIO_NET_F_MQ`. With that
+    /// feature, the control virtqueue comes after all pairs; without it, after the first pair.
     pub(crate) max_pairs: Option<u16>,
 }
 
 impl ControlVq {
-    /// Returns the indexes that the control virtqueue can have, depending on the features that the
-    /// driver accepts.
+    /// Returns all indexes that the control virtqueue can have. The features that the driver
+    /// accepts decide which index is in use.
     pub(crate) fn indexes(&self) -> impl Iterator<Item = u32> {
         Iterator::chain(
             [2].into_iter(),
@@ -43,18 +43,19 @@ impl ControlVq {
         )
     }
 
-    /// Returns the control virtqueue of a device with `vq_num` virtqueues and these contents of the
-    /// configuration space, or [`None`] if there is none.
+    /// Returns the control virtqueue of a device, or [`None`] if the device has none. The device
+    /// has `vq_num` virtqueues, and `space` is the initial content of its configuration space.
     ///
     /// The number of pairs does not change later, whatever the daemon writes to the configuration
-    /// space: the driver and the device must have the same virtqueue in mind.
+    /// space. So the driver and this module agree on which virtqueue is the control virtqueue.
     pub(crate) fn of(device_id: u32, features: u64, vq_num: u32, space: &[u8]) -> Option<Self> {
         let has = |feature| features & feature != 0;
         if device_id != device_id::NET || !has(feature::NET_CTRL_VQ) || vq_num < 3 {
             return None;
         }
 
-        // virtio_net makes as many as it is told, and keeps arrays of them.
+        // virtio_net allocates arrays for as many pairs as the device has, so the number is
+        // limited.
         let max_pairs = space
             .get(NET_MAX_PAIRS..)
             .and_then(|field| field.first_chunk())
@@ -66,20 +67,26 @@ impl ControlVq {
     }
 }
 
-/// The layouts and uses of virtqueues that a shadow does not know.
+/// The features that change the layout or the use of virtqueues in a way that a shadow does not
+/// support.
 const RINGS: u64 = feature::RING_PACKED | feature::IN_ORDER;
 
 /// Returns the features of a device that are hidden from the kernel's own drivers. `control` is the
-/// device's control virtqueue, if there is one and if it is [shadowed](super::shadow).
+/// device's control virtqueue, if the device has one that can be [shadowed](super::shadow).
 ///
-/// virtio_net waits indefinitely for the answer to a command, in a loop that only the device can
-/// end, with the lock of all network configuration held. So a daemon that does not answer would
-/// hang more than itself, without a shadow. A shadow knows [some commands](net_ctrl::FEATURES), and
-/// split virtqueues. And a standby card takes over the host's own card of the same address, which
-/// the daemon can choose.
+/// The hidden features of a network card, and why they are hidden:
 ///
-/// When a large packet arrives in one buffer, virtio_net takes the daemon's word for how much of
-/// the buffer is full, and writes beyond the packet's fragments if all of the buffer is.
+/// - The control virtqueue, if it cannot be shadowed: virtio_net waits for the answer to a command
+///   in a loop that only the device can end, with RTNL (the lock of all network configuration)
+///   held. Without a shadow, a daemon that does not answer would block all network configuration.
+/// - If the control virtqueue is shadowed, the features that a shadow does not support: those with
+///   other commands than [`net_ctrl::FEATURES`], and those that change the layout or the use of
+///   virtqueues.
+/// - Large packets, without mergeable buffers: when a large packet arrives in one buffer,
+///   virtio_net trusts the length that the daemon reports. If the daemon reports a full buffer,
+///   virtio_net writes beyond the array of the packet's fragments.
+/// - Standby: a standby card takes over the host's own card with the same MAC address, and the
+///   daemon can choose that address.
 pub(crate) fn hidden_from_kernel(
     device_id: u32,
     features: u64,
@@ -97,8 +104,8 @@ pub(crate) fn hidden_from_kernel(
                 Some(_) => 0,
             };
 
-            // Without an address of its own, the card gets one from virtio_net, which fails to be
-            // bound if that is refused.
+            // If the configuration space has no MAC address, virtio_net's probe sets one by a
+            // command, and the probe fails if the command fails.
             let address = match features & feature::NET_MAC {
                 0 => feature::NET_CTRL_MAC_ADDR,
                 _ => 0,
@@ -116,8 +123,9 @@ pub(crate) fn hidden_from_kernel(
     control | large_packets | feature::NET_STANDBY
 }
 
-/// Returns why the given features of a network card, one of the sets that
-/// [`hidden_from_kernel`] consists of, are hidden.
+/// Returns sets of hidden features of a network card, each with the reason why the set is hidden.
+/// `hidden` is the result of [`hidden_from_kernel`] for the same `control`, or a part of that
+/// result.
 pub(crate) fn reasons(
     hidden: u64,
     control: Option<&ControlVq>,
@@ -174,33 +182,36 @@ pub(crate) fn reasons(
         .filter(|&(set, _)| set != 0)
 }
 
-/// The limits of one request of the kernel's own drivers.
+/// The limits of one request of a kernel driver.
 ///
-/// These drivers do not check whether a request can be made at all. A request whose descriptors do
-/// not fit into the virtqueue is retried forever, and so is a request of virtio_blk whose buffers
-/// do not fit into the bounce area.
+/// Kernel drivers do not check whether a request can fit at all. They retry a request indefinitely
+/// if its descriptors do not fit into the virtqueue. virtio_blk does the same if the request's
+/// buffers do not fit into the bounce area.
 #[derive(Clone, Copy)]
 pub(crate) struct RequestLimits {
     /// The size of the bounce area, in pages.
     pub(crate) pages: usize,
-    /// The number of times that the largest mapping fits into the bounce area. One mapping less is
-    /// available, as page 0 is never used.
+    /// The number of mappings of the largest size that fit into the bounce area, page 0 included.
+    /// As page 0 is never used, one mapping fewer is available.
     pub(crate) mappings: usize,
     /// The size of the shortest virtqueue, in descriptors.
     pub(crate) shortest_vq: u16,
-    /// Whether a request can have a descriptor table of its own.
+    /// Whether a request can have a descriptor table of its own (`VIRTIO_F_INDIRECT_DESC`).
     pub(crate) indirect: bool,
 }
 
 impl RequestLimits {
-    /// Returns the maximum number of data segments of a block device's request, beside the
-    /// request's header and status (section 5.2.6) and its descriptor table, which must be no
-    /// longer than a page. The segments take half of the area, if there is room for more than one
-    /// at all.
+    /// Returns the maximum number of data segments in a request to a block device; 0 if no request
+    /// fits.
     ///
-    /// A request that can have a table goes without one when the kernel is short of memory, so the
-    /// virtqueue must have room for the whole request. The shortest virtqueues are exempt, as they
-    /// would be of no use otherwise.
+    /// The segments take at most half of the bounce area. They leave room for the request's header
+    /// and status (section 5.2.6), and for its descriptor table, which must be no longer than a
+    /// page.
+    ///
+    /// If memory is short, a driver makes a request without a descriptor table even if tables were
+    /// negotiated. So the virtqueue must have room for all descriptors of a request. With tables
+    /// negotiated, virtqueues of fewer than three descriptors are exempt, as they would be of no
+    /// use otherwise.
     fn segments(&self) -> usize {
         let least = if self.indirect { 3 } else { 0 };
         let descriptors = usize::from(self.shortest_vq.max(least));
@@ -211,13 +222,17 @@ impl RequestLimits {
             .min(254)
     }
 
-    /// Returns the size that virtqueues must have for virtiofs, or 0 if virtiofs cannot use them.
+    /// Returns the size of each virtqueue as virtiofs must see it, in descriptors; 0 if virtiofs
+    /// cannot use the virtqueues.
     ///
-    /// virtiofs puts no more pages of data into a request than the first request queue has
-    /// descriptors, less 4, so all virtqueues are made as long as the shortest. Each page of data
-    /// can take two pages of the area, and half of that stays for other requests. If a daemon does
-    /// not specify a number of pages, a request has up to 32 pages and some more descriptors, which
-    /// must fit if there is no table.
+    /// virtiofs limits the number of data pages in a request to the number of descriptors of the
+    /// first request queue, less 4. So all virtqueues get the size of the shortest one. Each data
+    /// page can take two pages of the bounce area, and one request takes at most a quarter of the
+    /// area.
+    ///
+    /// If the file system's daemon does not specify a maximum number of data pages, a request has
+    /// up to 32 of them, and some more descriptors. Without a descriptor table, all of these must
+    /// fit into the virtqueue.
     fn fs_vq_size(&self) -> u16 {
         let Some(order) = (self.pages / 8).checked_ilog2() else {
             return 0;
@@ -234,8 +249,8 @@ impl RequestLimits {
         }
     }
 
-    /// Returns the size that a virtqueue of `size` descriptors must have for the kernel's own
-    /// drivers, or 0 if they cannot use the virtqueue.
+    /// Returns the size that kernel drivers must see of a virtqueue of `size` descriptors, or 0 if
+    /// kernel drivers cannot use the virtqueue.
     pub(crate) fn vq_size(&self, device_id: u32, size: u16) -> u16 {
         match device_id {
             device_id::BLOCK if self.segments() == 0 => 0,
@@ -245,22 +260,23 @@ impl RequestLimits {
     }
 }
 
-/// Returns the field at `at` of a configuration space, if `buf`, the part of the space from
-/// `offset` on, contains the field.
+/// Returns the field at byte `at` of a configuration space, or [`None`] if `buf` does not contain
+/// the whole field. `buf` is the part of the configuration space from byte `offset` on.
 fn field<const N: usize>(at: usize, offset: usize, buf: &mut [u8]) -> Option<&mut [u8; N]> {
     buf.get_mut(at.checked_sub(offset)?..)?.first_chunk_mut()
 }
 
-/// What the kernel's own drivers read from a configuration space in place of what is there.
+/// The properties of a device that decide what kernel drivers read from its configuration space.
 pub(crate) trait KernelView {
-    /// Returns the limits of one request.
+    /// Returns the limits of one request of a kernel driver.
     fn request_limits(&self) -> RequestLimits;
-    /// Returns the control virtqueue that is shadowed, if there is one.
+    /// Returns the control virtqueue, if the device has one that can be shadowed.
     fn control(&self) -> Option<&ControlVq>;
 }
 
-/// Changes the values that the kernel's own drivers cannot deal with in `buf`, the part of a
-/// device's configuration space from `offset` on. Drivers read a field at a time, or more.
+/// Replaces the values in `buf` that kernel drivers cannot handle. `buf` is the part of a device's
+/// configuration space from byte `offset` on. Fields that are only partly in `buf` are left as they
+/// are: drivers read whole fields, one or more at a time.
 pub(crate) fn hide_from_kernel(
     device_id: u32,
     view: &impl KernelView,
@@ -269,9 +285,10 @@ pub(crate) fn hide_from_kernel(
 ) {
     match device_id {
         device_id::NET => {
-            // The bit of the link status that asks for an announcement (section 5.1.4).
-            // virtio_net obeys the bit whether or not there is a control virtqueue to acknowledge
-            // it with, and hits its own `BUG_ON`; with one, see `net_ctrl::FEATURES`.
+            // The bit of the link status by which the device asks for an announcement (section
+            // 5.1.4). virtio_net acknowledges the bit through the control virtqueue without
+            // checking that there is one, and hits its own `BUG_ON`. `net_ctrl::FEATURES` says why
+            // the bit is cleared even if there is a control virtqueue.
             if let Some([status, _]) = field(NET_STATUS, offset, buf) {
                 *status &= !NET_STATUS_ANNOUNCE;
             }
@@ -282,18 +299,20 @@ pub(crate) fn hide_from_kernel(
             }
         }
         device_id::BLOCK => {
-            // The largest segment (section 5.2.4): the block layer warns of a value below 4096.
+            // The maximum size of a segment, in bytes (section 5.2.4). The block layer warns if
+            // this is below 4096.
             if let Some(size_max) = field(8, offset, buf) {
                 *size_max = u32::from_le_bytes(*size_max).max(4096).to_le_bytes();
             }
-            // The maximum number of segments of a request. A driver that is not offered this field
-            // uses 1.
+            // The maximum number of segments of a request. A driver uses 1 if the device does not
+            // offer this field.
             if let Some(seg_max) = field(12, offset, buf) {
                 let most = u32::try_from(view.request_limits().segments()).unwrap_or(u32::MAX);
 
                 *seg_max = u32::from_le_bytes(*seg_max).min(most).to_le_bytes();
             }
-            // The exponent of the physical block size. virtio_blk shifts by the exponent.
+            // The exponent of the physical block size. virtio_blk shifts by the exponent without
+            // checking it.
             if let Some([exponent]) = field(24, offset, buf) {
                 *exponent = (*exponent).min(15);
             }
@@ -341,7 +360,7 @@ mod tests {
         hide_from_kernel(device_id::NET, &View::default(), 6, &mut []);
     }
 
-    /// A view with the limits of a disk, and with or without a control virtqueue.
+    /// A view with the limits in [`LIMITS`], and with or without a control virtqueue.
     #[derive(Default)]
     struct View {
         control: Option<ControlVq>,
@@ -421,8 +440,8 @@ mod tests {
         assert_eq!(segments(512, 2, false), (0, 0));
         assert_eq!(segments(512, 2, true), (1, 64));
         assert_eq!(segments(512, 0, false), (0, 0));
-        // One mapping each for table, header, segment and status; the first one of the area is
-        // unusable.
+        // A request of one segment needs four mappings: table, header, segment and status. The
+        // first mapping of the area is unusable.
         assert_eq!(segments(5, 256, true), (1, 64));
         assert_eq!(segments(4, 256, true), (0, 0));
         assert_eq!(segments(0, 256, true), (0, 0));
@@ -452,7 +471,7 @@ mod tests {
         assert_eq!(size(16384, 32, false), 0);
         assert_eq!(size(256, 1024, false), 0);
         assert_eq!(size(usize::MAX, 0x8000, true), 4096);
-        // Other device types get the size that there is.
+        // Virtqueues of other device types keep their size.
         assert_eq!(
             RequestLimits { pages: 0, ..LIMITS }.vq_size(device_id::NET, 256),
             256
@@ -476,7 +495,7 @@ mod tests {
             hidden(0, None),
             [2, 7, 8, 9, 10, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 54, 55, 57, 60, 62]
         );
-        // The same bits mean something else for these device types.
+        // The same bits have other meanings for these device types.
         assert_eq!(hidden_from_kernel(device_id::BLOCK, !0, None), 0);
         assert_eq!(hidden_from_kernel(device_id::FS, 0, None), 0);
     }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The registry: the devices that exist, by minor number.
+//! The registry of all devices, by minor number.
 //!
 //! # Lock order
 //!
-//! The vDPA core's device lock, the registry, a device's own locks. A device's node and directories
-//! are created with the registry locked (and, if a later step fails, removed with it locked). Those
-//! of a device that is being destroyed are removed with the registry unlocked, as removal waits for
-//! tasks that read an attribute.
+//! The vDPA core's device lock, then the registry's lock, then a device's own locks. A device's
+//! node and sysfs directories are created with the registry locked. If a later step of the creation
+//! fails, they are also removed with the registry locked. When a device is destroyed, its node and
+//! directories are removed with the registry unlocked, as the removal waits for tasks that read an
+//! attribute.
 
 use super::{
     config,
@@ -66,8 +67,9 @@ use kernel::{
 /// Minor number of the control node. Devices have the minor numbers after it.
 pub(super) const CONTROL_INDEX: u32 = 0;
 
-/// Maximum time for which a kernel driver waits for a command: the machine suspends within 20 s or
-/// not at all, and a task that waits for a command cannot be frozen.
+/// Maximum time, in milliseconds, for which a kernel driver waits for a command of a control
+/// virtqueue. A task that waits for a command cannot be frozen, and the machine does not suspend if
+/// a task is not frozen within 20 s.
 const MAX_CONTROL_TIMEOUT_MS: i32 = 10_000;
 
 struct VduseClass;
@@ -77,20 +79,20 @@ impl ClassInfo for VduseClass {
     const DIRECTORY: &'static CStr = c"vduse";
 }
 
-/// The parts of a device that userspace sees. Fields are dropped in declaration order.
+/// The node and the sysfs directories of a device. Fields are dropped in declaration order.
 struct Shown {
-    /// The directories of the virtqueues, below that of the node.
+    /// The sysfs directories of the virtqueues, inside the node's directory.
     _vqs: KVVec<KObject<Vq>>,
-    /// The device's node, which the device on the vDPA bus holds as well.
+    /// The device's node. The vDPA device holds a reference to the node as well.
     node: Arc<Node<Dev>>,
 }
 
-/// A device, and everything that exists because of the device. Fields are dropped in declaration
-/// order.
+/// A device in the registry, with its node, its directories and a reference to the module. Fields
+/// are dropped in declaration order.
 struct Entry {
     name: CString,
-    /// [`None`] while the device is being destroyed: the name and the minor number are taken until
-    /// nothing of the device is visible any more.
+    /// The node and the directories; [`None`] while the device is being destroyed. The entry keeps
+    /// the name and the minor number reserved until the node and the directories are gone.
     shown: Option<Shown>,
     dev: Arc<Dev>,
     _module: ModuleRef,
@@ -111,11 +113,12 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Creates an empty registry. The numbers are those of the module's parameters.
+    /// Creates an empty registry. `max_iotlb_entries` and `control_timeout_ms` are the module
+    /// parameters of these names.
     ///
     /// # Errors
     ///
-    /// [`EEXIST`] if there is a class of the same name.
+    /// [`EEXIST`] if another class is named `vduse`.
     pub(crate) fn new(
         module: &'static ThisModule,
         max_iotlb_entries: i32,
@@ -179,7 +182,7 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// - [`EPERM`] for a network card, if the caller may not create network cards.
+    /// - [`EPERM`] if the device is a network card and the caller does not have `CAP_NET_ADMIN`.
     /// - [`EEXIST`] if there is a device of that name, including one that is being destroyed.
     /// - [`ENOSPC`] if there are too many devices.
     pub(super) fn create(
@@ -231,7 +234,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Destroys a device. The device's name is free when this returns.
+    /// Destroys a device. When this returns, another device can have the same name.
     ///
     /// # Errors
     ///
@@ -246,7 +249,8 @@ impl Registry {
         let shown = entry.shown.take().ok_or(EBUSY)?;
         drop(entries);
 
-        // Unlocked: no other caller has to wait for this, nor for the last reference to the device.
+        // The registry is unlocked, so that no other caller has to wait until the node and the
+        // directories are removed or the device is dropped.
         drop(shown);
         let entry = self.entries.lock().remove(&index);
         drop(entry);
@@ -254,7 +258,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Marks a device as being on the bus. Returns the device's minor number as well.
+    /// Marks a device as being on the vDPA bus. Returns the device's minor number, and the proof
+    /// that the device is on the bus.
     ///
     /// # Errors
     ///
@@ -271,8 +276,9 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there is no such device, or if the device is being destroyed. Neither happens
-    /// while the device is attached; afterwards, the minor number may be another device's.
+    /// [`EINVAL`] if there is no such device, or if the device is being destroyed. This cannot
+    /// happen while the device is on the vDPA bus. After that, another device may have the minor
+    /// number.
     pub(super) fn node(&self, index: u32) -> Result<Arc<Node<Dev>>> {
         let entries = self.entries.lock();
         let shown = entries.get(&index).and_then(|entry| entry.shown.as_ref());

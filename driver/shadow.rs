@@ -1,30 +1,42 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The shadow of a network card's control virtqueue, for the kernel's own driver.
+//! The shadow of a network card's control virtqueue, which stands between virtio_net and the
+//! daemon.
 //!
-//! virtio_net waits for the answer to a command in a loop that nothing else ends, with the lock of
-//! all network configuration (RTNL) held. So this driver stands in between: it is the device of
-//! the virtqueue that virtio_net has made, in memory that no daemon reaches, and the driver of
-//! another virtqueue, which the daemon finds in its place. A command is checked and copied over;
-//! the daemon's answer is one bit; and virtio_net is always answered, in time.
+//! virtio_net waits for the answer to a command in a loop that only the device can end, with RTNL
+//! (the lock of all network configuration) held. So there are two virtqueues:
 //!
-//! - A command waits no longer than a [budget](Budget), which also bounds what all commands of the
-//!   device together wait. Without any left, commands fail at once.
-//! - A command that was given up stays with the daemon, so that commands fail at once until the
-//!   daemon has answered. If it dies before, the command is withdrawn.
-//! - What virtio_net believes to be set and the daemon may not have, as it is a new one or has
-//!   answered too late, is [set again](Settings), with nobody waiting.
+//! - virtio_net's virtqueue, in memory that the daemon cannot access. The shadow acts as the device
+//!   of this virtqueue.
+//! - The daemon's virtqueue, which the daemon sees in place of virtio_net's. The shadow acts as the
+//!   driver of this virtqueue.
 //!
-//! vhost drives the daemon's virtqueue itself, and has no shadow.
+//! The shadow checks each command of virtio_net and copies it to the daemon's virtqueue. Of the
+//! daemon's answer, the shadow uses only whether the command was carried out. virtio_net always
+//! gets an answer in time:
+//!
+//! - virtio_net waits for a command no longer than a [budget](Budget) allows. The budget also
+//!   limits the total time that virtio_net waits for all commands of the device. While the budget
+//!   is used up, commands fail at once.
+//! - If the daemon does not answer a command in time, the command stays in the daemon's virtqueue.
+//!   Later commands fail at once until the daemon has answered it. If the daemon dies before that,
+//!   the command is withdrawn when the next daemon opens the device.
+//! - If the daemon is new or has not answered in time, it may lack [settings](Settings) that
+//!   virtio_net believes to be in effect. The shadow restores these settings by commands of its
+//!   own, which it sends while no command of virtio_net is in progress.
+//!
+//! With vhost, there is no shadow: the vhost process drives the daemon's control virtqueue
+//! directly.
 //!
 //! # Context
 //!
-//! Process context. virtio_net sends a command with a mutex held, and so can sleep.
+//! All functions run in process context and may sleep. In particular, virtio_net sends commands in
+//! a context that may sleep, under a mutex.
 //!
 //! # Lock order
 //!
-//! The locks of virtio_net, [`Dev::usage`](super::dev::Dev), then [`Shadow::state`], then a
-//! virtqueue's lock, or the mappings of a domain or of the driver's memory.
+//! The locks of virtio_net or [`Dev::usage`](super::dev::Dev), then [`Shadow::state`], then the
+//! lock of a virtqueue, of a domain's mappings, or of the [map of the driver's memory](DirectMap).
 
 use super::{
     budget::Budget,
@@ -78,38 +90,38 @@ use kernel::{
     },
 };
 
-/// Interval at which a command that waits looks for its answer by itself: virtio_net does not ask
-/// to be interrupted, so there may be daemons that never interrupt for this virtqueue.
+/// Interval at which a waiting call checks whether the daemon has answered. virtio_net does not ask
+/// for interrupts of this virtqueue, so some daemons may never inject one.
 const LOOK_INTERVAL: Delta = Delta::from_millis(10);
 
-/// The size of the driver's virtqueue, in descriptors, whatever that of the daemon's: a command has
-/// up to five.
+/// The size of the driver's virtqueue, in descriptors, of which a command takes up to five. The
+/// daemon's virtqueue may have another size.
 pub(super) const SIZE: u16 = 16;
 
-/// Maximum size of the daemon's virtqueue, of which two descriptors are used.
+/// Maximum size of the daemon's virtqueue, in descriptors. The shadow uses two of them.
 const MAX_SIZE: u16 = 1024;
 
 /// Value of [`Shadow::index`] if no virtqueue is shadowed.
 const NONE: u32 = u32::MAX;
 
-/// Which request the daemon has, if it has one.
+/// The request that the shadow has sent to the daemon and that is in progress.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum InFlight {
-    /// None.
+    /// No request.
     None,
-    /// A command of the driver's, which waits for the answer.
+    /// A command of the driver. A call of [`Shadow::serve`] waits for the daemon's answer.
     Command,
-    /// A command that nobody waits for any more, as there was no answer in time: the driver's has
-    /// failed by then.
+    /// A command that the daemon has not answered in time. The driver's command has failed, and no
+    /// call waits for the daemon's answer any more.
     GivenUp,
-    /// A command that sets again what the daemon may not have.
+    /// A command of the shadow that restores a stale setting.
     Restoring,
 }
 
-/// The virtqueue that the daemon sees, with the room for a request.
+/// The virtqueue that the daemon sees, with memory for one request.
 struct DaemonSide {
     ring: DriverSide,
-    /// The virtqueue, then the answer, then the command.
+    /// The memory of the virtqueue, followed by the answer (one byte) and the command.
     memory: Pages,
     /// The offset of the answer in `memory`, in bytes.
     answer: u64,
@@ -120,13 +132,13 @@ struct DaemonSide {
 }
 
 impl DaemonSide {
-    /// Creates a virtqueue of `size` descriptors, and maps it into `domain`. Returns its address
-    /// with it.
+    /// Creates a virtqueue of `size` descriptors, and maps it into `domain`. Also returns the
+    /// virtqueue's address.
     fn new(size: u32, domain: Arc<Domain>) -> Result<(Self, VqAddress)> {
         let layout = Layout::contiguous(size).ok_or(EINVAL)?;
         let ring = DriverSide::new(layout).ok_or(EINVAL)?;
         let answer = layout.end();
-        // At most some 35,000 bytes.
+        // `len` is at most some 35,000 bytes.
         let len = (answer as usize).saturating_add(1 + net_ctrl::MAX_LEN);
         let memory = Pages::alloc(len)?;
         let iova = domain.owner().map_coherent(memory.share(), len)?;
@@ -152,11 +164,12 @@ impl DaemonSide {
         self.answer.wrapping_add(1)
     }
 
-    /// Writes a command. Returns the parts of the request, one to read and one to write.
+    /// Writes a command to `memory`. Returns the two buffers of the request: the command, which the
+    /// daemon reads, and the answer, which the daemon writes.
     fn write(&self, command: &[u8]) -> Result<(Buffer, Buffer), Malformed> {
         let readable = Buffer {
             address: self.iova.wrapping_add(self.command()),
-            // At most `MAX_LEN`.
+            // A command has at most `MAX_LEN` bytes.
             len: command.len() as u32,
         };
         let writable = Buffer {
@@ -165,7 +178,7 @@ impl DaemonSide {
         };
 
         self.memory.write(self.command(), command)?;
-        // What a daemon that does not write an answer has answered.
+        // If the daemon completes the request without writing an answer, the answer is `ERR`.
         self.memory.write(self.answer, &[net_ctrl::ERR])?;
         Ok((readable, writable))
     }
@@ -177,7 +190,7 @@ impl DaemonSide {
         self.ring.send(&self.memory, readable, writable)
     }
 
-    /// Makes the last command available to a new daemon.
+    /// Makes the last command, which the previous daemon had, available to a new daemon.
     fn send_again(&self, command: &[u8]) -> Result<(), Malformed> {
         let (readable, writable) = self.write(command)?;
 
@@ -188,16 +201,18 @@ impl DaemonSide {
         self.ring.progress(&self.memory)
     }
 
-    /// Returns whether the daemon has carried out the last command, which it has answered.
+    /// Returns whether the daemon has answered that it has carried out the last command. Must be
+    /// called only after the daemon has completed the request.
     fn is_done(&self) -> bool {
         let mut answer = [net_ctrl::ERR];
 
         self.memory.read(self.answer, &mut answer).is_ok() && answer == [net_ctrl::OK]
     }
 
-    /// Takes the last command back, so that no daemon carries it out from now on.
+    /// Withdraws the last command, so that the next daemon does not carry it out.
     fn withdraw(&self) {
-        // A daemon that has its own idea of where it was finds a command that does not exist.
+        // If the next daemon starts at a wrong position and takes this request, it finds a command
+        // that does not exist.
         let _ = self.memory.write(self.command(), &[0xff; 2]);
         let _ = self.ring.withdraw(&self.memory);
     }
@@ -209,24 +224,26 @@ impl Drop for DaemonSide {
     }
 }
 
-/// A virtqueue that is shadowed.
+/// The state of a virtqueue that is shadowed.
 struct Active {
-    /// Tells this one from others before and after it.
+    /// A number that tells this virtqueue from those that are shadowed before or after it.
     id: u64,
     ring: DeviceSide,
     daemon: DaemonSide,
     in_flight: InFlight,
-    /// Whether a call handles the driver's commands.
+    /// Whether a call of [`Shadow::serve`] is handling a command of the driver.
     serving: bool,
     settings: Settings<KVVec<u8>>,
     features: u64,
-    /// The command that the driver or this driver has made last, of `len` bytes.
+    /// The buffer for a command of the driver or of the shadow. While the driver's command is in
+    /// flight, the first `len` bytes are that command.
     buf: KVVec<u8>,
     len: usize,
 }
 
 impl Active {
-    /// Takes notice of the daemon's answer to a request that nobody waits for.
+    /// Checks whether the daemon has answered a request for which no call waits. If so, no request
+    /// is in flight any more.
     fn look(&mut self) {
         if self.in_flight == InFlight::Command || self.daemon.progress() != Progress::Completed {
             return;
@@ -235,8 +252,8 @@ impl Active {
         self.in_flight = InFlight::None;
     }
 
-    /// Sends the next command that sets again what the daemon may not have, if the daemon has no
-    /// other request.
+    /// Sends the next command that restores a stale setting. Does nothing while another request is
+    /// in flight, or while a call is handling a command of the driver.
     fn restore(&mut self, vq: &Arc<Vq>) {
         if self.in_flight != InFlight::None || self.serving {
             return;
@@ -246,14 +263,16 @@ impl Active {
         };
 
         if self.send(len) {
-            // Not once it is answered: the driver may send a newer value before that.
+            // The setting counts as restored now, and not when the daemon answers: the driver may
+            // send a newer value before that.
             self.settings.restored(setting);
             self.in_flight = InFlight::Restoring;
             vq.kick();
         }
     }
 
-    /// Sends the command of `len` bytes in the buffer to the daemon. Returns whether there is one.
+    /// Sends the command in the first `len` bytes of the buffer to the daemon. Returns whether that
+    /// succeeded.
     fn send(&mut self, len: usize) -> bool {
         self.len = len;
         self.buf
@@ -261,13 +280,15 @@ impl Active {
             .is_some_and(|command| self.daemon.send(command).is_ok())
     }
 
-    /// Returns the driver's command of `len` bytes in `buf`, if it is a valid one.
+    /// Parses the driver's command in the first `len` bytes of `buf`. Returns [`None`] if the
+    /// command is not valid.
     fn parse(buf: &[u8], len: usize, features: u64, max_pairs: u16) -> Option<Command<'_>> {
         Command::parse(buf.get(..len)?, features, max_pairs)
     }
 
-    /// Goes on with the driver's command of `len` bytes in the buffer, until it is decided whether
-    /// the driver is told that this was done.
+    /// Advances the driver's command in the first `len` bytes of the buffer. Returns
+    /// [`ControlFlow::Continue`] if the caller must wait for the daemon. Otherwise, returns whether
+    /// the answer to the driver is that the command was carried out.
     fn command(&mut self, vq: &Arc<Vq>, len: usize, limits: &Limits) -> ControlFlow<bool> {
         if Self::parse(&self.buf, len, self.features, limits.max_pairs).is_none() {
             return ControlFlow::Break(false);
@@ -294,7 +315,8 @@ impl Active {
 
         self.in_flight = match (self.in_flight, outcome) {
             (InFlight::None, _) | (_, Outcome::Done | Outcome::Refused) => InFlight::None,
-            // A daemon that is too slow with what nobody waits for is too slow for this as well.
+            // The daemon may also have a command that restores a setting. A daemon that is too slow
+            // for that command is too slow for the driver's command as well.
             (_, Outcome::Unknown) => InFlight::GivenUp,
         };
         let command = Self::parse(&self.buf, len, self.features, limits.max_pairs);
@@ -303,7 +325,7 @@ impl Active {
         ControlFlow::Break(is_done)
     }
 
-    /// Answers the driver's command.
+    /// Answers the driver's command with `answer`.
     fn answer(
         &mut self,
         memory: &DirectMap,
@@ -319,31 +341,32 @@ impl Active {
     }
 }
 
-/// What decides whether a command is begun, and waited for.
+/// The conditions under which a command is sent to the daemon, and a call waits for the answer.
 struct Limits {
     /// Whether a daemon has the device open.
     is_open: bool,
     /// Whether there is time left to wait.
     has_time: bool,
-    /// The number of pairs of virtqueues.
+    /// Maximum number of virtqueue pairs that a command may set.
     max_pairs: u16,
 }
 
-/// Everything of a shadow that changes.
+/// The mutable state of a shadow.
 struct State {
     /// Whether a daemon has the device open.
     is_open: bool,
     active: Option<KBox<Active>>,
-    /// The number of virtqueues that have been shadowed.
+    /// The number of virtqueues that have been shadowed so far.
     count: u64,
     /// Whether a call waits for [`Shadow::answered`].
     waiting: bool,
-    /// What the driver may still wait.
+    /// The time that the driver may still wait for commands.
     budget: Budget,
 }
 
 impl State {
-    /// Returns the virtqueue `id`, if it is still shadowed.
+    /// Returns the shadowed virtqueue with the given `id`, or [`None`] if that virtqueue is no
+    /// longer shadowed.
     fn active(&mut self, id: u64) -> Option<&mut Active> {
         self.active.as_deref_mut().filter(|active| active.id == id)
     }
@@ -352,24 +375,24 @@ impl State {
 /// The shadow of a network card's control virtqueue.
 #[pin_data]
 pub(crate) struct Shadow {
-    /// The number of pairs of virtqueues, if the driver accepts `VIRTIO_NET_F_MQ`.
+    /// The number of virtqueue pairs of a driver that accepts `VIRTIO_NET_F_MQ`.
     max_pairs: u16,
     /// The index of the virtqueue that is shadowed, or [`NONE`].
     index: Atomic<u32>,
-    /// The memory of the driver's virtqueue.
+    /// The map of the driver's memory, which has the driver's virtqueue and its commands.
     memory: Arc<DirectMap>,
     #[pin]
     state: Mutex<State>,
-    /// Completed when there may be an answer.
+    /// Completed when the daemon may have answered.
     #[pin]
     answered: Completion,
-    /// The origin of the budget's time.
+    /// The time at which the shadow was created. The budget's times are counted from then.
     start: Instant<Monotonic>,
 }
 
 impl Shadow {
-    /// Returns an initialiser for the shadow of the control virtqueue of a card of `max_pairs`
-    /// pairs, whose driver waits no longer than `limit` for a command.
+    /// Returns an initialiser for the shadow of a card's control virtqueue. The card has up to
+    /// `max_pairs` virtqueue pairs, and its driver waits no longer than `limit` for a command.
     ///
     /// # Errors
     ///
@@ -401,19 +424,21 @@ impl Shadow {
         &self.memory
     }
 
-    /// Returns the index of the virtqueue that is shadowed, if there is one.
+    /// Returns the index of the virtqueue that is shadowed, or [`None`] if no virtqueue is
+    /// shadowed.
     pub(super) fn index(&self) -> Option<u32> {
         Some(self.index.load(Relaxed)).filter(|&index| index != NONE)
     }
 
-    /// Returns whether this is the virtqueue that is shadowed.
+    /// Returns whether the virtqueue `index` is shadowed.
     #[inline]
     pub(super) fn is_at(&self, index: u32) -> bool {
         self.index.load(Relaxed) == index
     }
 
-    /// Decides which virtqueue is shadowed for a driver of the kernel that has accepted `features`
-    /// (virtio 1.3, section 5.1.2).
+    /// Selects the virtqueue to shadow: the control virtqueue of a kernel driver that has accepted
+    /// `features` (virtio 1.3, section 5.1.2). Without the feature of a control virtqueue, no
+    /// virtqueue is shadowed.
     pub(super) fn select(&self, features: u64) {
         let index = if features & feature::NET_CTRL_VQ == 0 {
             NONE
@@ -426,14 +451,17 @@ impl Shadow {
         self.index.store(index, Relaxed);
     }
 
-    /// Begins to shadow the virtqueue of `num` descriptors that the driver has put at `address`.
-    /// Returns the size and the address of the virtqueue for the daemon, of at most `max_size`
-    /// descriptors, which is in `domain`. The driver has accepted `features`, and believes that the
-    /// card has `mac` for its address.
+    /// Begins to shadow the driver's virtqueue, which has `num` descriptors and is at `address`.
+    /// Creates the daemon's virtqueue in `domain`, with at most `max_size` descriptors, and returns
+    /// its size and its address.
+    ///
+    /// `features` are those that the driver has accepted. `mac` is the MAC address that the driver
+    /// has read from the configuration space.
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] if a virtqueue cannot have that size, or is too short for a command.
+    /// - [`EINVAL`] if a virtqueue cannot have `num` descriptors, or if `max_size` is too small for
+    ///   a command.
     /// - [`ENOMEM`] if memory is short, or if there is no room in the domain.
     pub(super) fn begin(
         &self,
@@ -445,7 +473,7 @@ impl Shadow {
         domain: &Arc<Domain>,
     ) -> Result<(u32, VqAddress)> {
         let layout = Layout::new(num, address.desc, address.driver, address.device);
-        // As for any driver, a power of two.
+        // The size of a split virtqueue is a power of two.
         let size = 1 << max_size.min(MAX_SIZE).checked_ilog2().ok_or(EINVAL)?;
         let can_set_mac = feature::NET_MAC | feature::NET_CTRL_MAC_ADDR;
         let mac = (features & can_set_mac == can_set_mac).then_some(mac);
@@ -477,7 +505,8 @@ impl Shadow {
         Ok((size, address))
     }
 
-    /// Ceases to shadow the virtqueue: the driver is about to free it. A command that waits ends.
+    /// Ceases to shadow the virtqueue, which the driver is about to free. A call that waits for the
+    /// daemon's answer returns.
     pub(super) fn end(&self) {
         let old = {
             let mut state = self.state.lock();
@@ -489,14 +518,14 @@ impl Shadow {
         self.memory.forget_buffers();
     }
 
-    /// Wakes the call that waits, if there is one.
+    /// Wakes the call that waits for the daemon's answer, if there is one.
     fn wake(&self, state: &mut State) {
         if core::mem::take(&mut state.waiting) {
             self.answered.complete();
         }
     }
 
-    /// Records that a daemon has opened the device, after the previous one is gone.
+    /// Records that a daemon has opened the device, after the previous daemon is gone.
     pub(super) fn opened(&self) {
         let mut state = self.state.lock();
         state.is_open = true;
@@ -505,9 +534,10 @@ impl Shadow {
             return;
         };
         match active.in_flight {
-            // The new daemon answers, in place of the previous one, even if that has just done so:
-            // the new one has to know the setting. It begins at what is in the used ring, which the
-            // previous one may have spoilt.
+            // The new daemon gets the driver's command, even if the previous daemon has just
+            // answered it: the new daemon must have the setting, too. `send_again` also rewrites
+            // the used index: the new daemon begins at that index, and the previous daemon may have
+            // corrupted it.
             InFlight::Command => {
                 if let Some(command) = active.buf.get(..active.len) {
                     let _ = active.daemon.send_again(command);
@@ -526,8 +556,11 @@ impl Shadow {
         self.state.lock().is_open = false;
     }
 
-    /// Goes on with what the daemon is to be told: it has interrupted the driver, or can be kicked
-    /// from now on. Nothing is sent unless the driver `is_ready`.
+    /// Checks whether the daemon has answered, and wakes the call that waits for the answer. If the
+    /// driver `is_ready`, also sends the next command that restores a stale setting.
+    ///
+    /// Called when the daemon interrupts the driver, when the daemon sets its kick eventfd, and
+    /// when the driver changes the device status.
     pub(super) fn advance(&self, vq: &Arc<Vq>, is_ready: bool) {
         let mut state = self.state.lock();
 
@@ -540,8 +573,8 @@ impl Shadow {
         self.wake(&mut state);
     }
 
-    /// Handles the driver's commands, each of which is answered when this returns. `vq` is the
-    /// virtqueue by which the daemon is told.
+    /// Handles and answers all commands that the driver has made available, unless another call is
+    /// doing so. `vq` is the virtqueue through which the daemon is kicked.
     ///
     /// May sleep for as long as the budget lasts.
     pub(super) fn serve(&self, vq: &Arc<Vq>) {
@@ -552,7 +585,7 @@ impl Shadow {
             let Some(active) = &mut state.active else {
                 return;
             };
-            // If another call is in progress, it takes this command, too.
+            // If another call is handling commands, that call takes this command, too.
             if *id.get_or_insert(active.id) != active.id || active.serving {
                 return;
             }
@@ -579,8 +612,11 @@ impl Shadow {
         }
     }
 
-    /// Has the daemon carry out the command of `len` bytes in the buffer of the active virtqueue
-    /// `id`, and waits for the answer. Returns whether the driver is to be told that this was done.
+    /// Sends the driver's command to the daemon, and waits for the answer. The command is in the
+    /// first `len` bytes of the buffer of the shadowed virtqueue `id`. Returns whether the answer
+    /// to the driver is that the command was carried out.
+    ///
+    /// May sleep for as long as the budget lasts.
     fn command(&self, vq: &Arc<Vq>, id: u64, len: usize) -> bool {
         let start = self.now();
         let mut is_killed = false;

@@ -2,14 +2,15 @@
 
 //! The address spaces of a device.
 //!
-//! Each address space has a [domain](super::domain), which is created when it is first needed and
-//! kept as long as the device.
+//! Each address space has a [domain](super::domain). The domain is created when it is first needed,
+//! and exists as long as the device.
 //!
 //! # Lock order
 //!
-//! `mmap_lock` of a vhost client, then [`Spaces::bounce_config`]. So code that holds the latter
-//! must neither touch userspace memory nor take the lock of CPU hotplug: the owner of the hotplug
-//! lock waits for readers of sysfs, and they wait for `mmap_lock`.
+//! `mmap_lock` of a vhost client, then [`Spaces::bounce_config`]. So code that holds
+//! `bounce_config` must not access userspace memory. Such code must not take the CPU hotplug lock
+//! either: a task that holds the hotplug lock waits for readers of sysfs, and readers of sysfs wait
+//! for `mmap_lock`.
 
 use super::domain::{
     DomainHandle,
@@ -38,18 +39,19 @@ use kernel::{
 
 const MIB: u32 = 1024 * 1024;
 
-/// Minimum size of a device's bounce areas together, in bytes.
+/// Minimum total size of all bounce areas of a device, in bytes.
 const MIN_BOUNCE_SIZE: u32 = MIB;
 const DEFAULT_BOUNCE_SIZE: u32 = 64 * MIB;
 
-/// An address space. Empty until the domain is created.
+/// An address space, which is empty until its domain is created.
 struct AddressSpace(SetOnce<DomainHandle>);
 
-/// The configuration of the bounce areas. Its mutex also serialises the allocation of domains.
+/// The configuration of the bounce areas. Its mutex is also held when a new domain is stored in an
+/// address space.
 struct BounceConfig {
-    /// The size of all bounce areas together, in bytes.
+    /// The total size of all bounce areas, in bytes.
     bounce_size: u32,
-    /// Whether the device has been on the bus, so that the size is in use.
+    /// Whether the size is fixed, because a domain has been created or is being created.
     frozen: bool,
 }
 
@@ -92,17 +94,17 @@ impl Spaces {
         self.all.len()
     }
 
-    /// Returns the size of all bounce areas together, in bytes.
+    /// Returns the total size of all bounce areas, in bytes.
     pub(super) fn bounce_size(&self) -> u32 {
         self.bounce_config.lock().bounce_size
     }
 
-    /// Sets the size of all bounce areas together, in bytes, to what `parse` returns, rounded down
-    /// to whole pages.
+    /// Sets the total size of all bounce areas to the number of bytes that `parse` returns, rounded
+    /// down to whole pages.
     ///
     /// # Errors
     ///
-    /// - [`EPERM`] if the device has been on the bus.
+    /// - [`EPERM`] if the device has been put on the vDPA bus, which fixes the size.
     /// - [`EINVAL`] if the size is below 1 MiB or above 1 GiB.
     /// - Those of `parse`.
     pub(super) fn set_bounce_size(&self, parse: impl FnOnce() -> Result<u32>) -> Result {
@@ -140,8 +142,8 @@ impl Spaces {
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] if there is no such address space, or if so many address spaces share the
-    ///   bounce area that nothing could be mapped.
+    /// - [`EINVAL`] if there is no such address space, or if there are so many address spaces that
+    ///   the bounce area of each would be too small to map anything.
     /// - [`ENOMEM`] if memory is short.
     pub(super) fn get_or_alloc(&self, asid: u32) -> Result<&DomainHandle> {
         let space = get_nospec(&self.all, asid as usize).ok_or(EINVAL)?;
@@ -149,13 +151,13 @@ impl Spaces {
             return Ok(handle);
         }
 
-        // The domain's address allocator takes the lock of CPU hotplug, so the domain is created
-        // without `bounce_config` held.
+        // The domain's IOVA allocator takes the CPU hotplug lock, so the domain is created without
+        // `bounce_config` held.
         let allocated = self.alloc(asid, self.freeze() as usize / self.all.len());
         let mut bounce_config = self.bounce_config.lock();
         match allocated {
-            // Another caller may have been faster. Then the domain that this call allocated is
-            // dropped, without the lock.
+            // If another caller has created the domain meanwhile, the domain that this call created
+            // is dropped, without the lock held.
             Ok(handle) if space.0.as_ref().is_none() => {
                 bounce_config.frozen = true;
                 space.0.populate(handle);
@@ -173,7 +175,7 @@ impl Spaces {
         space.0.as_ref().ok_or(ENOMEM)
     }
 
-    /// Freezes the size of all bounce areas together. Returns that size, in bytes.
+    /// Fixes the total size of all bounce areas. Returns that size, in bytes.
     fn freeze(&self) -> u32 {
         let mut bounce_config = self.bounce_config.lock();
 
@@ -184,8 +186,9 @@ impl Spaces {
     /// Creates an address space's domain, with a bounce area of `size` bytes, rounded up to whole
     /// pages.
     fn alloc(&self, asid: u32, size: usize) -> Result<DomainHandle> {
-        // Only processes choose another address space: a virtio driver of this kernel finds all
-        // groups in address space 0, and maps its buffers there.
+        // Only address space 0 needs the IOVA caches. A virtio driver of this kernel finds all
+        // virtqueue groups in address space 0, and maps its buffers there. Only a process can move
+        // a group to another address space.
         let cache = (asid == 0).then_some(&self.cache);
 
         DomainHandle::new(cache, size.next_multiple_of(PAGE_SIZE), self.max_entries)
@@ -196,18 +199,18 @@ impl Spaces {
         self.all.iter().filter_map(|space| space.0.as_ref())
     }
 
-    /// Unmaps the bounce areas, after the driver was reset.
+    /// Unmaps all bounce areas, in a reset of the device.
     pub(super) fn reset(&self) {
         for handle in self.allocated() {
             handle.domain.owner().reset();
         }
     }
 
-    /// Replaces all mappings of an address space by those of a process; `announce` tells the
-    /// daemon.
+    /// Replaces all mappings of an address space by those of `iotlb`, the vhost IOTLB of a process.
+    /// `announce` tells the daemon that the mappings have changed.
     ///
-    /// If the daemon does not agree, or if the mappings cannot be created, the previous mappings
-    /// that are still wanted stay in place.
+    /// If the daemon does not agree, or if the mappings cannot be created, a previous mapping stays
+    /// in place if `iotlb` still has it.
     ///
     /// # Context
     ///
@@ -216,7 +219,7 @@ impl Spaces {
     /// # Errors
     ///
     /// - Those of [`get_or_alloc`](Self::get_or_alloc).
-    /// - [`ENOMEM`] if there are more mappings than the limit.
+    /// - [`ENOMEM`] if `iotlb` has more mappings than the limit, or if memory is short.
     /// - [`EINVAL`] if a mapping is invalid.
     /// - Those of `announce`.
     pub(super) fn set_map(
@@ -228,14 +231,16 @@ impl Spaces {
         self.get_or_alloc(asid)?.domain.owner().set(iotlb, announce)
     }
 
-    /// Drops all mappings of a process from an address space.
+    /// Drops all mappings of an address space if they belong to a process.
     pub(super) fn reset_map(&self, asid: u32) {
         if let Ok(handle) = self.get(asid) {
             handle.domain.owner().drop_files();
         }
     }
 
-    /// Registers memory of the current process in place of an address space's bounce pages.
+    /// Registers memory of the current process (umem) as the bounce pages of an address space.
+    /// `iova` and `size` must be those of the whole bounce area. `uaddr` is the address of the
+    /// memory.
     ///
     /// # Context
     ///
@@ -265,7 +270,8 @@ impl Spaces {
         area.register_umem(PinnedPages::pin_current(uaddr, area.size() >> PAGE_SHIFT)?)
     }
 
-    /// Deregisters the memory of a process from an address space's bounce area.
+    /// Deregisters the memory of a process (umem) from an address space's bounce area. `iova` and
+    /// `size` must be those of the whole bounce area.
     ///
     /// # Context
     ///
@@ -292,10 +298,11 @@ impl Spaces {
         area.deregister_umem().map(drop)
     }
 
-    /// Deregisters all memory that processes have registered, after the daemon is gone. May sleep.
+    /// Deregisters the memory of processes (umem) from all bounce areas, after the daemon is gone.
+    /// May sleep.
     pub(super) fn dereg_all_umem(&self) {
         for handle in self.allocated() {
-            // Most areas have none registered, which is fine.
+            // The error of an area without registered memory does not matter.
             let _ = handle.domain.bounce().deregister_umem();
         }
     }

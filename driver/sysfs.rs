@@ -45,7 +45,7 @@ pub(super) type DevAttributes = WithBinary<
 /// The attributes of a virtqueue, in the directory `vqN`.
 pub(super) type VqAttributes = (IrqCbAffinity,);
 
-/// Defines attributes that can only be read, each as a line of text.
+/// Defines read-only attributes, each of which is one line of text.
 macro_rules! read_only {
     ($(
         $(#[$doc:meta])*
@@ -88,8 +88,9 @@ read_only! {
     Status = c"status", |dev: &Dev| ("{:#04x}", dev.status());
     /// `suspended`: 1 if a driver has suspended the device, otherwise 0.
     IsSuspended = c"suspended", |dev: &Dev| ("{}", u8::from(dev.is_suspended()));
-    /// `broken`: 1 if the daemon did not answer a request in time, or refused one that cannot be
-    /// refused, and no daemon has opened the device since; otherwise 0.
+    /// `broken`: 1 if the device is broken, otherwise 0. A device becomes broken if the daemon does
+    /// not answer a request in time, or refuses a request that cannot be refused. The device ceases
+    /// to be broken when a daemon opens it again.
     Broken = c"broken", |dev: &Dev| ("{}", u8::from(dev.messages.is_broken()));
     /// `vduse_features`: the VDUSE features that were negotiated for the device.
     VduseFeatures = c"vduse_features", |dev: &Dev| ("{:#018x}", dev.negotiated.features);
@@ -97,8 +98,8 @@ read_only! {
     Extensions = c"vduse_extensions", |dev: &Dev| ("{:#018x}", dev.negotiated.extensions);
 }
 
-/// `config`: the configuration space. Readable by root only, as it may contain what identifies a
-/// device.
+/// `config`: the configuration space. Readable by root only, as it may contain data that identifies
+/// the device.
 pub(super) struct Config;
 
 impl BinaryAttribute for Config {
@@ -124,15 +125,16 @@ fn write_decimal(field: &mut [u8], mut value: u32) {
     for (i, at) in field.iter_mut().rev().enumerate() {
         *at = match value {
             0 if i > 0 => b' ',
-            // Less than 10.
+            // The remainder is below 10.
             _ => b'0' + (value % 10) as u8,
         };
         value /= 10;
     }
 }
 
-/// Reads, from byte `offset` on, from a table whose lines have `LEN` bytes each. `line` fills in a
-/// line, and returns [`None`] after the last one. Returns the number of bytes that were read.
+/// Reads a table from byte `offset` on into `buf`. Each line of the table has `LEN` bytes. `line`
+/// fills in the line with a given number, or returns [`None`] if there is no such line. Returns the
+/// number of bytes that were read.
 fn read_table<const LEN: usize>(
     offset: usize,
     buf: &mut [u8],
@@ -157,12 +159,12 @@ fn read_table<const LEN: usize>(
     read
 }
 
-/// `vqs`: the virtqueues, one line of [`LEN`](Vqs::LEN) bytes for each: the virtqueue, its size in
-/// descriptors (the size that the driver chose, or else the largest one), its group, and 1 if it is
-/// ready, otherwise 0.
+/// `vqs`: a table with one line of [`LEN`](Vqs::LEN) bytes for each virtqueue. A line has the
+/// virtqueue's index, its size in descriptors (the size that the driver chose or, before that, the
+/// largest size), its group, and 1 if the virtqueue is ready, otherwise 0.
 ///
-/// One file has all virtqueues: a device may have 65,535 of them, and a separate file for each
-/// number would take hundreds of bytes, which are charged to nobody.
+/// All virtqueues are in one file, as a device may have 65,535 of them. A file for each number of
+/// each virtqueue would take hundreds of bytes of kernel memory, which is charged to no process.
 pub(super) struct Vqs;
 
 impl Vqs {
@@ -198,8 +200,8 @@ impl BinaryAttribute for Vqs {
     }
 }
 
-/// `groups`: the virtqueue groups, one line of [`LEN`](Groups::LEN) bytes for each: the group, and
-/// its address space.
+/// `groups`: a table with one line of [`LEN`](Groups::LEN) bytes for each virtqueue group. A line
+/// has the group's index and its address space.
 pub(super) struct Groups;
 
 impl Groups {
@@ -232,7 +234,7 @@ impl BinaryAttribute for Groups {
     }
 }
 
-/// `msg_timeout`: the time that the daemon has to answer, in seconds; 0 means no limit.
+/// `msg_timeout`: the time that the daemon has to answer a request, in seconds; 0 means no limit.
 pub(super) struct MsgTimeout;
 
 #[vtable]
@@ -252,7 +254,7 @@ impl Attribute for MsgTimeout {
     }
 }
 
-/// `bounce_size`: the size of all bounce areas together, in bytes, 1 MiB to 1 GiB. Writable until
+/// `bounce_size`: the total size of all bounce areas, in bytes, from 1 MiB to 1 GiB. Writable until
 /// the device is put on the bus.
 pub(super) struct BounceSize;
 
@@ -271,8 +273,8 @@ impl Attribute for BounceSize {
     }
 }
 
-/// `irq_cb_affinity`: the CPUs that a virtqueue's interrupts may be taken on, as a bit mask in
-/// hexadecimal. At least one must be online.
+/// `irq_cb_affinity`: the CPUs on which a virtqueue's interrupts may be taken, as a bit mask in
+/// hexadecimal. A mask without an online CPU cannot be written.
 pub(super) struct IrqCbAffinity;
 
 #[vtable]

@@ -24,28 +24,29 @@ impl Argument {
         Self(UserPtr::from_addr(arg))
     }
 
-    /// Returns the argument of a 32-bit program.
+    /// Returns the argument of an ioctl that a 32-bit program calls.
     #[cfg(CONFIG_COMPAT)]
     pub(super) fn new_compat(arg: usize) -> Self {
-        // Only 32 bits of such a pointer count, whatever the others are.
+        // A 32-bit program's pointer has 32 bits. The upper bits of `arg` are ignored.
         Self::new(arg & u32::MAX as usize)
     }
 
-    /// Copies a structure in, or returns [`EFAULT`].
+    /// Copies a structure in from userspace, or returns [`EFAULT`].
     pub(super) fn read<T: FromBytes>(self) -> Result<T> {
         UserSlice::new(self.0, size_of::<T>()).reader().read()
     }
 
-    /// Copies a structure out, or returns [`EFAULT`].
+    /// Copies a structure out to userspace, or returns [`EFAULT`].
     pub(super) fn write<T: AsBytes>(self, value: &T) -> Result {
         UserSlice::new(self.0, size_of::<T>()).writer().write(value)
     }
 
-    /// Copies in the `len` bytes that follow a `T`.
+    /// Copies in the `len` bytes that follow the `T` to which the argument points.
     ///
     /// # Errors
     ///
-    /// [`EFAULT`], or [`ENOMEM`] if memory is short.
+    /// - [`EFAULT`] if the memory cannot be read.
+    /// - [`ENOMEM`] if memory is short.
     pub(super) fn read_after<T>(self, len: usize) -> Result<KVVec<u8>> {
         let start = self.0.wrapping_byte_add(size_of::<T>());
         let mut buf = KVVec::with_capacity(len, GFP_KERNEL_ACCOUNT)?;

@@ -2,8 +2,10 @@
 
 //! The driver side of a device on the vDPA bus.
 //!
-//! Requests that concern the daemon are sent to it as [messages](super::msg). The others are served
-//! from what the daemon has set up, or recorded until the daemon asks.
+//! The vDPA core calls the operations of [`DriverSide`] on behalf of the device's driver.
+//! Operations that the daemon must know of are sent to the daemon as [messages](super::msg). Other
+//! operations return what the daemon has set up, or record the driver's settings until the daemon
+//! queries them.
 
 use super::{
     dev::{
@@ -57,17 +59,18 @@ use kernel::{
 pub(crate) struct DriverSide {
     /// The mapping tokens, by virtqueue group.
     tokens: KVVec<Token<Mappings>>,
-    /// The mapping token of a virtqueue that is [shadowed](super::shadow). Boxed, as few devices
-    /// have one.
+    /// The mapping token of the virtqueue that is [shadowed](super::shadow), if the device has a
+    /// shadow. Boxed, as few devices have a shadow.
     shadowed_token: Option<KBox<Token<Mappings>>>,
     /// Whether the device was reset but the daemon did not acknowledge the reset.
     reset_refused: AtomicFlag,
-    /// Dropped last: after that, the device may be destroyed.
+    /// The device. Dropped last, as the device may be destroyed after that.
     dev: Attached,
 }
 
 impl DriverSide {
-    /// Prepares a device for the bus, which includes every step that can fail.
+    /// Prepares a device for being added to the vDPA bus: creates address space 0 and the mapping
+    /// tokens.
     ///
     /// # Context
     ///
@@ -99,7 +102,7 @@ impl DriverSide {
         })
     }
 
-    /// Returns the number of virtqueue groups and that of address spaces.
+    /// Returns the number of virtqueue groups and the number of address spaces.
     pub(super) fn counts(&self) -> (u32, u32) {
         // Both were 32-bit numbers when the device was created.
         (self.dev.ngroups, self.dev.spaces.len() as u32)
@@ -122,8 +125,8 @@ impl DriverSide {
             return;
         };
 
-        // Groups leave address space 0 only on behalf of a process, so the kernel has nothing
-        // mapped in the spaces that they return from.
+        // Only a process can move a group out of address space 0. So no kernel driver has mapped
+        // anything in the address spaces that the groups leave now.
         Token::retarget_all(&self.tokens, &handle.domain);
         for (group, token) in self.tokens.iter().enumerate() {
             if token.points_to(&handle.domain) {
@@ -133,8 +136,9 @@ impl DriverSide {
     }
 
     fn send(&self, kind: u32, body: RequestBody, driver: BusDriver) -> Result<uapi::DevResponse> {
-        // Suspending the machine takes the driver core's lock of every device. A vhost process
-        // calls with no such lock held; a kernel driver is bound and unbound with one held.
+        // Suspending the machine takes the driver core's lock of every device. A vhost process does
+        // not hold such a lock here, so it may be frozen. A kernel driver that is being bound or
+        // unbound holds one, so it must not be frozen.
         let suspending = match driver {
             BusDriver::Vhost => Suspending::Freezes,
             BusDriver::Kernel | BusDriver::None => Suspending::GivesUp,
@@ -143,7 +147,8 @@ impl DriverSide {
         self.dev.messages.send(kind, body, suspending)
     }
 
-    /// Tells the daemon that the device is reset.
+    /// Tells the daemon that the device is reset. Records whether the daemon acknowledged the
+    /// reset.
     fn tell_reset(&self, driver: BusDriver) -> Result {
         let told = self.send(uapi::SET_STATUS, RequestBody::from_status(0), driver);
 
@@ -151,7 +156,7 @@ impl DriverSide {
         told.map(drop)
     }
 
-    /// Calls `f` with a virtqueue. The core's indexes are those of the device.
+    /// Calls `f` with the virtqueue `index`. The vDPA core and the device use the same indexes.
     fn vq<R>(&self, index: u16, f: impl FnOnce(&Arc<super::vq::Vq>) -> R) -> Result<R> {
         self.dev.vq(index.into()).map(f)
     }
@@ -171,8 +176,8 @@ impl Operations for DriverSide {
         let mut mac = [0; 6];
         self.dev.read_config(0, &mut mac, true);
 
-        // The daemon finds another virtqueue than the one that the driver has made, and never the
-        // address of that, which is a physical one.
+        // The daemon gets the address of the shadow's own virtqueue. The daemon never sees the
+        // address of the driver's virtqueue, which is a physical address.
         let (num, address) = shadow.begin(
             vq.snapshot().num,
             address,
@@ -275,7 +280,7 @@ impl Operations for DriverSide {
     }
 
     fn device_features(&self, driver: BusDriver) -> u64 {
-        // Without a driver, the caller is netlink.
+        // If the device has no driver, the caller is netlink, and no feature is hidden.
         self.dev.offered(driver == BusDriver::Kernel)
     }
 
@@ -304,21 +309,23 @@ impl Operations for DriverSide {
     fn set_status(&self, step: Step, driver: BusDriver) {
         let is_kernel = driver != BusDriver::Vhost;
         if step.begins && is_kernel {
-            // A kernel driver takes over a device that its predecessor has reset, and does not
-            // check whether the daemon knows of the reset. A daemon that does not know still uses
-            // the previous rings.
+            // A kernel driver takes over a device that the previous driver has reset, and does not
+            // check whether the daemon acknowledged that reset. A daemon that missed the reset
+            // still uses the previous driver's rings, so this call tells the daemon of the reset
+            // again.
             self.dev.settle_vq_sizes();
             if self.reset_refused.load(Relaxed) {
                 let _ = self.tell_reset(driver);
             }
         }
 
-        // The status changes when the daemon agrees, which is before this function returns; the
-        // driver finds out by reading the status back.
+        // If the daemon agrees, the status changes before this function returns. The driver reads
+        // the status back to find out whether the daemon has agreed.
         let body = RequestBody::from_status(step.status);
         let told = if step.phase == Phase::Ready && is_kernel {
-            // A kernel driver does not check whether the daemon agreed, and waits for its first
-            // requests, which a daemon that was not told does not serve.
+            // A kernel driver does not check whether the daemon agreed to `DRIVER_OK`, and then
+            // waits for its first requests. A daemon that missed `DRIVER_OK` does not serve these
+            // requests, so this wait for the daemon outlasts a suspend.
             let messages = &self.dev.messages;
 
             messages.send(uapi::SET_STATUS, body, Suspending::Waits)
@@ -328,7 +335,8 @@ impl Operations for DriverSide {
 
         self.dev
             .set_driver_ok_refused(step.phase == Phase::Ready && told.is_err() && is_kernel);
-        // A daemon that came after the virtqueues were set up is told what was set before.
+        // If the daemon opened the device after the virtqueues were set up, the shadow now begins
+        // to restore the settings that the driver had made before.
         if let Some((vq, shadow)) = self.dev.shadowed() {
             shadow.advance(vq, self.dev.is_driven());
         }
@@ -337,7 +345,8 @@ impl Operations for DriverSide {
     fn reset(&self, driver: BusDriver) -> Result {
         let told = self.tell_reset(driver);
 
-        // Done whatever the daemon answers: the driver is going to free its memory.
+        // The device is reset whatever the daemon answers, as the driver is going to free its
+        // memory.
         self.dev.reset();
         self.reset_groups();
         if let Some(shadow) = self.dev.shadow() {
@@ -358,7 +367,7 @@ impl Operations for DriverSide {
     }
 
     fn resume(&self, driver: BusDriver) -> Result {
-        // vhost does not check whether the device is suspended.
+        // vhost also calls this for a device that is not suspended.
         if self.dev.is_suspended() {
             self.send(uapi::extension::RESUME, RequestBody::default(), driver)?;
         }
@@ -376,7 +385,8 @@ impl Operations for DriverSide {
     }
 
     fn set_config(&self, _offset: usize, _buf: &[u8]) {
-        // The configuration space is the daemon's; no message could tell the daemon of a change.
+        // A driver's write is ignored: the daemon owns the configuration space, and there is no
+        // message that tells the daemon of a write.
     }
 
     fn generation(&self) -> u32 {
@@ -396,7 +406,8 @@ impl Operations for DriverSide {
     }
 
     fn reset_map(&self, asid: u32) -> Result {
-        // The owner of the mappings is gone; a reset has told the daemon.
+        // The process that owned the mappings is gone. The daemon knows of that from an earlier
+        // reset.
         self.dev.spaces.reset_map(asid);
 
         Ok(())

@@ -4,13 +4,13 @@
 //!
 //! # Contexts
 //!
-//! A virtqueue's lock is taken by kicks, which come from softirqs and from code that runs with
-//! interrupts off. So the lock is only ever held with interrupts off, and code under it only reads
-//! and writes a few words and signals an eventfd. Interrupts are injected in process context.
+//! Kicks take a virtqueue's lock. A driver may kick in a softirq or with interrupts disabled, so
+//! interrupts are always disabled while the lock is held. Code that holds the lock only reads and
+//! writes a few words and signals an eventfd. Interrupts are injected in process context.
 //!
 //! # Lock order
 //!
-//! The driver's callback slot, then the virtqueue's lock.
+//! The lock of the driver's callback slot, then the virtqueue's lock.
 
 use crate::{
     bindings::{
@@ -55,7 +55,7 @@ use kernel::{
     },
 };
 
-/// The daemon's and the driver side's settings of a virtqueue.
+/// The settings of a virtqueue: those of the daemon and those of the driver.
 #[derive(Default)]
 struct State {
     /// The largest size, in descriptors; 0 before the virtqueue is set up.
@@ -63,28 +63,29 @@ struct State {
     /// The pending largest size, which the next driver will see; [`None`] if none is pending.
     next_max_size: Option<u16>,
     group: u32,
-    /// The size that the driver chose, in descriptors; 0 before that.
+    /// The size that the driver chose, in descriptors; 0 before the driver has chosen a size.
     num: u32,
     address: VqAddress,
     state: VqState,
-    /// Whether the virtqueue is ready: the driver has set this and, if the daemon is asked, the
-    /// daemon has agreed.
+    /// Whether the virtqueue is ready: the driver has enabled the virtqueue and, if `F_QUEUE_READY`
+    /// was negotiated, the daemon has agreed.
     ready: bool,
-    /// Whether the virtqueue is ready as far as the driver knows. Drivers are not told that a
-    /// daemon has refused.
+    /// Whether the driver has enabled the virtqueue. The driver does not learn whether the daemon
+    /// has agreed.
     wanted: bool,
-    /// Whether the daemon was asked to agree to `wanted` and did not, so that the next daemon finds
-    /// `wanted` in effect. Changes only under the mutex of the messages, and in a reset.
+    /// Whether the daemon was asked to agree to `wanted` and did not agree. In this case, `wanted`
+    /// takes effect when the next daemon opens the device. Becomes true only under the mutex of the
+    /// messages.
     refused: bool,
-    /// Whether the device is suspended: kicks are held back.
+    /// Whether the device is suspended, so that kicks are held back.
     suspended: bool,
     kickfd: Option<EventFd>,
-    /// Whether there was a kick of which no daemon was told.
+    /// Whether there was a kick of which no daemon has been notified.
     kicked: bool,
 }
 
 impl State {
-    /// Tells the daemon of a kick or, if that is not possible now, records the kick for later.
+    /// Notifies the daemon of a kick or, if that is not possible now, records the kick for later.
     fn kick(&mut self) {
         match &self.kickfd {
             Some(kickfd) if self.ready && !self.suspended => kickfd.signal(),
@@ -92,7 +93,7 @@ impl State {
         }
     }
 
-    /// Tells the daemon of a kick of which no daemon was told, if that is possible now.
+    /// Notifies the daemon of a kick that was recorded, if that is possible now.
     fn kick_again(&mut self) {
         if self.kicked && self.ready && !self.suspended {
             if let Some(kickfd) = &self.kickfd {
@@ -110,7 +111,7 @@ impl State {
     }
 }
 
-/// A consistent snapshot of the driver side's settings of a virtqueue.
+/// A consistent snapshot of the driver's settings of a virtqueue.
 pub(super) struct Snapshot {
     pub(super) num: u32,
     pub(super) address: VqAddress,
@@ -124,12 +125,13 @@ pub(super) struct Vq {
     #[pin]
     state: SpinLockIrqSave<State>,
     callback: Arc<CallbackSlot>,
-    /// The CPUs that interrupts go to; any CPU, if unset.
+    /// The CPUs that interrupts go to. If unset, interrupts go to any CPU.
     affinity: OnceBox<AtomicCpumask>,
     /// The CPU to which an interrupt was last sent from another CPU; `u32::MAX` if there was none.
     last_cpu: Atomic<u32>,
     queue: Arc<OwnedQueue>,
-    /// The length of the chain that ends with the deferred kick; 0 if no kick is deferred.
+    /// The length of the [chain of kicks](MAX_KICK_CHAIN) that ends with the deferred kick; 0 if no
+    /// kick is deferred.
     kick_chain: Atomic<u32>,
     #[pin]
     kick_work: Work<Vq, KICK>,
@@ -137,10 +139,10 @@ pub(super) struct Vq {
     inject_work: Work<Vq, INJECT>,
 }
 
-/// Maximum length of a chain of kicks, in which each kick but the first comes from signalling the
-/// eventfd of the previous one. Daemons that forward their kicks to another device make chains of
-/// two or three. A circular chain would never end, and its CPU time would be charged to no process,
-/// as deferred kicks run in a worker.
+/// Maximum length of a chain of kicks. Signalling the kick eventfd of one virtqueue may cause a
+/// kick of another virtqueue, and so on. Daemons that forward their kicks to another device cause
+/// chains of two or three kicks. A circular chain would never end, and its CPU time would be
+/// charged to no process, as deferred kicks run in a worker.
 const MAX_KICK_CHAIN: u32 = 4;
 
 const KICK: u64 = 0;
@@ -171,15 +173,15 @@ impl WorkItem<INJECT> for Vq {
 
     fn run(this: Arc<Self>) {
         // Only vhost suspends a device, and vhost's interrupts are not deferred to this work. So if
-        // the device has been suspended since the interrupt was accepted, the driver has changed,
-        // and the interrupt can be dropped.
+        // the device is suspended now, the driver has changed since the interrupt was accepted, and
+        // the interrupt can be dropped.
         let _ = this.callback.call();
     }
 }
 
 impl Vq {
-    /// Creates a virtqueue that interrupts its driver through `callback`, by work on `queue` if
-    /// that cannot be done in the caller's own context.
+    /// Creates a virtqueue that interrupts its driver through `callback`. `queue` runs interrupts
+    /// that are sent to another CPU, and kicks that are deferred.
     ///
     /// # Context
     ///
@@ -204,7 +206,7 @@ impl Vq {
         )
     }
 
-    /// Sets up the virtqueue for the daemon. The device must not be on the bus.
+    /// Sets up the virtqueue as the daemon has configured it. The device must not be on the bus.
     pub(super) fn set_up(&self, config: &VqConfig) {
         let mut state = self.state.lock();
 
@@ -220,8 +222,8 @@ impl Vq {
         state.max_size == config.max_size && state.group == config.group
     }
 
-    /// Sets the largest size for the next driver, which takes effect with the next reset or
-    /// [`settle_max_size`](Self::settle_max_size).
+    /// Sets the largest size for the next driver, in descriptors. The size is pending until the
+    /// next reset or call of [`settle_max_size`](Self::settle_max_size).
     pub(super) fn set_next_max_size(&self, max_size: u16) {
         self.state.lock().next_max_size = Some(max_size);
     }
@@ -241,7 +243,7 @@ impl Vq {
         self.state.lock().max_size
     }
 
-    /// Returns the size that the driver chose, or else the largest one, in descriptors.
+    /// Returns the size that the driver chose or, before that, the largest size, in descriptors.
     pub(super) fn size(&self) -> u16 {
         let state = self.state.lock();
 
@@ -268,12 +270,14 @@ impl Vq {
         self.state.lock().state = new;
     }
 
-    /// Enables or disables the virtqueue. The daemon, if it is asked, has agreed.
+    /// Enables or disables the virtqueue, after the daemon has agreed or if the daemon need not
+    /// agree.
     pub(super) fn set_ready(&self, ready: bool) {
         self.state.lock().set_ready(ready);
     }
 
-    /// Records that the driver enables or disables the virtqueue, before the daemon is asked.
+    /// Records that the driver enables or disables the virtqueue. Called before the daemon is asked
+    /// to agree.
     pub(super) fn set_wanted(&self, ready: bool) {
         let mut state = self.state.lock();
 
@@ -281,13 +285,14 @@ impl Vq {
         state.refused = false;
     }
 
-    /// Records that the daemon did not agree to what the driver wants.
+    /// Records that the daemon did not agree to the change that [`set_wanted`](Self::set_wanted)
+    /// recorded.
     pub(super) fn set_refused(&self) {
         self.state.lock().refused = true;
     }
 
-    /// Puts into effect what the driver wants and the previous daemon did not agree to, so that a
-    /// new daemon finds the virtqueue as the driver knows it.
+    /// Enables or disables the virtqueue as the driver wants, if the previous daemon did not agree.
+    /// So a new daemon finds the virtqueue in the state that the driver believes it to have.
     pub(super) fn settle_ready(&self) {
         let mut state = self.state.lock();
 
@@ -313,15 +318,16 @@ impl Vq {
         }
     }
 
-    /// Tells the daemon that the driver has made buffers available. Any context.
+    /// Notifies the daemon that the driver has made buffers available. Any context.
     pub(super) fn kick(self: &Arc<Self>) {
         if eventfd::signal_allowed() {
             self.kick_now();
             return;
         }
 
-        // Called from within the wake-up of an eventfd: that of another virtqueue's kick, of this
-        // virtqueue's own kick, or any other.
+        // This is a call from within the wake-up of an eventfd, so no eventfd may be signalled
+        // here. The eventfd is the kick eventfd of another virtqueue, that of this virtqueue, or
+        // any other eventfd.
         let chain = self.queue.tag().map_or(1, |before| before + 1);
         if chain <= MAX_KICK_CHAIN {
             self.kick_later(chain);
@@ -333,23 +339,23 @@ impl Vq {
     fn kick_later(self: &Arc<Self>, chain: u32) {
         let mut pending = self.kick_chain.load(Relaxed);
         loop {
-            // When two kicks merge into one, the shorter chain counts: kicks that follow from it
-            // must not get lost.
+            // When two kicks merge into one, the shorter chain counts, so that kicks that follow
+            // from the shorter chain do not get lost.
             let shorter = if pending == 0 {
                 chain
             } else {
                 pending.min(chain)
             };
 
-            // Written even if unchanged, so that a worker that handles this kick along with the
-            // previous one sees the buffers of both.
+            // The value is written even if it does not change. So a worker that handles both this
+            // kick and an earlier one sees the buffers of both.
             match self.kick_chain.cmpxchg(pending, shorter, Full) {
                 Ok(_) => break,
                 Err(now) => pending = now,
             }
         }
 
-        // If the work is queued already, the worker will see this kick.
+        // If the work is queued already, the worker will handle this kick as well.
         let _ = self.queue.enqueue::<Arc<Self>, KICK>(self.clone());
     }
 
@@ -363,7 +369,7 @@ impl Vq {
         self.state.lock().suspended = true;
     }
 
-    /// Tells the daemon of kicks again, including one that was held back.
+    /// Notifies the daemon of kicks again. If a kick was held back, notifies the daemon at once.
     ///
     /// # Context
     ///
@@ -375,8 +381,8 @@ impl Vq {
         state.kick_again();
     }
 
-    /// Sets or removes the eventfd by which the daemon is told of kicks. A new eventfd is signalled
-    /// at once if there was a kick of which no daemon was told.
+    /// Sets or removes the eventfd that notifies the daemon of kicks. A new eventfd is signalled at
+    /// once if there was a kick of which no daemon has been notified.
     pub(super) fn set_kickfd(&self, kickfd: Option<EventFd>) {
         let mut state = self.state.lock();
         let old = core::mem::replace(&mut state.kickfd, kickfd);
@@ -387,8 +393,8 @@ impl Vq {
         drop(old);
     }
 
-    /// Removes the eventfd of a daemon that is gone. The next daemon is told again of kicks that
-    /// were signalled to this one but not seen.
+    /// Removes the kick eventfd of a daemon that is gone. If the virtqueue is enabled, also records
+    /// a kick for the next daemon, as the daemon that is gone may not have handled all kicks.
     pub(super) fn abandon_kickfd(&self) {
         let mut state = self.state.lock();
         let old = state.kickfd.take();
@@ -401,7 +407,8 @@ impl Vq {
         drop(old);
     }
 
-    /// Discards the driver's settings. The daemon's settings stay.
+    /// Discards the driver's settings and the kick eventfd. The daemon's setup stays, with the
+    /// pending largest size applied if there is one.
     pub(super) fn reset(&self) {
         let mut state = self.state.lock();
         let new = State {
@@ -453,9 +460,10 @@ impl Vq {
 
     /// Interrupts the driver.
     ///
-    /// The driver is called back in the caller's own context if this CPU is one of those that
-    /// interrupts go to, if none of those is online, or if the driver is vhost, even if a former
-    /// driver has restricted the CPUs. Otherwise, another CPU calls the driver back.
+    /// The driver's callback runs in the caller's own context if this CPU is one of those that
+    /// interrupts go to, or if none of those CPUs is online. The callback of vhost always runs in
+    /// the caller's own context, even if an earlier driver has restricted the CPUs. Otherwise, the
+    /// callback runs on another CPU, from a workqueue.
     ///
     /// # Errors
     ///
@@ -470,7 +478,7 @@ impl Vq {
         match mask.and_then(|mask| self.elsewhere(mask)) {
             Some(cpu) => {
                 self.callback.accepts()?;
-                // If the work is queued already, the driver will be called after this.
+                // If the work is queued already, that work will still call the driver.
                 let _ = self
                     .queue
                     .enqueue_on::<Arc<Self>, INJECT>(cpu, self.clone());
@@ -480,8 +488,8 @@ impl Vq {
         }
     }
 
-    /// Returns the CPU to send an interrupt to, in rotation, or [`None`] if this CPU can take the
-    /// interrupt.
+    /// Returns the CPU of `mask` to send an interrupt to, in rotation. Returns [`None`] if this CPU
+    /// can take the interrupt, or if no CPU of `mask` is online.
     fn elsewhere(&self, mask: &AtomicCpumask) -> Option<CpuId> {
         // If the task moves to another CPU after this check, the interrupt is taken on that CPU,
         // which does no harm.

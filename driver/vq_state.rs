@@ -15,7 +15,8 @@ use crate::{
     },
 };
 
-/// Converts a state that a daemon reported. Bits that the bus has no room for are dropped.
+/// Converts a state that the daemon reported to that of the vDPA bus. Bits for which the vDPA bus
+/// has no room are dropped.
 pub(super) fn from_abi(state: VqStateUnion, is_packed: bool) -> VqState {
     if !is_packed {
         return VqState::from_split(state.split());
@@ -34,7 +35,7 @@ pub(super) fn from_abi(state: VqStateUnion, is_packed: bool) -> VqState {
     )
 }
 
-/// Converts a state that a driver set.
+/// Converts a state that the driver set to that of the ABI.
 pub(super) fn to_abi(state: VqState, is_packed: bool) -> VqStateUnion {
     if !is_packed {
         return VqStateUnion::from_split(state.split());

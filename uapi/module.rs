@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note OR BSD-3-Clause
 
-//! The kernel module's addition to the ABI: the proof that all structures are nothing but bytes, so
-//! that they can be copied from and to userspace. A structure with padding does not compile.
+//! The proof, which only the kernel module needs, that every byte of each structure of the ABI is
+//! part of a field. So the module can copy the structures from and to userspace. A structure with
+//! padding does not compile.
 
 use super::*;
 use crate::bindings::pod::pod;

@@ -6,17 +6,17 @@
 //! constructor and an accessor for each member, so that reading it needs no `unsafe`. Padding in C
 //! is a named field here, so that every byte of every structure is defined.
 //!
-//! Userspace must follow the rules of `include/uapi/linux/vduse.h`; the values that userspace
-//! passes to the driver side are those of the virtio specification, version 1.3.
+//! Userspace must follow the rules of `include/uapi/linux/vduse.h`. The values that userspace
+//! passes on to the driver are those of the virtio specification, version 1.3.
 
-/// Version 0 of the API: one virtqueue group, one address space.
+/// Version 0 of the API, in which a device has one virtqueue group and one address space.
 pub const API_VERSION_0: u64 = 0;
 
-/// Version 1 of the API: virtqueue groups and address spaces.
+/// Version 1 of the API, in which a device can have several virtqueue groups and address spaces.
 pub const API_VERSION_1: u64 = 1;
 
-/// Bit of a device's VDUSE features: the daemon is asked before a virtqueue becomes ready, or
-/// ceases to be ([`SET_VQ_READY`], since Linux 7.3).
+/// Bit of a device's VDUSE features: the kernel asks the daemon, by [`SET_VQ_READY`], before a
+/// virtqueue becomes ready or ceases to be ready (since Linux 7.3).
 pub const F_QUEUE_READY: u64 = 1 << 0;
 /// Bit of a device's VDUSE features: the driver may suspend the device ([`SUSPEND`], since Linux
 /// 7.3).
@@ -32,25 +32,28 @@ pub const ACCESS_WO: u8 = 2;
 /// Permission: the device may read and write the IOVA region.
 pub const ACCESS_RW: u8 = 3;
 
-/// Bit of [`IovaInfo::capability`]: the region can be backed by memory of the caller.
+/// Bit of [`IovaInfo::capability`]: the daemon can back the region with its own memory
+/// ([`ioctl::IOTLB_REG_UMEM`]).
 pub const IOVA_CAP_UMEM: u64 = 1 << 0;
 
-/// Value of [`VqEventfd::fd`] that removes the kick eventfd.
+/// Value of [`VqEventfd::fd`] that removes the kick eventfd from a virtqueue.
 pub const EVENTFD_DEASSIGN: i32 = -1;
 
-/// Value of [`DevRequest::kind`]: report the state of a virtqueue.
+/// Value of [`DevRequest::kind`]: the kernel asks for the state of a virtqueue.
 pub const GET_VQ_STATE: u32 = 0;
 /// Value of [`DevRequest::kind`]: the driver wrote the device status.
 pub const SET_STATUS: u32 = 1;
-/// Value of [`DevRequest::kind`]: mappings changed, forget those of an IOVA range.
+/// Value of [`DevRequest::kind`]: mappings have changed, and the daemon must discard all mappings
+/// of an IOVA range.
 pub const UPDATE_IOTLB: u32 = 2;
 /// Value of [`DevRequest::kind`]: a virtqueue group moves to another address space (version 1).
 pub const SET_VQ_GROUP_ASID: u32 = 3;
-/// Value of [`DevRequest::kind`]: a virtqueue becomes ready, or ceases to be ([`F_QUEUE_READY`]).
+/// Value of [`DevRequest::kind`]: a virtqueue becomes ready or ceases to be ready
+/// ([`F_QUEUE_READY`]).
 pub const SET_VQ_READY: u32 = 4;
-/// Value of [`DevRequest::kind`]: the device stops processing virtqueues ([`F_SUSPEND`]). There is
-/// no body. After a successful response, the driver neither kicks nor can be interrupted until the
-/// device is reset or resumed.
+/// Value of [`DevRequest::kind`]: the daemon must stop processing virtqueues ([`F_SUSPEND`]). The
+/// request has no body. After a successful response, the daemon is not kicked and cannot interrupt
+/// the driver until the device is reset or resumed.
 pub const SUSPEND: u32 = 5;
 
 /// Value of [`DevResponse::result`]: the request was carried out.
@@ -69,10 +72,11 @@ pub mod ioctl {
     /// The type byte of every VDUSE ioctl.
     const BASE: u32 = 0x81;
 
-    /// Composes a number: direction, type byte, number within the type, size of the argument in
-    /// bytes.
+    /// Composes the number of an ioctl from its direction, its type byte, its number within the
+    /// type, and the size of its argument in bytes.
     pub(super) const fn compose(direction: u32, base: u32, nr: u32, size: usize) -> u32 {
-        // The size has fourteen bits: every structure here is far below that limit.
+        // The field for the size has fourteen bits. The size of every structure here is far below
+        // that limit.
         assert!(size < 1 << 14);
         direction << 30 | (size as u32) << 16 | base << 8 | nr
     }
@@ -81,46 +85,52 @@ pub mod ioctl {
         compose(direction, BASE, nr, size)
     }
 
-    /// On the control device: reads the API version of this file.
+    /// On the control device: reads the API version of this open file, a `u64`.
     pub const GET_API_VERSION: u32 = number(READ, 0x00, size_of::<u64>());
-    /// On the control device: sets the API version of this file.
+    /// On the control device: sets the API version of this open file, a `u64`.
     pub const SET_API_VERSION: u32 = number(WRITE, 0x01, size_of::<u64>());
-    /// On the control device: creates a device from a [`DevConfig`] and the bytes that follow it.
+    /// On the control device: creates a device from a [`DevConfig`] and the bytes of the
+    /// configuration space that follow it.
     pub const CREATE_DEV: u32 = number(WRITE, 0x02, size_of::<DevConfig>());
     /// On the control device: destroys the device of the given name, an array of [`NAME_MAX`]
     /// bytes.
     pub const DESTROY_DEV: u32 = number(WRITE, 0x03, NAME_MAX);
 
-    /// On the control device: reads the VDUSE features that the kernel has, a `u64` (since Linux
-    /// 7.3). Has no other effect.
+    /// On the control device: reads the VDUSE features that the kernel supports, a `u64` (since
+    /// Linux 7.3). Has no other effect.
     pub const GET_FEATURES: u32 = number(READ, 0x04, size_of::<u64>());
-    /// On the control device: sets the VDUSE features of the devices that this file creates from
-    /// now on, a `u64` (since Linux 7.3). They are 0 after opening the file.
+    /// On the control device: sets the VDUSE features, a `u64`, of the devices that are created
+    /// through this open file from now on (since Linux 7.3). When the file is opened, the features
+    /// are 0.
     pub const SET_FEATURES: u32 = number(WRITE, 0x05, size_of::<u64>());
 
-    /// Finds an IOVA region, an [`IotlbEntry`]; returns a file descriptor to map the region with.
+    /// Finds an IOVA region, and returns a file descriptor through which the daemon can map the
+    /// region. The argument is an [`IotlbEntry`].
     pub const IOTLB_GET_FD: u32 = number(READ | WRITE, 0x10, size_of::<IotlbEntry>());
     /// Reads the features that the driver accepted, a `u64`.
     pub const DEV_GET_FEATURES: u32 = number(READ, 0x11, size_of::<u64>());
-    /// Writes to the configuration space: a [`ConfigData`] and the bytes that follow it.
+    /// Writes to the configuration space. The argument is a [`ConfigData`], followed by the bytes
+    /// to write.
     pub const DEV_SET_CONFIG: u32 = number(WRITE, 0x12, size_of::<ConfigData>());
     /// Tells the driver that the configuration space has changed.
     pub const DEV_INJECT_CONFIG_IRQ: u32 = number(NONE, 0x13, 0);
-    /// Sets up a virtqueue, a [`VqConfig`].
+    /// Sets up a virtqueue. The argument is a [`VqConfig`].
     pub const VQ_SETUP: u32 = number(WRITE, 0x14, size_of::<VqConfig>());
-    /// Reads the driver's settings of a virtqueue, a [`VqInfo`].
+    /// Reads the driver's settings of a virtqueue. The argument is a [`VqInfo`].
     pub const VQ_GET_INFO: u32 = number(READ | WRITE, 0x15, size_of::<VqInfo>());
-    /// Sets the kick eventfd of a virtqueue, a [`VqEventfd`].
+    /// Sets the kick eventfd of a virtqueue. The argument is a [`VqEventfd`].
     pub const VQ_SETUP_KICKFD: u32 = number(WRITE, 0x16, size_of::<VqEventfd>());
-    /// Interrupts the driver on behalf of the virtqueue with the given index, a `u32`.
+    /// Interrupts the driver on behalf of a virtqueue. The argument is the virtqueue's index, a
+    /// `u32`.
     pub const VQ_INJECT_IRQ: u32 = number(WRITE, 0x17, size_of::<u32>());
-    /// Backs an IOVA region with memory of the caller, an [`IovaUmem`].
+    /// Backs an IOVA region with memory of the caller. The argument is an [`IovaUmem`].
     pub const IOTLB_REG_UMEM: u32 = number(WRITE, 0x18, size_of::<IovaUmem>());
-    /// Deregisters the memory of the caller from an IOVA region, an [`IovaUmem`].
+    /// Deregisters memory that backs an IOVA region. The argument is an [`IovaUmem`].
     pub const IOTLB_DEREG_UMEM: u32 = number(WRITE, 0x19, size_of::<IovaUmem>());
-    /// Finds an IOVA region and reports its capabilities, an [`IovaInfo`].
+    /// Finds an IOVA region and reports its capabilities. The argument is an [`IovaInfo`].
     pub const IOTLB_GET_INFO: u32 = number(READ | WRITE, 0x1a, size_of::<IovaInfo>());
-    /// Does the same as [`IOTLB_GET_FD`] in a given address space, an [`IotlbEntryV2`] (version 1).
+    /// Does the same as [`IOTLB_GET_FD`] in a given address space (version 1). The argument is an
+    /// [`IotlbEntryV2`].
     pub const IOTLB_GET_FD2: u32 = number(READ | WRITE, 0x1b, size_of::<IotlbEntryV2>());
 
     /// [`IOTLB_GET_FD`] as a 32-bit x86 program calls it.
@@ -129,17 +139,17 @@ pub mod ioctl {
     pub const COMPAT_VQ_GET_INFO: u32 = number(READ | WRITE, 0x15, size_of::<CompatVqInfo>());
 }
 
-/// What `vduse_rs` adds to the ABI of Linux.
+/// The extensions, which `vduse_rs` adds to the VDUSE ABI of Linux.
 ///
 /// Linux assigns message types, feature bits and ioctl numbers consecutively, and reserves no range
-/// for others. So nothing here is in these ranges: the ioctls have a type byte of their own, the
-/// features are a word of their own, and the messages have the topmost bit set. A daemon that does
-/// not ask for an extension never sees any of this.
+/// for other modules. So the extensions use no number that Linux may assign: their ioctls have
+/// another type byte, their feature bits are in another word, and their message types have the
+/// topmost bit set. A daemon that does not set an extension never sees its messages.
 pub mod extension {
     use super::ioctl;
 
-    /// The type byte of the ioctls, which `Documentation/userspace-api/ioctl/ioctl-number.rst`
-    /// assigns to nobody.
+    /// The type byte of the extensions' ioctls.
+    /// `Documentation/userspace-api/ioctl/ioctl-number.rst` assigns this type byte to no driver.
     const BASE: u32 = 0x82;
 
     const fn number(direction: u32, nr: u32) -> u32 {
@@ -150,23 +160,25 @@ pub mod extension {
     /// ([`RESUME`]). Requires [`F_SUSPEND`](super::F_SUSPEND).
     pub const F_RESUME: u64 = 1 << 0;
 
-    /// Value of [`DevRequest::kind`](super::DevRequest::kind): the device resumes processing
-    /// virtqueues ([`F_RESUME`]). There is no body.
+    /// Value of [`DevRequest::kind`](super::DevRequest::kind): the daemon resumes processing
+    /// virtqueues ([`F_RESUME`]). The request has no body.
     ///
     /// The driver may have changed the settings of virtqueues since the device was suspended, so
-    /// the daemon reads them again ([`VQ_GET_INFO`](super::ioctl::VQ_GET_INFO)). A kick that was
-    /// held back meanwhile arrives when the daemon writes the response.
+    /// the daemon must read the settings again ([`VQ_GET_INFO`](super::ioctl::VQ_GET_INFO)). If a
+    /// kick was held back while the device was suspended, the daemon is kicked when it writes a
+    /// successful response.
     pub const RESUME: u32 = 1 << 31;
 
-    /// On the control device: reads the extensions that the kernel module has, as a `u64`. Fails
-    /// with `EINVAL` on other drivers.
+    /// On the control device: reads the extensions that the kernel module supports, a `u64`. Fails
+    /// with `EINVAL` on other modules, such as the in-tree driver.
     pub const GET_FEATURES: u32 = number(ioctl::READ, 0x00);
     /// On the control device: sets the extensions, a `u64`, of the devices that are created through
-    /// this file from now on. When the file is opened, the extensions are 0.
+    /// this open file from now on. When the file is opened, the extensions are 0.
     pub const SET_FEATURES: u32 = number(ioctl::WRITE, 0x01);
 }
 
-/// The configuration of a device, followed in memory by [`config_size`](Self::config_size) bytes.
+/// The configuration of a device. It is followed in memory by the initial content of the
+/// configuration space, [`config_size`](Self::config_size) bytes.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct DevConfig {
@@ -182,9 +194,11 @@ pub struct DevConfig {
     pub vq_num: u32,
     /// Alignment in bytes of a virtqueue's parts: a power of two from 4 to the page size.
     pub vq_align: u32,
-    /// The number of virtqueue groups, 1 to 65,535. Version 0: must be 0, which means one.
+    /// The number of virtqueue groups, 1 to 65,535. In version 0, it must be 0, which means one
+    /// group.
     pub ngroups: u32,
-    /// The number of address spaces, 1 to 65,535. Version 0: must be 0, which means one.
+    /// The number of address spaces, 1 to 65,535. In version 0, it must be 0, which means one
+    /// address space.
     pub nas: u32,
     /// Must be 0.
     pub reserved: [u32; 11],
@@ -192,15 +206,15 @@ pub struct DevConfig {
     pub config_size: u32,
 }
 
-/// A region of IOVA space: the addresses to look at, and the region that was found.
+/// A region of an address space: the range of IOVAs to search, and the region that was found there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IotlbEntry {
-    /// Out: offset in the file at which the region starts, in bytes.
+    /// Out: offset in the returned file at which the region starts, in bytes.
     pub offset: u64,
-    /// In: first IOVA to look at. Out: first IOVA of the region.
+    /// In: first IOVA to search. Out: first IOVA of the region.
     pub start: u64,
-    /// In: last IOVA to look at. Out: last IOVA of the region.
+    /// In: last IOVA to search. Out: last IOVA of the region.
     pub last: u64,
     /// Out: one of [`ACCESS_RO`], [`ACCESS_WO`], [`ACCESS_RW`].
     pub perm: u8,
@@ -208,15 +222,15 @@ pub struct IotlbEntry {
     pub padding: [u8; 7],
 }
 
-/// [`IotlbEntry`] in a given address space.
+/// An [`IotlbEntry`] for a given address space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IotlbEntryV2 {
-    /// Out: offset in the file at which the region starts, in bytes.
+    /// Out: offset in the returned file at which the region starts, in bytes.
     pub offset: u64,
-    /// In: first IOVA to look at. Out: first IOVA of the region.
+    /// In: first IOVA to search. Out: first IOVA of the region.
     pub start: u64,
-    /// In: last IOVA to look at. Out: last IOVA of the region.
+    /// In: last IOVA to search. Out: last IOVA of the region.
     pub last: u64,
     /// Out: one of [`ACCESS_RO`], [`ACCESS_WO`], [`ACCESS_RW`].
     pub perm: u8,
@@ -228,7 +242,8 @@ pub struct IotlbEntryV2 {
     pub reserved: [u32; 11],
 }
 
-/// A write to the configuration space, followed in memory by [`length`](Self::length) bytes.
+/// A write to the configuration space. It is followed in memory by the [`length`](Self::length)
+/// bytes to write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct ConfigData {
@@ -248,7 +263,7 @@ pub struct VqConfig {
     pub max_size: u16,
     /// Must be 0.
     pub reserved1: u16,
-    /// The virtqueue group. Version 0: must be 0.
+    /// The virtqueue group. In version 0, it must be 0.
     pub group: u32,
     /// Must be 0.
     pub reserved2: [u16; 10],
@@ -259,7 +274,7 @@ pub struct VqConfig {
 pub struct PackedState {
     /// The driver ring's wrap counter, 0 or 1, as the device last saw it.
     pub last_avail_counter: u16,
-    /// The device's position in the ring, 0 to 32,767.
+    /// The position of the next available descriptor that the device reads, 0 to 32,767.
     pub last_avail_idx: u16,
     /// The device ring's wrap counter, 0 or 1.
     pub last_used_counter: u16,
@@ -271,13 +286,14 @@ pub struct PackedState {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct VqStateUnion {
-    /// The union's bytes. Split: the first word. Packed: all four, as in [`PackedState`].
+    /// The union's bytes. A split virtqueue uses only the first word. A packed virtqueue uses all
+    /// four words, in the order of [`PackedState`].
     pub words: [u16; 4],
 }
 
 impl VqStateUnion {
-    /// Returns the state of a split virtqueue: the next available index that the device will look
-    /// at.
+    /// Returns the state of a split virtqueue. `avail_index` is the next available index that the
+    /// device reads.
     pub const fn from_split(avail_index: u16) -> Self {
         Self {
             words: [avail_index, 0, 0, 0],
@@ -296,7 +312,7 @@ impl VqStateUnion {
         }
     }
 
-    /// Reads the state of a split virtqueue.
+    /// Reads the state of a split virtqueue: the next available index that the device reads.
     pub const fn split(&self) -> u16 {
         self.words[0]
     }
@@ -326,7 +342,7 @@ pub struct VqInfo {
     pub driver_addr: u64,
     /// Out: IOVA of the device area.
     pub device_addr: u64,
-    /// Out: position at which to start.
+    /// Out: position at which the device starts.
     pub state: VqStateUnion,
     /// Out: whether the driver has enabled the virtqueue, 0 or 1.
     pub ready: u8,
@@ -354,7 +370,7 @@ pub struct IovaUmem {
     pub iova: u64,
     /// Size of the region in bytes.
     pub size: u64,
-    /// The address space. Version 0: must be 0.
+    /// The address space. In version 0, it must be 0.
     pub asid: u32,
     /// Must be 0.
     pub reserved: [u32; 5],
@@ -364,19 +380,19 @@ pub struct IovaUmem {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IovaInfo {
-    /// In: first IOVA to look at. Out: first IOVA of the region.
+    /// In: first IOVA to search. Out: first IOVA of the region.
     pub start: u64,
-    /// In: last IOVA to look at. Out: last IOVA of the region.
+    /// In: last IOVA to search. Out: last IOVA of the region.
     pub last: u64,
     /// Out: [`IOVA_CAP_UMEM`] or 0.
     pub capability: u64,
-    /// The address space. Version 0: must be 0.
+    /// The address space. In version 0, it must be 0.
     pub asid: u32,
     /// Must be 0.
     pub reserved: [u32; 5],
 }
 
-/// The body of a [`DevRequest`], in one of several forms, as [`DevRequest::kind`] says.
+/// The body of a [`DevRequest`]. Its form depends on [`DevRequest::kind`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct RequestBody {
@@ -433,7 +449,8 @@ impl RequestBody {
         Self::from_words(Self::pair(group, asid), 0, 0)
     }
 
-    /// Returns the body of [`SET_VQ_READY`]: a virtqueue, and whether it is to be ready.
+    /// Returns the body of [`SET_VQ_READY`]: the index of a virtqueue, and whether the virtqueue
+    /// becomes ready.
     pub const fn from_vq_ready(index: u32, ready: bool) -> Self {
         Self::from_words(Self::pair(index, ready as u32), 0, 0)
     }
@@ -458,7 +475,8 @@ impl RequestBody {
         Self::split_pair(self.words[2]).0
     }
 
-    /// Reads the virtqueue, and whether it is to be ready, out of the body of [`SET_VQ_READY`].
+    /// Reads out of the body of [`SET_VQ_READY`] the index of the virtqueue, and whether the
+    /// virtqueue becomes ready.
     pub const fn vq_ready(&self) -> (u32, bool) {
         let (index, ready) = Self::split_pair(self.words[0]);
 
@@ -472,7 +490,7 @@ impl RequestBody {
     }
 }
 
-/// A request of the driver side, as `read(2)` on the device returns it.
+/// A request of the kernel to the daemon, as `read(2)` on the device's node returns it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct DevRequest {
@@ -483,7 +501,7 @@ pub struct DevRequest {
     pub request_id: u32,
     /// Unused.
     pub reserved: [u32; 4],
-    /// Subject of the request, in the form that `kind` determines.
+    /// The body of the request, whose form depends on `kind`.
     pub body: RequestBody,
 }
 
@@ -496,7 +514,8 @@ pub struct ResponseBody {
 }
 
 impl ResponseBody {
-    /// Returns the answer to [`GET_VQ_STATE`].
+    /// Returns the body of the response to [`GET_VQ_STATE`]: the index of the virtqueue, and its
+    /// state.
     pub const fn from_vq_state(index: u32, state: VqStateUnion) -> Self {
         let mut words = [0; 32];
         words[0] = index;
@@ -505,7 +524,8 @@ impl ResponseBody {
         Self { words }
     }
 
-    /// Reads the index of the virtqueue and its state.
+    /// Reads the index of the virtqueue and its state out of the body of the response to
+    /// [`GET_VQ_STATE`].
     pub const fn vq_state(&self) -> (u32, VqStateUnion) {
         let (a, b) = Self::split_pair(self.words[1]);
         let (c, d) = Self::split_pair(self.words[2]);
@@ -532,21 +552,21 @@ impl ResponseBody {
     }
 }
 
-/// A response, as `write(2)` on the device takes it.
+/// A response of the daemon to a request, as `write(2)` on the device's node takes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct DevResponse {
     /// Id of the request that this response answers.
     pub request_id: u32,
-    /// [`REQ_RESULT_OK`], or anything else for a failure.
+    /// [`REQ_RESULT_OK`], or another value for a failure.
     pub result: u32,
     /// Must be 0.
     pub reserved: [u32; 4],
-    /// The answer to [`GET_VQ_STATE`].
+    /// The answer to [`GET_VQ_STATE`]. Unused for other requests.
     pub body: ResponseBody,
 }
 
-/// A 64-bit integer as 32-bit x86 lays it out: aligned to four bytes.
+/// A 64-bit integer as a 32-bit x86 program lays it out: aligned to four bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct CompatU64 {
@@ -567,45 +587,46 @@ impl CompatU64 {
     }
 }
 
-/// [`IotlbEntry`] of a 32-bit x86 program.
+/// An [`IotlbEntry`] as a 32-bit x86 program lays it out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct CompatIotlbEntry {
-    /// As [`IotlbEntry::offset`].
+    /// The same as [`IotlbEntry::offset`].
     pub offset: CompatU64,
-    /// As [`IotlbEntry::start`].
+    /// The same as [`IotlbEntry::start`].
     pub start: CompatU64,
-    /// As [`IotlbEntry::last`].
+    /// The same as [`IotlbEntry::last`].
     pub last: CompatU64,
-    /// As [`IotlbEntry::perm`].
+    /// The same as [`IotlbEntry::perm`].
     pub perm: u8,
     /// Unused.
     pub padding: [u8; 3],
 }
 
-/// [`VqInfo`] of a 32-bit x86 program.
+/// A [`VqInfo`] as a 32-bit x86 program lays it out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct CompatVqInfo {
-    /// As [`VqInfo::index`].
+    /// The same as [`VqInfo::index`].
     pub index: u32,
-    /// As [`VqInfo::num`].
+    /// The same as [`VqInfo::num`].
     pub num: u32,
-    /// As [`VqInfo::desc_addr`].
+    /// The same as [`VqInfo::desc_addr`].
     pub desc_addr: CompatU64,
-    /// As [`VqInfo::driver_addr`].
+    /// The same as [`VqInfo::driver_addr`].
     pub driver_addr: CompatU64,
-    /// As [`VqInfo::device_addr`].
+    /// The same as [`VqInfo::device_addr`].
     pub device_addr: CompatU64,
-    /// As [`VqInfo::state`].
+    /// The same as [`VqInfo::state`].
     pub state: VqStateUnion,
-    /// As [`VqInfo::ready`].
+    /// The same as [`VqInfo::ready`].
     pub ready: u8,
     /// Unused.
     pub padding: [u8; 3],
 }
 
-// The layouts of `include/uapi/linux/vduse.h`, as the C compiler sees them.
+// Checks that each structure has the same layout as its C counterpart in
+// `include/uapi/linux/vduse.h`.
 macro_rules! layout {
     ($t:ident: $size:literal, align $align:literal $(, $field:ident at $offset:literal)* $(,)?) => {
         const _: () = {
@@ -635,7 +656,8 @@ layout!(CompatIotlbEntry: 28, align 4, start at 8, last at 16, perm at 24);
 layout!(CompatVqInfo: 44, align 4, desc_addr at 8, driver_addr at 16, device_addr at 24,
         state at 32, ready at 40);
 
-// Numbers of the header, for the ioctls whose structures are easiest to get wrong.
+// Checks the ioctl numbers against the C header, for the ioctls whose structures are easiest to get
+// wrong.
 const _: () = {
     assert!(ioctl::GET_API_VERSION == 0x8008_8100);
     assert!(ioctl::CREATE_DEV == 0x4150_8102);

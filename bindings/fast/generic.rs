@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The operations of [`fast`](super) through the kernel's own functions, on any architecture.
+//! The implementation of the operations of [`fast`](super) with the kernel's own functions, for any
+//! architecture.
 
 use super::{
     super::raw as bindings,
@@ -56,13 +57,15 @@ impl InlinedBits for Atomic<u64> {
     }
 }
 
-/// Returns the number of the CPU that the caller is on, or was on a moment ago. Any context.
+/// Returns the number of the current CPU. A preemptible caller may be on another CPU by the time it
+/// uses the number. Any context.
 #[inline(always)]
 pub(in crate::bindings) fn current_cpu() -> usize {
     CpuId::current().as_u32() as usize
 }
 
-/// Returns `true`: in general, whether preemption and softirqs are enabled cannot be told.
+/// Returns `true`, because there is no cheap way on all architectures to find out whether
+/// preemption and softirqs are enabled. Any context.
 #[inline(always)]
 pub(in crate::bindings) fn is_preemptible() -> bool {
     true
@@ -72,9 +75,9 @@ pub(in crate::bindings) fn is_preemptible() -> bool {
 ///
 /// # Safety
 ///
-/// `page` must be a page.
+/// `page` must point to a page structure.
 #[inline(always)]
 pub(in crate::bindings) unsafe fn page_to_phys(page: *mut bindings::page) -> u64 {
-    // SAFETY: By the safety requirements.
+    // SAFETY: By the safety requirements, `page` points to a page structure.
     unsafe { bindings::page_to_phys(page) }
 }

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The operations of [`fast`](super) in line, on x86-64 with SMP.
+//! The inlined implementation of the operations of [`fast`](super), for x86-64 with SMP.
 //!
 //! # What each operation saves
 //!
-//! On Linux 7.3.4, with `make bench`: the instructions that mapping and unmapping 512 bytes take,
-//! and how much slower a disk is, if the operation is replaced by the one of `generic`.
+//! Measured on Linux 7.3.4, with `make bench`. In each row, the named operations are those of
+//! `generic`. The columns are the number of instructions for mapping and unmapping 512 bytes, and
+//! how much slower two disk workloads become.
 //!
-//! | without | instructions | 4 KiB read, depth 16 | 128 KiB write |
+//! | replaced by `generic` | instructions | 4 KiB read, depth 16 | 128 KiB write |
 //! |---|---|---|---|
-//! | nothing: `x86_64` as it is | 348 | | |
+//! | nothing | 348 | | |
 //! | `Inlined`, `InlinedBits` | 474 | 4.3 % | 5.2 % |
-//! | `is_preemptible`, so that RCU's lock is always taken | 491 | 4.4 % | 5.3 % |
+//! | `is_preemptible`, so that the RCU read lock is always taken | 491 | 4.4 % | 5.3 % |
 //! | `current_cpu` | 371 | 0.8 % | 0.8 % |
 //! | `page_to_phys` | 377 | 1.0 % | 1.1 % |
 //! | `copy_page` and the linear mapping, in `memcpy_phys` | 386 | 2.9 % | 8.0 % |
-//! | all of them: `generic` | 679 | 11.1 % | 16.8 % |
+//! | all of these operations | 679 | 11.1 % | 16.8 % |
 
 use super::{
     super::{
@@ -36,8 +37,8 @@ macro_rules! inlined {
 
                 #[inline(always)]
                 fn read(&self) -> $value {
-                    // SAFETY: The atomic is valid, aligned and no larger than a word: the kernel's
-                    // own loads of it are `READ_ONCE`, which is a volatile read.
+                    // SAFETY: The atomic is valid, aligned and no larger than a word. The kernel's
+                    // own loads of atomics are `READ_ONCE`, which is a volatile read as well.
                     unsafe { self.as_ptr().read_volatile() }
                 }
 
@@ -45,8 +46,8 @@ macro_rules! inlined {
                 fn read_acquire(&self) -> $value {
                     let value = self.read();
 
-                    // The CPU does not reorder later accesses before a load; the empty `asm!` keeps
-                    // the compiler from doing so.
+                    // An x86-64 CPU does not move later accesses before a load. The empty `asm!`
+                    // keeps the compiler from moving them.
                     // SAFETY: No instruction is emitted.
                     unsafe { asm!("", options(nostack, preserves_flags)) };
                     value
@@ -54,8 +55,8 @@ macro_rules! inlined {
 
                 #[inline(always)]
                 fn write(&self, value: $value) {
-                    // SAFETY: As for `read`: the kernel's own stores are `WRITE_ONCE`, which is a
-                    // volatile write.
+                    // SAFETY: The atomic is valid, aligned and no larger than a word. The kernel's
+                    // own stores to atomics are `WRITE_ONCE`, which is a volatile write as well.
                     unsafe {
                         self.as_ptr().write_volatile(value)
                     };
@@ -72,9 +73,9 @@ impl InlinedBits for Atomic<u64> {
     fn replace_acquire(&self, old: u64, new: u64) -> Result<u64, u64> {
         let found;
 
-        // SAFETY: The word is valid and aligned, and all other code that changes it uses locked
-        // instructions too. The instruction is a full barrier for the CPU and, because the `asm!`
-        // may touch any memory, for the compiler.
+        // SAFETY: The word is valid and aligned, and all other code that changes the word uses
+        // locked instructions, too. The instruction is a full barrier for the CPU. It is a barrier
+        // for the compiler as well, because the `asm!` may access any memory.
         unsafe {
             asm!(
                 "lock cmpxchg qword ptr [{word}], {new}",
@@ -93,7 +94,7 @@ impl InlinedBits for Atomic<u64> {
 
     #[inline(always)]
     fn add_release(&self, bits: u64) {
-        // SAFETY: As above.
+        // SAFETY: As in `replace_acquire`.
         unsafe {
             asm!(
                 "lock add qword ptr [{word}], {bits}",
@@ -105,17 +106,18 @@ impl InlinedBits for Atomic<u64> {
     }
 }
 
-/// Reads a per-CPU variable of the CPU that the caller is on, or was on a moment ago, in one
-/// instruction.
+/// Reads the lowest 4 bytes of a per-CPU variable of the current CPU, in one instruction. A
+/// preemptible caller may be on another CPU by the time it uses the value.
 ///
-/// For variables of 4 bytes or more that each CPU has (`DECLARE_PER_CPU`); this file reads two. The
-/// result is the value of the lowest 4 bytes.
+/// The variable must be declared with `DECLARE_PER_CPU` and have 4 bytes or more. This file reads
+/// two such variables.
 macro_rules! read_per_cpu {
     ($variable:path) => {{
         let value: usize;
 
-        // SAFETY: A per-CPU variable has the same offset from each CPU's base, `gs`, and can be
-        // read at any time. A move of 4 bytes clears the upper 4 bytes of a register.
+        // SAFETY: A per-CPU variable has the same offset from each CPU's base, which is in `gs`,
+        // and can be read at any time. A move of 4 bytes to a register clears the register's upper
+        // 4 bytes.
         unsafe {
             asm!(
                 "mov {value:e}, dword ptr gs:[rip + {variable}]",
@@ -128,7 +130,8 @@ macro_rules! read_per_cpu {
     }};
 }
 
-/// Returns the number of the CPU that the caller is on, or was on a moment ago. Any context.
+/// Returns the number of the current CPU. A preemptible caller may be on another CPU by the time it
+/// uses the number. Any context.
 ///
 /// C header: [`include/linux/smp.h`](srctree/include/linux/smp.h)
 #[inline(always)]
@@ -136,23 +139,22 @@ pub(in crate::bindings) fn current_cpu() -> usize {
     read_per_cpu!(bindings::cpu_number)
 }
 
-/// Returns whether both preemption and softirqs are enabled, as far as this CPU's counter tells.
-/// Any context.
+/// Returns whether both preemption and softirqs are enabled, according to this CPU's preemption
+/// counter. Any context.
 ///
-/// Returns `false` in softirqs and where softirqs or preemption are disabled. Returns `true`
-/// elsewhere, in other interrupt handlers, and on kernels that do not count these (PREEMPT_RT does
-/// not count disabled softirqs).
+/// Returns `false` in softirqs, and where softirqs or preemption are disabled. Returns `true`
+/// everywhere else, including in hard interrupt handlers. Also returns `true` if the kernel does
+/// not count what is disabled: PREEMPT_RT, for example, does not count disabled softirqs.
 ///
 /// C header: [`include/linux/preempt.h`](srctree/include/linux/preempt.h)
 #[inline(always)]
 pub(in crate::bindings) fn is_preemptible() -> bool {
-    /// The bits of the counter that say how often preemption and softirqs were disabled
-    /// (`PREEMPT_MASK`, `SOFTIRQ_MASK`).
+    /// The bits of the preemption counter that count how often preemption and softirqs were
+    /// disabled (`PREEMPT_MASK`, `SOFTIRQ_MASK`).
     const DISABLED: usize = bindings::RUST_CONST_HELPER_NOT_PREEMPTIBLE as usize;
     const { assert!(DISABLED <= u32::MAX as usize) };
 
-    // A task whose count is not zero is not moved to another CPU, so the count that a task reads is
-    // always its own.
+    // A task whose counter is not zero stays on its CPU, so a task always reads its own counter.
     read_per_cpu!(bindings::__preempt_count) & DISABLED == 0
 }
 
@@ -160,14 +162,14 @@ pub(in crate::bindings) fn is_preemptible() -> bool {
 ///
 /// # Safety
 ///
-/// `page` must be a page.
+/// `page` must point to a page structure.
 ///
 /// C header: [`arch/x86/include/asm/pgtable_64_types.h`](srctree/arch/x86/include/asm/pgtable_64_types.h)
 #[inline(always)]
 pub(in crate::bindings) unsafe fn page_to_phys(page: *mut bindings::page) -> u64 {
-    // All page structures are in one array, indexed as if there were memory everywhere. The array's
-    // address differs from boot to boot.
-    // SAFETY: `vmemmap_base` is written when the kernel starts, and never again.
+    // All page structures are in one array, indexed by the page frame number. The array's address
+    // differs from boot to boot.
+    // SAFETY: The kernel writes `vmemmap_base` at boot, and never again.
     let first = unsafe { bindings::vmemmap_base };
     let pfn = (page as usize).wrapping_sub(first) / size_of::<bindings::page>();
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* What bindgen reads: the headers of everything that `bindings/` wraps. */
+/* The headers that bindgen reads: those of all kernel facilities that `bindings/` wraps. */
 #include <linux/anon_inodes.h>
 #include <linux/capability.h>
 #include <linux/cdev.h>
@@ -30,6 +30,6 @@
 #include <uapi/linux/virtio_net.h>
 #include <uapi/linux/virtio_ring.h>
 
-/* Constants that are casts: bindgen cannot evaluate those. */
+/* Constants whose macros bindgen cannot evaluate. */
 const int RUST_CONST_HELPER_IOCB_NOWAIT = IOCB_NOWAIT;
 const unsigned int RUST_CONST_HELPER_NOT_PREEMPTIBLE = PREEMPT_MASK | SOFTIRQ_MASK;

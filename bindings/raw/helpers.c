@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Static inlines and macros of the kernel, made callable from Rust.
+ * Functions that make static inlines and macros of the kernel callable from Rust.
  *
- * The prefix is the module's own: the name of a helper would be ambiguous if the kernel crate had
- * a helper of the same name and both were imported.
+ * The symbols have a prefix of their own, so that they differ from those of the kernel crate's
+ * helpers. The names in Rust have no prefix. A helper that the kernel crate has as well must not be
+ * added here, because bindings/raw.rs imports the helpers of both, and the name would be ambiguous.
  */
 #include <linux/capability.h>
 #include <linux/completion.h>
@@ -112,10 +113,10 @@ bool vduse_rs_helper_spin_trylock_bh(spinlock_t *lock)
 
 #ifdef VDUSE_RS_FAST_X86_64
 /*
- * As memcpy(), but copies whole pages with copy_page(). On a CPU without FSRM, memcpy() is a loop;
- * copy_page() is a shorter loop or, on all but very old CPUs, `rep movsq`. KASAN and similar tools
- * do not see the accesses of copy_page(), and are told about them. Two pages do not overlap, unless
- * they are the same page.
+ * Does what memcpy() does, but copies a whole page with copy_page(). On a CPU without FSRM, memcpy()
+ * is a loop. There, copy_page() is `rep movsq` or, on very old CPUs, a shorter loop. KASAN and
+ * similar tools do not see the accesses of copy_page(), so this function reports the accesses.
+ * Two pages overlap only if they are the same page.
  */
 static __always_inline void memcpy_or_copy_page(void *to, void *from, size_t len)
 {
@@ -130,12 +131,13 @@ static __always_inline void memcpy_or_copy_page(void *to, void *from, size_t len
 #endif
 
 /*
- * Copies @len bytes of physical memory that has page structures. Both ranges may span pages.
+ * Copies @len bytes between two ranges of physical memory that have page structures. Each range may
+ * span several pages.
  */
 void vduse_rs_helper_memcpy_phys(phys_addr_t to, phys_addr_t from, size_t len)
 {
 #ifdef VDUSE_RS_FAST_X86_64
-	/* All memory is mapped linearly, and no cache needs flushing: one copy for all pages. */
+	/* One copy for all pages: all memory is mapped linearly, and no cache needs flushing. */
 	memcpy_or_copy_page(phys_to_virt(to), phys_to_virt(from), len);
 #else
 	while (len) {
@@ -157,7 +159,7 @@ void vduse_rs_helper_memcpy_phys(phys_addr_t to, phys_addr_t from, size_t len)
 }
 
 /*
- * Copies @len bytes from physical memory that has page structures, and may span pages.
+ * Copies @len bytes from physical memory that has page structures. The range may span several pages.
  */
 void vduse_rs_helper_memcpy_from_phys(void *to, phys_addr_t from, size_t len)
 {
@@ -172,7 +174,7 @@ void vduse_rs_helper_memcpy_from_phys(void *to, phys_addr_t from, size_t len)
 }
 
 /*
- * Copies @len bytes to physical memory that has page structures, and may span pages.
+ * Copies @len bytes to physical memory that has page structures. The range may span several pages.
  */
 void vduse_rs_helper_memcpy_to_phys(phys_addr_t to, const void *from, size_t len)
 {
@@ -216,8 +218,8 @@ void vduse_rs_helper_cond_resched(void)
 }
 
 /*
- * As wait_for_completion_killable_timeout(), except for the task's state, and that the timeout must
- * not be infinite: for completions, the kernel has no freezable wait with a timeout.
+ * Does what wait_for_completion_killable_timeout() does, but in a freezable task state, and only with
+ * a finite timeout. The kernel has no freezable wait for a completion with a timeout.
  */
 long vduse_rs_helper_wait_for_completion_killable_freezable_timeout(struct completion *x,
 								     unsigned long timeout)

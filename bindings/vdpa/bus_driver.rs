@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kinds of drivers of the vDPA bus that a device can have.
+//! The kinds of vDPA bus drivers that a device can have.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
@@ -8,7 +8,7 @@ use super::super::raw as bindings;
 use core::ptr;
 use kernel::prelude::*;
 
-/// The driver of a device that is on the bus.
+/// The kind of driver that is bound to a device on the vDPA bus.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BusDriver {
     /// No driver is bound at the moment.
@@ -20,23 +20,24 @@ pub(crate) enum BusDriver {
 }
 
 impl BusDriver {
-    /// Returns the driver of a device. A driver that calls the device finds itself, as it is bound
-    /// from before its probe until after its removal. May sleep.
+    /// Returns the kind of driver that a device has. A driver is bound from before its probe until
+    /// after its removal, so a call by a driver returns that driver's kind. May sleep.
     ///
     /// # Safety
     ///
     /// `dev` must be a valid device of the vDPA bus.
     pub(super) unsafe fn of(dev: *const bindings::device) -> Self {
-        // SAFETY: By the safety requirements. The bus does not change. The driver may change while
-        // netlink asks: the pointer is only compared with other drivers and never dereferenced.
+        // SAFETY: By the safety requirements, the device is valid. Its bus does not change. Its
+        // driver may change during a call by netlink, so the driver pointer is only compared with
+        // other drivers and never dereferenced.
         let (bus, driver) = unsafe { ((*dev).bus, (&raw const (*dev).driver).read_volatile()) };
 
         if driver.is_null() {
             return Self::None;
         }
 
-        // SAFETY: The bus is valid, as a device is on it. `is_vhost` dereferences only the drivers
-        // that the bus passes.
+        // SAFETY: The bus is valid, because a device is on it. `is_vhost` dereferences only the
+        // drivers that the bus passes.
         let is_vhost = unsafe {
             bindings::bus_for_each_drv(bus, ptr::null_mut(), driver.cast(), Some(is_vhost))
         };
@@ -49,17 +50,18 @@ impl BusDriver {
     }
 }
 
-/// Returns whether `driver`, which is on the bus, is the one at `wanted` and is vhost-vdpa.
+/// Returns 1 if `driver`, a driver of the bus, has the address `wanted` and is vhost-vdpa, or else
+/// 0.
 ///
 /// # Safety
 ///
-/// `driver` must be valid. `wanted` need not be.
+/// `driver` must be valid. `wanted` may be invalid.
 unsafe extern "C" fn is_vhost(driver: *mut bindings::device_driver, wanted: *mut c_void) -> c_int {
     if !ptr::eq(driver.cast(), wanted) {
         return 0;
     }
 
-    // SAFETY: By the safety requirements; a driver has a name that lives as long as the driver.
+    // SAFETY: By the safety requirements, `driver` is valid. Its name lives as long as the driver.
     let name = unsafe { CStr::from_char_ptr((*driver).name) };
 
     c_int::from(name.to_bytes() == b"vhost_vdpa")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The callbacks by which a vDPA device interrupts its driver.
+//! The callbacks with which a vDPA device interrupts its driver.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
@@ -34,16 +34,18 @@ struct Callback {
     private: *mut c_void,
 }
 
-// SAFETY: The driver allows its callback to be called in any task, as an interrupt would be.
+// SAFETY: A driver's callback may be called in any task, because an interrupt can occur in any
+// task.
 unsafe impl Send for Callback {}
 
 struct SlotState {
     callback: Option<Callback>,
-    /// Whether the virtqueue is ready; for the configuration space, set together with the callback.
+    /// Whether the virtqueue is ready. In the slot of the configuration space, this is set together
+    /// with the callback.
     vq_ready: bool,
     /// Whether the driver itself has written `DRIVER_OK`. Cleared when the slot is emptied.
     driver_ok: bool,
-    /// Whether the device is suspended: interrupts are refused.
+    /// Whether the device is suspended. If so, interrupts are refused.
     suspended: bool,
 }
 
@@ -53,31 +55,32 @@ pub(crate) struct Suspended;
 
 /// The slot for a driver's callback: that of a virtqueue, or that of the configuration space.
 ///
-/// The [`Device`](super::device::Device) that was given the slot fills and empties the slot, as the
-/// [status](super::status::step) machine says. A callback is called only under the slot's lock, and
-/// only
+/// The [`Device`](super::device::Device) that owns the slot fills and empties the slot, as the
+/// [status](super::status::step) machine says. A callback is called only with the slot's lock held,
+/// and only if these conditions hold:
 ///
-/// - after the driver itself has written `DRIVER_OK` (virtio 1.3, section 3.1.1): before that, the
-///   driver is not ready to be called, even if its virtqueues are ready,
-/// - until the device is reset (for vhost, until the reset is done), the driver writes `FAILED`, a
-///   kernel driver disables its last virtqueue, or the device has left the bus: a driver whose
-///   probe fails frees what its callbacks use without a reset,
-/// - for a virtqueue, while the virtqueue is ready: a driver disables a virtqueue before freeing
-///   it.
+/// - The driver itself has written `DRIVER_OK` (virtio 1.3, section 3.1.1). Before that, the driver
+///   is not ready for interrupts, even if its virtqueues are ready.
+/// - Since then, none of these events has happened: the device was reset (for vhost, the reset is
+///   complete), the driver wrote `FAILED`, a kernel driver disabled its last virtqueue, or the
+///   device left the bus. The last three events matter because a driver whose probe fails frees
+///   what its callbacks use without a reset.
+/// - The virtqueue is ready, if the slot is that of a virtqueue. A driver disables a virtqueue
+///   before it frees the virtqueue.
 ///
-/// The callback's eventfd, which vhost offers as a short cut, is not used: vhost releases the
-/// eventfd before passing another callback, so that the eventfd may be gone here. vhost's callback
-/// signals the same eventfd, and looks the eventfd up at each call. Even so, vhost may release the
-/// eventfd between the look-up and the signal; that race is for vhost to fix.
+/// The slot does not use the callback's eventfd, which vhost offers as a short cut. vhost releases
+/// the eventfd before it passes another callback, so the eventfd might already be freed. vhost's
+/// callback signals the same eventfd, and looks up the eventfd at each call. Even so, vhost may
+/// release the eventfd between the look-up and the signal. That race can only be fixed in vhost.
 ///
 /// # Lock order
 ///
-/// The slot's lock, then every lock that a driver takes in an interrupt, including those that the
-/// device takes when it is kicked and when it maps memory.
+/// First the slot's lock. Then all locks that a driver takes in an interrupt, including the locks
+/// that the device takes when the driver kicks a virtqueue or maps memory.
 ///
 /// # Invariants
 ///
-/// If the slot has a callback, `vq_ready` and `driver_ok`, the callback may be called.
+/// If the slot has a callback, and `vq_ready` and `driver_ok` are set, the callback may be called.
 #[pin_data]
 pub(crate) struct CallbackSlot {
     #[pin]
@@ -99,12 +102,12 @@ impl CallbackSlot {
         })
     }
 
-    /// Interrupts the driver: calls its callback, in the caller's own context. Returns whether a
-    /// callback was called.
+    /// Interrupts the driver by calling its callback, in the caller's own context. Returns whether
+    /// a callback was called.
     ///
     /// # Errors
     ///
-    /// [`Suspended`], if the device is suspended.
+    /// [`Suspended`] if the device is suspended.
     ///
     /// # Context
     ///
@@ -127,16 +130,16 @@ impl CallbackSlot {
         }
     }
 
-    /// Returns whether interrupts are accepted at this moment, for a [`call`](Self::call) in
-    /// another context.
+    /// Checks whether the slot accepts interrupts at this moment. Used before a
+    /// [`call`](Self::call) in another context.
     ///
     /// # Errors
     ///
-    /// [`Suspended`], if the device is suspended.
+    /// [`Suspended`] if the device is suspended.
     ///
     /// # Context
     ///
-    /// As for [`call`](Self::call).
+    /// The same as for [`call`](Self::call).
     pub(crate) fn accepts(&self) -> Result<(), Suspended> {
         if self.state.lock().suspended {
             Err(Suspended)
@@ -155,8 +158,8 @@ impl CallbackSlot {
         self.state.lock().suspended = false;
     }
 
-    /// Returns whether it makes no difference on which CPU [`call`](Self::call) runs. This is so
-    /// for vhost's callbacks, which signal an eventfd, whatever task waits for the eventfd.
+    /// Returns whether [`call`](Self::call) may run on any CPU without loss of performance. This is
+    /// so for vhost's callbacks, because they only signal an eventfd.
     pub(crate) fn takes_any_cpu(&self) -> bool {
         self.is_vhost.load(Relaxed)
     }
@@ -179,15 +182,15 @@ impl CallbackSlot {
     ///
     /// # Safety
     ///
-    /// `cb` must be valid. Its callback must be callable while the slot has `vq_ready` and
-    /// `driver_ok`, until the slot is emptied or given another callback.
+    /// `cb` must be valid. Whenever `vq_ready` and `driver_ok` are set, the callback must be
+    /// callable, until the slot is emptied or filled again.
     pub(super) unsafe fn fill(&self, cb: *const bindings::vdpa_callback, driver: BusDriver) {
-        // SAFETY: By the safety requirements. These two fields are always initialised; the others
-        // need not be.
+        // SAFETY: By the safety requirements, `cb` is valid. These two fields are always
+        // initialised. The other fields may be uninitialised.
         let (callback, private) = unsafe { ((*cb).callback, (*cb).private) };
 
         self.is_vhost.store(driver == BusDriver::Vhost, Relaxed);
-        // INVARIANT: By the safety requirements.
+        // INVARIANT: By the safety requirements, the callback may be called as the type requires.
         self.state.lock().callback = callback.map(|function| Callback { function, private });
     }
 
@@ -248,7 +251,7 @@ impl Callbacks {
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if another device owns them.
+    /// [`EBUSY`] if another device owns the callbacks.
     pub(super) fn take(&self) -> Result {
         if self.taken.xchg(true, Full) {
             return Err(EBUSY);
@@ -257,7 +260,7 @@ impl Callbacks {
         Ok(())
     }
 
-    /// Records that the device that owned the callbacks is gone.
+    /// Records that no device owns the callbacks any more.
     pub(super) fn give_back(&self) {
         self.taken.store(false, Release);
     }
@@ -272,12 +275,12 @@ impl Callbacks {
     }
 
     /// Refuses interrupts until [`resume`](Self::resume) is called or the device is reset. Waits
-    /// for calls that are in progress: no callback is called after this returns.
+    /// for calls that are in progress, so no callback runs after this method returns.
     ///
     /// # Context
     ///
-    /// Process context, with interrupts enabled. No lock that a driver takes in an interrupt may be
-    /// held.
+    /// Process context, with interrupts enabled. The caller must not hold a lock that a driver
+    /// takes in an interrupt.
     pub(crate) fn suspend(&self) {
         self.slots().for_each(|slot| slot.suspend())
     }
@@ -286,13 +289,13 @@ impl Callbacks {
     ///
     /// # Context
     ///
-    /// As for [`suspend`](Self::suspend).
+    /// The same as for [`suspend`](Self::suspend).
     pub(crate) fn resume(&self) {
         self.slots().for_each(|slot| slot.resume())
     }
 
-    /// Returns whether any virtqueue is ready. Starts with the last one: drivers disable virtqueues
-    /// in order.
+    /// Returns whether any virtqueue is ready. Checks the last virtqueue first, because drivers
+    /// disable virtqueues in ascending order.
     pub(super) fn has_ready_vq(&self) -> bool {
         self.vqs.iter().rev().any(|slot| slot.is_vq_ready())
     }
@@ -309,17 +312,18 @@ mod tests {
     use core::ptr;
     use kernel::alloc::flags::GFP_KERNEL;
 
-    /// Counts the calls.
+    /// Adds 1 to the counter at `private`, which must be an `Atomic<u32>`.
     unsafe extern "C" fn called(private: *mut c_void) -> bindings::irqreturn_t {
-        // SAFETY: The test passes such a counter.
+        // SAFETY: The test passes a pointer to a counter as `private`.
         let _ = unsafe { &*private.cast::<Atomic<u32>>() }.fetch_add(1, Relaxed);
 
-        // SAFETY: 0 is `IRQ_NONE`, which is an integer in some kernels and has its own type in
+        // SAFETY: `IRQ_NONE` is 0. It is an integer in some kernels, and has a type of its own in
         // others.
         unsafe { core::mem::zeroed() }
     }
 
-    /// Returns a callback that adds 1 to `calls`, which must outlive the slots that have it.
+    /// Returns a callback that adds 1 to `calls`. `calls` must outlive all slots that have the
+    /// callback.
     fn counting(calls: &Atomic<u32>) -> bindings::vdpa_callback {
         bindings::vdpa_callback {
             callback: Some(called),
@@ -334,7 +338,7 @@ mod tests {
         let callback = counting(&calls);
         let slot = KBox::pin_init(CallbackSlot::new(), GFP_KERNEL)?;
 
-        // Two drivers, one after the other: the second is called just like the first.
+        // Two drivers use the slot, one after the other. Both are called under the same conditions.
         for before in [0, 2] {
             // SAFETY: The callback and the counter are valid until the end.
             unsafe { slot.fill(&callback, BusDriver::Kernel) };
@@ -407,14 +411,14 @@ mod tests {
         callbacks.suspend();
         assert_eq!(slot.call(), Err(Suspended));
         assert_eq!(callbacks.config().call(), Err(Suspended));
-        // The driver that suspended the device may be gone, but the device does not resume by that.
+        // The device stays suspended even if the driver that suspended it is gone.
         callbacks.clear();
         assert_eq!(slot.call(), Err(Suspended));
         assert_eq!(calls.load(Relaxed), 1);
 
         callbacks.resume();
         assert_eq!(slot.call(), Ok(false));
-        // SAFETY: As above.
+        // SAFETY: The callback and the counter are valid until the end.
         unsafe { slot.fill(&callback, BusDriver::Vhost) };
         slot.set_vq_ready(true);
         callbacks.set_driver_ok();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A vDPA device: the C core's structure, followed by the device driver's own data.
+//! A vDPA device: the C core's structure, followed by the data of the device driver.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
@@ -53,7 +53,8 @@ use kernel::{
     types::Opaque, //
 };
 
-// `status` has no kernel types, so its constants are checked here.
+// `status` defines these constants itself, because it uses no kernel types. Here they are compared
+// with the kernel's.
 const _: () = {
     assert!(status::ACKNOWLEDGE as u32 == bindings::VIRTIO_CONFIG_S_ACKNOWLEDGE);
     assert!(status::DRIVER as u32 == bindings::VIRTIO_CONFIG_S_DRIVER);
@@ -61,53 +62,54 @@ const _: () = {
     assert!(status::FAILED as u32 == bindings::VIRTIO_CONFIG_S_FAILED);
 };
 
-// SAFETY: `Phase` is `repr(i32)`, so that it has the size and alignment of an `i32`, and any
-// `Phase` can be turned into an `i32` and back.
+// SAFETY: `Phase` is `repr(i32)`, so it has the size and alignment of an `i32`, and any `Phase` can
+// be turned into an `i32` and back.
 unsafe impl AtomicType for Phase {
     type Repr = i32;
 }
 
 /// The operations of a vDPA device.
 ///
-/// A virtqueue's index is below the number of virtqueues that the device was added with.
+/// The index of a virtqueue is always less than the number of virtqueues with which the device was
+/// added.
 ///
 /// # Context
 ///
 /// Process context, may sleep, except for [`kick_vq`](Self::kick_vq).
 pub(crate) trait Operations: Sized + Send + Sync + 'static {
-    /// The owner of the address spaces that virtqueues are mapped into.
+    /// The owner of the address spaces into which the virtqueues' memory is mapped.
     type SpaceOwner: virtio_map::Owner;
 
     /// The object that keeps the device's parent registered for as long as the device exists.
     type Parent: Registered;
 
-    /// Records where the driver has put the parts of a virtqueue.
+    /// Records the addresses at which the driver has placed the parts of a virtqueue.
     fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result;
-    /// Records the size of a virtqueue that the driver has chosen, in descriptors.
+    /// Records the size that the driver has chosen for a virtqueue, in descriptors.
     fn set_vq_num(&self, vq: u16, num: u32);
-    /// Handles a kick: the driver has made buffers available in a virtqueue. Any context, interrupt
-    /// handlers included; a device that knows that its driver kicks a virtqueue in process context
-    /// only, as virtio_net does the control virtqueue, may sleep.
+    /// Handles a kick: the driver has made buffers available in a virtqueue. Any context, including
+    /// interrupt handlers. The method may sleep only for a virtqueue that its driver kicks only in
+    /// process context, such as the control virtqueue of virtio_net.
     fn kick_vq(&self, vq: u16);
     /// Enables or disables a virtqueue.
     fn set_vq_ready(&self, vq: u16, ready: bool, driver: BusDriver);
     /// Returns whether a virtqueue is enabled.
     fn vq_ready(&self, vq: u16) -> bool;
-    /// Records the position in a virtqueue from which the device starts.
+    /// Sets the position in a virtqueue from which the device starts.
     fn set_vq_state(&self, vq: u16, state: VqState) -> Result;
     /// Returns the device's position in a virtqueue.
     fn vq_state(&self, vq: u16, driver: BusDriver) -> Result<VqState>;
-    /// Returns the size of a virtqueue: the size that the driver has chosen, or the largest that
-    /// the driver can choose; 0 if the driver cannot use the virtqueue at all.
+    /// Returns the size of a virtqueue: the size that the driver has chosen, or the largest size
+    /// that the driver can choose. Returns 0 if the driver cannot use the virtqueue.
     fn vq_size(&self, vq: u16, driver: BusDriver) -> u16;
     /// Returns the group of a virtqueue.
     fn vq_group(&self, vq: u16) -> u32;
-    /// Returns the token by which a virtqueue's memory is mapped; [`None`] if the memory cannot be
-    /// mapped.
+    /// Returns the token with which a virtqueue's memory is mapped, or [`None`] if the memory
+    /// cannot be mapped.
     fn vq_token(&self, vq: u16) -> Option<&Token<Self::SpaceOwner>>;
-    /// Returns the CPUs that a virtqueue's interrupts go to; [`None`] for any.
+    /// Returns the CPUs that may get a virtqueue's interrupts. [`None`] means any CPU.
     fn vq_affinity(&self, vq: u16) -> Option<&AtomicCpumask>;
-    /// Sets the CPUs that a virtqueue's interrupts go to; [`None`] for any.
+    /// Sets the CPUs that may get a virtqueue's interrupts. [`None`] means any CPU.
     fn set_vq_affinity(&self, vq: u16, mask: Option<&Cpumask>) -> Result;
     /// Returns the alignment of a virtqueue's parts, in bytes: a power of two, at most a page. Any
     /// other value counts as a page.
@@ -119,8 +121,8 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn device_id(&self) -> u32;
     /// Returns the virtio vendor ID.
     fn vendor_id(&self) -> u32;
-    /// Returns the features that the device offers to a driver. [`BusDriver::None`] means that no
-    /// driver asks, but other code does (netlink, for example).
+    /// Returns the features that the device offers to a driver. `driver` is [`BusDriver::None`] if
+    /// the caller is not a driver but, for example, netlink.
     fn device_features(&self, driver: BusDriver) -> u64;
     /// Returns the features that the driver has accepted.
     fn driver_features(&self) -> u64;
@@ -129,35 +131,36 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     /// Returns the device status.
     fn status(&self) -> u8;
     /// Handles a driver's write to the device status. [`Step::status`], which is not 0, is the
-    /// status to set. The caller has already reset the device and updated the callbacks as `step`
-    /// says.
+    /// status to set. Before this call, the caller has reset the device and updated the callbacks
+    /// if `step` says so.
     fn set_status(&self, step: Step, driver: BusDriver);
-    /// Resets the device on behalf of its driver. A kernel driver's callbacks have been cleared by
-    /// then; vhost's are cleared after this returns. An error is not passed on if the status had
-    /// no `DRIVER_OK` and the device is being deleted.
+    /// Resets the device on behalf of its driver. The caller has cleared a kernel driver's
+    /// callbacks before this call, and clears vhost's callbacks after this call. The caller ignores
+    /// an error if the status had no `DRIVER_OK` and the device is being deleted.
     fn reset(&self, driver: BusDriver) -> Result;
-    /// Prepares for the device being deleted from the bus: its driver is removed next.
+    /// Prepares for the deletion of the device from the bus. The core removes the device's driver
+    /// next.
     fn begin_delete(&self);
-    /// Suspends the device: it processes no virtqueue, and interrupts no driver, until it is reset
-    /// or resumed. Called only for a device that was added with [`Suspension::Suspend`] or
-    /// [`Suspension::SuspendAndResume`], and never by a kernel driver.
+    /// Suspends the device. Until it is reset or resumed, the device processes no virtqueue and
+    /// interrupts no driver. Called only for a device that was added with [`Suspension::Suspend`]
+    /// or [`Suspension::SuspendAndResume`], and never by a kernel driver.
     fn suspend(&self, driver: BusDriver) -> Result;
     /// Resumes a device that may be suspended. Called only for a device that was added with
     /// [`Suspension::SuspendAndResume`], and never by a kernel driver.
     fn resume(&self, driver: BusDriver) -> Result;
     /// Returns the size of the configuration space in bytes.
     fn config_size(&self) -> usize;
-    /// Reads the configuration space from `offset` on; bytes beyond its end are zero.
-    /// [`BusDriver::None`] means that no driver asks, but other code does.
+    /// Reads the configuration space from `offset` on into `buf`. Bytes after the end of the
+    /// configuration space are zero. `driver` is [`BusDriver::None`] if the caller is not a driver.
     fn get_config(&self, offset: usize, buf: &mut [u8], driver: BusDriver);
     /// Handles a driver's write to the configuration space.
     fn set_config(&self, offset: usize, buf: &[u8]);
-    /// Returns a number that changes whenever the configuration space does.
+    /// Returns a number that changes whenever the configuration space changes.
     fn generation(&self) -> u32;
 
-    /// Replaces all mappings of an address space.
+    /// Replaces all mappings of an address space by those of `iotlb`.
     fn set_map(&self, asid: u32, iotlb: &Iotlb, driver: BusDriver) -> Result;
-    /// Drops all mappings of an address space, after the owner of the mappings is gone.
+    /// Drops all mappings of an address space. Called when the owner of the mappings is gone.
     fn reset_map(&self, asid: u32) -> Result;
     /// Moves a group of virtqueues to an address space.
     fn set_group_asid(&self, group: u32, asid: u32, driver: BusDriver) -> Result;
@@ -168,7 +171,7 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
 pub(crate) enum Suspension {
     /// A driver can neither suspend nor resume the device.
     None,
-    /// A driver can suspend the device, and then must reset it to go on.
+    /// A driver can suspend the device, and must then reset the device to continue.
     Suspend,
     /// A driver can suspend and resume the device.
     SuspendAndResume,
@@ -178,26 +181,26 @@ pub(crate) enum Suspension {
 ///
 /// # Invariants
 ///
-/// `vdpa` was allocated by the core with a table of [`VTable<T>`] and enough room for `data`.
-/// `data`, `callbacks` and `_parent` are initialised until the core calls the table's `free`. The
-/// device's parent is the one that `_parent` keeps registered.
+/// `vdpa` was allocated by the core with a table of [`VTable<T>`] and enough room for this
+/// structure. `data`, `callbacks` and `_parent` are initialised until the core calls the table's
+/// `free`. `_parent` keeps the device's parent registered.
 #[repr(C)]
 pub(super) struct Device<T: Operations> {
     vdpa: Opaque<bindings::vdpa_device>,
     callbacks: Arc<Callbacks>,
-    /// How far the driver has brought the device. Changes under the core's lock of the
-    /// configuration (`cf_lock`), and when a kernel driver, which does not write the status at the
-    /// same time, disables a virtqueue.
+    /// The phase of the device's driver. The phase changes with the core's configuration lock
+    /// (`cf_lock`) held. The phase also changes when a kernel driver disables a virtqueue. A kernel
+    /// driver does not write the status at the same time.
     phase: Atomic<Phase>,
     /// Whether the device is being deleted.
     deleting: AtomicFlag,
     data: T,
-    /// Dropped before `data`.
+    /// Keeps the device's parent registered. This field is dropped before `data`.
     _parent: T::Parent,
 }
 
 impl<T: Operations> Device<T> {
-    /// Converts a pointer to a reference.
+    /// Converts a pointer from the core to a reference.
     ///
     /// # Safety
     ///
@@ -205,19 +208,21 @@ impl<T: Operations> Device<T> {
     pub(super) unsafe fn from_raw<'a>(vdev: *const bindings::vdpa_device) -> &'a Self {
         const { assert!(offset_of!(Self, vdpa) == 0) };
 
-        // SAFETY: By the safety requirements. Everything that C code writes to is in an `Opaque`.
+        // SAFETY: By the safety requirements, `vdev` is the first field of a valid `Device<T>`.
+        // Everything that C code writes to is in an `Opaque`.
         unsafe { &*vdev.cast() }
     }
 
-    /// Returns which driver the device has. May sleep.
+    /// Returns the kind of driver that the device has. May sleep.
     fn driver(&self) -> BusDriver {
         // SAFETY: The device is alive, and the core initialises `dev` before other code can see the
         // device.
         unsafe { BusDriver::of(&raw const (*self.vdpa.get()).dev) }
     }
 
-    /// Prepares for the device being deleted from the bus. Returns the device's callbacks, which
-    /// must be cleared after the deletion: the driver may go away without a reset.
+    /// Prepares for the deletion of the device from the bus. Returns the device's callbacks. The
+    /// caller must clear the callbacks after the deletion, because the driver may not reset the
+    /// device.
     #[must_use]
     pub(super) fn begin_delete(&self) -> Arc<Callbacks> {
         self.deleting.store(true, Relaxed);
@@ -226,7 +231,7 @@ impl<T: Operations> Device<T> {
         self.callbacks.clone()
     }
 
-    /// Carries out what a driver's write to the status means.
+    /// Carries out a driver's write of `written` to the device status.
     fn write_status(&self, written: u8, driver: BusDriver) {
         let step = status::step(
             self.phase.load(Relaxed),
@@ -236,13 +241,12 @@ impl<T: Operations> Device<T> {
         );
 
         if step.resets {
-            // Whether or not the daemon agrees: the driver would go on all the same after a reset
-            // of its own.
+            // An error does not matter, because a driver continues even if its own reset fails.
             let _ = self.reset(driver);
         }
         match step.callbacks {
             CallbackAction::Keep => (),
-            // Done before the daemon is told that the driver is ready.
+            // The callbacks must be ready before the daemon learns that the driver is ready.
             CallbackAction::DriverOk => self.callbacks.set_driver_ok(),
             CallbackAction::Clear => self.callbacks.clear(),
         }
@@ -261,8 +265,9 @@ impl<T: Operations> Device<T> {
         let was_ready = slot.is_vq_ready();
 
         slot.set_vq_ready(ready);
-        // A kernel driver that disables its last virtqueue is on its way out, perhaps without a
-        // reset, and frees what its configuration callback uses before it writes `FAILED`.
+        // A kernel driver that disables its last virtqueue is being removed or has failed to probe,
+        // perhaps without a reset. The driver frees what its configuration callback uses before it
+        // writes `FAILED`.
         if was_ready && !ready && driver != BusDriver::Vhost && !self.callbacks.has_ready_vq() {
             self.callbacks.clear();
             self.phase
@@ -272,9 +277,9 @@ impl<T: Operations> Device<T> {
 
     /// Resets the device on behalf of its driver. The device is reset even if an error is returned.
     fn reset(&self, driver: BusDriver) -> Result {
-        // Kernel drivers have no use for interrupts any more, and work that an interrupt queues may
-        // run too late (virtio_fs, 7.2). A process takes its rings over as they are, and is
-        // notified of what is in them until the daemon knows of the reset.
+        // A kernel driver needs no interrupts any more, and work that an interrupt queues may run
+        // too late (virtio_fs, 7.2). A vhost client takes over its rings as they are. Until the
+        // daemon knows of the reset, the client gets interrupts for what is in these rings.
         if driver != BusDriver::Vhost {
             self.callbacks.clear();
         }
@@ -282,18 +287,18 @@ impl<T: Operations> Device<T> {
         let result = self.data.reset(driver);
 
         self.callbacks.clear();
-        // Not before, so that a suspended device interrupts nobody.
+        // Interrupts are accepted again only now, so that a suspended device interrupts no driver.
         self.callbacks.resume();
         self.phase.store(Phase::Reset, Relaxed);
 
         result
     }
 
-    /// Allocates a device. The caller owns a reference to it.
+    /// Allocates a device. The caller owns a reference to the device.
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if another device owns the callbacks, [`ENOMEM`] if there is no memory.
+    /// [`EBUSY`] if another device owns the callbacks, [`ENOMEM`] if no memory is available.
     pub(super) fn alloc(
         name: &CStr,
         ngroups: u32,
@@ -301,19 +306,19 @@ impl<T: Operations> Device<T> {
         suspension: Suspension,
         callbacks: Arc<Callbacks>,
         data: T,
-        // Declared after `data`, and so dropped before it if this fails.
+        // Declared after `data`, so that it is dropped before `data` if this function fails.
         parent: T::Parent,
     ) -> Result<*mut bindings::vdpa_device> {
-        // The core allocates by size alone.
+        // The core takes only a size, so the allocation has the alignment of any kernel allocation.
         const {
             assert!(align_of::<Self>() <= align_of::<u64>());
         }
 
         callbacks.take()?;
 
-        // SAFETY: The tables are static and fit a `Device<T>`; the core copies the name. The parent
-        // stays registered until `free` drops `_parent`. The device uses virtual addresses, as
-        // `Iotlb` requires.
+        // SAFETY: The tables are static and are those of a `Device<T>`. The core copies the name.
+        // The parent stays registered until `free` drops `_parent`. The device uses virtual
+        // addresses, as `Iotlb` requires.
         let vdev = from_err_ptr(unsafe {
             bindings::__vdpa_alloc_device(
                 device_as_raw(parent.device()),
@@ -350,9 +355,11 @@ pub(super) fn device_as_raw(dev: &kernel::device::Device) -> *mut bindings::devi
 
 struct VTable<T: Operations>(PhantomData<T>);
 
-/// Defines a function of [`VTable<T>`] that takes a [`Device<T>`] in place of the C structure.
+/// Defines a function of [`VTable<T>`] that gets a [`Device<T>`] in place of the C structure.
 macro_rules! operation {
     (fn $name:ident($dev:ident $(, $arg:ident: $type:ty)* $(,)?) $(-> $ret:ty)? $body:block) => {
+        /// Implements the operation of this name in `struct vdpa_config_ops`.
+        ///
         /// # Safety
         ///
         /// `vdev` must be a device that was allocated with this table and has not been freed.
@@ -361,7 +368,7 @@ macro_rules! operation {
             vdev: *mut bindings::vdpa_device,
             $($arg: $type,)*
         ) $(-> $ret)? {
-            // SAFETY: By the safety requirements.
+            // SAFETY: By the safety requirements, `vdev` is a `Device<T>` that has not been freed.
             let $dev = unsafe { Device::<T>::from_raw(vdev) };
 
             $body
@@ -404,9 +411,11 @@ impl<T: Operations> VTable<T> {
     operation! {
         fn set_vq_ready(dev, vq: u16, ready: bool) {
             let driver = dev.driver();
-            // A virtqueue's interrupts are enabled before `data` reports the virtqueue as ready, as
-            // the driver can be interrupted from then on. A kernel driver may free next what its
-            // callback uses; a process is interrupted until `data` has disabled the virtqueue.
+            // To enable a virtqueue, the interrupts are enabled before `data` reports the virtqueue
+            // as ready, because the daemon may interrupt from then on. To disable a virtqueue of a
+            // kernel driver, the interrupts are disabled first, because the driver may then free
+            // what its callback uses. A vhost client gets interrupts until `data` has disabled the
+            // virtqueue.
             let first = ready || driver != BusDriver::Vhost;
 
             if first {
@@ -460,8 +469,8 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn get_vq_map(dev, vq: u16) -> bindings::virtio_map {
-            // The device is alive as long as its virtqueues are, and the returned token is borrowed
-            // from the device for as long.
+            // The returned token is borrowed from the device. The device lives at least as long as
+            // its virtqueues.
             let null = bindings::virtio_map {
                 group: ptr::null_mut(),
             };
@@ -474,7 +483,7 @@ impl<T: Operations> VTable<T> {
         fn get_vq_align(dev) -> u32 {
             let align = dev.data.vq_align();
 
-            // Kernel drivers lay rings out by this alignment, and rely on its being valid.
+            // Kernel drivers use this alignment for the layout of rings, and rely on a valid value.
             if align.is_power_of_two() && align as usize <= PAGE_SIZE {
                 align
             } else {
@@ -547,9 +556,10 @@ impl<T: Operations> VTable<T> {
             let was_driven = dev.data.status() & status::DRIVER_OK != 0;
             let result = dev.reset(dev.driver());
 
-            // vhost-vdpa resets a device when the device is opened. If that reset fails, vhost-vdpa
-            // (7.2) does not wake a task that waits for the device to be closed, as `dev_del` does
-            // with the core's lock held.
+            // vhost-vdpa resets a device when a process opens the device. If that reset fails,
+            // vhost-vdpa (7.2) does not wake a task that waits for the device to be closed.
+            // `dev_del` is such a task, and holds the core's lock. So no error is returned while
+            // the device is being deleted.
             if result.is_err() && !was_driven && dev.deleting.load(Relaxed) {
                 return 0;
             }
@@ -584,7 +594,8 @@ impl<T: Operations> VTable<T> {
 
             let len = len as usize;
             // SAFETY: The core passes a buffer of this length. The buffer may be uninitialised, and
-            // bytes that are not written go to userspace: so the buffer is zeroed first.
+            // bytes that `get_config` does not write would go to userspace. So this code zeroes the
+            // buffer first.
             let buf = unsafe {
                 ptr::write_bytes(buf.cast::<u8>(), 0, len);
                 core::slice::from_raw_parts_mut(buf.cast::<u8>(), len)
@@ -624,7 +635,7 @@ impl<T: Operations> VTable<T> {
 
     operation! {
         fn get_vq_affinity(dev, vq: u16) -> *const bindings::cpumask {
-            // The mask is borrowed from the device, which outlives the use of the mask.
+            // The mask is borrowed from the device, which lives longer than the core uses the mask.
             dev.data
                 .vq_affinity(vq)
                 .map_or_else(AtomicCpumask::all_raw, AtomicCpumask::as_raw)
@@ -634,7 +645,7 @@ impl<T: Operations> VTable<T> {
     operation! {
         fn set_map(dev, asid: c_uint, iotlb: *mut bindings::vhost_iotlb) -> c_int {
             // SAFETY: The core passes an IOTLB that it does not change during the call. The device
-            // was allocated as one that uses virtual addresses.
+            // was allocated as a device that uses virtual addresses.
             let iotlb = unsafe { Iotlb::from_raw(iotlb) };
 
             from_result(|| dev.data.set_map(asid, iotlb, dev.driver()).map(|()| 0))
@@ -662,8 +673,9 @@ impl<T: Operations> VTable<T> {
     unsafe extern "C" fn free(vdev: *mut bindings::vdpa_device) {
         let this = vdev.cast::<Device<T>>();
 
-        // SAFETY: By the safety requirements; the core frees the allocation after this call. By the
-        // type invariants of `Device`, all fields are initialised.
+        // SAFETY: By the safety requirements, no other code uses the device. The core frees the
+        // allocation after this call. By the type invariants of `Device`, all fields are
+        // initialised.
         unsafe {
             ptr::drop_in_place(&raw mut (*this)._parent);
             (*this).callbacks.give_back();
@@ -672,8 +684,8 @@ impl<T: Operations> VTable<T> {
         }
     }
 
-    /// Returns the table for a device. vhost lets its client suspend and resume a device exactly if
-    /// the table has these functions.
+    /// Returns the operations table for a device. vhost lets its client suspend or resume a device
+    /// only if the table has a `suspend` or `resume` function.
     fn for_suspension(suspension: Suspension) -> &'static bindings::vdpa_config_ops {
         match suspension {
             Suspension::None => &Self::VTABLE,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! vDPA management devices: add devices to the vDPA bus on behalf of users of netlink.
+//! vDPA management devices, which add devices to the vDPA bus at the request of netlink users.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
@@ -40,15 +40,15 @@ pub(crate) trait ManagementOperations: Sized + Send + Sync + 'static {
     /// The devices that the management device adds.
     type Device: Operations;
 
-    /// Adds a device called `name` to the bus, by means of `context`.
+    /// Adds a device called `name` to the bus, with [`AddContext::add`].
     ///
     /// # Context
     ///
-    /// Process context, under the lock of the vDPA core.
+    /// Process context, with the lock of the vDPA core held.
     fn dev_add(&self, name: &CStr, context: AddContext<'_, Self::Device>) -> Result;
 }
 
-/// Proof that a device is being added, and therefore that the lock of the vDPA core is held.
+/// Proof that the vDPA core is adding a device, and therefore holds its lock.
 pub(crate) struct AddContext<'a, D: Operations> {
     mdev: *mut bindings::vdpa_mgmt_dev,
     name: &'a CStr,
@@ -56,12 +56,12 @@ pub(crate) struct AddContext<'a, D: Operations> {
 }
 
 impl<D: Operations> AddContext<'_, D> {
-    /// Adds a device to the bus, where the device stays until a user deletes it or the management
-    /// device is unregistered.
+    /// Adds a device to the bus. The device stays on the bus until a user deletes the device or the
+    /// management device is unregistered.
     ///
     /// The device has as many virtqueues as `callbacks` has slots for virtqueues, and fills and
-    /// empties these slots. When the core releases the device, `parent` is dropped, and then
-    /// `data`; if this fails, they are dropped in the same order.
+    /// empties these slots. When the core releases the device, `parent` is dropped first, then
+    /// `data`. If this method fails, both are dropped in the same order.
     ///
     /// # Errors
     ///
@@ -70,8 +70,8 @@ impl<D: Operations> AddContext<'_, D> {
     ///
     /// # Context
     ///
-    /// May sleep. Drivers are probed and call back into `data`: the caller must not hold a lock
-    /// that those calls take.
+    /// May sleep. The core probes drivers, which call the methods of `data`. So the caller must not
+    /// hold a lock that these methods take.
     pub(crate) fn add(
         self,
         ngroups: u32,
@@ -91,7 +91,7 @@ impl<D: Operations> AddContext<'_, D> {
         // SAFETY: The device is set up, and the lock of the vDPA core is held, as `self` proves.
         let added = to_result(unsafe { bindings::_vdpa_register_device(vdev, nvqs) });
         if added.is_err() {
-            // SAFETY: The reference is ours, and no other code uses the device.
+            // SAFETY: This function owns the reference, and no other code uses the device.
             unsafe { bindings::put_device(&raw mut (*vdev).dev) };
         }
 
@@ -118,11 +118,11 @@ impl IdTable {
     }
 }
 
-/// The registration of a management device. Dropping this unregisters the management device.
+/// The registration of a management device. Dropping this value unregisters the management device.
 ///
 /// # Invariants
 ///
-/// `mdev` is registered, with an operations table for `T`, and has pointers to the other fields.
+/// `mdev` is registered with an operations table for `T`, and points to the other fields.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Registration<T: ManagementOperations> {
     #[pin]
@@ -132,21 +132,22 @@ pub(crate) struct Registration<T: ManagementOperations> {
     ops: T,
 }
 
-// SAFETY: Any task may unregister a management device, and what the registration owns moves with
-// it.
+// SAFETY: Any task may unregister a management device and drop what the registration owns.
 unsafe impl<T: ManagementOperations> Send for Registration<T> {}
-// SAFETY: The core calls the operations, which are `Sync`, under its lock; there are no methods.
+// SAFETY: The core calls the operations, which are `Sync`, with its lock held. The type has no
+// methods that take a shared reference.
 unsafe impl<T: ManagementOperations> Sync for Registration<T> {}
 
 impl<T: ManagementOperations> Registration<T> {
-    /// Returns an initialiser that registers a management device, known to users by the name of
-    /// `device`. May sleep.
+    /// Returns an initialiser that registers a management device. Users know the management device
+    /// by the name of `device`. Initialising may sleep.
     pub(crate) fn new(device: RootDevice, ops: T) -> impl PinInit<Self, Error> {
         try_pin_init!(&this in Self {
             device: device,
             ids: IdTable::new(T::DEVICE_IDS)?,
             ops: ops,
-            // INVARIANT: Registered just now, with pointers to fields that were initialised before.
+            // INVARIANT: `mdev` is registered here, with pointers to fields that were initialised
+            // before.
             mdev <- Opaque::try_ffi_init(move |slot: *mut bindings::vdpa_mgmt_dev| {
                 // SAFETY: The other fields are initialised, and pinned together with `mdev`.
                 let (device, ids) = unsafe {
@@ -167,9 +168,11 @@ impl<T: ManagementOperations> Registration<T> {
         })
     }
 
+    /// Adds a device with [`ManagementOperations::dev_add`].
+    ///
     /// # Safety
     ///
-    /// `mdev` must be that of a live registration; the other pointers must be valid during the
+    /// `mdev` must be the field of a live registration. The other pointers must be valid during the
     /// call.
     unsafe extern "C" fn dev_add(
         mdev: *mut bindings::vdpa_mgmt_dev,
@@ -190,10 +193,11 @@ impl<T: ManagementOperations> Registration<T> {
         from_result(|| this.ops.dev_add(name, context).map(|()| 0))
     }
 
+    /// Deletes a device from the bus.
+    ///
     /// # Safety
     ///
-    /// `mdev` must be that of a live registration; the other pointers must be valid during the
-    /// call.
+    /// `vdev` must be a live device that this management device has added.
     unsafe extern "C" fn dev_del(
         _mdev: *mut bindings::vdpa_mgmt_dev,
         vdev: *mut bindings::vdpa_device,
@@ -202,10 +206,10 @@ impl<T: ManagementOperations> Registration<T> {
         let callbacks = unsafe { Device::<T::Device>::from_raw(vdev) }.begin_delete();
 
         // SAFETY: The core holds its lock. Unregistering the device releases the reference that
-        // `AddContext::add` left to the core.
+        // `AddContext::add` passed to the core.
         unsafe { bindings::_vdpa_unregister_device(vdev) };
 
-        // The driver is gone, perhaps without a reset.
+        // The driver was removed, but may not have reset the device.
         callbacks.clear();
     }
 

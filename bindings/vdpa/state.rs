@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The state of a virtqueue: where its parts are, and the device's position in them.
+//! The state of a virtqueue: the addresses of its parts, and the device's position in the
+//! virtqueue.
 //!
 //! C header: [`include/linux/vdpa.h`](srctree/include/linux/vdpa.h)
 
 use super::super::raw as bindings;
 
-/// The addresses of the parts of a virtqueue: I/O virtual addresses (virtio 1.3, sections 2.6 to
-/// 2.8).
+/// The I/O virtual addresses of the parts of a virtqueue (virtio 1.3, sections 2.6 to 2.8).
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct VqAddress {
     /// The descriptor area.
@@ -41,12 +41,14 @@ impl PackedPosition {
     }
 }
 
-/// The position of a device in a virtqueue. The layout, split or packed, depends on the features.
+/// The position of a device in a virtqueue. The layout, split or packed, depends on the negotiated
+/// features.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub(crate) struct VqState {
-    /// Split: the available index, then 0. Packed: the available position, then the used one; each
-    /// is an index of 15 bits, above a wrap counter of one bit.
+    /// In a split virtqueue, the available index, then 0. In a packed virtqueue, the available
+    /// position, then the used position. The lowest bit of a position is the wrap counter, and the
+    /// other 15 bits are the index.
     words: [u16; 2],
 }
 
@@ -58,7 +60,7 @@ impl VqState {
         }
     }
 
-    /// Creates the state of a packed virtqueue: the position in the driver's ring, and that of the
+    /// Creates the state of a packed virtqueue from the positions of the next available and the
     /// next used descriptor. Bits that do not fit are dropped.
     pub(crate) fn from_packed(avail: PackedPosition, used: PackedPosition) -> Self {
         Self {
@@ -66,13 +68,13 @@ impl VqState {
         }
     }
 
-    /// Returns the state of a split virtqueue: the available index.
+    /// Returns the available index of a split virtqueue.
     pub(crate) fn split(self) -> u16 {
         self.words[0]
     }
 
-    /// Returns the state of a packed virtqueue: the position in the driver's ring, and that of the
-    /// next used descriptor.
+    /// Returns the positions of the next available and the next used descriptor of a packed
+    /// virtqueue.
     pub(crate) fn packed(self) -> (PackedPosition, PackedPosition) {
         let [avail, used] = self.words;
 
@@ -87,17 +89,19 @@ impl VqState {
     /// # Safety
     ///
     /// `ptr` must be valid for reads of the member of the union that `packed` selects, and that
-    /// member must be initialised. Callers leave the rest uninitialised.
+    /// member must be initialised. The rest of the union may be uninitialised.
     pub(super) unsafe fn from_raw(ptr: *const bindings::vdpa_vq_state, packed: bool) -> Self {
         const { assert!(size_of::<Self>() <= size_of::<bindings::vdpa_vq_state>()) };
-        // C lays its bit fields out from the lowest bit of each word on.
+        // On a little-endian machine, C bit fields begin at the lowest bit of each word.
         const { assert!(cfg!(target_endian = "little")) };
 
         if packed {
-            // SAFETY: By the safety requirements; the bit fields are these words.
+            // SAFETY: By the safety requirements, the packed member is initialised. Its bit fields
+            // are these words.
             unsafe { ptr.cast::<Self>().read() }
         } else {
-            // SAFETY: By the safety requirements; the available index is the first word.
+            // SAFETY: By the safety requirements, the split member is initialised. Its available
+            // index is the first word.
             Self::from_split(unsafe { ptr.cast::<u16>().read() })
         }
     }
@@ -108,7 +112,8 @@ impl VqState {
     ///
     /// `ptr` must be valid for writes.
     pub(super) unsafe fn write_to(self, ptr: *mut bindings::vdpa_vq_state) {
-        // SAFETY: By the safety requirements; the layout is as in `from_raw`.
+        // SAFETY: By the safety requirements, `ptr` is valid for writes. The layout is as in
+        // `from_raw`.
         unsafe { ptr.cast::<Self>().write(self) }
     }
 }

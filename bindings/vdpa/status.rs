@@ -1,17 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The device status as a state machine: what a driver's write to the status means.
+//! The state machine of the device status, which decides the effects of a driver's write to the
+//! status.
 //!
-//! A status byte alone does not say how far its driver is. The device's status holds what the
-//! daemon has acknowledged, while a driver goes on with or without an acknowledgement. And virtio's
-//! core does not reset a device between a probe that failed and the next one, which adds its bits
-//! to those that are already set. So the binding keeps the [`Phase`] of the driver beside the
-//! status, and [`step`] alone decides, from the phase, the status and what is written, what
-//! follows.
+//! The status byte alone does not tell how far a driver has come. The byte contains what the daemon
+//! has acknowledged, while a driver continues with or without an acknowledgement. In addition, the
+//! virtio core does not reset a device between a failed probe and the next probe. The next driver
+//! adds its bits to the bits that are already set. So the binding keeps the [`Phase`] of the driver
+//! beside the status. [`step`] alone decides the effects of a write from the phase, the status and
+//! the written value.
 //!
-//! No kernel types: the tests run on the host as well (`selftests/driver-logic`).
+//! This module uses no kernel types, so that its tests run on the host as well
+//! (`selftests/driver-logic`).
 //!
-//! virtio 1.3, sections 2.1 (device status) and 3.1.1 (driver initialization).
+//! References: virtio 1.3, sections 2.1 (device status) and 3.1.1 (driver initialization).
 
 /// Status bit: the driver has noticed the device.
 pub(crate) const ACKNOWLEDGE: u8 = 1;
@@ -22,7 +24,7 @@ pub(crate) const DRIVER_OK: u8 = 4;
 /// Status bit: the driver has given up on the device.
 pub(crate) const FAILED: u8 = 128;
 
-/// How far the driver of a device is, whatever the daemon has acknowledged.
+/// The progress of a device's driver, independent of what the daemon has acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 pub(crate) enum Phase {
@@ -32,8 +34,8 @@ pub(crate) enum Phase {
     SetUp,
     /// The driver has written `DRIVER_OK`.
     Ready,
-    /// A kernel driver that was ready has disabled its last virtqueue, without a reset: its probe
-    /// fails, and the driver writes `FAILED` next.
+    /// A kernel driver that was ready has disabled its last virtqueue without a reset. This happens
+    /// when the driver's probe fails. The driver writes `FAILED` next.
     Stopped,
     /// The driver has written `FAILED`.
     Failed,
@@ -49,51 +51,52 @@ impl Phase {
     }
 }
 
-/// What happens to the driver's callbacks.
+/// The change to the driver's callbacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CallbackAction {
     /// The callbacks stay as they are.
     Keep,
     /// The callbacks may be called from now on.
     DriverOk,
-    /// The callbacks are cleared: the driver may be gone next.
+    /// The callbacks are cleared, because the driver may be removed next.
     Clear,
 }
 
-/// What follows from a write to the device status, in the order of the fields.
+/// The effects of a write to the device status, in the order of the fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
-    /// Whether the device is reset first, as the driver should have done: the daemon is told 0, and
-    /// all callbacks are cleared.
+    /// Whether the device is reset first, because the previous driver has not done so. The reset
+    /// sends status 0 to the daemon and clears all callbacks.
     pub(crate) resets: bool,
-    /// Whether the driver is the first one since the last reset.
+    /// Whether a driver begins with this write. It is the first driver since the last reset.
     pub(crate) begins: bool,
-    /// What happens to the callbacks, before the daemon is told.
+    /// The change to the callbacks, which takes place before the daemon gets the status.
     pub(crate) callbacks: CallbackAction,
     /// The driver's phase from now on, whatever the daemon answers.
     pub(crate) phase: Phase,
-    /// The status that the daemon is told; 0 if the daemon is told nothing (more).
+    /// The status to send to the daemon, or 0 to send no status.
     pub(crate) status: u8,
 }
 
-/// Decides what follows when a driver writes `written`, which is not 0, to the status of a device.
-/// `status` is the status that the daemon has acknowledged. `is_kernel` tells kernel drivers from
-/// vhost.
+/// Decides the effects of a driver's write of `written`, which must not be 0, to the device status.
+/// `status` is the status that the daemon has acknowledged. `is_kernel` is `true` for a kernel
+/// driver and `false` for vhost.
 ///
-/// | phase | a kernel driver writes | vhost writes | follows |
+/// | phase | a kernel driver writes | vhost writes | effect |
 /// |---|---|---|---|
-/// | any but `Failed` | `FAILED` | the same | failed: callbacks cleared |
-/// | `Reset`, `SetUp` | `DRIVER_OK` | the same | ready: callbacks may be called |
-/// | `Reset` | another bit than `ACKNOWLEDGE` | the same | the driver begins |
-/// | `Ready` | `DRIVER_OK`, not acknowledged | `DRIVER_OK` | nothing new; daemon asked again |
-/// | `Ready`, `Stopped` | anything else | anything else: nothing new | begun anew without a reset |
-/// | `Failed` | anything | anything: nothing new | begun anew without a reset |
+/// | any but `Failed` | `FAILED` | `FAILED` | driver has failed: callbacks are cleared |
+/// | `Reset`, `SetUp` | `DRIVER_OK` | `DRIVER_OK` | driver is ready: callbacks may be called |
+/// | `Reset` | a bit other than `ACKNOWLEDGE` | the same | driver begins |
+/// | `Ready` | `DRIVER_OK`, not acknowledged | anything else | none: the daemon gets the status |
+/// | `Stopped`, `Failed` | | anything else | none: the daemon gets the status |
+/// | `Ready`, `Stopped` | anything else | | device is reset, next driver begins |
+/// | `Failed` | anything | | device is reset, next driver begins |
 ///
-/// virtio's core adds bits to the status that it reads. A kernel driver that was ready writes
-/// nothing more except `FAILED`, or `DRIVER_OK` again if the daemon refused that. So any other
-/// write is by the next driver, and mostly changes nothing, as the next driver's first bit
-/// ([`DRIVER`]) was already set. A process has to reset a device itself before it can go on after a
-/// failure.
+/// The virtio core adds bits to the status that it reads. A kernel driver that was ready writes
+/// only `FAILED`, or `DRIVER_OK` again if the daemon refused that bit. So any other write comes
+/// from the next driver. That write often leaves the status as it is, because the next driver's
+/// first bit ([`DRIVER`]) is already set. A vhost client must reset the device itself before it can
+/// continue after a failure.
 pub(crate) fn step(phase: Phase, status: u8, written: u8, is_kernel: bool) -> Step {
     let goes_on = |callbacks, phase| Step {
         resets: false,
@@ -125,8 +128,9 @@ pub(crate) fn step(phase: Phase, status: u8, written: u8, is_kernel: bool) -> St
     }
 }
 
-/// Decides what follows when a kernel driver begins on a device that its predecessor did not reset:
-/// the device is reset now, and only the bits that a new driver would have written count.
+/// Decides the effects of the first write of a kernel driver whose predecessor did not reset the
+/// device. The device is reset now. Only the bits of `written` that a new driver sets first have an
+/// effect.
 fn begin_anew(written: u8) -> Step {
     let status = written & (ACKNOWLEDGE | DRIVER);
 
@@ -156,7 +160,7 @@ mod tests {
         Phase::Failed,
     ];
 
-    /// Returns every combination of phase, status, write and kind of driver.
+    /// Returns every combination of phase, status, written value and kind of driver.
     fn all() -> impl Iterator<Item = (Phase, u8, u8, bool)> {
         PHASES.into_iter().flat_map(|phase| {
             (0..=u8::MAX).flat_map(move |status| {
@@ -179,7 +183,7 @@ mod tests {
                 begins,
                 "{phase:?} {status:#x} {written:#x} {is_kernel}"
             );
-            // And where the callbacks may be called, it is the driver that just wrote `DRIVER_OK`.
+            // A driver whose callbacks may be called is ready, and its device is not reset.
             assert!(!begins || (step.phase == Phase::Ready && !step.resets));
         }
     }
@@ -220,9 +224,9 @@ mod tests {
             let step = step(phase, status, written, is_kernel);
 
             assert!(step.resets || step.status == written);
-            // Only kernel drivers forget a reset.
+            // Only kernel drivers omit a reset.
             assert!(!step.resets || is_kernel);
-            // A driver that sets a device up for the first time is not reset.
+            // The device is not reset while a driver sets it up.
             assert!(!step.resets || !matches!(phase, Phase::Reset | Phase::SetUp));
         }
     }
@@ -263,8 +267,8 @@ mod tests {
         }
     }
 
-    /// Checks the table of [`step`] row by row: phase, acknowledged status, write, kind of driver,
-    /// and what follows.
+    /// Checks the table of [`step`]. A row has the phase, the acknowledged status, the written
+    /// value, whether a kernel driver writes, and the effects.
     #[test]
     fn the_table_holds() {
         use CallbackAction::*;
@@ -272,35 +276,36 @@ mod tests {
 
         #[rustfmt::skip]
         let rows = [
-            // The first probe, up to its end.
+            // The first probe, which succeeds.
             (Reset,   0x00, 0x01, true,  false, false, Keep,   Reset,  0x01),
             (Reset,   0x01, 0x03, true,  false, true,  Keep,   SetUp,  0x03),
             (SetUp,   0x03, 0x0b, true,  false, false, Keep,   SetUp,  0x0b),
             (SetUp,   0x0b, 0x0f, true,  false, false, DriverOk, Ready,  0x0f),
-            // The core asks again if the daemon has refused.
+            // The virtio core writes `DRIVER_OK` again if the daemon has refused it.
             (Ready,   0x0b, 0x0f, true,  false, false, Keep,   Ready,  0x0f),
-            // Failures before and after DRIVER_OK, and with the virtqueues gone.
+            // The driver fails before `DRIVER_OK`, after `DRIVER_OK`, or after disabling its last
+            // virtqueue.
             (SetUp,   0x0b, 0x8b, true,  false, false, Clear,  Failed, 0x8b),
             (Ready,   0x0f, 0x8f, true,  false, false, Clear,  Failed, 0x8f),
             (Stopped, 0x0f, 0x8f, true,  false, false, Clear,  Failed, 0x8f),
-            // The next probe: its DRIVER changes nothing in the byte.
+            // The next probe. The written byte does not change, because `DRIVER` is already set.
             (Failed,  0x8b, 0x8b, true,  true,  true,  Keep,   SetUp,  0x03),
             (Failed,  0x8f, 0x8f, true,  true,  true,  Keep,   SetUp,  0x03),
-            // The same if the daemon has refused FAILED,
+            // The next probe, if the daemon has refused `FAILED`.
             (Failed,  0x0f, 0x0f, true,  true,  true,  Keep,   SetUp,  0x03),
-            // or everything.
+            // Two probes, if the daemon refuses everything.
             (Reset,   0x00, 0x02, true,  false, true,  Keep,   SetUp,  0x02),
             (SetUp,   0x00, 0x04, true,  false, false, DriverOk, Ready,  0x04),
             (Ready,   0x00, 0x80, true,  false, false, Clear,  Failed, 0x80),
             (Failed,  0x00, 0x02, true,  true,  true,  Keep,   SetUp,  0x02),
-            // A driver that leaves without a reset: the core acknowledges the device again.
+            // A driver has left without a reset, and the virtio core writes `ACKNOWLEDGE` again.
             (Ready,   0x0f, 0x0f, true,  true,  true,  Keep,   SetUp,  0x03),
             (Stopped, 0x0f, 0x0f, true,  true,  true,  Keep,   SetUp,  0x03),
-            // QEMU, which leaves the first two bits out.
+            // QEMU, which does not write `ACKNOWLEDGE` and `DRIVER`.
             (Reset,   0x00, 0x08, false, false, true,  Keep,   SetUp,  0x08),
             (SetUp,   0x08, 0x0c, false, false, false, DriverOk, Ready,  0x0c),
-            // A process that writes everything at once, writes it again, fails, and goes on without
-            // a reset.
+            // A process that writes all bits at once, writes them again, fails, and continues
+            // without a reset.
             (Reset,   0x00, 0x0f, false, false, true,  DriverOk, Ready,  0x0f),
             (Ready,   0x0f, 0x0f, false, false, false, Keep,   Ready,  0x0f),
             (Ready,   0x0f, 0x8f, false, false, false, Clear,  Failed, 0x8f),
@@ -321,7 +326,8 @@ mod tests {
         }
     }
 
-    /// A device whose daemon answers by the bits of `answers`, as virtio's core sees the device.
+    /// A device as the virtio core sees it. Each bit of `answers`, from the lowest on, is one
+    /// answer of the daemon: 1 to agree, 0 to refuse.
     struct Device {
         phase: Phase,
         status: u8,
@@ -358,23 +364,23 @@ mod tests {
             }
         }
 
-        /// Does what `virtio_dev_probe()` does, for a driver that fails after `steps` steps of its
-        /// own.
+        /// Does what `virtio_dev_probe()` does, for a driver that fails after `steps` of its own
+        /// steps.
         fn probe(&mut self, steps: u32) {
             self.add(DRIVER);
-            // No trace of the previous driver is left, however that driver ended.
+            // The device has no trace of the previous driver, however that driver ended.
             assert!(!self.driver_ok && self.status & !(ACKNOWLEDGE | DRIVER) == 0);
             self.add(FEATURES_OK);
             if self.status & FEATURES_OK == 0 || steps == 0 {
                 return self.fail();
             }
             assert!(!self.driver_ok);
-            // `virtio_device_ready()` warns if this does not hold.
+            // `virtio_device_ready()` warns if `DRIVER_OK` is set.
             assert_eq!(self.status & DRIVER_OK, 0);
             self.add(DRIVER_OK);
             assert!(self.driver_ok, "a driver that waits can be interrupted");
             if steps == 1 {
-                // The driver deletes its virtqueues first.
+                // The driver deletes its virtqueues before it fails.
                 self.phase = self.phase.after_last_vq();
                 self.driver_ok = false;
                 return self.fail();
@@ -406,7 +412,7 @@ mod tests {
                     device.add(ACKNOWLEDGE);
                     device.probe(first);
                     if device.phase == Phase::Ready {
-                        // As in `virtio_dev_remove()`.
+                        // `virtio_dev_remove()` does the same.
                         device.reset();
                         device.add(ACKNOWLEDGE);
                     }
