@@ -7,6 +7,7 @@
 
 use super::{
     class::Class,
+    cred::Owner,
     device::Registered,
     file_ops::{
         this_module,
@@ -27,10 +28,7 @@ use core::{
 use kernel::{
     container_of,
     device::Device,
-    error::{
-        from_err_ptr,
-        to_result, //
-    },
+    error::to_result,
     fs::File,
     prelude::*,
     sync::Arc,
@@ -285,14 +283,70 @@ impl<T: CharDevice> Drop for Registration<T> {
     }
 }
 
+/// The device of a [`Node`], with what the driver core asks for when it creates the node.
+#[repr(C)]
+struct NodeDevice {
+    dev: Opaque<bindings::device>,
+    owner: Owner,
+}
+
+impl NodeDevice {
+    /// The type of these devices. It has no name, so that uevents do not mention it.
+    const TYPE: &'static bindings::device_type = &bindings::device_type {
+        devnode: Some(Self::devnode),
+        ..pin_init::zeroed()
+    };
+
+    /// Sets the owner of the node, and leaves its path to the class.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be the device of a `NodeDevice` with a positive reference count during this call.
+    /// `uid` and `gid` must be valid, or null.
+    unsafe extern "C" fn devnode(
+        dev: *const bindings::device,
+        _mode: *mut bindings::umode_t,
+        uid: *mut bindings::kuid_t,
+        gid: *mut bindings::kgid_t,
+    ) -> *mut c_char {
+        // SAFETY: By the safety requirements, `dev` is in a `NodeDevice`, which is valid during
+        // this call. Its owner never changes.
+        let owner = unsafe { (*container_of!(Opaque::cast_from(dev), Self, dev)).owner };
+        // SAFETY: By the safety requirements, the pointers are valid, or null.
+        if let Some(uid) = unsafe { uid.as_mut() } {
+            *uid = owner.uid;
+        }
+        // SAFETY: As above.
+        if let Some(gid) = unsafe { gid.as_mut() } {
+            *gid = owner.gid;
+        }
+
+        ptr::null_mut()
+    }
+
+    /// Frees the device.
+    ///
+    /// # Safety
+    ///
+    /// `dev` must be the device of a `NodeDevice` that came from a [`KBox`], and its last reference
+    /// must have been released.
+    unsafe extern "C" fn release(dev: *mut bindings::device) {
+        // SAFETY: By the safety requirements, this is the `NodeDevice` of a `KBox`, and nothing
+        // else refers to it.
+        drop(unsafe {
+            KBox::from_raw(container_of!(Opaque::cast_from(dev), Self, dev).cast_mut())
+        });
+    }
+}
+
 /// A device of a class, with a node in `/dev`. Dropping this value removes the device and the node.
 ///
 /// `D` is the data of the attributes in the device's sysfs directory.
 ///
 /// # Invariants
 ///
-/// `dev` is a registered device of `_class`, and this value owns a reference to it. The device's
-/// driver data points to the value that `_data` holds.
+/// `dev` is a registered device of `_class`, in a [`NodeDevice`], and this value owns a reference to
+/// it. The device's driver data points to the value that `_data` holds.
 pub(crate) struct Node<D: Send + Sync + 'static> {
     dev: NonNull<bindings::device>,
     _data: Arc<D>,
@@ -307,7 +361,8 @@ unsafe impl<D: Send + Sync + 'static> Send for Node<D> {}
 unsafe impl<D: Send + Sync + 'static> Sync for Node<D> {}
 
 impl<D: Send + Sync + 'static> Node<D> {
-    /// Creates a device called `name` for the device number at `index` of `numbers`.
+    /// Creates a device called `name` for the device number at `index` of `numbers`. Its node
+    /// belongs to `owner`, with the mode 0600, from the moment that the node exists.
     ///
     /// When this function returns, the device's sysfs directory has all attributes of `A` (see
     /// [`super::sysfs`]), its node in `/dev` exists, and userspace has been notified.
@@ -325,6 +380,7 @@ impl<D: Send + Sync + 'static> Node<D> {
         numbers: Arc<DeviceNumbers>,
         index: u32,
         name: &CStr,
+        owner: Owner,
         data: Arc<D>,
     ) -> Result<Self> {
         let number = numbers.device_number(index)?;
@@ -333,21 +389,43 @@ impl<D: Send + Sync + 'static> Node<D> {
             return Err(EINVAL);
         }
 
-        // SAFETY: By its invariant, the class is registered. The new value holds the class, so the
-        // class outlives the device. The format takes one string, which is copied. The attributes
-        // are static. They find a `D` at the driver data. The `D` lives until the attributes are
-        // removed, see `drop()`.
-        let dev = from_err_ptr(unsafe {
-            bindings::device_create_with_groups(
-                class.as_raw(),
-                ptr::null_mut(),
-                number,
-                Arc::as_ptr(&data).cast_mut().cast(),
-                A::GROUPS.as_ptr().cast_mut(),
+        let device = KBox::new(
+            NodeDevice {
+                dev: pin_init::zeroed(),
+                owner,
+            },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        // SAFETY: The pointer came from the `KBox` just now.
+        let dev = Opaque::cast_into(unsafe { &raw const (*KBox::into_raw(device)).dev });
+        // SAFETY: The device is zeroed, and nothing else uses it yet. By its invariant, the class is
+        // registered. The new value holds the class, so the class outlives the device. The type
+        // and the attributes are static. `release` matches how the device was allocated.
+        unsafe {
+            bindings::device_initialize(dev);
+            (*dev).devt = number;
+            (*dev).class = class.as_raw();
+            (*dev).type_ = NodeDevice::TYPE;
+            (*dev).groups = A::GROUPS.as_ptr().cast_mut();
+            (*dev).release = Some(NodeDevice::release);
+        }
+        // SAFETY: The device is initialized. The attributes find a `D` at the driver data. The `D`
+        // lives until the attributes are removed, see `drop()`. The format takes one string, which
+        // is copied.
+        let added = unsafe {
+            bindings::dev_set_drvdata(dev, Arc::as_ptr(&data).cast_mut().cast());
+            to_result(bindings::dev_set_name(
+                dev,
                 c"%s".as_char_ptr(),
                 name.as_char_ptr(),
-            )
-        })?;
+            ))
+            .and_then(|()| to_result(bindings::device_add(dev)))
+        };
+        if let Err(error) = added {
+            // SAFETY: The device is not registered. This call releases the only reference to it.
+            unsafe { bindings::put_device(dev) };
+            return Err(error);
+        }
 
         // INVARIANT: The device was registered above, with `data` as its driver data.
         Ok(Self {

@@ -14,6 +14,7 @@ pub(crate) mod chrdev;
 pub(crate) mod class;
 pub(crate) mod completion;
 pub(crate) mod cpumask;
+pub(crate) mod cred;
 pub(crate) mod device;
 pub(crate) mod direct_map;
 pub(crate) mod eventfd;

@@ -105,12 +105,27 @@ const MIN_VQ_ALIGN: u32 = 4;
 /// directory.
 const TAKEN: &[&[u8]] = &[
     b"control",
+    b"api_version",
     b"bounce_size",
+    b"broken",
+    b"config",
     b"dev",
+    b"device_features",
+    b"device_id",
+    b"driver_features",
+    b"groups",
     b"msg_timeout",
+    b"num_asids",
+    b"num_groups",
+    b"num_vqs",
     b"power",
+    b"status",
     b"subsystem",
+    b"suspended",
     b"uevent",
+    b"vduse_extensions",
+    b"vduse_features",
+    b"vqs",
 ];
 
 /// Returns `name` up to its NUL, or [`None`] if no device can have that name.

@@ -18,6 +18,7 @@ use crate::bindings::{
         Node,
         Registration, //
     },
+    cred::Owner,
     vdpa::mgmt::{
         AddContext,
         ManagementOperations, //
@@ -82,6 +83,7 @@ impl Nodes {
             numbers.clone(),
             CONTROL_INDEX,
             c"control",
+            Owner::ROOT,
             Arc::new((), GFP_KERNEL)?,
         )?;
         let control = Registration::new(

@@ -38,6 +38,7 @@ use crate::{
             Class,
             ClassInfo, //
         },
+        cred::Owner,
         iova,
         kobject::KObject,
         module::ModuleRef,
@@ -210,6 +211,7 @@ impl Registry {
                 self.numbers.clone(),
                 index,
                 name,
+                Owner::of_current(),
                 dev.clone(),
             )?,
             GFP_KERNEL_ACCOUNT,

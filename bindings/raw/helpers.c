@@ -9,6 +9,7 @@
 #include <linux/capability.h>
 #include <linux/completion.h>
 #include <linux/cpumask.h>
+#include <linux/cred.h>
 #include <linux/eventfd.h>
 #include <linux/highmem.h>
 #include <linux/instrumented.h>
@@ -44,6 +45,11 @@ void vduse_rs_helper_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flag
 bool vduse_rs_helper_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags)
 {
 	return spin_trylock_irqsave(lock, *flags);
+}
+
+void vduse_rs_helper_current_fsuid_fsgid(kuid_t *uid, kgid_t *gid)
+{
+	current_fsuid_fsgid(uid, gid);
 }
 
 unsigned long vduse_rs_helper_array_index_nospec(unsigned long index, unsigned long size)

@@ -4,12 +4,14 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::thread::CapabilitySet;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid, CapabilitySet};
 use vduse::control::CONTROL_PATH;
 use vduse::{Control, Device, DeviceConfig};
 use vduse_uapi::{ioctl, DevConfig, NAME_MAX};
@@ -34,14 +36,14 @@ tests![
     the_node_is_there_when_create_returns,
     create_existing_name_is_eexist,
     an_empty_name_is_einval,
-    names_of_folders_are_einval,
+    names_of_directories_are_einval,
     the_name_control_is_einval,
     a_name_with_a_slash_is_einval,
     an_exclamation_mark_is_a_part_of_a_name,
     a_name_with_control_characters_is_einval,
     a_name_of_255_bytes_works,
     a_name_in_utf_8_stays_as_it_is,
-    names_in_the_devices_own_folder_are_einval,
+    names_in_the_devices_own_directory_are_einval,
     a_name_without_end_is_einval,
     vq_align_is_a_power_of_two_from_4_to_a_page,
     config_size_is_at_most_a_page,
@@ -56,6 +58,7 @@ tests![
     a_net_needs_cap_net_admin,
     a_disk_needs_no_cap_net_admin,
     the_nodes_are_for_root_only,
+    a_node_belongs_to_who_created_it,
     capabilities_of_a_user_namespace_do_not_count,
     each_reserved_field_must_be_0,
     groups_and_spaces_must_be_0_in_version_0,
@@ -240,7 +243,7 @@ fn an_empty_name_is_einval() {
     fails(create(&changed(|c| c.name.clear())), Errno::INVAL);
 }
 
-fn names_of_folders_are_einval() {
+fn names_of_directories_are_einval() {
     for name in [".", ".."] {
         fails_at(
             create(&changed(|c| c.name = name.to_owned())),
@@ -309,20 +312,20 @@ fn a_name_in_utf_8_stays_as_it_is() {
     on_bus.delete().unwrap();
 }
 
-/// Checks that `CREATE_DEV` refuses names of files in the sysfs directory of a VDUSE node. The
+/// Checks that `CREATE_DEV` refuses the name of each entry of a VDUSE node's sysfs directory. The
 /// directory of the vDPA device, which has the device's name, is created in that directory.
-fn names_in_the_devices_own_folder_are_einval() {
-    for name in [
-        "uevent",
-        "dev",
-        "power",
-        "subsystem",
-        "msg_timeout",
-        "bounce_size",
-        "vq0",
-    ] {
+fn names_in_the_devices_own_directory_are_einval() {
+    let device = TestDevice::disk();
+    let entries: Vec<_> = std::fs::read_dir(format!("/sys/class/vduse/{}", device.name()))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    for expected in ["uevent", "power", "subsystem", "msg_timeout", "vq0"] {
+        assert!(entries.iter().any(|name| name == expected), "{entries:?}");
+    }
+    for name in entries {
         fails_at(
-            create(&changed(|c| c.name = name.to_owned())),
+            create(&changed(|c| c.name.clone_from(&name))),
             Errno::INVAL,
             name,
         );
@@ -442,12 +445,53 @@ fn a_disk_needs_no_cap_net_admin() {
 }
 
 fn the_nodes_are_for_root_only() {
-    use std::os::unix::fs::MetadataExt;
     let device = TestDevice::disk();
     for path in [CONTROL_PATH.into(), Device::path(device.name())] {
-        let node = std::fs::metadata(path).unwrap();
-        assert_eq!((node.mode() & 0o777, node.uid(), node.gid()), (0o600, 0, 0));
+        assert_eq!(owner_and_mode(&path), (0, 0, 0o600));
     }
+}
+
+/// Returns the user, the group and the permissions of a file.
+fn owner_and_mode(path: &Path) -> (u32, u32, u32) {
+    let file = std::fs::metadata(path).unwrap();
+    (file.uid(), file.gid(), file.mode() & 0o777)
+}
+
+/// Runs `operation` in a thread without privileges, as a user who has a group of the same number.
+fn as_user<T: Send + 'static>(id: u32, operation: impl FnOnce() -> T + Send + 'static) -> T {
+    // Credentials belong to a thread, so the other threads of the test stay root's.
+    let thread = std::thread::spawn(move || {
+        set_thread_groups(&[]).unwrap();
+        set_thread_gid(Gid::from_raw(id)).unwrap();
+        set_thread_uid(Uid::from_raw(id)).unwrap();
+        operation()
+    });
+    thread.join().unwrap()
+}
+
+/// Checks that a user without privileges who has the control device open can serve the devices that
+/// the user creates, and that other users cannot.
+fn a_node_belongs_to_who_created_it() {
+    let control = control();
+    let (control, name) = as_user(4711, move || {
+        let name = unique_name();
+        control
+            .create(&changed(|c| c.name.clone_from(&name)))
+            .unwrap();
+        // The user opens the node at once, as clients do: before any udev rule is applied.
+        let device = Device::open(&name).expect("opening the node as its owner");
+        device.vq_setup(0, 64).unwrap();
+        (control, name)
+    });
+    assert_eq!(owner_and_mode(&Device::path(&name)), (4711, 4711, 0o600));
+    let opened = as_user(4713, {
+        let name = name.clone();
+        move || Device::open(&name)
+    });
+    fails(opened, Errno::ACCESS);
+    as_user(4711, move || control.destroy(&name)).unwrap();
+    // A device that root creates is root's.
+    the_nodes_are_for_root_only();
 }
 
 fn capabilities_of_a_user_namespace_do_not_count() {

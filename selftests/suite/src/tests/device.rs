@@ -397,7 +397,7 @@ fn umem_without_a_driver_is_einval() {
         size: 64 << 20,
         ..Default::default()
     };
-    // No memory is mapped at this address, and the call registers none.
+    // SAFETY: No memory is mapped at this address, and the call registers none.
     fails(unsafe { file.register_umem(&umem) }, Errno::INVAL);
     fails(file.deregister_umem(&umem), Errno::NOENT);
 }

@@ -32,9 +32,9 @@ use crate::lab::kernel::sysfs;
 tests![
     the_driver_finds_the_tag_and_the_queues,
     a_daemon_that_writes_the_tag_without_end_holds_no_driver_up,
-    what_is_written_is_in_the_folder_and_read_back => 40,
-    what_changes_in_the_folder_is_seen,
-    a_folder_of_100_files_is_listed,
+    what_is_written_is_in_the_directory_and_read_back => 40,
+    what_changes_in_the_directory_is_seen,
+    a_directory_of_100_files_is_listed,
     files_are_cut_and_grow,
     errors_of_the_device_are_errors_of_the_driver,
     requests_larger_than_the_bounce_area_end,
@@ -128,7 +128,7 @@ fn the_driver_finds_the_tag_and_the_queues() {
     );
 }
 
-fn what_is_written_is_in_the_folder_and_read_back() {
+fn what_is_written_is_in_the_directory_and_read_back() {
     const LEN: usize = 8 << 20;
     let fs = LiveFs::new();
     let mount = fs.mount();
@@ -159,7 +159,7 @@ fn what_is_written_is_in_the_folder_and_read_back() {
     );
 }
 
-fn what_changes_in_the_folder_is_seen() {
+fn what_changes_in_the_directory_is_seen() {
     let fs = LiveFs::new();
     fs::write(fs.behind("data"), "before").unwrap();
     let mount = fs.mount();
@@ -171,7 +171,7 @@ fn what_changes_in_the_folder_is_seen() {
     assert_eq!(fs::read(mount.path("more")).unwrap(), b"more");
 }
 
-fn a_folder_of_100_files_is_listed() {
+fn a_directory_of_100_files_is_listed() {
     let fs = LiveFs::new();
     let mount = fs.mount();
     // The names are so long that the daemon needs several answers to list all of them.
