@@ -15,7 +15,7 @@ KERNEL ?= stock
 TESTS ?=
 
 # Options that are passed on to the kernel's build system.
-KBUILD_OPTIONS := $(foreach v,V W C CLIPPY KCFLAGS KRUSTFLAGS,$(if $($(v)),$(v)=$($(v))))
+KBUILD_OPTIONS := $(foreach v,V W C CLIPPY KCFLAGS KRUSTFLAGS VDUSE_RS_NAME,$(if $($(v)),$(v)=$($(v))))
 
 ifdef KDIR
 # Build against a kernel tree that has the Rust metadata, with the host's programs.
@@ -30,11 +30,11 @@ all: modules
 modules:
 	@+$(KBUILD) modules
 
-install modules_install: modules
+install modules_install:
 	@./scripts/install $(KDIR)
 
 uninstall:
-	@./scripts/install --remove $(KDIR)
+	@./scripts/install --remove
 
 clean:
 	@./scripts/clean

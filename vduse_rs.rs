@@ -17,7 +17,11 @@ mod uapi;
 
 use bindings::{
     device::RootDevice,
-    module::is_present,
+    module::{
+        is_called,
+        is_present,
+        module_version, //
+    },
     param::module_param_int,
     vdpa::mgmt, //
 };
@@ -40,6 +44,8 @@ module! {
     description: "vDPA devices in userspace (VDUSE)",
     license: "GPL",
 }
+
+module_version!(env!("VDUSE_RS_VERSION"));
 
 module_param_int! {
     /// Maximum number of mappings of one address space.
@@ -71,9 +77,16 @@ impl kernel::InPlaceModule for Vduse {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             _registry: {
-                // The in-tree driver uses the same names in /dev, in /sys and on the vDPA bus.
-                if is_present(module, c"vduse") {
-                    pr_err!("the in-tree driver is loaded: unload it first (rmmod vduse)\n");
+                // The in-tree driver uses the same names in /dev, in /sys and on the vDPA bus. This
+                // module has the name of the in-tree one where it is installed, and its own as it
+                // comes out of a build.
+                let other = if is_called(module, c"vduse") {
+                    c"vduse_rs"
+                } else {
+                    c"vduse"
+                };
+                if is_present(module, other) {
+                    pr_err!("the module {0} is loaded: unload it first (rmmod {0})\n", other);
                     return Err(EBUSY);
                 }
                 Registry::new(module, MAX_IOTLB_ENTRIES.get(), CONTROL_TIMEOUT_MS.get())?

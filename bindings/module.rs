@@ -57,6 +57,41 @@ pub(crate) fn is_present(this: &'static ThisModule, name: &CStr) -> bool {
     !found.is_null()
 }
 
+/// Returns whether the calling module, `this`, is called `name`; `false` if it is built in.
+pub(crate) fn is_called(this: &'static ThisModule, name: &CStr) -> bool {
+    let this = this.as_ptr();
+    if this.is_null() {
+        return false;
+    }
+
+    // SAFETY: A `ThisModule` that is not null is a module, whose name is terminated by a NUL and does
+    // not change.
+    name == unsafe { CStr::from_char_ptr((&raw const (*this).name).cast()) }
+}
+
+/// Declares the module's version, a string, for `modinfo` and `/sys/module/MODULE/version`.
+///
+/// The macro is for loadable modules only. It cannot be used where `unsafe_code` is forbidden, because
+/// its expansion has a `link_section` attribute.
+///
+/// # Examples
+///
+/// ```ignore
+/// module_version!("1.0");
+/// ```
+macro_rules! module_version {
+    ($($version:tt)*) => {
+        const _: () = {
+            const TEXT: &str = ::core::concat!("version=", $($version)*, "\0");
+            #[link_section = ".modinfo"]
+            #[used(compiler)]
+            static VERSION: [u8; TEXT.len()] = $crate::bindings::param::bytes(TEXT);
+        };
+    };
+}
+
+pub(crate) use module_version;
+
 impl Drop for ModuleRef {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, this value owns the reference that is released here.

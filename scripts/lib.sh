@@ -14,6 +14,9 @@ cache=$(cd "$cache" && pwd -P)
 suite=trixie
 backports=trixie-backports
 
+# What the module is built from.
+module_sources=(Kbuild VERSION vduse_rs.rs bindings driver uapi)
+
 say() { printf '[vduse_rs] %s\n' "$*" >&2; }
 die() { printf '[vduse_rs] error: %s\n' "$*" >&2; exit 1; }
 
@@ -44,6 +47,21 @@ need_root() {
 	[ "$(id -u)" = 0 ] || die "this needs root, for mounts and chroot (\`make KDIR=...\` does not)"
 	[ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported, this is $(uname -m)"
 }
+
+# installable_module FILE [KDIR=DIRECTORY]: builds the module under the name that it is installed by, `vduse`, and without
+# debugging information, as FILE. The checkout's own build is left alone.
+installable_module() (
+	need strip=binutils
+	copy=$(mktemp -d "$cache/installable.XXXXXX")
+	trap 'rm -rf "$copy"' EXIT
+	cp -r "${module_sources[@]/#/$top/}" "$top/Makefile" "$top/scripts" "$copy/"
+	find "$copy" \( -name '*.o' -o -name '.*.cmd' -o -name '*_generated.rs' \) -delete
+	# The settings of the make that calls this are not for the one below.
+	unset MAKEFLAGS MFLAGS MAKEOVERRIDES
+	make -C "$copy" --no-print-directory modules VDUSE_RS_NAME=vduse "${@:2}" >"$copy/log" 2>&1 ||
+		{ tail -n 20 "$copy/log" >&2; die "the module does not build (see above)"; }
+	strip --strip-debug -o "$1" "$copy/vduse.ko"
+)
 
 # artefact NAME INPUT...: sets $out to the directory of the artefact NAME. If this artefact, with these inputs, is not
 # in the cache, it is built by the function build_NAME, which runs in an empty directory. A change of build_NAME makes a
