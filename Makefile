@@ -33,6 +33,9 @@ modules:
 install modules_install:
 	@./scripts/install $(KDIR)
 
+deb:
+	@./scripts/deb $(KDIR)
+
 uninstall:
 	@./scripts/install --remove
 
@@ -76,6 +79,9 @@ kernels:
 recipe:
 	@./qemu-test/recipe
 
+package:
+	@./qemu-test/package
+
 mutants:
 	@./qemu-test/mutants $(MUTANTS)
 
@@ -99,6 +105,7 @@ help:
 #: make KDIR=DIR          builds it for the kernel tree in DIR, with this host's programs
 #: make install           installs it, so that `modprobe vduse` loads it
 #: make uninstall         takes that back
+#: make deb               makes Debian packages in build/: the sources for DKMS, and (as root, or with KDIR) the module
 #: make clean             removes what was built in the checkout
 #: make update            looks for a newer kernel (otherwise the choice, once made, is kept)
 #:
@@ -107,9 +114,10 @@ help:
 #: make test-quick        all but those that take minutes: no guest is booted in the virtual machine
 #: make test-core         those that tell whether a kernel changed under the driver: its ABI, the bus, memory, disks
 #: make kernels           for each kernel that can be had: is the module built, does it boot, do the tests of its core pass?
-#:                        ALL=1 runs all tests; KERNELS='PATTERN...' are the releases that begin so
+#:                        ALL=1 runs all tests, and those of the packages; KERNELS='PATTERN...' are the releases that begin so
 #: make recipe            follows the README in a virtual machine with a fresh Debian: installs the kernel and the module,
 #:                        and makes a disk
+#: make package           tries the Debian packages in a virtual machine with a fresh Debian: reboots, upgrades, a purge
 #: make soak              ten minutes of hostile userspace, under the debug kernel; SECONDS=N, SEED=N
 #: make mutants           tests the tests: makes one mistake after the other in a copy of the driver, and looks
 #:                        whether the tests that are to notice do; MUTANTS='PATTERN...' some of them
@@ -132,5 +140,5 @@ help:
 #: DEBIAN_MIRROR=URL      where Debian's packages come from (default: what this host's apt uses)
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
 
-.PHONY: all modules install modules_install uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
-	test-quick test-core kernels recipe mutants soak shell vng bench help
+.PHONY: all modules install modules_install deb uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
+	test-quick test-core kernels recipe package mutants soak shell vng bench help
