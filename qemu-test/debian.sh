@@ -58,6 +58,20 @@ in_machine() {
 	return $status
 }
 
+# add_compiled RELEASE: adds to the root what the package for DKMS compiles once for the kernel RELEASE, from the cache of
+# this host.
+add_compiled() {
+	local kernel metadata key kept=$root/var/lib/vduse-rs/$1
+	KVER=$1 FLAVOUR='' "$scripts/kernel" --update >/dev/null
+	kernel=$(KVER=$1 FLAVOUR='' "$scripts/kernel")
+	metadata=$(KVER=$1 FLAVOUR='' "$scripts/metadata")
+	# As packaging/dkms/build names it.
+	key=$(cat "$kernel/headers/usr/src/linux-headers-$1"/{.config,Module.symvers} "$scripts/rust-tree" | sha256sum | cut -c1-16)
+	mkdir -p "$kept"
+	"$scripts/in-root" "$(cat "$metadata/root")" "$metadata/linux:/mnt" "$scripts/rust-tree:/opt/rust-tree" "$kept:/srv" -- \
+		/opt/rust-tree --pack /mnt "/srv/metadata-$key.tar.zst"
+}
+
 # make_disk: makes the disk from the root.
 make_disk() {
 	cp "$root/vmlinuz" "$root/initrd.img" "$root/boot/next/"
