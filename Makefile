@@ -58,7 +58,8 @@ lint:
 check-unsafe:
 	@./scripts/check-unsafe
 
-# The module for the debug kernel is built elsewhere, by scripts/debug-module.
+# Our module for the stock kernel must be built before a guest starts. For the
+# debug kernel, qemu-test/run builds the module (scripts/debug-module).
 GUEST_MODULE := $(if $(filter rust-stock,$(DRIVER)-$(KERNEL)),modules)
 
 demo: $(GUEST_MODULE)

@@ -77,9 +77,9 @@ impl kernel::InPlaceModule for Vduse {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             _registry: {
-                // The in-tree driver uses the same names in /dev, in /sys and on the vDPA bus. This
-                // module has the name of the in-tree one where it is installed, and its own as it
-                // comes out of a build.
+                // The in-tree driver uses the same names in /dev, in /sys and on the vDPA bus. An
+                // installed build of this module is called `vduse`, as the in-tree module is. A
+                // build that is not installed is called `vduse_rs`.
                 let other = if is_called(module, c"vduse") {
                     c"vduse_rs"
                 } else {

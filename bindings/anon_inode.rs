@@ -29,26 +29,27 @@ use kernel::{
     types::ForeignOwnable, //
 };
 
-/// The C operations table of anonymous files with the operations of `T`.
+/// The C operations table of anonymous files whose operations are those of `T`.
 struct AnonFile<T: FileOperations>(PhantomData<T>);
 
 impl<T: FileOperations> AnonFile<T> {
     const FILE_OPERATIONS: bindings::file_operations = {
-        // SAFETY: Only `open` below uses the table. It passes a pointer from
+        // SAFETY: Only `open` below uses the table. `open` passes a pointer from
         // `T::Data::into_foreign()` to `anon_inode_getfile()`, which stores the pointer before any
         // other code can use the file.
         unsafe { VTable::<T>::build(None) }
     };
 }
 
-/// Opens a new file with the operations of `T` on `data`.
+/// Opens a new file whose operations are those of `T` and whose private data is `data`.
 ///
 /// `/proc/PID/fd` shows the file as a link to `name`, prefixed with `anon_inode:`. The file takes
 /// only the access mode and `O_NONBLOCK` from `flags`.
 ///
-/// The file gets no descriptor. `data` is dropped in process context after the last reference to
-/// the file is dropped: by the task that drops the last reference, when it returns to userspace, or
-/// by a work item if a kernel thread, an exiting task or an interrupt drops the last reference.
+/// The file gets no descriptor. `data` is dropped in process context, after the last reference to
+/// the file is dropped. If a user task drops the last reference, that task drops `data` when it
+/// returns to userspace. If a kernel thread, an exiting task or an interrupt drops the last
+/// reference, a work item drops `data`.
 ///
 /// To test whether a given file is the returned file, compare their addresses with
 /// [`core::ptr::eq`].

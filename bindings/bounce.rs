@@ -11,16 +11,16 @@
 //! in place of the kernel's pages.
 //!
 //! This code is in `bindings/` because a slot keeps the physical address of a buffer between two
-//! calls from C. All code that prevents a stale address is in this file: a slot's address is
-//! cleared no later than when the buffer's mapping ends.
+//! calls from C. All code that prevents stale addresses is in this file: the call that unmaps a
+//! buffer clears the addresses in the buffer's slots.
 //!
 //! # Context
 //!
 //! Mapping, unmapping and copying work in any context, including interrupt handlers. A mapping of a
 //! page or less takes no lock that another CPU could hold, as long as this CPU's block has a free
 //! slot. Other mappings take the locks of the address allocator. All of these operations read the
-//! area's mode under RCU. They take a lock to find out which of a slot's two pages is in use only
-//! while a process registers or deregisters pages.
+//! area's mode under RCU. While a process registers or deregisters pages, a copy also takes a lock,
+//! to find out which of a slot's two pages is in use.
 //!
 //! # Lock order
 //!
@@ -129,7 +129,7 @@ pub(super) struct Buffer<'a> {
 }
 
 impl Buffer<'_> {
-    /// Describes `len` bytes at `offset` from the start of a page.
+    /// Describes the `len` bytes that begin `offset` bytes after the start of `page`.
     ///
     /// # Safety
     ///
@@ -147,7 +147,7 @@ impl Buffer<'_> {
         }
     }
 
-    /// Returns the physical address, and the length in bytes.
+    /// Returns the buffer's physical address, and its length in bytes.
     pub(super) fn range(&self) -> (u64, usize) {
         (self.phys, self.len)
     }
@@ -200,9 +200,9 @@ impl Slot {
         }
     }
 
-    /// Copies a range of bytes between `page` and the part of a buffer that is mapped to this slot:
-    /// to `page` if `to_device`, from `page` otherwise. Does nothing if there is no page or no
-    /// buffer.
+    /// Copies the bytes at the offsets `range` between `page` and the part of a buffer that is
+    /// mapped to this slot. If `to_device`, copies to `page`; otherwise copies to the buffer. Does
+    /// nothing if `page` is [`None`], or if no buffer is mapped to this slot.
     ///
     /// # Safety
     ///
@@ -231,8 +231,8 @@ impl Slot {
     }
 }
 
-/// Copies the bytes at the offsets `range` of `page` to or from the same offsets of the memory at
-/// the physical address `orig`: to `page` if `to_device`, from `page` otherwise.
+/// Copies the bytes at the offsets `range` between `page` and the memory that begins at the
+/// physical address `orig`. If `to_device`, copies to `page`; otherwise copies from `page`.
 ///
 /// # Safety
 ///
@@ -258,8 +258,8 @@ const CHUNK_SLOTS: usize = 256;
 /// The slots that are allocated together, in 4 KiB of memory.
 type Chunk = [Slot; CHUNK_SLOTS];
 
-/// The modes of an area: which page of each slot is in use. The mode changes only while
-/// [`Area::registered`] is locked.
+/// The modes of an area. The mode determines which page of each slot is in use, and changes only
+/// while [`Area::registered`] is locked.
 mod mode {
     /// All slots use the kernel's pages.
     pub(super) const KERNEL: u32 = 0;
@@ -276,11 +276,12 @@ struct Progress {
     user_below: usize,
 }
 
-/// Returns the number of slots of the largest mapping, as a binary logarithm, in an area of `slots`
-/// slots.
+/// Returns the binary logarithm of the number of slots that the largest mapping takes, in an area
+/// of `slots` slots.
 ///
-/// The largest mapping is this small so that a request of 254 parts, for which a virtqueue of 256
-/// descriptors has room, takes no more than half of the area.
+/// A virtqueue of 256 descriptors has room for a request of 254 parts. Even if each part is as
+/// large as the largest mapping, such a request takes no more than half of an area of 512 or more
+/// slots.
 fn largest_order(slots: usize) -> u32 {
     (slots / 512).checked_ilog2().unwrap_or(0)
 }
@@ -370,16 +371,17 @@ impl Area {
         PAGE_SIZE << largest_order(self.slots)
     }
 
-    /// Returns the number of aligned ranges of the largest mapping's size in the area.
+    /// Returns how many aligned ranges of the largest mapping's size the area has.
     ///
-    /// One mapping fewer than this number always finds room, because slot 0 takes one of the
-    /// ranges. This is true for mappings of any size, and after any other mappings, because each
-    /// mapping is aligned to its size, rounded up to a power of two.
+    /// One of these ranges contains slot 0, which is never allocated. So there is always room for
+    /// as many mappings as the return value minus one, whatever the sizes of these mappings, and
+    /// whatever was mapped before. The reason is that each mapping lies within one range, because
+    /// each mapping is aligned to its size, rounded up to a power of two.
     pub(crate) fn max_mappings(&self) -> usize {
         self.slots >> largest_order(self.slots)
     }
 
-    /// Returns the slot at `index`, or [`None`] if its chunk was never used.
+    /// Returns the slot at `index`, or [`None`] if the slot's chunk has not been allocated.
     #[inline]
     fn slot(&self, index: usize) -> Option<&Slot> {
         self.chunks
@@ -388,7 +390,7 @@ impl Area {
             .get(index % CHUNK_SLOTS)
     }
 
-    /// Returns the slots of all chunks that were ever used.
+    /// Returns the slots of all chunks that have been allocated.
     fn used_slots(&self) -> impl Iterator<Item = &Slot> {
         self.chunks.iter().filter_map(OnceBox::get).flatten()
     }
@@ -404,7 +406,7 @@ impl Area {
     }
 
     /// Allocates the chunk of the slot at `index`, unless another CPU has allocated it in the
-    /// meantime. Returns the slot.
+    /// meantime. Returns the slot, or [`None`] if no memory is available.
     #[cold]
     #[inline(never)]
     fn alloc_slot(&self, index: usize) -> Option<&Slot> {
@@ -435,8 +437,8 @@ impl Area {
         }
     }
 
-    /// Copies a part of a mapped buffer to the bounce pages if `to_device`, and from the bounce
-    /// pages otherwise.
+    /// Copies the `len` bytes from `iova` on between a mapped buffer and the bounce pages. If
+    /// `to_device`, copies to the bounce pages; otherwise copies to the buffer.
     ///
     /// Skips slots to which no buffer is mapped, and addresses outside the area.
     ///
@@ -468,7 +470,7 @@ impl Area {
 
             if let Some(slot) = self.slot(index) {
                 // SAFETY: `slot` is the slot at `index`. By the safety requirements, these bytes
-                // are in the part of the mapping that `slot` has.
+                // are in the part of the mapping that belongs to `slot`.
                 unsafe { self.copy_slot(index, slot, offset..offset + part, to_device, rcu) }
             }
 
@@ -477,8 +479,9 @@ impl Area {
         }
     }
 
-    /// Copies a range of bytes between the page that is in use for a slot and the slot's part of a
-    /// buffer: to the page if `to_device`, from the page otherwise.
+    /// Copies the bytes at the offsets `range` between the page that is in use for `slot` and the
+    /// part of a buffer that is mapped to `slot`. If `to_device`, copies to the page; otherwise
+    /// copies to the buffer.
     ///
     /// # Safety
     ///
@@ -530,8 +533,8 @@ impl Area {
         }
     }
 
-    /// Does what [`copy_slot`](Self::copy_slot) does, during a migration. Locks `progress`, so that
-    /// the migration cannot copy this slot's contents at the same time.
+    /// Variant of [`copy_slot`](Self::copy_slot) for use during a migration. Locks `progress`, so
+    /// that the migration cannot copy this slot's contents at the same time.
     ///
     /// # Safety
     ///
@@ -607,10 +610,11 @@ impl Area {
     }
 
     /// Fast path of [`map`](Self::map). Maps a buffer of a page or less to a slot of this CPU's
-    /// block, if the slot's kernel page is allocated. Returns the buffer otherwise.
+    /// block, if the slot's kernel page is allocated. Otherwise maps nothing and returns the
+    /// buffer.
     ///
-    /// This function calls no other function except for a copy, so that it has to save hardly any
-    /// registers. Saving them would be a quarter of the cost.
+    /// This function calls another function only to copy, so it saves hardly any registers.
+    /// Otherwise, saving registers would make up a quarter of its cost.
     #[inline(always)]
     pub(super) fn map_fast<'a>(
         &self,
@@ -659,8 +663,8 @@ impl Area {
         }
     }
 
-    /// Fast path of [`unmap`](Self::unmap), for a slot of a block. Returns `false` and does nothing
-    /// for any other mapping, and for an address outside the area.
+    /// Fast path of [`unmap`](Self::unmap), for a mapping to a slot of a block. For any other
+    /// mapping, and for an address outside the area, does nothing and returns `false`.
     ///
     /// # Safety
     ///
@@ -684,8 +688,8 @@ impl Area {
 
         // As in `map_fast`, this path calls no function if nothing has to be copied.
         if sync && dir.device_writes() {
-            // SAFETY: By the safety requirements, the mapping has `len` bytes and ends here. A slot
-            // of a block holds a page at most.
+            // SAFETY: By the safety requirements, the mapping has `len` bytes and ends with this
+            // call. A slot of a block holds a page at most.
             unsafe { self.copy_and_empty(given, slot, len, rcu) }
         } else {
             slot.orig.write(NO_BUFFER);
@@ -701,7 +705,7 @@ impl Area {
     /// # Safety
     ///
     /// `slot` must be the slot at `given.index()`. The buffer that is mapped to `slot` must have
-    /// `len` bytes, a page at most, and its mapping must end here.
+    /// `len` bytes, a page at most, and its mapping must end with this call.
     #[inline(never)]
     unsafe fn copy_and_empty(
         &self,
@@ -768,8 +772,8 @@ impl Area {
     /// Returns the kernel's page at an address of the area, for the device side to map.
     ///
     /// Returns [`None`] if no mapping has ever used that page. Also returns [`None`] while user
-    /// pages are registered, or are being registered or deregistered, because the device side has
-    /// these pages already.
+    /// pages are registered, or are being registered or deregistered, because the process that
+    /// registers the user pages can already access them.
     ///
     /// # Context
     ///
@@ -787,11 +791,11 @@ impl Area {
         })
     }
 
-    /// Copies the contents of all slots that are in use: from the kernel's pages to the user's if
-    /// `to_user`, and from the user's pages to the kernel's otherwise.
+    /// Copies the contents of all slots to which a buffer is mapped.
     ///
-    /// Goes from the first slot to the last if `to_user`, and from the last slot to the first
-    /// otherwise.
+    /// If `to_user`, copies from the kernel's pages to the user's, and goes from the first slot to
+    /// the last. Otherwise copies from the user's pages to the kernel's, and goes from the last
+    /// slot to the first.
     ///
     /// `mode` must be [`mode::MIGRATING`], and an RCU grace period must have passed since `mode`
     /// was set to that value, so that every copy takes the lock of `progress`.
@@ -825,8 +829,8 @@ impl Area {
     ///
     /// # Errors
     ///
-    /// [`EEXIST`] if pages are registered already, [`EINVAL`] if `pages` has not exactly as many
-    /// pages as the area, [`ENOMEM`] if there is no memory.
+    /// [`EEXIST`] if pages are registered already, [`EINVAL`] if `pages` and the area differ in
+    /// their number of pages, [`ENOMEM`] if there is no memory.
     ///
     /// # Context
     ///

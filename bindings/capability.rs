@@ -7,7 +7,7 @@
 use super::raw as bindings;
 use kernel::prelude::*;
 
-/// A capability for which [`capable`] can be called.
+/// A capability that [`capable`] can check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Capability {
     /// `CAP_NET_ADMIN`: configure the network.

@@ -188,9 +188,9 @@ impl<T: CharDevice> Shared<T> {
 /// A registered character device, for some numbers of a range. Dropping this value unregisters the
 /// device.
 ///
-/// Files that are open at that time stay open and keep the context alive. In a module's
-/// initialization, registering must be the last step that can fail, because the kernel removes a
-/// module that fails to load even if files are already open.
+/// Files that are open when this value is dropped stay open and keep the context alive. In a
+/// module's initialization, registering must be the last step that can fail, because the kernel
+/// removes a module that fails to load even if files are already open.
 ///
 /// # Invariants
 ///
@@ -252,8 +252,8 @@ impl<T: CharDevice> Registration<T> {
 
         // OVERFLOW: The range is not empty.
         let count = indices.end - indices.start;
-        // SAFETY: `cdev` is complete. It holds a reference to `owner`, so it stays allocated as
-        // long as it is in use.
+        // SAFETY: `cdev` is complete. `cdev` holds a reference to `owner`, so `cdev` stays
+        // allocated as long as it is in use.
         if let Err(error) = to_result(unsafe { bindings::cdev_add(cdev, first, count) }) {
             // SAFETY: This is the only reference to `owner`, because `cdev` holds a reference only
             // while it is registered.
@@ -283,7 +283,7 @@ impl<T: CharDevice> Drop for Registration<T> {
     }
 }
 
-/// The device of a [`Node`], with what the driver core asks for when it creates the node.
+/// The C device of a [`Node`], and the owner of the device's node in `/dev`.
 #[repr(C)]
 struct NodeDevice {
     dev: Opaque<bindings::device>,
@@ -291,13 +291,15 @@ struct NodeDevice {
 }
 
 impl NodeDevice {
-    /// The type of these devices. It has no name, so that uevents do not mention it.
+    /// The device type of every `NodeDevice`. The type has no name, so uevents contain no
+    /// `DEVTYPE`.
     const TYPE: &'static bindings::device_type = &bindings::device_type {
         devnode: Some(Self::devnode),
         ..pin_init::zeroed()
     };
 
-    /// Sets the owner of the node, and leaves its path to the class.
+    /// Sets the owner of the device's node in `/dev`. Returns null, so that the class determines
+    /// the path of the node.
     ///
     /// # Safety
     ///
@@ -324,15 +326,15 @@ impl NodeDevice {
         ptr::null_mut()
     }
 
-    /// Frees the device.
+    /// Frees a `NodeDevice`, after the last reference to its device was released.
     ///
     /// # Safety
     ///
     /// `dev` must be the device of a `NodeDevice` that came from a [`KBox`], and its last reference
     /// must have been released.
     unsafe extern "C" fn release(dev: *mut bindings::device) {
-        // SAFETY: By the safety requirements, this is the `NodeDevice` of a `KBox`, and nothing
-        // else refers to it.
+        // SAFETY: By the safety requirements, `dev` is in a `NodeDevice` that came from a `KBox`,
+        // and no reference is left.
         drop(unsafe {
             KBox::from_raw(container_of!(Opaque::cast_from(dev), Self, dev).cast_mut())
         });
@@ -345,8 +347,8 @@ impl NodeDevice {
 ///
 /// # Invariants
 ///
-/// `dev` is a registered device of `_class`, in a [`NodeDevice`], and this value owns a reference to
-/// it. The device's driver data points to the value that `_data` holds.
+/// `dev` is a registered device of `_class`, in a [`NodeDevice`], and this value owns a reference
+/// to that device. The device's driver data points to the value that `_data` holds.
 pub(crate) struct Node<D: Send + Sync + 'static> {
     dev: NonNull<bindings::device>,
     _data: Arc<D>,
@@ -361,8 +363,8 @@ unsafe impl<D: Send + Sync + 'static> Send for Node<D> {}
 unsafe impl<D: Send + Sync + 'static> Sync for Node<D> {}
 
 impl<D: Send + Sync + 'static> Node<D> {
-    /// Creates a device called `name` for the device number at `index` of `numbers`. Its node
-    /// belongs to `owner`, with the mode 0600, from the moment that the node exists.
+    /// Creates a device called `name` for the device number at `index` of `numbers`. Its node in
+    /// `/dev` has the mode 0600, and belongs to `owner` as soon as the node exists.
     ///
     /// When this function returns, the device's sysfs directory has all attributes of `A` (see
     /// [`super::sysfs`]), its node in `/dev` exists, and userspace has been notified.
@@ -398,9 +400,10 @@ impl<D: Send + Sync + 'static> Node<D> {
         )?;
         // SAFETY: The pointer came from the `KBox` just now.
         let dev = Opaque::cast_into(unsafe { &raw const (*KBox::into_raw(device)).dev });
-        // SAFETY: The device is zeroed, and nothing else uses it yet. By its invariant, the class is
-        // registered. The new value holds the class, so the class outlives the device. The type
-        // and the attributes are static. `release` matches how the device was allocated.
+        // SAFETY: The device is zeroed, and nothing else uses it yet. By the invariant of `Class`,
+        // the class is registered. The new `Node` holds the class, so the class outlives the
+        // device. The type and the attributes are static. `release` matches how the device was
+        // allocated.
         unsafe {
             bindings::device_initialize(dev);
             (*dev).devt = number;
@@ -409,9 +412,9 @@ impl<D: Send + Sync + 'static> Node<D> {
             (*dev).groups = A::GROUPS.as_ptr().cast_mut();
             (*dev).release = Some(NodeDevice::release);
         }
-        // SAFETY: The device is initialized. The attributes find a `D` at the driver data. The `D`
-        // lives until the attributes are removed, see `drop()`. The format takes one string, which
-        // is copied.
+        // SAFETY: The device is initialized. The driver data points to a `D`, as the attributes
+        // require. The `D` lives until the attributes are removed, see `drop()`. The format takes
+        // one string, which is copied.
         let added = unsafe {
             bindings::dev_set_drvdata(dev, Arc::as_ptr(&data).cast_mut().cast());
             to_result(bindings::dev_set_name(
@@ -447,13 +450,14 @@ unsafe impl<D: Send + Sync + 'static> Registered for Node<D> {
 }
 
 impl<D: Send + Sync + 'static> Drop for Node<D> {
-    /// Removes the device. Waits for attributes that are being read or written. May sleep.
+    /// Removes the device. Waits for reads and writes of attributes that are in progress. May
+    /// sleep.
     ///
     /// Deadlocks if called from one of the device's own attributes.
     fn drop(&mut self) {
         // SAFETY: By the type invariant, the device is registered. This call releases this value's
-        // reference to the device. No attribute is called afterwards, so no attribute uses the
-        // data, which is dropped next.
+        // reference to the device. No function of an attribute is called afterwards, so no
+        // attribute uses the data, which is dropped next.
         unsafe { bindings::device_unregister(self.dev.as_ptr()) };
     }
 }

@@ -51,7 +51,7 @@ impl<T: ClassInfo> RawClass<T> {
         let dev: &Device = unsafe { Device::from_raw(dev.cast_mut()) };
 
         // SAFETY: The format takes two strings, and two strings are passed. The caller is the
-        // driver core. It frees the string that is allocated here, and accepts a null pointer.
+        // driver core, which frees the string that is allocated here, and accepts a null pointer.
         unsafe {
             bindings::kasprintf(
                 bindings::GFP_KERNEL,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Completions with killable waits that have a timeout and can be freezable.
+//! Completions whose waits are killable, have a timeout, and can be freezable.
 //!
 //! [`kernel::sync::Completion`] has no wait with a timeout.
 //!
@@ -28,8 +28,8 @@ pub(crate) enum WaitResult {
 }
 
 impl WaitResult {
-    /// Converts the return value of the C functions: the jiffies that are left, 0 if the timeout
-    /// expired, or an error.
+    /// Converts the return value of a C wait function: the number of jiffies that are left, 0 if
+    /// the timeout expired, or a negative error number.
     fn from_time_left(left: c_long) -> Self {
         match left {
             0 => Self::TimedOut,
@@ -87,9 +87,9 @@ impl Completion {
         WaitResult::from_time_left(left)
     }
 
-    /// Waits as [`wait_killable_timeout`](Self::wait_killable_timeout) does, but the task can be
-    /// frozen during the wait (`TASK_FREEZABLE_UNSAFE`), by a suspend of the machine or by the
-    /// task's version 1 cgroup. Time during which the machine sleeps does not count towards the
+    /// Waits as [`wait_killable_timeout`](Self::wait_killable_timeout) does, but a suspend of the
+    /// machine or the task's version 1 cgroup can freeze the task during the wait
+    /// (`TASK_FREEZABLE_UNSAFE`). Time during which the machine sleeps does not count towards the
     /// timeout.
     ///
     /// # Context
@@ -110,15 +110,15 @@ impl Completion {
     }
 }
 
-/// Converts `time` to a timeout in jiffies. The timeout is not shorter than `time`, but at most the
-/// longest timeout that the scheduler supports. Returns 0 if `time` is not positive.
+/// Converts `time` to a timeout in jiffies. The result is rounded up, but is at most the longest
+/// timeout that the scheduler supports. Returns 0 if `time` is not positive.
 fn jiffies(time: Delta) -> c_ulong {
     if time <= Delta::ZERO {
         return 0;
     }
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
 
-    // One jiffy more, for the fraction of a millisecond that was cut off, and for the part of the
+    // Add one jiffy for the fraction of a millisecond that was cut off, and for the part of the
     // current jiffy that has passed.
     msecs_to_jiffies(milliseconds).saturating_add(1)
 }

@@ -51,8 +51,8 @@ impl Mask {
         Ok(Self(mask))
     }
 
-    /// Parses a set from hexadecimal text, in groups of at most 32 bits separated by commas, up to
-    /// a newline or the end.
+    /// Parses a set from hexadecimal text, in groups of at most 32 bits separated by commas.
+    /// Parsing stops at a newline or at the end of the text.
     ///
     /// # Errors
     ///
@@ -134,7 +134,7 @@ impl fmt::Display for Mask {
 
         let cpus = nr_cpu_ids();
         for group in (0..cpus.div_ceil(GROUP)).rev() {
-            // OVERFLOW: Neither this line's result nor the next line's is larger than `cpus`.
+            // OVERFLOW: The result of this line, and that of the next line, is at most `cpus`.
             let first = group * GROUP;
             let bits = (cpus - first).min(GROUP);
             let value = (0..bits).fold(0u32, |value, bit| {

@@ -30,7 +30,7 @@ impl Owner {
     pub(crate) fn of_current() -> Self {
         let mut owner = Self::ROOT;
 
-        // SAFETY: Both pointers are valid. A task reads its own credentials without a lock.
+        // SAFETY: Both pointers are valid. A task may read its own credentials without a lock.
         unsafe { bindings::current_fsuid_fsgid(&mut owner.uid, &mut owner.gid) };
 
         owner

@@ -51,8 +51,8 @@ struct Range {
     len: usize,
     is_readable: bool,
     is_writable: bool,
-    /// The pages, if the memory was allocated for the driver. Otherwise [`None`]: the range is a
-    /// buffer, which the driver unmaps before freeing it.
+    /// References to the pages, if the range is coherent memory that was allocated for the driver.
+    /// [`None`] if the range is a buffer, which the driver unmaps before freeing it.
     pages: Option<Pages>,
 }
 
@@ -62,7 +62,8 @@ impl Range {
     }
 
     /// Returns the physical address of the `len` bytes at `address`, or [`None`] if the range does
-    /// not contain all of these bytes. The two addresses differ only by [`DIRECT`].
+    /// not contain all of these bytes. The physical address is `address` without the bit
+    /// [`DIRECT`].
     fn phys(&self, address: u64, len: usize) -> Option<u64> {
         let offset = address.checked_sub(self.address())?;
         let end = offset.checked_add(len as u64)?;
@@ -113,8 +114,8 @@ impl DirectMap {
         .ok()
     }
 
-    /// Maps the first `size` bytes of memory that was allocated for the driver, and keeps its pages
-    /// until [`unmap`](Self::unmap) is called.
+    /// Maps the first `size` bytes of `pages`, which are coherent memory that was allocated for the
+    /// driver. Keeps `pages` until [`unmap`](Self::unmap) is called.
     ///
     /// # Errors
     ///
@@ -165,8 +166,13 @@ impl DirectMap {
         }
     }
 
-    /// Calls `f` with the physical address of the `len` bytes at `address`, if one mapped range for
-    /// which `allows` returns true contains all of them. The range stays mapped during the call.
+    /// Calls `f` with the physical address of the `len` bytes at `address`. One mapped range, for
+    /// which `allows` returns `true`, must contain all of these bytes. The range stays mapped
+    /// during the call.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`] if there is no such range.
     fn access<R>(
         &self,
         address: u64,
@@ -221,7 +227,8 @@ impl Memory for DirectMap {
             2,
             |range| range.is_readable,
             |phys| {
-                // SAFETY: As in `read`; a physical address is even if its `DIRECT` address is.
+                // SAFETY: As in `read`. `phys` is even, because `address` is even and differs from
+                // `phys` only by `DIRECT`.
                 unsafe { phys::load_acquire(phys) }
             },
         )

@@ -24,11 +24,11 @@ unsafe impl Send for EventFd {}
 unsafe impl Sync for EventFd {}
 
 impl EventFd {
-    /// Takes a reference to the eventfd of the descriptor `fd` of the current task.
+    /// Takes a reference to the eventfd that the current task's descriptor `fd` refers to.
     ///
     /// # Errors
     ///
-    /// [`EBADF`] if there is no such descriptor; [`EINVAL`] if the descriptor is not that of an
+    /// [`EBADF`] if there is no such descriptor; [`EINVAL`] if the descriptor does not refer to an
     /// eventfd.
     ///
     /// # Context

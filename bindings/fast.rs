@@ -3,13 +3,14 @@
 //! The operations of the I/O path that are inlined on x86-64.
 //!
 //! The kernel crate's own versions of these operations call C functions, unless the kernel is built
-//! with `CONFIG_RUST_INLINE_HELPERS`, which requires clang. In a function that does a handful of
-//! atomic operations and little else, as on the I/O path, these calls make up a third of the cost.
+//! with `CONFIG_RUST_INLINE_HELPERS`, which requires clang. The functions of the I/O path do a
+//! handful of atomic operations and little else, so these calls would make up a third of their
+//! cost.
 //!
 //! Two modules implement the same items: `x86_64` for that architecture, `generic` with the kernel
 //! crate's functions. Kbuild selects `x86_64` on x86-64 with SMP, unless `make FAST=n` selects
-//! `generic`. In C, `memcpy_phys` of `raw/helpers.c` has two implementations that follow the same
-//! switch. Apart from that, the crate requires only a little-endian architecture of 64 bits.
+//! `generic`. In C, `memcpy_phys` of `raw/helpers.c` has two implementations, which Kbuild selects
+//! in the same way. The rest of the crate requires only a 64-bit little-endian architecture.
 
 #[cfg(not(fast_x86_64))]
 mod generic;

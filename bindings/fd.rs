@@ -38,9 +38,9 @@ pub(crate) fn receive(file: &File) -> Result<u32> {
     }
 
     // SAFETY: The file is valid, and the descriptor gets a reference of its own. By the invariants
-    // of `File`, no call of `fdget_pos` that did not lock the file position is in progress, so a
-    // use of the position through the new descriptor cannot race. The task has a descriptor table,
-    // as checked above.
+    // of `File`, each call of `fdget_pos` that is in progress has locked the file position. So a
+    // use of the position through the new descriptor cannot race with such a call. The task has a
+    // descriptor table, as checked above.
     let fd = unsafe { bindings::receive_fd(file.as_ptr(), ptr::null_mut(), O_CLOEXEC) };
 
     u32::try_from(fd).map_err(|_| Error::from_errno(fd))

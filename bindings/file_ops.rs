@@ -44,18 +44,19 @@ use kernel::{
     types::ForeignOwnable, //
 };
 
-/// Returns the module that this code is part of, as the owner of objects that must keep the
-/// module's code in memory.
+/// Returns the module that this code is part of. An object that has this module as its owner keeps
+/// the module's code in memory.
 ///
-/// Any C table of generic functions of this crate must have this module as its owner, because the
-/// functions are in this module, wherever their type parameters are defined.
+/// A C table of this crate's generic functions must have this module as its owner, because the
+/// compiled functions are in this module, wherever their type parameters are defined.
 pub(crate) const fn this_module() -> *mut bindings::module {
     // This is `THIS_MODULE` of C. The `THIS_MODULE` that `module!` defines is not used here,
     // because its path differs between kernels.
     &raw mut bindings::__this_module
 }
 
-/// A set of poll events, which say what is possible with a file without waiting.
+/// A set of poll events, which say whether a file can be read or written without waiting, and
+/// whether the file is in an error state.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Events(bindings::__poll_t);
 
@@ -99,20 +100,20 @@ pub(crate) trait FileOperations: Sized + 'static {
 
     /// Reads from the file, and returns the number of bytes put into `iov`.
     ///
-    /// [`must_not_block`] tells whether this call may wait.
+    /// May wait only if [`must_not_block`] returns `false`.
     fn read_iter(_kiocb: Kiocb<'_, Self::Data>, _iov: &mut IovIterDest<'_>) -> Result<usize> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
     /// Writes to the file, and returns the number of bytes taken from `iov`.
     ///
-    /// [`must_not_block`] tells whether this call may wait.
+    /// May wait only if [`must_not_block`] returns `false`.
     fn write_iter(_kiocb: Kiocb<'_, Self::Data>, _iov: &mut IovIterSource<'_>) -> Result<usize> {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Registers with `table` all wait queues that can wake a waiter, then returns what is possible
-    /// without waiting.
+    /// Adds to `table` every wait queue that is woken when a new event occurs, then returns the
+    /// current events.
     fn poll(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _file: &File,
@@ -149,7 +150,8 @@ pub(crate) trait FileOperations: Sized + 'static {
     }
 
     /// Handles a page fault in a mapping of the file: returns the page at an offset of the file.
-    /// The offset is in bytes, and a multiple of the page size. [`None`] raises a bus error.
+    /// The offset is in bytes, and a multiple of the page size. If the return value is [`None`],
+    /// the process gets a `SIGBUS`.
     ///
     /// Files can be mapped if their type implements this method. A mapping holds a reference to the
     /// file, is not part of core dumps and cannot grow.
@@ -164,9 +166,9 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Returns whether a fault also maps the pages of [`fault_around`](Self::fault_around), in a
-    /// mapping that begins at an offset of the file. If so, a fork copies the mapping's page
-    /// tables.
+    /// Returns whether a fault in a mapping also maps the pages that
+    /// [`fault_around`](Self::fault_around) returns. The mapping begins at the given offset of the
+    /// file, in bytes. If this method returns `true`, a fork copies the mapping's page tables.
     ///
     /// # Context
     ///
@@ -175,13 +177,14 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Returns the page at an offset of the file that is shortly after the page of a fault. Both
-    /// pages are then mapped together, which saves another fault if the process accesses the second
-    /// page, too. [`None`] leaves this page and all pages after it to [`fault`](Self::fault).
+    /// Returns the page at an offset of the file, in bytes, shortly after the page of a fault. The
+    /// kernel then maps this page together with the page of the fault. This saves another fault if
+    /// the process accesses this page, too. If the return value is [`None`], this page and all
+    /// pages after it are left to [`fault`](Self::fault).
     ///
     /// No method is called again for a page that was mapped in this way. So the file must never
     /// have a different page at this offset later. If the file may later have no page at this
-    /// offset, the old page must do no harm while it is still visible.
+    /// offset, the old page must do no harm while it is still mapped.
     ///
     /// # Context
     ///
@@ -201,7 +204,7 @@ pub(crate) fn must_not_block<T: ForeignOwnable>(kiocb: &Kiocb<'_, T>) -> bool {
     // SAFETY: A `Kiocb` points to a valid `struct kiocb`, whose flags do not change while a read or
     // write handler uses it.
     let nowait = unsafe { (*kiocb).ki_flags } & bindings::RUST_CONST_HELPER_IOCB_NOWAIT != 0;
-    // SAFETY: A `struct kiocb` holds a reference to its file. The volatile read is that of
+    // SAFETY: A `struct kiocb` holds a reference to its file. The read is volatile, as in
     // `READ_ONCE`, because userspace can change the flags at the same time.
     let flags = unsafe { (&raw const (*(*kiocb).ki_filp).f_flags).read_volatile() };
 
@@ -474,7 +477,8 @@ impl<T: FileOperations> VTable<T> {
             // SAFETY: The mapping holds a reference to its file, and exists during this call.
             let data = unsafe { Self::data(file) };
             let page = T::fault_around(data, offset + (number << PAGE_SHIFT) as u64);
-            // The kernel checks the page that `fault` returned for poison, but not these pages.
+            // The kernel checks only the page of `fault` for poison, so this code checks the other
+            // pages.
             let Some(page) = page.filter(|page| !page.is_poisoned()) else {
                 break;
             };

@@ -22,7 +22,7 @@ use kernel::{
 ///
 /// # Invariants
 ///
-/// A `Cache` owns one count of `iova_cache_get`.
+/// A `Cache` owns one reference that `iova_cache_get` has taken.
 pub(crate) struct Cache(());
 
 impl Cache {
@@ -31,16 +31,16 @@ impl Cache {
         // SAFETY: `iova_cache_get` may be called at any time in process context.
         to_result(unsafe { bindings::iova_cache_get() })?;
 
-        // INVARIANT: The count was taken just now. If the allocation fails, dropping `Self`
-        // releases the count.
+        // INVARIANT: The reference was taken just now. If the allocation fails, dropping `Self`
+        // releases the reference.
         Ok(Arc::new(Self(()), GFP_KERNEL)?)
     }
 }
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        // SAFETY: By the type invariants, this value owns the count. Each domain owns a reference
-        // to a `Cache`, so no domain needs this count any more.
+        // SAFETY: By the type invariants, this value owns the reference. Each domain keeps a
+        // `Cache` alive, so no domain needs this reference any more.
         unsafe { bindings::iova_cache_put() }
     }
 }
@@ -49,7 +49,7 @@ impl Drop for Cache {
 ///
 /// # Invariants
 ///
-/// If `cache` is set, `inner` is initialised, with its own caches, and pinned.
+/// If `cache` is set, `inner` and its per-CPU caches are initialised, and `inner` is pinned.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Domain {
     #[pin]

@@ -76,7 +76,7 @@ impl<D: Send + Sync + 'static> KObject<D> {
                 attribute: *attribute,
                 data: Arc::as_ptr(&data).cast(),
             };
-            // Lockdep requires a key in static memory, so the copy uses the key of the static
+            // Lockdep requires a key in static memory, so the entry uses the key of the static
             // attribute.
             #[cfg(CONFIG_DEBUG_LOCK_ALLOC)]
             {
@@ -113,7 +113,8 @@ impl<D: Send + Sync + 'static> KObject<D> {
 }
 
 impl<D: Send + Sync + 'static> Drop for KObject<D> {
-    /// Removes the directory. Waits for attributes that are being read or written. May sleep.
+    /// Removes the directory. Waits for reads and writes of attributes that are in progress. May
+    /// sleep.
     ///
     /// Deadlocks if called from one of the directory's own attributes.
     fn drop(&mut self) {

@@ -23,8 +23,8 @@ use kernel::{
 ///
 /// # Context
 ///
-/// Any. On PREEMPT_RT, this lock may sleep and leaves interrupts enabled: there, any context in
-/// which sleeping locks may be taken.
+/// Without PREEMPT_RT, any. With PREEMPT_RT, this lock may sleep and leaves interrupts enabled, so
+/// it may be taken only where sleeping locks may be taken.
 pub(crate) type SpinLockIrqSave<T> = Lock<T, SpinLockIrqSaveBackend>;
 
 /// A spinlock that is taken with softirqs disabled.

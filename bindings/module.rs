@@ -57,22 +57,23 @@ pub(crate) fn is_present(this: &'static ThisModule, name: &CStr) -> bool {
     !found.is_null()
 }
 
-/// Returns whether the calling module, `this`, is called `name`; `false` if it is built in.
+/// Returns whether the calling module, `this`, is called `name`. Returns `false` if the caller is
+/// built in.
 pub(crate) fn is_called(this: &'static ThisModule, name: &CStr) -> bool {
     let this = this.as_ptr();
     if this.is_null() {
         return false;
     }
 
-    // SAFETY: A `ThisModule` that is not null is a module, whose name is terminated by a NUL and does
-    // not change.
+    // SAFETY: `this` is not null, so it is a loaded module. Its name is NUL-terminated and does not
+    // change.
     name == unsafe { CStr::from_char_ptr((&raw const (*this).name).cast()) }
 }
 
 /// Declares the module's version, a string, for `modinfo` and `/sys/module/MODULE/version`.
 ///
-/// The macro is for loadable modules only. It cannot be used where `unsafe_code` is forbidden, because
-/// its expansion has a `link_section` attribute.
+/// The macro is for loadable modules only. It cannot be used where `unsafe_code` is forbidden,
+/// because its expansion has a `link_section` attribute.
 ///
 /// # Examples
 ///

@@ -8,8 +8,8 @@ use super::raw as bindings;
 
 /// Returns the element at `index`, or [`None`] if `index` is out of bounds.
 ///
-/// The CPU does not use an index that is out of bounds speculatively either, so the CPU's caches
-/// reveal nothing about the memory after the slice. Any context.
+/// Even during speculative execution, the CPU does not use an index that is out of bounds. So the
+/// CPU's caches reveal nothing about the memory after the slice. Any context.
 pub(crate) fn get_nospec<T>(slice: &[T], index: usize) -> Option<&T> {
     if index >= slice.len() {
         return None;

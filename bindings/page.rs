@@ -136,7 +136,8 @@ impl Pages {
         if size == 0 {
             return Err(ENOMEM);
         }
-        // No warning on failure: contiguous pages may be scarce, and the caller handles the error.
+        // The kernel must not warn about a failure, because contiguous pages may be scarce, and the
+        // caller handles the error.
         let flags = bindings::GFP_KERNEL_ACCOUNT | bindings::__GFP_ZERO | bindings::__GFP_NOWARN;
 
         // SAFETY: Any size but 0 may be requested.
@@ -162,8 +163,8 @@ impl Pages {
         unsafe { Self::get(self.first, self.count) }
     }
 
-    /// Returns the physical address of the `len` bytes at `offset`, or [`None`] if the pages have
-    /// fewer bytes.
+    /// Returns the physical address of the `len` bytes at `offset`, or [`None`] if some of these
+    /// bytes are outside the pages.
     pub(super) fn phys(&self, offset: u64, len: usize) -> Option<u64> {
         let end = offset.checked_add(len as u64)?;
         if end > (self.count as u64) << PAGE_SHIFT {
@@ -174,7 +175,7 @@ impl Pages {
         Some(unsafe { bindings::page_to_phys(self.first.as_ptr()) } + offset)
     }
 
-    /// Returns a reference to the page at `index`, or [`None`] if there are fewer pages.
+    /// Returns a reference to the page at `index`, or [`None`] if `index` is out of range.
     pub(crate) fn page(&self, index: usize) -> Option<ARef<Page>> {
         if index >= self.count {
             return None;

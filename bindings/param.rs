@@ -36,7 +36,7 @@ impl IntParam {
         self.value.load(Relaxed)
     }
 
-    /// Returns the description by which the module loader finds the parameter.
+    /// Returns the C structure that describes the parameter to the module loader.
     #[doc(hidden)]
     pub(crate) const fn description(&'static self, name: &'static CStr) -> KernelParam {
         KernelParam::new(bindings::kernel_param {

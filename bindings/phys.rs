@@ -2,9 +2,9 @@
 
 //! Access to memory by its physical address.
 //!
-//! Userspace, or a driver on another CPU, may access the same bytes at the same time. C code does
-//! the accesses, because such a race is not undefined behaviour there: a byte that changes during
-//! the access has its old or its new value.
+//! Userspace, or a driver on another CPU, may access the same bytes at the same time. The functions
+//! of this module let C code access the memory, because such a race is not undefined behaviour in
+//! the kernel's C code. A byte that changes during the access is read as its old or its new value.
 //!
 //! C header: [`include/linux/highmem.h`](srctree/include/linux/highmem.h)
 //!

@@ -44,13 +44,14 @@ impl Charge {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the caller is a kernel thread, [`ENOMEM`] if `pages` exceed the limit.
+    /// [`EINVAL`] if the caller is a kernel thread, [`ENOMEM`] if the process would then have more
+    /// pinned pages than the limit allows.
     fn current(pages: usize) -> Result<Self> {
         let task = current!();
         let mm: &Mm = task.mm().ok_or(EINVAL)?;
         let pages = i64::try_from(pages)?;
 
-        // SAFETY: `rlimit` accepts the number of any limit, and `RLIMIT_MEMLOCK` is one.
+        // SAFETY: `rlimit` accepts the number of any limit, such as `RLIMIT_MEMLOCK`.
         let limit = unsafe { bindings::rlimit(bindings::RLIMIT_MEMLOCK) } >> PAGE_SHIFT;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
 
@@ -120,8 +121,8 @@ impl PinnedPages {
     /// # Errors
     ///
     /// [`EINVAL`] if `start` is not a multiple of the page size, [`ENOMEM`] if the process may not
-    /// lock that much memory or if only a part of the memory exists, [`EFAULT`] if none of the
-    /// memory exists.
+    /// lock that much memory or if only a part of the memory is mapped, [`EFAULT`] if none of the
+    /// memory is mapped.
     ///
     /// # Context
     ///

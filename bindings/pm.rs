@@ -16,7 +16,8 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A notifier that keeps track of whether the machine is being suspended, until it is dropped.
+/// A notifier that records whether the machine is being suspended. Dropping this value unregisters
+/// the notifier.
 ///
 /// # Invariants
 ///
@@ -53,8 +54,8 @@ impl SuspendWatch {
         })
     }
 
-    /// Returns whether the machine is being suspended or hibernated, or restored from hibernation:
-    /// `true` from before the kernel freezes tasks until it has thawed them. Any context.
+    /// Returns whether the machine is being suspended or hibernated, or restored from hibernation.
+    /// Returns `true` from before the kernel freezes tasks until it has thawed them. Any context.
     pub(crate) fn is_suspending(&self) -> bool {
         self.suspending.load(Relaxed)
     }

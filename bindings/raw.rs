@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The raw bindings: those of the kernel crate, and bindgen's output for further headers of the
-//! kernel and for `raw/helpers.c`.
+//! The raw bindings. These are the bindings of the kernel crate, and bindgen's output for more
+//! kernel headers and for `raw/helpers.c`.
 //!
 //! Only files in `bindings/` may use this module.
 

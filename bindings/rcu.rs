@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! RCU: read-side critical sections that cost almost nothing while a driver maps memory, and
+//! RCU: read-side critical sections, which cost almost nothing on the I/O path, and
 //! `synchronize_rcu`.
 //!
 //! C header: [`include/linux/rcupdate.h`](srctree/include/linux/rcupdate.h)
@@ -25,8 +25,8 @@ pub(crate) struct Section<'a>(PhantomData<&'a Guard>);
 
 impl Section<'_> {
     /// Returns a proof if softirqs or preemption are disabled, because `synchronize_rcu` waits for
-    /// such contexts, too. Otherwise returns [`None`], even if the caller is in a section. The
-    /// check costs almost nothing. Any context.
+    /// such contexts, too. Otherwise returns [`None`], even if the caller is in a read-side
+    /// critical section. The check costs almost nothing. Any context.
     ///
     /// # Safety
     ///
@@ -56,7 +56,7 @@ pub(crate) fn read<T>(f: impl FnOnce(Section<'_>) -> T) -> T {
 ///
 /// May sleep.
 pub(crate) fn synchronize() {
-    // SAFETY: The only requirement is that the caller may sleep. A caller in another context breaks
-    // no memory safety: the kernel reports the mistake.
+    // SAFETY: The only requirement is that the caller may sleep. If the caller must not sleep, the
+    // kernel reports the mistake, and memory safety is preserved.
     unsafe { bindings::synchronize_rcu() }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Giving up the CPU.
+//! Giving up the CPU, or sleeping.
 //!
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
@@ -21,7 +21,7 @@ pub(crate) fn cond_resched() {
 }
 
 /// Sleeps for `time`, rounded up to jiffies, or until the task is killed. The sleep may be shorter,
-/// because a task may be woken up without a reason.
+/// because spurious wakeups are possible.
 ///
 /// # Errors
 ///
@@ -32,7 +32,7 @@ pub(crate) fn cond_resched() {
 /// Process context.
 pub(crate) fn sleep_killable(time: Delta) -> Result {
     let milliseconds = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-    // One jiffy more, because the current jiffy has already begun.
+    // Add one jiffy, because the current jiffy has already begun.
     let jiffies = msecs_to_jiffies(milliseconds).saturating_add(1);
     let jiffies = c_long::try_from(jiffies).unwrap_or(c_long::MAX);
 

@@ -4,15 +4,16 @@
 //!
 //! Most mappings need one page or less: request headers, request status, descriptor tables, and all
 //! data in units of 4 KiB. The slots for such mappings come from *blocks*. A block is a range of
-//! slots, with one bit per free slot. Each CPU owns one block, and takes each slot from it with one
-//! atomic operation. When that block has no free slot left, the CPU releases the block and takes
-//! another one. Blocks, and the slots of larger mappings, come from an [`iova::Domain`].
+//! slots, with one bit for each slot that says whether the slot is free. Each CPU owns one block,
+//! and takes each slot from it with one atomic operation. When that block has no free slot left,
+//! the CPU releases the block and takes another one. Blocks, and the slots of larger mappings, come
+//! from an [`iova::Domain`].
 //!
-//! When the domain has no room left, the allocator gives all blocks that have only free slots back
-//! to the domain. A block is no larger than the largest mapping (see [`Slots::new`]). So a new
-//! mapping finds room, once no other allocation is in progress, if the area has at least `n + 2`
-//! aligned ranges of the largest mapping's size, where `n` is the number of existing mappings: one
-//! range is lost to slot 0, and one is for the new mapping.
+//! When the domain has no room left, the allocator returns to the domain each block in which all
+//! slots are free. A block is no larger than the largest mapping (see [`Slots::new`]). So there is
+//! always room for a new mapping beside `n` existing mappings if no other allocation is in progress
+//! and the area has at least `n + 2` aligned ranges of the largest mapping's size. Of these ranges,
+//! one is lost to slot 0, and one is for the new mapping.
 //!
 //! # Context
 //!
@@ -46,18 +47,19 @@ use kernel::{
     },
 };
 
-/// The maximum number of slots of a block, as a power of two. Half of a 64-bit word has one bit for
-/// each slot.
+/// Binary logarithm of the maximum number of slots of a block. The lower half of a 64-bit word has
+/// one bit for each slot.
 const MAX_BLOCK_ORDER: u32 = u32::BITS.ilog2();
 
-/// The minimum number of slots for which a block is worthwhile, as a power of two.
+/// Binary logarithm of the minimum number of slots for which a block is worthwhile.
 const MIN_BLOCK_ORDER: u32 = 3;
 
-/// Bits of a word of [`Slots::blocks`]: one for each free slot of the block, at the slot's number
-/// modulo 32.
+/// The bits of a word of [`Slots::blocks`] that mark the free slots of the block. The bit of a slot
+/// is at the position of the slot's number modulo 32, and is set while the slot is free.
 const FREE: u64 = u32::MAX as u64;
 
-/// Bit of a word of [`Slots::blocks`]: the block is *claimed* from the domain.
+/// The bit of a word of [`Slots::blocks`] that is set while the block is *claimed*, which means
+/// that the block is allocated from the domain.
 const CLAIMED: u64 = 1 << 63;
 
 /// The value in [`Slots::own`] for a CPU that owns no block.
@@ -76,14 +78,14 @@ const NONE: usize = usize::MAX;
 pub(super) struct Slots {
     #[pin]
     iova: iova::Domain,
-    /// For each block, [`FREE`] and [`CLAIMED`] bits.
+    /// For each block, a word with the [`FREE`] bits and the [`CLAIMED`] bit.
     blocks: KVVec<Atomic<u64>>,
-    /// For each block, one bit, in words of 64 bits: whether the block is claimed but owned by no
-    /// CPU and by no call in progress.
+    /// For each block, one bit, in words of 64 bits. The bit is set if the block is claimed, and no
+    /// CPU and no call in progress owns the block.
     open: KVVec<Atomic<u64>>,
     /// For each CPU, the index of the block that it owns, or [`NONE`].
     own: KVVec<Atomic<usize>>,
-    /// The number of slots of a block, as a power of two.
+    /// Binary logarithm of the number of slots of a block.
     order: u32,
 }
 
@@ -211,8 +213,8 @@ impl Slots {
         self.take(self.own.get(current_cpu())?.read())
     }
 
-    /// Allocates slots from the domain. If the domain has no room, returns free blocks to it and
-    /// retries.
+    /// Allocates slots from the domain. If the domain has no room, returns to it the blocks in
+    /// which all slots are free, and retries.
     #[inline(never)]
     fn alloc_from_domain(&self, size: usize) -> Option<u64> {
         if size == 0 {
@@ -295,9 +297,9 @@ impl Slots {
         Some(slot)
     }
 
-    /// Returns the blocks without an owner, starting after `last`: first the 64 blocks whose bits
-    /// are in the same word, then those of the other words. Other CPUs may take or release blocks
-    /// at any time.
+    /// Returns the blocks without an owner. Begins with the blocks whose bits are in the same word
+    /// as the bit of `last`: first those after `last`, then those before it. Continues with the
+    /// blocks of the other words. Other CPUs may take or release blocks at any time.
     fn open_blocks(&self, last: usize) -> impl Iterator<Item = usize> + use<'_> {
         let words = self.open.len();
         let shift = last as u32 % 64 + 1;
@@ -346,8 +348,8 @@ impl Slots {
         }
     }
 
-    /// Claims a block from the domain. The caller then owns the block. Returns the block's index
-    /// and one of its slots.
+    /// Claims a block from the domain. The caller then owns the block. Returns the block's index,
+    /// and the block's first slot, which is allocated.
     fn claim(&self) -> Option<(usize, BlockSlot<'_>)> {
         let size = PAGE_SIZE << self.order;
         let iova = self.iova.alloc_quick(size)?;
@@ -369,8 +371,8 @@ impl Slots {
         Some((block, BlockSlot { slot: first, word }))
     }
 
-    /// Takes the blocks away from all CPUs, then gives each block that has only free slots back to
-    /// the domain.
+    /// Takes the blocks away from all CPUs, then returns to the domain each block in which all
+    /// slots are free.
     #[cold]
     #[inline(never)]
     fn reclaim(&self) {
@@ -413,8 +415,8 @@ impl Slots {
     /// Returns the slot at `iova`, which [`alloc`](Self::alloc) returned for `size` bytes. Returns
     /// [`None`] if the slot does not belong to a block.
     ///
-    /// If `iova` and `size` do not match such an allocation, freeing the slot may have the
-    /// consequence that is described for [`free`](Self::free).
+    /// If `iova` and `size` do not match such an allocation, freeing the returned slot may cause
+    /// the same slot to be allocated twice, as for [`free`](Self::free).
     #[inline(always)]
     pub(super) fn block_slot(&self, iova: u64, size: usize) -> Option<BlockSlot<'_>> {
         let slot = iova as usize >> PAGE_SHIFT;
@@ -526,8 +528,8 @@ mod tests {
 
     #[test]
     fn all_slots_but_the_first_are_given_out_once() -> Result {
-        // Areas of blocks only, areas with a remainder that is smaller than a block, and an area
-        // without blocks.
+        // Some of these areas consist of whole blocks, some have a remainder that is smaller than a
+        // block, and the last area has no blocks.
         for (count, order) in [(1024, 5), (1000, 6), (512, 3), (600, 4), (64, 0)] {
             let mut area = Area::new(count, order)?;
             for _ in 0..3 {
@@ -555,8 +557,8 @@ mod tests {
 
     #[test]
     fn the_largest_mappings_find_room_after_single_slots() -> Result {
-        // Areas whose blocks are as large as the largest mapping, and areas whose blocks are
-        // smaller.
+        // In the first area, blocks are as large as the largest mapping. In the other areas, blocks
+        // are smaller.
         for (count, order) in [(1024, 5), (2048, 6), (4096, 7)] {
             let mut area = Area::new(count, order)?;
             let room = (count >> order) - 1;
@@ -586,7 +588,7 @@ mod tests {
             // The random number generator of Numerical Recipes. Its upper bits are random enough.
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let random = (state >> 8) as usize;
-            // Most sizes are one slot, as in most requests.
+            // Most mappings take one slot, because this is so for real requests, too.
             let size = if random & 3 != 0 { 1 } else { random % 64 + 1 };
 
             match area.alloc(size)? {

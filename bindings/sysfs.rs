@@ -45,9 +45,9 @@ pub(crate) trait Attribute: Sized + 'static {
     /// Writes the value to `out` as text, by convention with a newline at the end.
     fn show(data: &Self::Data, out: &mut Output<'_>) -> Result;
 
-    /// Sets a new value from `text`, which is what one write contains up to the first NUL. The text
-    /// is shorter than a page, and usually ends in a newline. All bytes of the write count as
-    /// consumed.
+    /// Sets a new value from `text`: the bytes of one write, up to the first NUL. The text is
+    /// shorter than a page, and usually ends in a newline. If this method succeeds, the write
+    /// returns its full length to userspace.
     fn store(_data: &Self::Data, _text: &CStr) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
@@ -71,8 +71,8 @@ pub(crate) trait BinaryAttribute: Sized + 'static {
     /// Returns the size of the file in bytes. The size must not change.
     fn size(data: &Self::Data) -> usize;
 
-    /// Reads the bytes from `offset` on into `buf`. Returns the number of bytes read, or 0 at the
-    /// end of the file.
+    /// Fills `buf` with the file's bytes from `offset` on. Returns the number of bytes read, or 0
+    /// at the end of the file.
     fn read(data: &Self::Data, offset: usize, buf: &mut [u8]) -> Result<usize>;
 }
 
@@ -147,9 +147,9 @@ pub(crate) unsafe trait DeviceAttributes<D> {
 /// An attribute of one kobject, with a pointer to the attribute's data.
 ///
 /// Each kobject has its own entries, so that the functions of an attribute find the data through
-/// the entry. A kobject type of our own could find the data as well. But the kernel calls the
-/// release function of a type when the last reference is dropped, possibly after the module's code
-/// is gone.
+/// the entry. With a kobject type of our own, the functions could find the data without entries.
+/// But the kernel would call the release function of that type when the last reference to the
+/// kobject is dropped, possibly after the module's code is gone.
 #[repr(C)]
 pub(super) struct Entry {
     pub(super) attribute: bindings::kobj_attribute,
@@ -407,8 +407,8 @@ impl<A: BinaryAttribute> RawBinaryAttribute for A {}
 /// `kobj` must be that of a device whose driver data points to an `A::Data` that is valid during
 /// `'a`.
 unsafe fn device_data<'a, A: BinaryAttribute>(kobj: *mut bindings::kobject) -> &'a A::Data {
-    // SAFETY: By the safety requirements, `kobj` is that of a device, whose driver data is an
-    // `A::Data`.
+    // SAFETY: By the safety requirements, `kobj` is that of a device, whose driver data points to
+    // an `A::Data`.
     unsafe {
         let dev = container_of!(kobj, bindings::device, kobj);
         &*bindings::dev_get_drvdata(dev).cast::<A::Data>()
@@ -426,7 +426,7 @@ unsafe extern "C" fn binary_size<A: BinaryAttribute>(
     _attribute: *const bindings::bin_attribute,
     _index: c_int,
 ) -> usize {
-    // SAFETY: By the safety requirements, the device's driver data is a valid `A::Data`.
+    // SAFETY: By the safety requirements, the device's driver data points to a valid `A::Data`.
     A::size(unsafe { device_data::<A>(kobj) })
 }
 
@@ -449,7 +449,8 @@ unsafe extern "C" fn read_binary<A: BinaryAttribute>(
         return EINVAL.to_errno() as isize;
     };
     // SAFETY: By the safety requirements, the buffer has `count` bytes, and the device's driver
-    // data is a valid `A::Data`. The buffer may be uninitialised, so this code zeroes it first.
+    // data points to a valid `A::Data`. The buffer may be uninitialised, so this code zeroes it
+    // first.
     let (data, buf) = unsafe {
         ptr::write_bytes(buf.cast::<u8>(), 0, count);
         (

@@ -32,7 +32,7 @@ pub(crate) struct Map {
     pub(crate) start: u64,
     /// The last I/O virtual address.
     pub(crate) last: u64,
-    /// The accesses that the device may make: bit value 1 for reading, bit value 2 for writing.
+    /// The accesses that the device may make, as bits: 1 for reading, 2 for writing.
     pub(crate) perm: u32,
     /// The file that holds the memory.
     pub(crate) file: ARef<File>,

@@ -4,10 +4,10 @@
 //!
 //! A virtio driver whose device has map operations passes its buffers and rings to these
 //! operations, together with the *token* of the virtqueue. In this module, a token points to a
-//! [`Space`]. The operations map buffers into the space's [bounce area](Area). They allocate rings
-//! (coherent memory), to which the space's owner gives addresses. For a virtqueue whose device is
-//! in the kernel itself, a *direct* token maps memory into a [`DirectMap`] instead. Finding the
-//! space of a token takes an RCU read-side critical section and no lock.
+//! [`Space`]. The operations map buffers into the space's [bounce area](Area). The operations also
+//! allocate rings (coherent memory), to which the space's owner assigns addresses. For a virtqueue
+//! whose device is in the kernel itself, a *direct* token maps memory into a [`DirectMap`] instead.
+//! Finding the space of a token takes an RCU read-side critical section and no lock.
 //!
 //! C header: [`include/linux/virtio_config.h`](srctree/include/linux/virtio_config.h)
 
@@ -62,14 +62,16 @@ pub(crate) trait Owner: Send + Sync + 'static {
     /// the same time.
     fn prepare(&self);
 
-    /// Gives `size` bytes of coherent memory an I/O virtual address, and returns the address.
+    /// Assigns an I/O virtual address to the first `size` bytes of `pages`, which are coherent
+    /// memory. Returns the address.
     ///
     /// The driver owns the memory until [`unmap_coherent`](Self::unmap_coherent) is called with
     /// that address. The memory's pages stay allocated for as long as the owner keeps `pages`,
     /// which may be longer.
     fn map_coherent(&self, pages: Pages, size: usize) -> Result<u64>;
 
-    /// Removes the I/O virtual address of coherent memory.
+    /// Ends the use of the I/O virtual address that [`map_coherent`](Self::map_coherent) assigned
+    /// to `size` bytes.
     fn unmap_coherent(&self, iova: u64, size: usize);
 
     /// Returns whether any coherent memory has an I/O virtual address.
@@ -119,8 +121,8 @@ impl<T: Owner> Space<T> {
 /// - `space` came from [`Arc::into_raw`], and the token owns a reference to the space. `former` is
 ///   null or the previous space, to which the token owns a reference as well.
 /// - `space` and `former` change only while `quiesced_by` is not 0. Only the call that has set
-///   `quiesced_by` changes them, once and after an RCU grace period. By then, no readers are left
-///   of the space in `former`.
+///   `quiesced_by` changes them, once and after an RCU grace period. By then, no reader uses the
+///   space in `former` any more.
 pub(crate) struct Token<T: Owner> {
     space: Atomic<*mut Space<T>>,
     former: Atomic<*mut Space<T>>,
@@ -133,11 +135,11 @@ pub(crate) struct Token<T: Owner> {
 }
 
 /// The value of [`Token::quiesced_by`] in a token that [`Token::quiesce`] has quiesced.
-/// [`Token::retarget_all`] uses the address of a variable, which is never 1.
+/// [`Token::retarget_all`] stores the address of a variable instead, which is never 1.
 const ALONE: usize = 1;
 
-/// The value of [`Token::quiesced_by`] in a [direct](Token::new_direct) token. No variable has this
-/// address either.
+/// The value of [`Token::quiesced_by`] in a [direct](Token::new_direct) token. This value is not
+/// the address of a variable either.
 const ALWAYS: usize = 2;
 
 // SAFETY: A token owns references to spaces, which move with the token.
@@ -158,7 +160,7 @@ impl<T: Owner> Token<T> {
     }
 
     /// Creates a direct token, for a virtqueue whose device is in the kernel itself. The token maps
-    /// memory into `direct`. It always points to `space`, but maps nothing into that space.
+    /// memory into `direct`. The token always points to `space`, but maps nothing into that space.
     pub(crate) fn new_direct(space: Arc<Space<T>>, direct: Arc<DirectMap>) -> Self {
         let mut token = Self::new(space);
         token.quiesced_by = Atomic::new(ALWAYS);
@@ -181,8 +183,8 @@ impl<T: Owner> Token<T> {
     ///
     /// # Context
     ///
-    /// May sleep. Unless the call fails at once, it waits for an RCU grace period (some tens of
-    /// milliseconds). The grace period is not expedited, because a process can cause this call, and
+    /// May sleep. Waits for an RCU grace period (some tens of milliseconds), except if the call
+    /// fails at once. The grace period is not expedited, because a process can cause this call, and
     /// a process must not be able to interrupt other CPUs.
     pub(crate) fn quiesce(&self) -> Result<Quiesced<'_, T>> {
         let quiescing = self.begin_to_quiesce(ALONE)?;
@@ -191,7 +193,7 @@ impl<T: Owner> Token<T> {
         quiescing.finish()
     }
 
-    /// Points all of `tokens` to `space`, except tokens that are quiesced already and tokens into
+    /// Points all of `tokens` to `space`. Skips a token that is quiesced already, and a token into
     /// whose current space something is mapped.
     ///
     /// # Context
@@ -361,7 +363,8 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Copies a part of a mapped buffer to or from the bounce pages, as [`Area::sync`] does.
+    /// Copies the `len` bytes from `iova` on between a mapped buffer and the bounce pages, as
+    /// [`Area::sync`] does.
     ///
     /// # Safety
     ///
@@ -369,8 +372,8 @@ impl<T: Owner> Token<T> {
     /// token.
     #[inline(always)]
     unsafe fn sync(&self, iova: u64, len: usize, to_device: bool, rcu: rcu::Section<'_>) {
-        // SAFETY: By the safety requirements, and because the token points to the same space as
-        // long as anything is mapped into that space.
+        // SAFETY: By the safety requirements, this token made the mapping. The token points to the
+        // same space as long as anything is mapped into that space.
         unsafe { self.enter(rcu).bounce.sync(iova, len, to_device, rcu) }
     }
 
@@ -406,8 +409,8 @@ impl<T: Owner> Drop for Token<T> {
     }
 }
 
-/// A quiesced [`Token`], with which some calls may still be mapping memory. Dropping this value
-/// opens the token again.
+/// A [`Token`] that is being quiesced: it admits no new mappings, but calls that began earlier may
+/// still be mapping memory. Dropping this value opens the token again.
 ///
 /// # Invariants
 ///
@@ -415,14 +418,15 @@ impl<T: Owner> Drop for Token<T> {
 struct Quiescing<'a, T: Owner>(&'a Token<T>);
 
 impl<'a, T: Owner> Quiescing<'a, T> {
-    /// Completes the quiescing. Must be called after an RCU grace period: by then, callers that saw
-    /// the token open have finished mapping.
+    /// Completes the quiescing. Must be called after an RCU grace period, because callers that saw
+    /// the token open have finished mapping by then.
     ///
     /// # Errors
     ///
     /// [`EBUSY`] if something is mapped into the token's space.
     fn finish(self) -> Result<Quiesced<'a, T>> {
-        // The space is checked again, because no new mapping can appear from now on.
+        // The space is checked again, because memory may have been mapped after the first check.
+        // From now on, no new mapping can appear.
         if self.0.is_in_use() {
             Err(EBUSY)
         } else {
@@ -437,8 +441,8 @@ impl<T: Owner> Drop for Quiescing<'_, T> {
     }
 }
 
-/// A quiesced [`Token`], with which nothing is mapped or can be mapped. Dropping this value opens
-/// the token again.
+/// A [`Token`] that is quiesced: nothing is mapped with the token, and nothing can be mapped with
+/// it. Dropping this value opens the token again.
 ///
 /// # Invariants
 ///
@@ -481,8 +485,8 @@ fn syncs(attrs: c_ulong) -> bool {
 // device lives at least as long as its virtqueues, and the token at least as long as the device:
 // see `vdpa::Device`.
 impl<T: Owner> VTable<T> {
-    /// Maps `size` bytes at `offset` from the start of `page`. Returns the address, or
-    /// [`MAPPING_ERROR`].
+    /// Maps the `size` bytes that begin `offset` bytes after the start of `page`. Returns the
+    /// address, or [`MAPPING_ERROR`].
     ///
     /// # Safety
     ///
@@ -599,8 +603,8 @@ impl<T: Owner> VTable<T> {
         }
     }
 
-    /// Copies a part of a mapped buffer to the bounce pages if `to_device`, and from the bounce
-    /// pages otherwise.
+    /// Copies the `size` bytes from `iova` on between a mapped buffer and the bounce pages. If
+    /// `to_device`, copies to the bounce pages; otherwise copies to the buffer.
     ///
     /// # Safety
     ///

@@ -36,14 +36,14 @@ pub(crate) trait Memory {
     ///
     /// # Errors
     ///
-    /// [`Malformed`] if not all of the range is mapped.
+    /// [`Malformed`] if a part of the range is not mapped.
     fn read(&self, address: u64, buf: &mut [u8]) -> Result<(), Malformed>;
 
     /// Writes `bytes` from `address` on.
     ///
     /// # Errors
     ///
-    /// [`Malformed`] if not all of the range is mapped for writing.
+    /// [`Malformed`] if a part of the range is not mapped for writing.
     fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Malformed>;
 
     /// Loads the 16-bit little-endian value at an even `address`, with acquire ordering: later
@@ -108,8 +108,8 @@ impl Layout {
         self.avail_event().wrapping_add(2)
     }
 
-    /// Returns the offset of entry `index` in a ring whose entries have `len` bytes. `index` is not
-    /// limited to the virtqueue's size, but wraps at 65,536.
+    /// Returns the offset of entry `index` in a ring whose entries have `len` bytes. `index` counts
+    /// entries modulo 65,536, so it may exceed the virtqueue's size.
     fn entry(&self, index: u16, len: u8) -> u64 {
         u64::from(index & self.size.wrapping_sub(1)) * u64::from(len)
     }
@@ -252,7 +252,7 @@ impl DeviceSide {
         let (mut table, mut count, mut index) = (layout.desc, u32::from(layout.size), head);
         let mut is_indirect = false;
 
-        // A chain that contains a loop is detected by its length: no valid chain has more
+        // A loop in a chain is detected by counting descriptors, because no valid chain has more
         // descriptors than the table.
         let mut left = count;
         while left != 0 {
@@ -312,7 +312,7 @@ impl DeviceSide {
         Ok(())
     }
 
-    /// Completes a request, into which the device has written `written` bytes.
+    /// Completes a request, to whose buffers the device has written `written` bytes.
     ///
     /// # Errors
     ///
@@ -448,8 +448,8 @@ impl DriverSide {
         memory.store_release(self.layout.avail_index(), self.sent)
     }
 
-    /// Makes the last request available again, as the only request that is not completed, whatever
-    /// a previous device has written to the virtqueue. `readable` and `writable` must be the
+    /// Makes the last request available again, whatever a previous device has written to the
+    /// virtqueue. All earlier requests count as completed. `readable` and `writable` must be the
     /// buffers of that request. Must be called only while no device uses the virtqueue.
     ///
     /// # Errors
@@ -630,9 +630,9 @@ mod tests {
         let (taken, buf) = take(&memory, layout);
         assert_eq!(taken.unwrap().unwrap().answer, Some(DATA + 64));
         assert_eq!(&buf[..3], b"abc");
-        // Each of these is malformed: a table that is too short for its second descriptor, a length
-        // that is not a multiple of 16, an empty table, `NEXT` with `INDIRECT`, and `WRITE` with
-        // `INDIRECT`.
+        // Each of these tables or descriptors is malformed, in this order: a table that is too
+        // short for its second descriptor, a length that is not a multiple of 16, an empty table,
+        // `NEXT` with `INDIRECT`, and `WRITE` with `INDIRECT`.
         for (len, flags) in [
             (16, 0),
             (31, 0),
@@ -697,8 +697,9 @@ mod tests {
             memory.offer(&layout, 0, head);
             assert_eq!(take(&memory, layout).0, malformed(head));
         };
-        // In order: a head that is out of range, a next descriptor that is out of range, an endless
-        // chain, a readable buffer after a writable one, and two buffers that are not fully mapped.
+        // These requests are malformed because of, in this order: a head that is out of range, a
+        // next descriptor that is out of range, an endless chain, a readable buffer after a
+        // writable one, and two buffers that are not fully mapped.
         check(8, &[]);
         check(0, &[readable(DATA, 1, Some(8))]);
         check(0, &[readable(DATA, 0, Some(0))]);

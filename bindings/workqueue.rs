@@ -48,9 +48,9 @@ struct Tag {
 /// `queue` is a workqueue that belongs to this value.
 pub(crate) struct OwnedQueue {
     queue: NonNull<bindings::workqueue_struct>,
-    /// One tag for each CPU. There are rarely more workers than CPUs in [`tagged`](Self::tagged):
-    /// only if one worker was preempted or sleeps there (on `PREEMPT_RT`), and another worker runs
-    /// on its CPU.
+    /// One tag for each CPU, which is nearly always enough. More workers than CPUs can be in
+    /// [`tagged`](Self::tagged) only if a worker was preempted or sleeps there (on `PREEMPT_RT`)
+    /// and another worker runs on the same CPU.
     tags: KVec<Tag>,
 }
 
@@ -200,8 +200,8 @@ impl Drop for FlushOnDrop {
 impl Drop for OwnedQueue {
     fn drop(&mut self) {
         // SAFETY: By the type invariants, the workqueue belongs to this value. No more work can be
-        // queued, because that takes a reference to `self`. `destroy_workqueue` waits for the work
-        // that is queued. A drop by the workqueue's own work would wait for itself, which
+        // queued, because queueing needs a reference to `self`. `destroy_workqueue` waits for the
+        // work that is queued. A drop by the workqueue's own work would wait for itself, which
         // `FlushOnDrop` prevents.
         unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) }
     }

@@ -11,12 +11,13 @@ const REGAINED: i64 = 10;
 /// A time budget. It refills by one nanosecond for every [`REGAINED`] nanoseconds that pass. All
 /// times are in nanoseconds.
 ///
-/// If time is spent only while the budget is above 0, at most `full + t / 10` is spent in any
-/// period of length `t`, plus the amount by which the last spending overdraws the budget.
+/// Suppose that time is spent only while the budget is above 0. Then the time that is spent in any
+/// period of length `t` is at most `full + t / 10`, plus the amount by which the last call of
+/// [`spend`](Self::spend) overdraws the budget.
 pub(crate) struct Budget {
     full: i64,
     left: i64,
-    /// The time for which `left` was computed.
+    /// The point in time at which `left` nanoseconds were left.
     at: i64,
 }
 
@@ -30,8 +31,9 @@ impl Budget {
         }
     }
 
-    /// Returns the time that may still be spent at the time `now`. A negative result means that the
-    /// budget is overdrawn: that amount must be regained before any time is left.
+    /// Returns how many nanoseconds are left in the budget at the time `now`. A negative result
+    /// means that the budget is overdrawn by that amount, which must be regained before any time is
+    /// left.
     pub(crate) fn left(&mut self, now: i64) -> i64 {
         let passed = now.saturating_sub(self.at).max(0);
 
@@ -41,8 +43,8 @@ impl Budget {
         self.left
     }
 
-    /// Takes the time from `start` to `end` from the budget. The budget does not refill during that
-    /// time.
+    /// Subtracts the time from `start` to `end` from the budget. The budget does not refill between
+    /// `start` and `end`.
     pub(crate) fn spend(&mut self, start: i64, end: i64) {
         let left = self.left(start);
 

@@ -38,7 +38,7 @@ pub(crate) mod feature {
     pub(crate) const NET_CTRL_RX: u64 = 1 << 18;
     /// Net: the driver may set a filter of VLAN ids.
     pub(crate) const NET_CTRL_VLAN: u64 = 1 << 19;
-    /// Net: the driver may set further receive modes.
+    /// Net: the driver may set the receive modes that `NET_CTRL_RX` does not cover.
     pub(crate) const NET_CTRL_RX_EXTRA: u64 = 1 << 20;
     /// Net: the device may ask the driver to announce itself on the network. The driver
     /// acknowledges the request.
@@ -101,8 +101,8 @@ pub(crate) const MAX_SPACES: u32 = 0xffff;
 const MIN_VQ_ALIGN: u32 = 4;
 
 /// Names that a device cannot have. `control` is another node in `/dev/vduse`. The other names are
-/// entries of the device's sysfs directory, in which the vDPA device of the same name gets a
-/// directory.
+/// entries of the device's sysfs directory, in which the kernel also creates the directory of the
+/// vDPA device, which has the same name.
 const TAKEN: &[&[u8]] = &[
     b"control",
     b"api_version",
@@ -160,12 +160,12 @@ fn is_of_vq(name: &CStr, vq_num: u32) -> bool {
 fn features_are_valid(device_id: u32, features: u64) -> bool {
     let has = |bit| features & bit != 0;
 
-    // The daemon reaches only memory that the driver maps, and the driver maps memory only with
-    // this feature.
+    // The daemon can access only memory that the driver maps, and the driver maps memory only if it
+    // has negotiated `ACCESS_PLATFORM`.
     has(feature::ACCESS_PLATFORM)
         && match device_id {
-            // This feature needs a driver that can write to the configuration space, which VDUSE
-            // does not support.
+            // With `BLK_CONFIG_WCE`, the driver writes to the configuration space. VDUSE does not
+            // support such writes.
             device_id::BLOCK => !has(feature::BLK_CONFIG_WCE),
             device_id::NET => has(feature::VERSION_1),
             _ => true,

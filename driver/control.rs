@@ -58,8 +58,8 @@ struct Client {
 }
 
 impl Client {
-    /// Returns the API version. If the client has neither read nor set the API version yet, it
-    /// becomes `default` first.
+    /// Returns the API version. If the client has neither read nor set the API version yet, first
+    /// sets it to `default`.
     fn settle_api_version(&mut self, default: u64) -> u64 {
         *self.api_version.get_or_insert(default)
     }
@@ -74,7 +74,8 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Returns what the client has negotiated, for a device that the client creates.
+    /// Returns the API version, features and extensions for a device that the client creates now.
+    /// If the client has neither read nor set the API version yet, sets the version to 0.
     ///
     /// # Errors
     ///
@@ -95,7 +96,7 @@ impl Control {
         })
     }
 
-    /// Reads a 64-bit set of features from userspace. Only bits of `supported` may be set.
+    /// Reads 64 feature bits from userspace. Only bits that are set in `supported` may be set.
     ///
     /// # Errors
     ///

@@ -4,9 +4,9 @@
 //!
 //! # Lock order
 //!
-//! [`Dev::usage`], then the mutex of the messages or of the [shadow](super::shadow), then the lock
-//! of a callback slot or of a virtqueue. No other lock is taken while the mutex of the
-//! configuration space is held.
+//! [`Dev::usage`], then the mutex of the [message queue](super::msg) or of the
+//! [shadow](super::shadow), then the lock of a callback slot or of a virtqueue. No other lock is
+//! taken while the mutex of the configuration space is held.
 
 use super::{
     config,
@@ -71,8 +71,8 @@ use kernel::{
     },
 };
 
-/// Minimum time between two writes to a configuration space. In this time, a driver can read all
-/// fields that belong together: some tens of bytes, which it reads one by one.
+/// Minimum time between two writes to a configuration space. Between two writes, a driver has time
+/// to read all fields that belong together: some tens of bytes, which it reads one by one.
 const CONFIG_PAUSE: Delta = Delta::from_millis(5);
 
 /// The resources that all devices share.
@@ -85,12 +85,12 @@ pub(crate) struct Shared {
     pub(super) queue: workqueue::FlushOnDrop,
     /// Maximum number of mappings of an address space.
     pub(super) max_iotlb_entries: usize,
-    /// Maximum time that a kernel driver waits for a command of a control virtqueue. If this is 0
-    /// or less, kernel drivers are not offered a control virtqueue.
+    /// Maximum time that a kernel driver waits for the daemon to carry out a command of a control
+    /// virtqueue. If this is 0 or less, kernel drivers are not offered a control virtqueue.
     pub(super) control_timeout: Delta,
 }
 
-/// The current use of a device.
+/// Whether a device is open, is on the vDPA bus, or was destroyed.
 #[derive(Default)]
 struct Usage {
     /// Whether a daemon has the device open.
@@ -116,7 +116,7 @@ pub(super) struct Negotiated {
 /// A device's configuration space.
 struct ConfigSpace {
     bytes: KVVec<u8>,
-    /// The time of the last write, if there was one.
+    /// The time of the last write by the daemon, if there was one.
     written: Option<Instant<Monotonic>>,
 }
 
@@ -153,7 +153,7 @@ impl Control {
 pub(crate) struct Dev {
     /// The API version, features and extensions that were negotiated for the device.
     pub(super) negotiated: Negotiated,
-    /// The feature bits that the daemon gave the device.
+    /// The virtio feature bits that the daemon gave the device.
     features: u64,
     pub(super) device_id: u32,
     pub(super) vendor_id: u32,
@@ -188,7 +188,7 @@ pub(crate) struct Dev {
     driver_ok_refused: AtomicFlag,
     /// The features that the driver accepted.
     driver_features: Atomic<u64>,
-    /// Whether the device is suspended. Changes only under the mutex of the messages, or in a
+    /// Whether the device is suspended. Changes only under the message queue's mutex, or in a
     /// reset.
     suspended: AtomicFlag,
     /// Whether the features that are hidden from kernel drivers have been logged.
@@ -264,7 +264,7 @@ impl Dev {
         )
     }
 
-    /// Returns whether the device speaks version 1 of the API.
+    /// Returns whether the device was created with version 1 of the API.
     pub(super) fn is_v1(&self) -> bool {
         self.negotiated.api_version >= API_VERSION_1
     }
@@ -349,7 +349,8 @@ impl Dev {
         Ok(())
     }
 
-    /// Returns the virtqueue at an index sent by userspace, or [`EINVAL`] if there is none.
+    /// Returns the virtqueue with the given index, which may come from userspace, or [`EINVAL`] if
+    /// there is no such virtqueue.
     pub(super) fn vq(&self, index: u32) -> Result<&Arc<Vq>> {
         get_nospec(&self.vqs, index as usize).ok_or(EINVAL)
     }
@@ -389,8 +390,8 @@ impl Dev {
             return Err(EINVAL);
         }
 
-        // The lock is held until the virtqueue is set up, so that the device is not put on the bus
-        // meanwhile.
+        // `usage` stays locked until the virtqueue is set up, so that the device cannot be put on
+        // the bus before that.
         let usage = self.usage.lock();
         if !usage.attached {
             vq.set_up(config);
@@ -399,7 +400,7 @@ impl Dev {
                 return Err(EINVAL);
             }
         } else if config.max_size != 0 {
-            // The current driver has read the present size and keeps seeing it, so the new size is
+            // The current driver has already read the maximum size, so the new maximum takes effect
             // for the next driver. The group cannot change, as a device of version 0 has only one.
             vq.set_next_max_size(config.max_size);
         } else {
@@ -451,9 +452,9 @@ impl Dev {
     /// Returns the size of a virtqueue, in descriptors: the size that the driver chose or, before
     /// that, the largest size.
     ///
-    /// If `to_kernel` is set, the result is for a kernel driver. The size of a virtqueue that is
-    /// shadowed is then [`shadow::SIZE`]. The size of any other virtqueue is then limited so that
-    /// the driver's requests fit, and 0 if the driver cannot use the virtqueue.
+    /// If `to_kernel` is set, the result is the size that a kernel driver must see. For a virtqueue
+    /// that is shadowed now, this is [`shadow::SIZE`]. For any other virtqueue, it is the size that
+    /// [`RequestLimits::vq_size`] allows, or 0 if kernel drivers cannot use the virtqueue.
     ///
     /// # Context
     ///
@@ -474,8 +475,8 @@ impl Dev {
         })
     }
 
-    /// Writes to the configuration space on behalf of the daemon. Waits first, until
-    /// [`CONFIG_PAUSE`] has passed since the previous write.
+    /// Waits until [`CONFIG_PAUSE`] has passed since the previous write, then writes to the
+    /// configuration space on behalf of the daemon.
     ///
     /// # Context
     ///
@@ -486,9 +487,8 @@ impl Dev {
     /// - [`EINVAL`] if the range is not entirely within the configuration space.
     /// - [`EINTR`] if the task is killed.
     pub(super) fn write_config(&self, offset: usize, buf: &[u8]) -> Result {
-        // If fields change while a driver reads them, the driver reads all of them again, however
-        // often they change. Only the pause between writes ensures that this loop of the driver
-        // ends.
+        // A driver that reads fields while they change reads all of them again, however often they
+        // change. Only the pause between writes ensures that this loop of the driver ends.
         loop {
             let mut config = self.config.lock();
             let ConfigSpace { bytes, written } = &mut *config;
@@ -527,8 +527,9 @@ impl Dev {
     /// Records whether a kernel driver set `DRIVER_OK` but the daemon did not acknowledge that bit.
     ///
     /// Kernel drivers do not check whether the daemon acknowledged `DRIVER_OK`: virtio_blk, for
-    /// example, sends its first requests and waits for them. So such a driver counts as ready, and
-    /// another daemon can complete the requests for which the driver waits.
+    /// example, sends its first requests and waits for them. So [`is_driven`](Self::is_driven)
+    /// returns true for such a driver, and another daemon can complete the requests for which the
+    /// driver waits.
     pub(super) fn set_driver_ok_refused(&self, driver_ok_refused: bool) {
         self.driver_ok_refused.store(driver_ok_refused, Relaxed);
     }
@@ -572,7 +573,7 @@ impl Dev {
         }
     }
 
-    /// Returns the shadow of the control virtqueue, if there is one.
+    /// Returns the shadow of the control virtqueue, or [`None`] if the device has none.
     pub(super) fn shadow(&self) -> Option<&Shadow> {
         Some(&self.control.as_ref()?.shadow)
     }
@@ -613,8 +614,8 @@ impl Dev {
         self.driver_features() & config::feature::RING_PACKED != 0
     }
 
-    /// Returns whether [`F_QUEUE_READY`] was negotiated: the daemon gets a [`SET_VQ_READY`] request
-    /// before a virtqueue becomes ready or ceases to be ready.
+    /// Returns whether [`F_QUEUE_READY`] was negotiated. If so, the daemon gets a [`SET_VQ_READY`]
+    /// request before a virtqueue becomes ready or ceases to be ready.
     pub(super) fn asks_for_ready(&self) -> bool {
         self.negotiated.features & F_QUEUE_READY != 0
     }
@@ -641,7 +642,7 @@ impl Dev {
     ///
     /// # Context
     ///
-    /// Process context, with the mutex of the messages held.
+    /// Process context, with the message queue's mutex held.
     pub(super) fn agreed(&self, request: &DevRequest) {
         match request.kind {
             SET_STATUS => self.set_status(request.body.status()),
@@ -720,8 +721,8 @@ impl KernelView for Dev {
 
     fn control(&self) -> Option<&ControlVq> {
         let control = &self.control.as_ref()?.vq;
-        // A command takes two descriptors of the daemon's virtqueue. The result does not change
-        // while a driver uses the device, as the maximum sizes do not change then.
+        // A command takes two descriptors of the virtqueue that the daemon sees. The result does
+        // not change while a driver uses the device, as the maximum sizes do not change then.
         let is_long_enough = |index| self.vq(index).is_ok_and(|vq| vq.max_size() >= 2);
 
         control.indexes().all(is_long_enough).then_some(control)

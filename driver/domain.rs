@@ -128,7 +128,7 @@ impl Mappings {
         })
     }
 
-    /// Removes and returns all mappings if they belong to a process, so that a virtio driver of
+    /// Removes and returns all mappings if they belong to a process. After that, a virtio driver of
     /// this kernel can own the address space.
     ///
     /// The caller must release the lock of `tree` before it drops the returned mappings.
@@ -150,8 +150,9 @@ impl Mappings {
         self.bounce_mapped.store(false, Relaxed);
     }
 
-    /// Maps the bounce area, for a virtio driver of this kernel. The limit of mappings is not
-    /// exceeded, as rings leave one entry free for the bounce area.
+    /// Maps the bounce area, for a virtio driver of this kernel. The bounce area counts as one
+    /// mapping. It does not exceed the limit on the number of mappings, as the rings leave one
+    /// entry free.
     fn map_bounce(&self) {
         let mut tree = self.tree.lock();
         let evicted = Self::evict_files(&mut tree);
@@ -296,8 +297,8 @@ impl Mappings {
         }
     }
 
-    /// Removes from `ours`, and returns, every mapping that `theirs` does not have with the same
-    /// range, permission, file and offset. Any context.
+    /// Removes from `ours` every mapping that `theirs` does not have with the same range,
+    /// permission, file and offset. Returns the removed mappings. May be called in any context.
     ///
     /// Walks `ours` and not `theirs`: the number of mappings in `ours` is limited, while a process
     /// can have any number of mappings.
@@ -358,8 +359,7 @@ impl Owner for Mappings {
 
         let mut tree = self.tree.lock();
         let evicted = Self::evict_files(&mut tree);
-        // One entry is left for the bounce area: without that entry, no request could ever be
-        // mapped, and drivers would retry indefinitely.
+        // The bounce area counts as one mapping, so the rings leave one entry for it.
         let inserted = if tree.len() + 1 < self.max_entries {
             tree.insert(mapping, node)
         } else {
@@ -397,8 +397,8 @@ struct DomainFile;
 impl FileOperations for DomainFile {
     type Data = Arc<Domain>;
 
-    /// Returns the page at an offset in the file, which is an IOVA. Returns [`None`] if no page is
-    /// mapped there; the access then raises a bus error.
+    /// Returns the page at an offset in the file, which is an IOVA. Returns [`None`] if there is no
+    /// page at that IOVA. In that case, the process that accesses the page gets a `SIGBUS`.
     fn fault(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
         if domain.bounce().contains(offset) {
             domain.bounce().page(offset)
@@ -407,18 +407,18 @@ impl FileOperations for DomainFile {
         }
     }
 
-    /// Returns whether a fault maps adjacent pages as well. Only faults in the bounce area do, as
-    /// other pages may be mapped at the addresses of rings later.
+    /// Returns whether a fault at `offset` also maps the adjacent pages. Only a fault in the bounce
+    /// area does: above the bounce area, a later ring may have other pages at the same offsets.
     fn maps_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> bool {
         domain.bounce().contains(offset)
     }
 
-    /// Returns the bounce page at an offset, so that it is mapped before its first access. This is
-    /// allowed because the bounce page at an offset never changes, and saves faults because drivers
-    /// use bounce pages one after the other.
+    /// Returns the bounce page at an offset, so that a fault on an adjacent page maps this page,
+    /// too. This is safe, as the bounce page at an offset never changes. It saves faults, as
+    /// drivers use bounce pages one after the other.
     ///
-    /// Returns [`None`] while user pages are registered. A process that then still accesses bounce
-    /// pages that were mapped earlier does so at its own risk.
+    /// Returns [`None`] while user pages are registered (umem). A process may have mapped bounce
+    /// pages before the registration. If it still accesses these pages, it does so at its own risk.
     fn fault_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
         let bounce = domain.bounce();
 

@@ -2,8 +2,8 @@
 
 //! A device's own node, `/dev/vduse/NAME`, through which the daemon serves the device.
 //!
-//! Each ioctl first copies in and checks its argument, and copies out its result last. Only a file
-//! descriptor is installed after that.
+//! Each ioctl first copies in and checks its argument, and copies out its result last. Only an
+//! ioctl that returns a file descriptor does more after that: it installs the descriptor.
 
 use super::{
     dev::Dev,
@@ -197,7 +197,7 @@ fn dispatch(dev: &Dev, cmd: u32, arg: Argument) -> Result<isize> {
     Ok(0)
 }
 
-/// One of the argument structures of `IOTLB_GET_FD` and `IOTLB_GET_FD2`.
+/// An argument structure of `IOTLB_GET_FD` or `IOTLB_GET_FD2`.
 trait GetFd: AsBytes + FromBytes {
     /// Returns the address space, and the first and the last IOVA of the range to search.
     ///
@@ -318,9 +318,9 @@ fn umem(arg: Argument) -> Result<IovaUmem> {
 fn set_config(dev: &Dev, arg: Argument) -> Result {
     let header: ConfigData = arg.read()?;
     let (offset, length) = (header.offset as usize, header.length as usize);
-    // The range is checked before the bytes are copied in. So no more is copied than the
-    // configuration space can hold, and a wrong range is reported even if the address of the bytes
-    // is bad as well. `write_config` checks the range again.
+    // The range is checked before the bytes are copied in, for two reasons: no more bytes are
+    // copied than the configuration space can hold, and a wrong range is reported even if the
+    // address of the bytes is bad as well. `write_config` checks the range again.
     if length == 0 || !dev.has_config(offset, length) {
         return Err(EINVAL);
     }

@@ -50,8 +50,8 @@ impl Mapping {
 
 /// A set of mappings that do not overlap.
 pub(super) struct MappingTree {
-    /// The mappings, each with its last address as the key. If a mapping contains an address, it is
-    /// the first mapping whose key is at or above that address.
+    /// The mappings, each with its last address as the key. The mapping that contains an address,
+    /// if there is one, is the first mapping whose key is at or above that address.
     tree: RBTree<u64, Mapping>,
     len: usize,
     /// An upper bound of all mapped addresses; [`None`] if no mapping was ever added.
@@ -74,7 +74,8 @@ impl MappingTree {
     }
 
     /// Calls `f` with the first mapping that contains an address from `start` to `last`, and
-    /// returns the result. Returns [`None`] if there is no such mapping. Any context.
+    /// returns the result. Returns [`None`] if there is no such mapping. May be called in any
+    /// context.
     pub(super) fn find<R>(
         &self,
         start: u64,
@@ -96,7 +97,7 @@ impl MappingTree {
     /// # Errors
     ///
     /// - [`EINVAL`] if the mapping ends before its start.
-    /// - [`EEXIST`] if the mapping overlaps another.
+    /// - [`EEXIST`] if the mapping overlaps another mapping.
     pub(super) fn insert(
         &mut self,
         mapping: Mapping,
@@ -118,7 +119,8 @@ impl MappingTree {
         Ok(())
     }
 
-    /// Removes and returns the mappings for which `stays` returns false. Any context.
+    /// Removes and returns the mappings for which `stays` returns false. May be called in any
+    /// context.
     pub(super) fn take_unless(&mut self, stays: impl Fn(&Mapping) -> bool) -> Self {
         let mut taken = Self::new();
         let mut cursor = self.tree.cursor_front_mut();
@@ -129,7 +131,8 @@ impl MappingTree {
             cursor = if stays(mapping) {
                 at.move_next()
             } else {
-                // If the highest mapping was removed, `next` is the mapping before it, which stays.
+                // If the highest mapping was removed, `next` is the mapping before it. The loop has
+                // already kept that mapping, and keeps it again.
                 let (next, node) = at.remove_current();
                 self.len -= 1;
                 taken.add(node, last);
@@ -141,7 +144,7 @@ impl MappingTree {
     }
 
     /// Removes and returns the mapping that begins at `start`, if `is_it` returns true for that
-    /// mapping. Any context.
+    /// mapping. May be called in any context.
     pub(super) fn remove_if(
         &mut self,
         start: u64,

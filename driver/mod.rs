@@ -13,10 +13,11 @@
 //! 1. The vDPA core's device lock, then the lock of the [registry], then [`Dev::usage`](dev::Dev).
 //! 2. The vDPA core's locks, then the wait for the daemon's answer to a [message](msg).
 //! 3. `mmap_lock` of a vhost client whose memory is being mapped, then the lock of the [address
-//!    spaces](spaces) or the mutex of the messages. The lock under which user pages are registered
-//!    for a bounce area is never held together with these.
-//! 4. The mutex of the messages, then the lock of a callback slot (under which a virtio driver's
-//!    callback runs), then the lock of a [virtqueue](vq) or of a domain's [mappings](domain).
+//!    spaces](spaces) or the mutex of the [message queue](msg). The lock under which user pages are
+//!    registered for a bounce area is never held together with these.
+//! 4. The mutex of the [message queue](msg), then the lock of a callback slot (under which a virtio
+//!    driver's callback runs), then the lock of a [virtqueue](vq) or of a domain's
+//!    [mappings](domain).
 //!
 //! The registry's lock is not held while a device is added to the bus: a driver is probed then, and
 //! the probe sends messages and waits for the daemon.

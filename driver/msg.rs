@@ -5,16 +5,16 @@
 //! A request is queued until the daemon reads it, and then until the daemon answers it. The sender
 //! waits until the daemon answers, the timeout expires, or the sender is killed. The device becomes
 //! *broken* if the daemon does not answer in time, or if the daemon refuses a request that cannot
-//! be refused ([`SET_VQ_READY`]). All requests to a broken device fail at once, and a daemon that
-//! reads or polls gets an error. The device ceases to be broken when a daemon opens it again.
+//! be refused ([`SET_VQ_READY`]). All requests to a broken device fail immediately, and a daemon
+//! that reads or polls gets an error. The device ceases to be broken when a daemon opens it again.
 //!
 //! # Waits that end early
 //!
 //! While no daemon has the device open, a sender waits for the next daemon, which may be about to
-//! open the device. The sender does not wait for another daemon if the device goes away, because
-//! the device is [being deleted](MessageQueue::begin_delete) from the vDPA bus or because the
-//! machine shuts down. In that case, requests fail while no daemon has the device open. The device
-//! does not become broken, as no later daemon needs to know of the failure.
+//! open the device. This is different if the device goes away, because the device is [being
+//! deleted](MessageQueue::begin_delete) from the vDPA bus or because the machine shuts down. In
+//! that case, a request fails while no daemon has the device open. The device does not become
+//! broken, as no later daemon needs to know of the failure.
 //!
 //! While a daemon has the device open, requests wait for that daemon even if the device goes away.
 //! But once the machine shuts down, all requests of all devices together wait no longer than
@@ -90,7 +90,7 @@ const SHUTDOWN_PATIENCE: Delta = Delta::from_secs(5);
 /// Neither event wakes the sender.
 const LOOK_INTERVAL: Delta = Delta::from_millis(200);
 
-/// Time at which a sender first noticed, before or during a wait, that the machine shuts down.
+/// Time at which a waiting sender first noticed that the machine shuts down.
 static SHUTDOWN_SEEN: SetOnce<Instant<Monotonic>> = SetOnce::new();
 
 /// What happens to a sender's wait when the machine suspends.
@@ -287,8 +287,8 @@ impl MessageQueue {
         self.deleting.store(true, Relaxed);
     }
 
-    /// Returns whether no daemon has the device open and the device goes away, so that a sender
-    /// does not wait for another daemon.
+    /// Returns whether no daemon has the device open and the device goes away. If so, a sender does
+    /// not wait for another daemon.
     fn is_deserted(&self) -> bool {
         !self.open.load(Relaxed) && (self.deleting.load(Relaxed) || system::is_shutting_down())
     }
@@ -325,13 +325,14 @@ impl MessageQueue {
     /// Asks the daemon to agree that a virtqueue becomes ready, if `ready` is set, or ceases to be
     /// ready.
     ///
-    /// A driver does not learn whether the daemon has agreed. So if the daemon refuses or does not
-    /// answer in time, the device becomes broken, which the daemon notices. The next daemon that
+    /// A driver does not learn whether the daemon has agreed. So the device becomes broken, which
+    /// the daemon notices, if the daemon refuses or does not answer in time. The next daemon that
     /// opens the device finds the virtqueue in the state that the driver wants. If the device goes
     /// away while no daemon has it open, the device does not become broken.
     ///
-    /// A kernel driver (`is_kernel`) calls this for each of its virtqueues, with locks held that
-    /// other tasks wait for. So its [`SET_VQ_READY`] requests share one timeout, until it sends
+    /// `is_kernel` tells whether the driver is a kernel driver. A kernel driver enables or disables
+    /// its virtqueues one after the other, with locks held for which other tasks wait. So the
+    /// [`SET_VQ_READY`] requests of a kernel driver share one timeout, until the driver sends
     /// another kind of request. A request that is answered within [`LOOK_INTERVAL`] uses up none of
     /// the timeout, and each request can wait for at least [`LOOK_INTERVAL`]. A virtqueue that a
     /// kernel driver disables is disabled whatever the daemon answers.
@@ -340,10 +341,11 @@ impl MessageQueue {
     ///
     /// May sleep, for as long as the timeout.
     pub(super) fn ask_for_ready(&self, vq: &Arc<Vq>, index: u16, ready: bool, is_kernel: bool) {
-        // A kernel driver uses a virtqueue that it has enabled even if the daemon does not know of
-        // that. So this request outlasts a suspend, and the device becomes broken if the driver's
-        // task is killed. A kernel driver that disables a virtqueue does not depend on the daemon.
-        // When a vhost process is killed, the device is reset.
+        // A kernel driver that has enabled a virtqueue uses it, even if the daemon has not learnt
+        // that the virtqueue is ready. So the request to enable it waits until a suspend is over,
+        // and the device becomes broken if the task of the driver is killed. A kernel driver that
+        // disables a virtqueue does not depend on the daemon. If a vhost process is killed, the
+        // device need not become broken, as it is reset.
         let (suspending, breaks_if_killed) = match (is_kernel, ready) {
             (false, _) => (Suspending::Freezes, false),
             (true, true) => (Suspending::Waits, true),
@@ -353,7 +355,7 @@ impl MessageQueue {
         let body = RequestBody::from_vq_ready(index.into(), ready);
         let waited = is_kernel.then_some(&self.ready_waited);
 
-        // A failure is recorded in the virtqueue.
+        // The result is not needed, as a failure is recorded in the virtqueue.
         let _ = self.exchange(SET_VQ_READY, body, Some(vq), suspending, waited, breaks);
         if is_kernel && !ready {
             vq.set_ready(false);
@@ -484,8 +486,8 @@ impl MessageQueue {
         }
     }
 
-    /// Returns how much longer requests may wait while the machine shuts down; 0 or less means no
-    /// longer. Returns [`None`] if the machine is not shutting down.
+    /// Returns how much longer requests may wait while the machine shuts down; 0 or less means that
+    /// they must not wait any longer. Returns [`None`] if the machine is not shutting down.
     fn shutdown_patience() -> Option<Delta> {
         if !system::is_shutting_down() {
             return None;
@@ -577,9 +579,9 @@ impl MessageQueue {
         Ok(())
     }
 
-    /// Registers `table` to be woken up on changes, then returns the current events: readable if
-    /// there is a request to read, writable if there is a request to answer, error if the device is
-    /// broken.
+    /// Registers the poller `table`, which is then woken when the events change. Returns the
+    /// current events: readable if there is a request to read, writable if there is a request to
+    /// answer, and error if the device is broken.
     pub(super) fn poll(&self, file: &File, table: PollTable<'_>) -> Events {
         table.register_wait(file, &self.readers);
         let queues = self.queues.lock();

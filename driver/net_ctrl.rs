@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The commands of a network card's control virtqueue (virtio 1.3, section 5.1.6.5), with a record
-//! of the settings that they have made.
+//! of the settings that the driver has made by these commands.
 //!
 //! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
 //! on the host as well.
@@ -9,8 +9,8 @@
 use super::config::feature;
 use core::ops::DerefMut;
 
-/// Maximum length of a command in bytes, which has room for 1,363 MAC addresses in the filter
-/// tables.
+/// Maximum length of a command in bytes. A command of this length has room for 1,363 MAC addresses
+/// in its filter tables.
 pub(crate) const MAX_LEN: usize = 8192;
 
 /// The answer of a device that has carried out a command.
@@ -33,14 +33,14 @@ mod class {
 
 /// The features whose commands this module supports.
 ///
-/// virtio_net can go on whatever the daemon answers to these commands, and also if the daemon does
-/// not answer. The commands of other features are not supported, for these reasons:
+/// virtio_net can continue whatever the daemon answers to these commands, and even if the daemon
+/// does not answer at all. The commands of other features are not supported, for these reasons:
 ///
 /// - Offloads that change at run time, hash reports and receive side scaling decide how the driver
-///   lays out and reads received packets. The driver must be able to rely on the device for these
-///   commands.
-/// - Interrupt coalescing: the driver sends such a command whenever the traffic changes, which the
-///   daemon controls, and waits for the answer each time.
+///   lays out and reads received packets. The driver must be able to rely on the device to carry
+///   out the commands of these features.
+/// - Interrupt coalescing: the driver sends such a command whenever the traffic changes, and waits
+///   for the answer each time. The daemon controls the traffic.
 /// - Device statistics: the daemon's answer has data that the driver has to parse.
 /// - Announcements: virtio_net makes an announcement in a work item that takes RTNL
 ///   (`virtnet_config_changed_work`). Closing the interface waits for that work item with RTNL held
@@ -69,7 +69,8 @@ const ADDRESS_LEN: usize = 6;
 pub(crate) enum Command<'a> {
     /// Switches a receive mode on (`true`) or off.
     Mode(u8, bool),
-    /// Sets the filter tables. The bytes are those after the class and the command.
+    /// Sets the MAC filter tables. Holds the bytes of the command that follow its class and its
+    /// command number.
     MacTable(&'a [u8]),
     /// Sets the card's own MAC address.
     MacAddress([u8; ADDRESS_LEN]),
@@ -154,7 +155,7 @@ pub(crate) enum Outcome {
     Unknown,
 }
 
-/// A setting of the card, which commands change.
+/// A setting of the card that a command can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Setting {
     /// A receive mode.
@@ -220,8 +221,8 @@ impl Vlans {
     }
 }
 
-/// The settings that the driver believes its card to have. A setting is *stale* if the daemon may
-/// not have it.
+/// The settings of a network card as its driver believes them to be. A setting is *stale* if the
+/// daemon may have another value for it.
 ///
 /// virtio_net ignores the answers to most commands, and believes that the commands were carried
 /// out. If a command that sets the MAC address or the number of queue pairs fails, virtio_net keeps
@@ -229,8 +230,8 @@ impl Vlans {
 /// exception: virtio_net keeps that number even if the command fails.
 ///
 /// A command that does not raise the number of pairs must not fail. Removing an interface that has
-/// an XDP program sets the number of pairs, and the kernel warns if that fails
-/// (`dev_xdp_uninstall`). virtio_net copes with frames in pairs that it no longer uses.
+/// an XDP program sets the number of pairs, and the kernel warns if that command fails
+/// (`dev_xdp_uninstall`). virtio_net copes with frames that arrive in pairs that it no longer uses.
 pub(crate) struct Settings<B> {
     /// The [bits](Setting::bit) of the settings that have a value. VLAN ids are in `vlans` instead.
     set: u16,
@@ -248,7 +249,7 @@ pub(crate) struct Settings<B> {
 impl<B: DerefMut<Target = [u8]>> Settings<B> {
     /// Returns the settings of a driver that has sent no command yet. `address`, if given, is the
     /// MAC address that the driver has read from the configuration space. `table` is the buffer for
-    /// the filter tables; longer tables are not remembered.
+    /// the MAC filter tables. Tables that do not fit into the buffer are not recorded.
     pub(crate) fn new(table: B, address: Option<[u8; ADDRESS_LEN]>) -> Self {
         Self {
             set: address.map_or(0, |_| Setting::MacAddress.bit()),
@@ -263,8 +264,8 @@ impl<B: DerefMut<Target = [u8]>> Settings<B> {
         }
     }
 
-    /// Records the outcome of a command. Returns whether the answer to the driver is that the
-    /// command was carried out.
+    /// Records the outcome of a command. Returns true if the driver must get the answer [`OK`], and
+    /// false if the driver must get the answer [`ERR`].
     pub(crate) fn record(&mut self, command: Command<'_>, outcome: Outcome) -> bool {
         let mut is_done = outcome == Outcome::Done;
         let (setting, is_believed) = match command {
@@ -328,15 +329,15 @@ impl<B: DerefMut<Target = [u8]>> Settings<B> {
         self.set_stale(setting, false);
     }
 
-    /// Records that there is a new daemon, which has none of the settings: all settings that have a
+    /// Records that there is a new daemon, which has none of the settings. All settings that have a
     /// value become stale.
     pub(crate) fn forgotten(&mut self) {
         self.stale = self.set;
         self.stale_vlans.0 = self.vlans.0;
     }
 
-    /// Writes a command that restores a stale setting to `to`. Returns the setting and the length
-    /// of the command in bytes, or [`None`] if no setting is stale.
+    /// Writes into `to` a command that restores one stale setting. Returns that setting and the
+    /// length of the command in bytes, or [`None`] if no setting is stale.
     pub(crate) fn next_stale(&self, to: &mut [u8]) -> Option<(Setting, usize)> {
         let setting = Setting::with_a_bit()
             .find(|setting| self.stale & setting.bit() != 0)
@@ -388,7 +389,8 @@ mod tests {
         Command::parse(bytes, FEATURES, PAIRS)
     }
 
-    /// Returns a valid command that sets the filter tables, of one and of two addresses.
+    /// Returns a valid command that sets the MAC filter tables. The first table has one address,
+    /// and the second table has two addresses.
     fn tables() -> Vec<u8> {
         [&[1, 0, 1, 0, 0, 0][..], &[2; 6], &[2, 0, 0, 0], &[3; 12]].concat()
     }
@@ -491,19 +493,20 @@ mod tests {
             [1, 1, 2, 2, 2, 2, 2, 2].as_slice(),
             [1, 1, 4, 4, 4, 4, 4, 4].as_slice(),
         );
-        // The driver keeps its old address. Without an old address, there is nothing to restore.
+        // The driver keeps its old MAC address. Without an old address, there is nothing to
+        // restore.
         assert_eq!(after(&[old], new, Outcome::Unknown), [old]);
         assert_eq!(after(&[], new, Outcome::Unknown), none);
         assert_eq!(after(&[old], new, Outcome::Refused), none);
-        // The driver also keeps the old number of pairs, unless the new number is the first one or
-        // a lower one.
+        // The driver also keeps the old number of pairs. It uses the new number only if there is no
+        // old number or the new number is lower.
         let (two, three) = ([4, 0, 2, 0].as_slice(), [4, 0, 3, 0].as_slice());
         assert_eq!(after(&[two], three, Outcome::Unknown), [two]);
         assert_eq!(after(&[three], two, Outcome::Unknown), [two]);
         assert_eq!(after(&[three], two, Outcome::Refused), none);
         assert_eq!(after(&[], three, Outcome::Unknown), [three]);
         assert_eq!(after(&[], three, Outcome::Refused), none);
-        // The driver believes every other setting to have its new value.
+        // The driver believes that every other setting has its new value.
         for bytes in [&[0, 0, 1][..], &[0, 1, 0], &[2, 1, 5, 0], &[2, 0, 7, 0]] {
             assert_eq!(after(&[], bytes, Outcome::Unknown), [bytes]);
             assert_eq!(after(&[], bytes, Outcome::Refused), none);

@@ -29,7 +29,7 @@ use kernel::{
     sync::Arc, //
 };
 
-/// The management device of the vDPA bus, which puts devices on the bus.
+/// The management device of the vDPA bus, through which userspace adds devices to the bus.
 pub(crate) struct Management(Arc<Registry>);
 
 impl Management {
@@ -47,7 +47,7 @@ impl ManagementOperations for Management {
         let (index, attached) = self.0.attach(name)?;
         attached.log_hidden(name);
         let side = DriverSide::new(attached)?;
-        // Declared after `side`, so that `parent` is dropped first. `side` keeps the device
+        // `parent` is declared after `side`, and therefore dropped first. `side` keeps the device
         // attached. A device that is no longer attached can be destroyed, and userspace must not
         // see the node of a destroyed device.
         let parent = self.0.node(index)?;

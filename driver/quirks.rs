@@ -22,7 +22,8 @@ const NET_STATUS_ANNOUNCE: u8 = 2;
 /// The offset of `max_virtqueue_pairs` in a network card's configuration space, in bytes.
 const NET_MAX_PAIRS: usize = 8;
 
-/// Maximum number of virtqueue pairs that a kernel driver is offered.
+/// Maximum number of virtqueue pairs of a network card for which kernel drivers are offered
+/// `VIRTIO_NET_F_MQ`.
 const MAX_PAIRS: u16 = 256;
 
 /// A network card's control virtqueue, as kernel drivers see it.
@@ -67,8 +68,8 @@ impl ControlVq {
     }
 }
 
-/// The features that change the layout or the use of virtqueues in a way that a shadow does not
-/// support.
+/// The features that change the layout or the use of virtqueues in a way that a
+/// [shadow](super::shadow) does not support.
 const RINGS: u64 = feature::RING_PACKED | feature::IN_ORDER;
 
 /// Returns the features of a device that are hidden from the kernel's own drivers. `control` is the
@@ -79,9 +80,11 @@ const RINGS: u64 = feature::RING_PACKED | feature::IN_ORDER;
 /// - The control virtqueue, if it cannot be shadowed: virtio_net waits for the answer to a command
 ///   in a loop that only the device can end, with RTNL (the lock of all network configuration)
 ///   held. Without a shadow, a daemon that does not answer would block all network configuration.
-/// - If the control virtqueue is shadowed, the features that a shadow does not support: those with
-///   other commands than [`net_ctrl::FEATURES`], and those that change the layout or the use of
-///   virtqueues.
+/// - If the control virtqueue is shadowed, the features that the shadow does not support. These are
+///   the features of [`feature::NET_CONTROL`] that are not in [`net_ctrl::FEATURES`], and the
+///   features that change the layout or the use of virtqueues.
+/// - If the control virtqueue is shadowed, also `VIRTIO_NET_F_MQ` if [`ControlVq::max_pairs`] is
+///   [`None`], and `VIRTIO_NET_F_CTRL_MAC_ADDR` if the configuration space has no MAC address.
 /// - Large packets, without mergeable buffers: when a large packet arrives in one buffer,
 ///   virtio_net trusts the length that the daemon reports. If the daemon reports a full buffer,
 ///   virtio_net writes beyond the array of the packet's fragments.
@@ -191,12 +194,13 @@ pub(crate) fn reasons(
 pub(crate) struct RequestLimits {
     /// The size of the bounce area, in pages.
     pub(crate) pages: usize,
-    /// The number of mappings of the largest size that fit into the bounce area, page 0 included.
-    /// As page 0 is never used, one mapping fewer is available.
+    /// The number of mappings of the largest possible size that fit into the bounce area. This
+    /// number includes the mapping at page 0. As page 0 is never used, one mapping fewer is
+    /// available.
     pub(crate) mappings: usize,
     /// The size of the shortest virtqueue, in descriptors.
     pub(crate) shortest_vq: u16,
-    /// Whether a request can have a descriptor table of its own (`VIRTIO_F_INDIRECT_DESC`).
+    /// Whether a request can have an indirect descriptor table (`VIRTIO_F_INDIRECT_DESC`).
     pub(crate) indirect: bool,
 }
 
@@ -204,14 +208,14 @@ impl RequestLimits {
     /// Returns the maximum number of data segments in a request to a block device; 0 if no request
     /// fits.
     ///
-    /// The segments take at most half of the bounce area. They leave room for the request's header
-    /// and status (section 5.2.6), and for its descriptor table, which must be no longer than a
-    /// page.
+    /// The data segments take at most half of the bounce area. The rest of the area has room for
+    /// the request's header and status (section 5.2.6), and for its indirect descriptor table,
+    /// which must be no longer than a page.
     ///
-    /// If memory is short, a driver makes a request without a descriptor table even if tables were
-    /// negotiated. So the virtqueue must have room for all descriptors of a request. With tables
-    /// negotiated, virtqueues of fewer than three descriptors are exempt, as they would be of no
-    /// use otherwise.
+    /// If memory is short, a driver makes a request without an indirect descriptor table even if
+    /// `VIRTIO_F_INDIRECT_DESC` was negotiated. So the virtqueue must have room for all descriptors
+    /// of a request. A virtqueue of fewer than three descriptors would then be of no use, so with
+    /// `indirect` set, such a virtqueue is treated as one of three descriptors.
     fn segments(&self) -> usize {
         let least = if self.indirect { 3 } else { 0 };
         let descriptors = usize::from(self.shortest_vq.max(least));
@@ -231,8 +235,8 @@ impl RequestLimits {
     /// area.
     ///
     /// If the file system's daemon does not specify a maximum number of data pages, a request has
-    /// up to 32 of them, and some more descriptors. Without a descriptor table, all of these must
-    /// fit into the virtqueue.
+    /// up to 32 data pages, and some more descriptors. Without an indirect descriptor table, all of
+    /// these descriptors must fit into the virtqueue.
     fn fs_vq_size(&self) -> u16 {
         let Some(order) = (self.pages / 8).checked_ilog2() else {
             return 0;
@@ -304,8 +308,9 @@ pub(crate) fn hide_from_kernel(
             if let Some(size_max) = field(8, offset, buf) {
                 *size_max = u32::from_le_bytes(*size_max).max(4096).to_le_bytes();
             }
-            // The maximum number of segments of a request. A driver uses 1 if the device does not
-            // offer this field.
+            // The maximum number of segments of a request. If the device does not offer
+            // `VIRTIO_BLK_F_SEG_MAX`, virtio_blk does not use this field, and a request has 1
+            // segment.
             if let Some(seg_max) = field(12, offset, buf) {
                 let most = u32::try_from(view.request_limits().segments()).unwrap_or(u32::MAX);
 
@@ -360,7 +365,7 @@ mod tests {
         hide_from_kernel(device_id::NET, &View::default(), 6, &mut []);
     }
 
-    /// A view with the limits in [`LIMITS`], and with or without a control virtqueue.
+    /// A device with the request limits [`LIMITS`], and with the given control virtqueue, if any.
     #[derive(Default)]
     struct View {
         control: Option<ControlVq>,

@@ -68,9 +68,9 @@ use kernel::{
 /// Minor number of the control node. Devices have the minor numbers after it.
 pub(super) const CONTROL_INDEX: u32 = 0;
 
-/// Maximum time, in milliseconds, for which a kernel driver waits for a command of a control
-/// virtqueue. A task that waits for a command cannot be frozen, and the machine does not suspend if
-/// a task is not frozen within 20 s.
+/// Upper limit of the module parameter `control_timeout_ms`, in milliseconds. While a task waits
+/// for a command of a control virtqueue, the kernel cannot freeze that task, and the machine does
+/// not suspend if a task is not frozen within 20 s.
 const MAX_CONTROL_TIMEOUT_MS: i32 = 10_000;
 
 struct VduseClass;
@@ -158,7 +158,7 @@ impl Registry {
             .map(|entry| entry.dev.clone())
     }
 
-    /// Returns the device with the given name, and its minor number.
+    /// Returns the minor number and the entry of the device with the given name.
     fn find<'a>(entries: &'a Entries, name: &CStr) -> Option<(u32, &'a Entry)> {
         entries
             .iter()
@@ -278,9 +278,9 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there is no such device, or if the device is being destroyed. This cannot
-    /// happen while the device is on the vDPA bus. After that, another device may have the minor
-    /// number.
+    /// [`EINVAL`] if there is no such device, or if the device is being destroyed. Neither can
+    /// happen while the device is on the vDPA bus. After the device is destroyed, another device
+    /// may have the same minor number.
     pub(super) fn node(&self, index: u32) -> Result<Arc<Node<Dev>>> {
         let entries = self.entries.lock();
         let shown = entries.get(&index).and_then(|entry| entry.shown.as_ref());

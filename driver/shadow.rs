@@ -11,16 +11,16 @@
 //! - The daemon's virtqueue, which the daemon sees in place of virtio_net's. The shadow acts as the
 //!   driver of this virtqueue.
 //!
-//! The shadow checks each command of virtio_net and copies it to the daemon's virtqueue. Of the
-//! daemon's answer, the shadow uses only whether the command was carried out. virtio_net always
-//! gets an answer in time:
+//! The shadow checks each command of virtio_net and copies it to the daemon's virtqueue. The shadow
+//! reads only one thing from the daemon's answer: whether the daemon has carried out the command.
+//! virtio_net always gets an answer in time:
 //!
 //! - virtio_net waits for a command no longer than a [budget](Budget) allows. The budget also
 //!   limits the total time that virtio_net waits for all commands of the device. While the budget
-//!   is used up, commands fail at once.
+//!   is used up, commands fail immediately.
 //! - If the daemon does not answer a command in time, the command stays in the daemon's virtqueue.
-//!   Later commands fail at once until the daemon has answered it. If the daemon dies before that,
-//!   the command is withdrawn when the next daemon opens the device.
+//!   Until the daemon has answered that command, later commands fail immediately. If the daemon
+//!   dies before it has answered, the command is withdrawn when the next daemon opens the device.
 //! - If the daemon is new or has not answered in time, it may lack [settings](Settings) that
 //!   virtio_net believes to be in effect. The shadow restores these settings by commands of its
 //!   own, which it sends while no command of virtio_net is in progress.
@@ -94,11 +94,11 @@ use kernel::{
 /// for interrupts of this virtqueue, so some daemons may never inject one.
 const LOOK_INTERVAL: Delta = Delta::from_millis(10);
 
-/// The size of the driver's virtqueue, in descriptors, of which a command takes up to five. The
-/// daemon's virtqueue may have another size.
+/// The size of virtio_net's virtqueue, in descriptors. A command takes up to five descriptors. The
+/// size of the daemon's virtqueue may be different.
 pub(super) const SIZE: u16 = 16;
 
-/// Maximum size of the daemon's virtqueue, in descriptors. The shadow uses two of them.
+/// Maximum size of the daemon's virtqueue, in descriptors. A command takes two descriptors.
 const MAX_SIZE: u16 = 1024;
 
 /// Value of [`Shadow::index`] if no virtqueue is shadowed.
@@ -111,8 +111,8 @@ enum InFlight {
     None,
     /// A command of the driver. A call of [`Shadow::serve`] waits for the daemon's answer.
     Command,
-    /// A command that the daemon has not answered in time. The driver's command has failed, and no
-    /// call waits for the daemon's answer any more.
+    /// A command that the daemon has not answered in time. The driver has got an answer from the
+    /// shadow, and no call waits for the daemon's answer any more.
     GivenUp,
     /// A command of the shadow that restores a stale setting.
     Restoring,
@@ -190,7 +190,7 @@ impl DaemonSide {
         self.ring.send(&self.memory, readable, writable)
     }
 
-    /// Makes the last command, which the previous daemon had, available to a new daemon.
+    /// Makes the last command available again, to a new daemon. `command` must be the last command.
     fn send_again(&self, command: &[u8]) -> Result<(), Malformed> {
         let (readable, writable) = self.write(command)?;
 
@@ -211,8 +211,8 @@ impl DaemonSide {
 
     /// Withdraws the last command, so that the next daemon does not carry it out.
     fn withdraw(&self) {
-        // If the next daemon starts at a wrong position and takes this request, it finds a command
-        // that does not exist.
+        // If the next daemon starts at a wrong position, it may take this request nevertheless. The
+        // daemon then finds a command that does not exist.
         let _ = self.memory.write(self.command(), &[0xff; 2]);
         let _ = self.ring.withdraw(&self.memory);
     }
@@ -226,7 +226,8 @@ impl Drop for DaemonSide {
 
 /// The state of a virtqueue that is shadowed.
 struct Active {
-    /// A number that tells this virtqueue from those that are shadowed before or after it.
+    /// A number that distinguishes this virtqueue from all virtqueues that are shadowed earlier or
+    /// later.
     id: u64,
     ring: DeviceSide,
     daemon: DaemonSide,
@@ -242,8 +243,9 @@ struct Active {
 }
 
 impl Active {
-    /// Checks whether the daemon has answered a request for which no call waits. If so, no request
-    /// is in flight any more.
+    /// Checks whether the daemon has answered the request in flight, unless that request is a
+    /// command for which a call waits. If the daemon has answered, records that no request is in
+    /// flight any more.
     fn look(&mut self) {
         if self.in_flight == InFlight::Command || self.daemon.progress() != Progress::Completed {
             return;
@@ -286,9 +288,10 @@ impl Active {
         Command::parse(buf.get(..len)?, features, max_pairs)
     }
 
-    /// Advances the driver's command in the first `len` bytes of the buffer. Returns
-    /// [`ControlFlow::Continue`] if the caller must wait for the daemon. Otherwise, returns whether
-    /// the answer to the driver is that the command was carried out.
+    /// Takes the next step for the driver's command, which is in the first `len` bytes of the
+    /// buffer. Returns [`ControlFlow::Continue`] if the caller must wait for the daemon. Otherwise,
+    /// returns true if the driver must get the answer [`net_ctrl::OK`], and false if it must get
+    /// the answer [`net_ctrl::ERR`].
     fn command(&mut self, vq: &Arc<Vq>, len: usize, limits: &Limits) -> ControlFlow<bool> {
         if Self::parse(&self.buf, len, self.features, limits.max_pairs).is_none() {
             return ControlFlow::Break(false);
@@ -315,8 +318,8 @@ impl Active {
 
         self.in_flight = match (self.in_flight, outcome) {
             (InFlight::None, _) | (_, Outcome::Done | Outcome::Refused) => InFlight::None,
-            // The daemon may also have a command that restores a setting. A daemon that is too slow
-            // for that command is too slow for the driver's command as well.
+            // The request in flight may also be a command that restores a setting. A daemon that is
+            // too slow for that command is too slow for the driver's command as well.
             (_, Outcome::Unknown) => InFlight::GivenUp,
         };
         let command = Self::parse(&self.buf, len, self.features, limits.max_pairs);
@@ -375,18 +378,19 @@ impl State {
 /// The shadow of a network card's control virtqueue.
 #[pin_data]
 pub(crate) struct Shadow {
-    /// The number of virtqueue pairs of a driver that accepts `VIRTIO_NET_F_MQ`.
+    /// The number of virtqueue pairs of the card if the driver accepts `VIRTIO_NET_F_MQ`.
     max_pairs: u16,
     /// The index of the virtqueue that is shadowed, or [`NONE`].
     index: Atomic<u32>,
-    /// The map of the driver's memory, which has the driver's virtqueue and its commands.
+    /// The map of the driver's memory, which contains the driver's virtqueue and its commands.
     memory: Arc<DirectMap>,
     #[pin]
     state: Mutex<State>,
-    /// Completed when the daemon may have answered.
+    /// Completed when the waiting call must check whether the daemon has answered.
     #[pin]
     answered: Completion,
-    /// The time at which the shadow was created. The budget's times are counted from then.
+    /// The time at which the shadow was created. The times of the budget are counted from this
+    /// time.
     start: Instant<Monotonic>,
 }
 
@@ -453,7 +457,7 @@ impl Shadow {
 
     /// Begins to shadow the driver's virtqueue, which has `num` descriptors and is at `address`.
     /// Creates the daemon's virtqueue in `domain`, with at most `max_size` descriptors, and returns
-    /// its size and its address.
+    /// that virtqueue's size and address.
     ///
     /// `features` are those that the driver has accepted. `mac` is the MAC address that the driver
     /// has read from the configuration space.
@@ -525,7 +529,9 @@ impl Shadow {
         }
     }
 
-    /// Records that a daemon has opened the device, after the previous daemon is gone.
+    /// Records that a daemon has opened the device. Makes the driver's command available to that
+    /// daemon if a call waits for the answer, and withdraws any other request. Must be called after
+    /// the previous daemon is gone.
     pub(super) fn opened(&self) {
         let mut state = self.state.lock();
         state.is_open = true;
@@ -556,11 +562,12 @@ impl Shadow {
         self.state.lock().is_open = false;
     }
 
-    /// Checks whether the daemon has answered, and wakes the call that waits for the answer. If the
-    /// driver `is_ready`, also sends the next command that restores a stale setting.
+    /// Checks whether the daemon has answered the request in flight. Wakes the call that waits for
+    /// the answer, if there is one. If the driver is ready (`is_ready`), also sends the next
+    /// command that restores a stale setting.
     ///
-    /// Called when the daemon interrupts the driver, when the daemon sets its kick eventfd, and
-    /// when the driver changes the device status.
+    /// Called when the daemon interrupts the driver or sets the kick eventfd, and when the driver
+    /// changes the device status.
     pub(super) fn advance(&self, vq: &Arc<Vq>, is_ready: bool) {
         let mut state = self.state.lock();
 
@@ -573,8 +580,8 @@ impl Shadow {
         self.wake(&mut state);
     }
 
-    /// Handles and answers all commands that the driver has made available, unless another call is
-    /// doing so. `vq` is the virtqueue through which the daemon is kicked.
+    /// Handles and answers all commands that the driver has made available. Does nothing if another
+    /// call is doing so. `vq` is the virtqueue through which the daemon is kicked.
     ///
     /// May sleep for as long as the budget lasts.
     pub(super) fn serve(&self, vq: &Arc<Vq>) {
@@ -613,8 +620,8 @@ impl Shadow {
     }
 
     /// Sends the driver's command to the daemon, and waits for the answer. The command is in the
-    /// first `len` bytes of the buffer of the shadowed virtqueue `id`. Returns whether the answer
-    /// to the driver is that the command was carried out.
+    /// first `len` bytes of the buffer of the shadowed virtqueue `id`. Returns true if the driver
+    /// must get the answer [`net_ctrl::OK`], and false if it must get the answer [`net_ctrl::ERR`].
     ///
     /// May sleep for as long as the budget lasts.
     fn command(&self, vq: &Arc<Vq>, id: u64, len: usize) -> bool {

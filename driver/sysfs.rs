@@ -120,7 +120,8 @@ impl BinaryAttribute for Config {
     }
 }
 
-/// Writes a number to `field` in decimal, right-justified. Digits that do not fit are left out.
+/// Writes a number to `field` in decimal, right-justified. Leading digits that do not fit are left
+/// out.
 fn write_decimal(field: &mut [u8], mut value: u32) {
     for (i, at) in field.iter_mut().rev().enumerate() {
         *at = match value {

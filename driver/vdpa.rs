@@ -64,7 +64,7 @@ pub(crate) struct DriverSide {
     shadowed_token: Option<KBox<Token<Mappings>>>,
     /// Whether the device was reset but the daemon did not acknowledge the reset.
     reset_refused: AtomicFlag,
-    /// The device. Dropped last, as the device may be destroyed after that.
+    /// The device. This field is dropped last, as the device may be destroyed once it is dropped.
     dev: Attached,
 }
 
@@ -136,9 +136,9 @@ impl DriverSide {
     }
 
     fn send(&self, kind: u32, body: RequestBody, driver: BusDriver) -> Result<uapi::DevResponse> {
-        // Suspending the machine takes the driver core's lock of every device. A vhost process does
-        // not hold such a lock here, so it may be frozen. A kernel driver that is being bound or
-        // unbound holds one, so it must not be frozen.
+        // When the machine suspends, the kernel takes the driver core's lock of every device. A
+        // vhost process does not hold such a lock here, so it may be frozen. A task that binds or
+        // unbinds a kernel driver holds such a lock, so it must not be frozen.
         let suspending = match driver {
             BusDriver::Vhost => Suspending::Freezes,
             BusDriver::Kernel | BusDriver::None => Suspending::GivesUp,

@@ -58,9 +58,11 @@ use kernel::{
 /// The settings of a virtqueue: those of the daemon and those of the driver.
 #[derive(Default)]
 struct State {
-    /// The largest size, in descriptors; 0 before the virtqueue is set up.
+    /// The largest size that the driver may choose, in descriptors; 0 before the daemon has set up
+    /// the virtqueue.
     max_size: u16,
-    /// The pending largest size, which the next driver will see; [`None`] if none is pending.
+    /// The largest size that takes effect for the next driver, in descriptors; [`None`] if the
+    /// largest size stays the same.
     next_max_size: Option<u16>,
     group: u32,
     /// The size that the driver chose, in descriptors; 0 before the driver has chosen a size.
@@ -73,9 +75,9 @@ struct State {
     /// Whether the driver has enabled the virtqueue. The driver does not learn whether the daemon
     /// has agreed.
     wanted: bool,
-    /// Whether the daemon was asked to agree to `wanted` and did not agree. In this case, `wanted`
-    /// takes effect when the next daemon opens the device. Becomes true only under the mutex of the
-    /// messages.
+    /// Whether the kernel asked the daemon to agree to `wanted` and the daemon did not agree. In
+    /// this case, `wanted` takes effect when the next daemon opens the device. Becomes true only
+    /// under the mutex of the device's message queue.
     refused: bool,
     /// Whether the device is suspended, so that kicks are held back.
     suspended: bool,
@@ -125,9 +127,10 @@ pub(super) struct Vq {
     #[pin]
     state: SpinLockIrqSave<State>,
     callback: Arc<CallbackSlot>,
-    /// The CPUs that interrupts go to. If unset, interrupts go to any CPU.
+    /// The CPUs to which interrupts go. If unset, interrupts go to any CPU.
     affinity: OnceBox<AtomicCpumask>,
-    /// The CPU to which an interrupt was last sent from another CPU; `u32::MAX` if there was none.
+    /// The CPU to which an interrupt was last sent from another CPU; `u32::MAX` if there was no
+    /// such interrupt.
     last_cpu: Atomic<u32>,
     queue: Arc<OwnedQueue>,
     /// The length of the [chain of kicks](MAX_KICK_CHAIN) that ends with the deferred kick; 0 if no
@@ -276,8 +279,8 @@ impl Vq {
         self.state.lock().set_ready(ready);
     }
 
-    /// Records that the driver enables or disables the virtqueue. Called before the daemon is asked
-    /// to agree.
+    /// Records that the driver enables or disables the virtqueue. Called before the kernel asks the
+    /// daemon to agree.
     pub(super) fn set_wanted(&self, ready: bool) {
         let mut state = self.state.lock();
 
@@ -306,7 +309,7 @@ impl Vq {
         self.state.lock().ready
     }
 
-    /// Returns a consistent snapshot of everything that the daemon can query.
+    /// Returns a consistent snapshot of the settings that `VQ_GET_INFO` reports.
     pub(super) fn snapshot(&self) -> Snapshot {
         let state = self.state.lock();
 
@@ -318,16 +321,17 @@ impl Vq {
         }
     }
 
-    /// Notifies the daemon that the driver has made buffers available. Any context.
+    /// Notifies the daemon that the driver has made buffers available. May be called in any
+    /// context.
     pub(super) fn kick(self: &Arc<Self>) {
         if eventfd::signal_allowed() {
             self.kick_now();
             return;
         }
 
-        // This is a call from within the wake-up of an eventfd, so no eventfd may be signalled
-        // here. The eventfd is the kick eventfd of another virtqueue, that of this virtqueue, or
-        // any other eventfd.
+        // This call comes from within the wake-up of an eventfd, so it must not signal an eventfd.
+        // Any eventfd may be the cause: the kick eventfd of this virtqueue, that of another
+        // virtqueue, or an unrelated one.
         let chain = self.queue.tag().map_or(1, |before| before + 1);
         if chain <= MAX_KICK_CHAIN {
             self.kick_later(chain);
@@ -335,7 +339,7 @@ impl Vq {
     }
 
     /// Defers a [`kick_now`](Self::kick_now) to a worker. `chain` is the length of the chain that
-    /// ends with this kick. Any context.
+    /// ends with this kick. May be called in any context.
     fn kick_later(self: &Arc<Self>, chain: u32) {
         let mut pending = self.kick_chain.load(Relaxed);
         loop {
@@ -364,16 +368,17 @@ impl Vq {
     }
 
     /// Holds kicks back until the virtqueue is [resumed](Self::resume) or reset. Waits for a kick
-    /// that is in progress. Any context.
+    /// that is in progress. May be called in any context.
     pub(super) fn suspend(&self) {
         self.state.lock().suspended = true;
     }
 
-    /// Notifies the daemon of kicks again. If a kick was held back, notifies the daemon at once.
+    /// Notifies the daemon of kicks again. If a kick was held back, notifies the daemon
+    /// immediately.
     ///
     /// # Context
     ///
-    /// Any in which [`eventfd::signal_allowed`] returns true.
+    /// Any context in which [`eventfd::signal_allowed`] returns true.
     pub(super) fn resume(&self) {
         let mut state = self.state.lock();
 
@@ -381,8 +386,8 @@ impl Vq {
         state.kick_again();
     }
 
-    /// Sets or removes the eventfd that notifies the daemon of kicks. A new eventfd is signalled at
-    /// once if there was a kick of which no daemon has been notified.
+    /// Sets or removes the eventfd that notifies the daemon of kicks. A new eventfd is signalled
+    /// immediately if there was a kick of which no daemon has been notified.
     pub(super) fn set_kickfd(&self, kickfd: Option<EventFd>) {
         let mut state = self.state.lock();
         let old = core::mem::replace(&mut state.kickfd, kickfd);
@@ -460,9 +465,9 @@ impl Vq {
 
     /// Interrupts the driver.
     ///
-    /// The driver's callback runs in the caller's own context if this CPU is one of those that
-    /// interrupts go to, or if none of those CPUs is online. The callback of vhost always runs in
-    /// the caller's own context, even if an earlier driver has restricted the CPUs. Otherwise, the
+    /// The driver's callback runs in the caller's own context if interrupts go to the current CPU,
+    /// or if all CPUs to which interrupts go are offline. The callback of vhost always runs in the
+    /// caller's own context, even if an earlier driver has restricted the CPUs. Otherwise, the
     /// callback runs on another CPU, from a workqueue.
     ///
     /// # Errors
@@ -488,8 +493,8 @@ impl Vq {
         }
     }
 
-    /// Returns the CPU of `mask` to send an interrupt to, in rotation. Returns [`None`] if this CPU
-    /// can take the interrupt, or if no CPU of `mask` is online.
+    /// Chooses an online CPU of `mask` to which to send an interrupt, in rotation. Returns [`None`]
+    /// if the current CPU can take the interrupt, or if no CPU of `mask` is online.
     fn elsewhere(&self, mask: &AtomicCpumask) -> Option<CpuId> {
         // If the task moves to another CPU after this check, the interrupt is taken on that CPU,
         // which does no harm.

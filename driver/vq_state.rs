@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// Converts a state that the daemon reported to that of the vDPA bus. Bits for which the vDPA bus
-/// has no room are dropped.
+/// Converts a virtqueue's state from the form of the ABI, in which the daemon has reported it, to
+/// the form of the vDPA bus. Bits for which the vDPA bus has no room are dropped.
 pub(super) fn from_abi(state: VqStateUnion, is_packed: bool) -> VqState {
     if !is_packed {
         return VqState::from_split(state.split());
@@ -35,7 +35,8 @@ pub(super) fn from_abi(state: VqStateUnion, is_packed: bool) -> VqState {
     )
 }
 
-/// Converts a state that the driver set to that of the ABI.
+/// Converts a virtqueue's state, which the driver has set, from the form of the vDPA bus to the
+/// form of the ABI.
 pub(super) fn to_abi(state: VqState, is_packed: bool) -> VqStateUnion {
     if !is_packed {
         return VqStateUnion::from_split(state.split());

@@ -5,13 +5,13 @@
 //!
 //! `qemu-test/run --profile` builds and loads the plugin. The guest marks *windows*, in which the
 //! plugin counts, by executing an instruction that does nothing:
-//! `nop dword [rax + rax + 0x56445500 + window]`. The instruction opens the window, and window 0
-//! closes the open one. The guest also writes a file for each window, with the window's title, the
-//! number of operations in the window, and the addresses of the guest's functions. The plugin
-//! writes its report when QEMU ends.
+//! `nop dword [rax + rax + 0x56445500 + window]`. The instruction opens the window with that
+//! number. Number 0 closes the open window. The guest also writes a file for each window, with the
+//! window's title, the number of operations in the window, and the addresses of the guest's
+//! functions. The plugin writes its report when QEMU ends.
 //!
 //! The instructions of a block count for the function in which the block begins. A block is a unit
-//! of QEMU's translation. It ends with a jump, a call or a page.
+//! of QEMU's translation. It ends at a jump, at a call or at the end of a page.
 
 #![warn(unsafe_op_in_unsafe_fn)]
 
@@ -46,7 +46,7 @@ struct Instruction {
 
 type Id = u64;
 
-/// Flag of a callback: it does not access the guest's registers.
+/// Flag for a callback that does not access the guest's registers.
 const NO_REGISTERS: c_int = 0;
 
 // The plugin API, version 4 (`include/qemu/qemu-plugin.h` of QEMU 10.0).
@@ -90,11 +90,10 @@ struct Counted {
 /// All blocks. They are never freed.
 static BLOCKS: Mutex<Vec<&'static Counted>> = Mutex::new(Vec::new());
 
-/// Number of the open window.
+/// Number of the open window, or 0 if no window is open.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
-/// The directory in which the guest writes its files about windows, and the plugin writes the
-/// report.
+/// The directory for the guest's files about windows, and for the plugin's report.
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
 /// Loads the plugin. The only argument is `folder=PATH`.

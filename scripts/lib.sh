@@ -14,7 +14,7 @@ cache=$(cd "$cache" && pwd -P)
 suite=trixie
 backports=trixie-backports
 
-# What the module is built from.
+# The files and directories from which the module is built.
 module_sources=(Kbuild VERSION vduse_rs.rs bindings driver uapi)
 
 say() { printf '[vduse_rs] %s\n' "$*" >&2; }
@@ -48,15 +48,16 @@ need_root() {
 	[ "$(uname -m)" = x86_64 ] || die "only x86_64 is supported, this is $(uname -m)"
 }
 
-# installable_module FILE [KDIR=DIRECTORY]: builds the module under the name that it is installed by, `vduse`, and without
-# debugging information, as FILE. The checkout's own build is left alone.
+# installable_module FILE [KDIR=DIRECTORY]: builds the module for installation and writes it to FILE. The module is
+# named `vduse` and has no debugging information. The build uses a copy of the sources, so that the checkout's own build
+# is left alone.
 installable_module() (
 	need strip=binutils
 	copy=$(mktemp -d "$cache/installable.XXXXXX")
 	trap 'rm -rf "$copy"' EXIT
 	cp -r "${module_sources[@]/#/$top/}" "$top/Makefile" "$top/scripts" "$copy/"
 	find "$copy" \( -name '*.o' -o -name '.*.cmd' -o -name '*_generated.rs' \) -delete
-	# The settings of the make that calls this are not for the one below.
+	# The settings of a make that runs this script must not affect the make below.
 	unset MAKEFLAGS MFLAGS MAKEOVERRIDES
 	make -C "$copy" --no-print-directory modules VDUSE_RS_NAME=vduse "${@:2}" >"$copy/log" 2>&1 ||
 		{ tail -n 20 "$copy/log" >&2; die "the module does not build (see above)"; }
@@ -64,8 +65,7 @@ installable_module() (
 )
 
 # artefact NAME INPUT...: sets $out to the directory of the artefact NAME. If this artefact, with these inputs, is not
-# in the cache, it is built by the function build_NAME, which runs in an empty directory. A change of build_NAME makes a
-# new artefact.
+# in the cache, the function build_NAME builds it in an empty directory. A change of build_NAME makes a new artefact.
 #
 # An artefact is valid only with its stamp, which is written last, before the directory gets its final name. Only one
 # process at a time builds an artefact, so under the lock any leftover is from an interrupted build.
@@ -110,7 +110,7 @@ artefact() {
 # step TEXT: says what a long build is doing. Only for the functions build_*, where descriptor 3 is the terminal.
 step() { printf '[vduse_rs] %s\n' "$*" >&3; printf '## %s\n' "$*"; }
 
-# new_run: sets $run to a new directory for a guest's instructions and output. The logs of the last runs are kept.
+# new_run: sets $run to a new directory for a guest's instructions and output. Keeps the logs of the last runs.
 new_run() {
 	mkdir -p "$cache/runs"
 	run=$(mktemp -d "$cache/runs/$(date +%m%d-%H%M%S).XXXX")

@@ -142,9 +142,10 @@ pub mod ioctl {
 /// The extensions, which `vduse_rs` adds to the VDUSE ABI of Linux.
 ///
 /// Linux assigns message types, feature bits and ioctl numbers consecutively, and reserves no range
-/// for other modules. So the extensions use no number that Linux may assign: their ioctls have
-/// another type byte, their feature bits are in another word, and their message types have the
-/// topmost bit set. A daemon that does not set an extension never sees its messages.
+/// for other modules. So the extensions use no number that Linux may assign. Their ioctls have a
+/// type byte of their own, their feature bits are in a word of their own, and their message types
+/// have the topmost bit set. A daemon that does not set an extension never sees the messages of
+/// that extension.
 pub mod extension {
     use super::ioctl;
 
@@ -160,7 +161,7 @@ pub mod extension {
     /// ([`RESUME`]). Requires [`F_SUSPEND`](super::F_SUSPEND).
     pub const F_RESUME: u64 = 1 << 0;
 
-    /// Value of [`DevRequest::kind`](super::DevRequest::kind): the daemon resumes processing
+    /// Value of [`DevRequest::kind`](super::DevRequest::kind): the daemon must resume processing
     /// virtqueues ([`F_RESUME`]). The request has no body.
     ///
     /// The driver may have changed the settings of virtqueues since the device was suspended, so
@@ -206,7 +207,8 @@ pub struct DevConfig {
     pub config_size: u32,
 }
 
-/// A region of an address space: the range of IOVAs to search, and the region that was found there.
+/// The argument of [`ioctl::IOTLB_GET_FD`]. The caller sets the range of IOVAs to search, and the
+/// kernel writes the region that it has found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IotlbEntry {
@@ -222,7 +224,7 @@ pub struct IotlbEntry {
     pub padding: [u8; 7],
 }
 
-/// An [`IotlbEntry`] for a given address space.
+/// The argument of [`ioctl::IOTLB_GET_FD2`]: an [`IotlbEntry`] for a given address space.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IotlbEntryV2 {
@@ -344,7 +346,8 @@ pub struct VqInfo {
     pub device_addr: u64,
     /// Out: position at which the device starts.
     pub state: VqStateUnion,
-    /// Out: whether the driver has enabled the virtqueue, 0 or 1.
+    /// Out: 1 if the virtqueue is ready, otherwise 0. A virtqueue is ready if the driver has
+    /// enabled it and, with [`F_QUEUE_READY`], the daemon has agreed.
     pub ready: u8,
     /// Unused.
     pub padding: [u8; 7],
@@ -376,7 +379,8 @@ pub struct IovaUmem {
     pub reserved: [u32; 5],
 }
 
-/// The capabilities of an IOVA region.
+/// The argument of [`ioctl::IOTLB_GET_INFO`]. The caller sets the range of IOVAs to search, and the
+/// kernel writes the region that it has found, with its capabilities.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct IovaInfo {

@@ -64,8 +64,8 @@ pub(in crate::bindings) fn current_cpu() -> usize {
     CpuId::current().as_u32() as usize
 }
 
-/// Returns `true`, because there is no cheap way on all architectures to find out whether
-/// preemption and softirqs are enabled. Any context.
+/// Returns `true`, because not every architecture has a cheap way to find out whether preemption
+/// and softirqs are enabled. Any context.
 #[inline(always)]
 pub(in crate::bindings) fn is_preemptible() -> bool {
     true

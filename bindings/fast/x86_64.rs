@@ -4,9 +4,9 @@
 //!
 //! # What each operation saves
 //!
-//! Measured on Linux 7.3.4, with `make bench`. In each row, the named operations are those of
-//! `generic`. The columns are the number of instructions for mapping and unmapping 512 bytes, and
-//! how much slower two disk workloads become.
+//! Measured on Linux 7.3.4, with `make bench`. In each row, the operations in the first column are
+//! replaced by those of `generic`. The second column is the number of instructions for mapping and
+//! unmapping 512 bytes. The last two columns show how much slower two disk workloads become.
 //!
 //! | replaced by `generic` | instructions | 4 KiB read, depth 16 | 128 KiB write |
 //! |---|---|---|---|
@@ -47,7 +47,7 @@ macro_rules! inlined {
                     let value = self.read();
 
                     // An x86-64 CPU does not move later accesses before a load. The empty `asm!`
-                    // keeps the compiler from moving them.
+                    // keeps the compiler from moving such accesses.
                     // SAFETY: No instruction is emitted.
                     unsafe { asm!("", options(nostack, preserves_flags)) };
                     value
@@ -74,8 +74,8 @@ impl InlinedBits for Atomic<u64> {
         let found;
 
         // SAFETY: The word is valid and aligned, and all other code that changes the word uses
-        // locked instructions, too. The instruction is a full barrier for the CPU. It is a barrier
-        // for the compiler as well, because the `asm!` may access any memory.
+        // locked instructions, too. The instruction is a full barrier for the CPU. For the
+        // compiler, the `asm!` is a barrier because it may access any memory.
         unsafe {
             asm!(
                 "lock cmpxchg qword ptr [{word}], {new}",
@@ -143,8 +143,9 @@ pub(in crate::bindings) fn current_cpu() -> usize {
 /// counter. Any context.
 ///
 /// Returns `false` in softirqs, and where softirqs or preemption are disabled. Returns `true`
-/// everywhere else, including in hard interrupt handlers. Also returns `true` if the kernel does
-/// not count what is disabled: PREEMPT_RT, for example, does not count disabled softirqs.
+/// everywhere else, including in hard interrupt handlers. Also returns `true` if preemption or
+/// softirqs are disabled but the kernel does not count this in the preemption counter. For example,
+/// PREEMPT_RT does not count disabled softirqs there.
 ///
 /// C header: [`include/linux/preempt.h`](srctree/include/linux/preempt.h)
 #[inline(always)]

@@ -30,6 +30,6 @@
 #include <uapi/linux/virtio_net.h>
 #include <uapi/linux/virtio_ring.h>
 
-/* Constants whose macros bindgen cannot evaluate. */
+/* Constants for macros that bindgen cannot evaluate. */
 const int RUST_CONST_HELPER_IOCB_NOWAIT = IOCB_NOWAIT;
 const unsigned int RUST_CONST_HELPER_NOT_PREEMPTIBLE = PREEMPT_MASK | SOFTIRQ_MASK;

@@ -143,7 +143,7 @@ static __always_inline void memcpy_or_copy_page(void *to, void *from, size_t len
 void vduse_rs_helper_memcpy_phys(phys_addr_t to, phys_addr_t from, size_t len)
 {
 #ifdef VDUSE_RS_FAST_X86_64
-	/* One copy for all pages: all memory is mapped linearly, and no cache needs flushing. */
+	/* One copy suffices, as all memory is mapped linearly and no cache needs flushing. */
 	memcpy_or_copy_page(phys_to_virt(to), phys_to_virt(from), len);
 #else
 	while (len) {

@@ -21,14 +21,15 @@ pub(crate) enum BusDriver {
 
 impl BusDriver {
     /// Returns the kind of driver that a device has. A driver is bound from before its probe until
-    /// after its removal, so a call by a driver returns that driver's kind. May sleep.
+    /// after its removal. So if a driver's own call leads here, the return value is the kind of
+    /// that driver. May sleep.
     ///
     /// # Safety
     ///
     /// `dev` must be a valid device of the vDPA bus.
     pub(super) unsafe fn of(dev: *const bindings::device) -> Self {
         // SAFETY: By the safety requirements, the device is valid. Its bus does not change. Its
-        // driver may change during a call by netlink, so the driver pointer is only compared with
+        // driver may change during a call from netlink, so the driver pointer is only compared with
         // other drivers and never dereferenced.
         let (bus, driver) = unsafe { ((*dev).bus, (&raw const (*dev).driver).read_volatile()) };
 
@@ -50,8 +51,8 @@ impl BusDriver {
     }
 }
 
-/// Returns 1 if `driver`, a driver of the bus, has the address `wanted` and is vhost-vdpa, or else
-/// 0.
+/// Returns 1 if `driver` is vhost-vdpa and is at the address `wanted`. Otherwise returns 0. The bus
+/// calls this function with each of its drivers.
 ///
 /// # Safety
 ///

@@ -40,8 +40,8 @@ unsafe impl Send for Callback {}
 
 struct SlotState {
     callback: Option<Callback>,
-    /// Whether the virtqueue is ready. In the slot of the configuration space, this is set together
-    /// with the callback.
+    /// Whether the virtqueue is ready. In the slot for configuration changes, this field is set
+    /// together with the callback.
     vq_ready: bool,
     /// Whether the driver itself has written `DRIVER_OK`. Cleared when the slot is emptied.
     driver_ok: bool,
@@ -53,25 +53,29 @@ struct SlotState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Suspended;
 
-/// The slot for a driver's callback: that of a virtqueue, or that of the configuration space.
+/// A slot that holds one callback of a driver: the callback of a virtqueue, or the callback for
+/// configuration changes.
 ///
-/// The [`Device`](super::device::Device) that owns the slot fills and empties the slot, as the
-/// [status](super::status::step) machine says. A callback is called only with the slot's lock held,
-/// and only if these conditions hold:
+/// The [`Device`](super::device::Device) that owns the slot fills the slot when the driver passes a
+/// callback. The [state machine](super::status::step) of the device status decides when a write to
+/// the status empties the slot. A callback is called only with the slot's lock held, and only if
+/// these conditions hold:
 ///
 /// - The driver itself has written `DRIVER_OK` (virtio 1.3, section 3.1.1). Before that, the driver
 ///   is not ready for interrupts, even if its virtqueues are ready.
 /// - Since then, none of these events has happened: the device was reset (for vhost, the reset is
 ///   complete), the driver wrote `FAILED`, a kernel driver disabled its last virtqueue, or the
-///   device left the bus. The last three events matter because a driver whose probe fails frees
-///   what its callbacks use without a reset.
+///   device left the bus. The last three events matter because a driver whose probe fails does not
+///   reset the device before the driver frees what its callbacks use.
 /// - The virtqueue is ready, if the slot is that of a virtqueue. A driver disables a virtqueue
 ///   before it frees the virtqueue.
+/// - The device is not suspended.
 ///
-/// The slot does not use the callback's eventfd, which vhost offers as a short cut. vhost releases
-/// the eventfd before it passes another callback, so the eventfd might already be freed. vhost's
-/// callback signals the same eventfd, and looks up the eventfd at each call. Even so, vhost may
-/// release the eventfd between the look-up and the signal. That race can only be fixed in vhost.
+/// The slot does not use the eventfd that vhost passes together with a callback as a short cut
+/// (`trigger`). vhost releases the eventfd before it passes another callback, so the eventfd might
+/// already be freed. vhost's callback signals the same eventfd, and looks up the eventfd at each
+/// call. Even so, vhost may release the eventfd between the look-up and the signal. That race can
+/// only be fixed in vhost.
 ///
 /// # Lock order
 ///
@@ -237,12 +241,12 @@ impl Callbacks {
         )?)
     }
 
-    /// Returns the slots of the virtqueues, by index.
+    /// Returns the virtqueues' slots, indexed by virtqueue.
     pub(crate) fn vqs(&self) -> &[Arc<CallbackSlot>] {
         &self.vqs
     }
 
-    /// Returns the slot of the configuration space.
+    /// Returns the slot that holds the callback for configuration changes.
     pub(crate) fn config(&self) -> &Arc<CallbackSlot> {
         &self.config
     }
@@ -317,8 +321,8 @@ mod tests {
         // SAFETY: The test passes a pointer to a counter as `private`.
         let _ = unsafe { &*private.cast::<Atomic<u32>>() }.fetch_add(1, Relaxed);
 
-        // SAFETY: `IRQ_NONE` is 0. It is an integer in some kernels, and has a type of its own in
-        // others.
+        // SAFETY: `IRQ_NONE` is 0. The constant is an integer in some kernels, and has a type of
+        // its own in others.
         unsafe { core::mem::zeroed() }
     }
 
@@ -340,7 +344,7 @@ mod tests {
 
         // Two drivers use the slot, one after the other. Both are called under the same conditions.
         for before in [0, 2] {
-            // SAFETY: The callback and the counter are valid until the end.
+            // SAFETY: The callback and the counter are valid until the test ends.
             unsafe { slot.fill(&callback, BusDriver::Kernel) };
             assert_eq!(slot.call(), Ok(false));
             slot.set_vq_ready(true);
@@ -372,7 +376,7 @@ mod tests {
         };
 
         for slot in callbacks.slots() {
-            // SAFETY: The callback and the counter are valid until the end.
+            // SAFETY: The callback and the counter are valid until the test ends.
             unsafe { slot.fill(&callback, BusDriver::Kernel) };
         }
         callbacks.config().set_vq_ready(true);
@@ -402,7 +406,7 @@ mod tests {
         let callbacks = Callbacks::new(1)?;
         let slot = &callbacks.vqs()[0];
 
-        // SAFETY: The callback and the counter are valid until the end.
+        // SAFETY: The callback and the counter are valid until the test ends.
         unsafe { slot.fill(&callback, BusDriver::Vhost) };
         slot.set_vq_ready(true);
         callbacks.set_driver_ok();
@@ -418,7 +422,7 @@ mod tests {
 
         callbacks.resume();
         assert_eq!(slot.call(), Ok(false));
-        // SAFETY: The callback and the counter are valid until the end.
+        // SAFETY: The callback and the counter are valid until the test ends.
         unsafe { slot.fill(&callback, BusDriver::Vhost) };
         slot.set_vq_ready(true);
         callbacks.set_driver_ok();

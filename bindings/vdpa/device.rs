@@ -53,8 +53,8 @@ use kernel::{
     types::Opaque, //
 };
 
-// `status` defines these constants itself, because it uses no kernel types. Here they are compared
-// with the kernel's.
+// The module `status` defines these constants itself, because that module uses no kernel types.
+// Here, the constants are compared with the kernel's.
 const _: () = {
     assert!(status::ACKNOWLEDGE as u32 == bindings::VIRTIO_CONFIG_S_ACKNOWLEDGE);
     assert!(status::DRIVER as u32 == bindings::VIRTIO_CONFIG_S_DRIVER);
@@ -150,8 +150,9 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn resume(&self, driver: BusDriver) -> Result;
     /// Returns the size of the configuration space in bytes.
     fn config_size(&self) -> usize;
-    /// Reads the configuration space from `offset` on into `buf`. Bytes after the end of the
-    /// configuration space are zero. `driver` is [`BusDriver::None`] if the caller is not a driver.
+    /// Fills `buf` with the bytes of the configuration space from `offset` on. Bytes after the end
+    /// of the configuration space are zero. `driver` is [`BusDriver::None`] if the caller is not a
+    /// driver.
     fn get_config(&self, offset: usize, buf: &mut [u8], driver: BusDriver);
     /// Handles a driver's write to the configuration space.
     fn set_config(&self, offset: usize, buf: &[u8]);
@@ -188,9 +189,9 @@ pub(crate) enum Suspension {
 pub(super) struct Device<T: Operations> {
     vdpa: Opaque<bindings::vdpa_device>,
     callbacks: Arc<Callbacks>,
-    /// The phase of the device's driver. The phase changes with the core's configuration lock
-    /// (`cf_lock`) held. The phase also changes when a kernel driver disables a virtqueue. A kernel
-    /// driver does not write the status at the same time.
+    /// The phase of the device's driver. The phase changes while the core's configuration lock
+    /// (`cf_lock`) is held. The phase also changes when a kernel driver disables its last
+    /// virtqueue. At that time, the kernel driver does not write the status.
     phase: Atomic<Phase>,
     /// Whether the device is being deleted.
     deleting: AtomicFlag,
@@ -213,7 +214,7 @@ impl<T: Operations> Device<T> {
         unsafe { &*vdev.cast() }
     }
 
-    /// Returns the kind of driver that the device has. May sleep.
+    /// Returns the kind of driver that is bound to the device. May sleep.
     fn driver(&self) -> BusDriver {
         // SAFETY: The device is alive, and the core initialises `dev` before other code can see the
         // device.
@@ -277,9 +278,10 @@ impl<T: Operations> Device<T> {
 
     /// Resets the device on behalf of its driver. The device is reset even if an error is returned.
     fn reset(&self, driver: BusDriver) -> Result {
-        // A kernel driver needs no interrupts any more, and work that an interrupt queues may run
-        // too late (virtio_fs, 7.2). A vhost client takes over its rings as they are. Until the
-        // daemon knows of the reset, the client gets interrupts for what is in these rings.
+        // A kernel driver that resets the device needs no more interrupts, and work that an
+        // interrupt queues might run too late (virtio_fs, 7.2). A vhost client keeps its rings
+        // across the reset. So the client gets interrupts for these rings until the daemon knows of
+        // the reset.
         if driver != BusDriver::Vhost {
             self.callbacks.clear();
         }
@@ -306,7 +308,8 @@ impl<T: Operations> Device<T> {
         suspension: Suspension,
         callbacks: Arc<Callbacks>,
         data: T,
-        // Declared after `data`, so that it is dropped before `data` if this function fails.
+        // This parameter is declared after `data`, so that it is dropped before `data` if this
+        // function fails.
         parent: T::Parent,
     ) -> Result<*mut bindings::vdpa_device> {
         // The core takes only a size, so the allocation has the alignment of any kernel allocation.
@@ -684,8 +687,9 @@ impl<T: Operations> VTable<T> {
         }
     }
 
-    /// Returns the operations table for a device. vhost lets its client suspend or resume a device
-    /// only if the table has a `suspend` or `resume` function.
+    /// Returns the operations table for a device. vhost lets its client suspend a device only if
+    /// the table has a `suspend` function, and resume a device only if the table has a `resume`
+    /// function.
     fn for_suspension(suspension: Suspension) -> &'static bindings::vdpa_config_ops {
         match suspension {
             Suspension::None => &Self::VTABLE,

@@ -59,9 +59,9 @@ impl<D: Operations> AddContext<'_, D> {
     /// Adds a device to the bus. The device stays on the bus until a user deletes the device or the
     /// management device is unregistered.
     ///
-    /// The device has as many virtqueues as `callbacks` has slots for virtqueues, and fills and
-    /// empties these slots. When the core releases the device, `parent` is dropped first, then
-    /// `data`. If this method fails, both are dropped in the same order.
+    /// The device gets one virtqueue for each virtqueue slot of `callbacks`, and fills and empties
+    /// the slots. When the core releases the device, `parent` is dropped first, then `data`. If
+    /// this method fails, both are dropped in the same order.
     ///
     /// # Errors
     ///
@@ -139,8 +139,8 @@ unsafe impl<T: ManagementOperations> Send for Registration<T> {}
 unsafe impl<T: ManagementOperations> Sync for Registration<T> {}
 
 impl<T: ManagementOperations> Registration<T> {
-    /// Returns an initialiser that registers a management device. Users know the management device
-    /// by the name of `device`. Initialising may sleep.
+    /// Returns an initialiser that registers a management device. Netlink users refer to the
+    /// management device by the name of `device`. Initialising may sleep.
     pub(crate) fn new(device: RootDevice, ops: T) -> impl PinInit<Self, Error> {
         try_pin_init!(&this in Self {
             device: device,

@@ -28,7 +28,8 @@ pub(crate) struct PackedPosition {
 }
 
 impl PackedPosition {
-    /// Returns the position as one word. Bits that do not fit are dropped.
+    /// Returns the position as one word, with the wrap counter in the lowest bit. Bits that do not
+    /// fit are dropped.
     fn to_word(self) -> u16 {
         (self.wrap_counter & 1) | (self.index << 1)
     }
@@ -46,9 +47,9 @@ impl PackedPosition {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub(crate) struct VqState {
-    /// In a split virtqueue, the available index, then 0. In a packed virtqueue, the available
-    /// position, then the used position. The lowest bit of a position is the wrap counter, and the
-    /// other 15 bits are the index.
+    /// For a split virtqueue, the words are the available index and 0. For a packed virtqueue, the
+    /// words are the positions of the next available and the next used descriptor. The lowest bit
+    /// of a position is the wrap counter, and the other 15 bits are the index.
     words: [u16; 2],
 }
 
@@ -97,7 +98,7 @@ impl VqState {
 
         if packed {
             // SAFETY: By the safety requirements, the packed member is initialised. Its bit fields
-            // are these words.
+            // have the layout of `words`.
             unsafe { ptr.cast::<Self>().read() }
         } else {
             // SAFETY: By the safety requirements, the split member is initialised. Its available

@@ -3,12 +3,12 @@
 //! The state machine of the device status, which decides the effects of a driver's write to the
 //! status.
 //!
-//! The status byte alone does not tell how far a driver has come. The byte contains what the daemon
-//! has acknowledged, while a driver continues with or without an acknowledgement. In addition, the
-//! virtio core does not reset a device between a failed probe and the next probe. The next driver
-//! adds its bits to the bits that are already set. So the binding keeps the [`Phase`] of the driver
-//! beside the status. [`step`] alone decides the effects of a write from the phase, the status and
-//! the written value.
+//! The status byte alone does not show what a driver has done so far. The byte contains only the
+//! bits that the daemon has acknowledged, but a driver continues even without an acknowledgement.
+//! In addition, the virtio core does not reset a device between a failed probe and the next probe.
+//! Instead, the next driver adds its bits to the bits that are already set. So the binding keeps
+//! the [`Phase`] of the driver beside the status. [`step`] alone decides the effects of a write
+//! from the phase, the status and the written value.
 //!
 //! This module uses no kernel types, so that its tests run on the host as well
 //! (`selftests/driver-logic`).
@@ -51,7 +51,7 @@ impl Phase {
     }
 }
 
-/// The change to the driver's callbacks.
+/// The effect of a write to the device status on the driver's callbacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CallbackAction {
     /// The callbacks stay as they are.
@@ -62,17 +62,18 @@ pub(crate) enum CallbackAction {
     Clear,
 }
 
-/// The effects of a write to the device status, in the order of the fields.
+/// The effects of a write to the device status. The effects take place in the order of the fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
     /// Whether the device is reset first, because the previous driver has not done so. The reset
     /// sends status 0 to the daemon and clears all callbacks.
     pub(crate) resets: bool,
-    /// Whether a driver begins with this write. It is the first driver since the last reset.
+    /// Whether a driver begins to use the device with this write, as the first driver since the
+    /// last reset.
     pub(crate) begins: bool,
-    /// The change to the callbacks, which takes place before the daemon gets the status.
+    /// The effect on the callbacks, which takes place before the daemon gets the status.
     pub(crate) callbacks: CallbackAction,
-    /// The driver's phase from now on, whatever the daemon answers.
+    /// The driver's phase after the write, whatever the daemon answers.
     pub(crate) phase: Phase,
     /// The status to send to the daemon, or 0 to send no status.
     pub(crate) status: u8,
@@ -129,8 +130,8 @@ pub(crate) fn step(phase: Phase, status: u8, written: u8, is_kernel: bool) -> St
 }
 
 /// Decides the effects of the first write of a kernel driver whose predecessor did not reset the
-/// device. The device is reset now. Only the bits of `written` that a new driver sets first have an
-/// effect.
+/// device. The device is reset first. Of the bits of `written`, only [`ACKNOWLEDGE`] and [`DRIVER`]
+/// have an effect, because a new driver sets these bits first.
 fn begin_anew(written: u8) -> Step {
     let status = written & (ACKNOWLEDGE | DRIVER);
 
@@ -237,7 +238,7 @@ mod tests {
             let step = step(phase, status, written, is_kernel);
             let first = phase == Phase::Reset && written & !(ACKNOWLEDGE | FAILED) != 0;
 
-            // A driver that fails at once does not begin.
+            // A driver whose first write contains `FAILED` does not begin.
             if written & FAILED == 0 || step.resets {
                 assert_eq!(step.begins, first || step.resets, "{phase:?} {written:#x}");
             }
@@ -267,8 +268,9 @@ mod tests {
         }
     }
 
-    /// Checks the table of [`step`]. A row has the phase, the acknowledged status, the written
-    /// value, whether a kernel driver writes, and the effects.
+    /// Checks the result of [`step`] for typical sequences of writes. Each row has the phase, the
+    /// acknowledged status, the written value, whether a kernel driver writes, and the fields of
+    /// the expected [`Step`].
     #[test]
     fn the_table_holds() {
         use CallbackAction::*;
@@ -276,19 +278,20 @@ mod tests {
 
         #[rustfmt::skip]
         let rows = [
-            // The first probe, which succeeds.
+            // The first probe, which succeeds, writes one bit after another.
             (Reset,   0x00, 0x01, true,  false, false, Keep,   Reset,  0x01),
             (Reset,   0x01, 0x03, true,  false, true,  Keep,   SetUp,  0x03),
             (SetUp,   0x03, 0x0b, true,  false, false, Keep,   SetUp,  0x0b),
             (SetUp,   0x0b, 0x0f, true,  false, false, DriverOk, Ready,  0x0f),
             // The virtio core writes `DRIVER_OK` again if the daemon has refused it.
             (Ready,   0x0b, 0x0f, true,  false, false, Keep,   Ready,  0x0f),
-            // The driver fails before `DRIVER_OK`, after `DRIVER_OK`, or after disabling its last
+            // A driver fails. In the first row, this happens before `DRIVER_OK`; in the second row,
+            // after `DRIVER_OK`; in the third row, after the driver has disabled its last
             // virtqueue.
             (SetUp,   0x0b, 0x8b, true,  false, false, Clear,  Failed, 0x8b),
             (Ready,   0x0f, 0x8f, true,  false, false, Clear,  Failed, 0x8f),
             (Stopped, 0x0f, 0x8f, true,  false, false, Clear,  Failed, 0x8f),
-            // The next probe. The written byte does not change, because `DRIVER` is already set.
+            // The next probe. The written byte equals the status, because `DRIVER` is already set.
             (Failed,  0x8b, 0x8b, true,  true,  true,  Keep,   SetUp,  0x03),
             (Failed,  0x8f, 0x8f, true,  true,  true,  Keep,   SetUp,  0x03),
             // The next probe, if the daemon has refused `FAILED`.
@@ -301,11 +304,11 @@ mod tests {
             // A driver has left without a reset, and the virtio core writes `ACKNOWLEDGE` again.
             (Ready,   0x0f, 0x0f, true,  true,  true,  Keep,   SetUp,  0x03),
             (Stopped, 0x0f, 0x0f, true,  true,  true,  Keep,   SetUp,  0x03),
-            // QEMU, which does not write `ACKNOWLEDGE` and `DRIVER`.
+            // The writes of QEMU, which does not write `ACKNOWLEDGE` and `DRIVER`.
             (Reset,   0x00, 0x08, false, false, true,  Keep,   SetUp,  0x08),
             (SetUp,   0x08, 0x0c, false, false, false, DriverOk, Ready,  0x0c),
-            // A process that writes all bits at once, writes them again, fails, and continues
-            // without a reset.
+            // The writes of a process that writes all bits at once, writes them again, fails, and
+            // continues without a reset.
             (Reset,   0x00, 0x0f, false, false, true,  DriverOk, Ready,  0x0f),
             (Ready,   0x0f, 0x0f, false, false, false, Keep,   Ready,  0x0f),
             (Ready,   0x0f, 0x8f, false, false, false, Clear,  Failed, 0x8f),
@@ -326,8 +329,8 @@ mod tests {
         }
     }
 
-    /// A device as the virtio core sees it. Each bit of `answers`, from the lowest on, is one
-    /// answer of the daemon: 1 to agree, 0 to refuse.
+    /// A device as the virtio core sees it. The bits of `answers`, from the lowest to the highest,
+    /// are the daemon's answers: 1 to agree, 0 to refuse.
     struct Device {
         phase: Phase,
         status: u8,
@@ -365,7 +368,7 @@ mod tests {
         }
 
         /// Does what `virtio_dev_probe()` does, for a driver that fails after `steps` of its own
-        /// steps.
+        /// steps. If `steps` is 2, the driver succeeds.
         fn probe(&mut self, steps: u32) {
             self.add(DRIVER);
             // The device has no trace of the previous driver, however that driver ended.

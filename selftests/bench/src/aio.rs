@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! A generator that keeps many requests in flight with the kernel's asynchronous I/O (`io_submit`).
-//! fio gives the same figures within 2 %, but for each figure it needs a process and seconds to
-//! start.
+//! fio gives the same figures within 2 %, but for each figure, fio needs a process of its own and
+//! seconds to start.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -73,9 +73,10 @@ impl Flight {
         let page = PAGE as usize;
         let stride = bytes.next_multiple_of(page);
         let buffers = Mapping::anonymous(depth * stride)?;
-        // The kernel allocates physically consecutive pages. Write first to all even pages and then
-        // to all odd ones, so that adjacent pages of a buffer are not physically adjacent. A
-        // request of many pages then always has many segments.
+        // The kernel allocates a page at the first write to it, and mostly takes physically
+        // consecutive pages. Write first to all even pages and then to all odd ones, so that
+        // adjacent pages of a buffer are not physically adjacent. A request of many pages then
+        // always has many segments.
         for parity in [0, 1] {
             for at in (parity * page..buffers.len()).step_by(2 * page) {
                 buffers
@@ -97,8 +98,8 @@ impl Flight {
         })
     }
 
-    /// Submits one request for each buffer in `slots`. `what` returns the direction, the offset and
-    /// the length in bytes of each request.
+    /// Submits one request for each buffer whose index is in `slots`. `what` returns the direction,
+    /// the offset and the length in bytes of each request.
     pub fn submit(
         &mut self,
         file: &impl AsFd,
@@ -162,8 +163,8 @@ impl Flight {
         Ok(())
     }
 
-    /// Submits `count` requests and waits for them. All buffers are in use until no request is left
-    /// to submit.
+    /// Submits `count` requests and waits for them. Keeps all buffers in use as long as there are
+    /// requests to submit.
     pub fn run(
         &mut self,
         file: &impl AsFd,

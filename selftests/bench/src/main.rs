@@ -4,14 +4,14 @@
 //! the same work of the same daemon with each.
 //!
 //! It must run as root in a machine that has neither driver loaded and whose state does not matter
-//! (`qemu-test/bench`). Preferably, the machine's clock counts instructions: then a figure is the
+//! (`qemu-test/bench`). Preferably, the machine's clock counts instructions. Then a figure is the
 //! same in each run, whatever else the host does.
 //!
 //! - `rows` has the measurements.
 //! - `null` has the devices of most measurements. `aio` and `packet` generate the load.
 //! - `probes` counts the instructions of functions with kernel probes. `profile` lets QEMU count
 //!   them.
-//! - `ublk` is a disk of ublk, to compare with the null disk.
+//! - `ublk` has a disk that is served through ublk, for comparison with the null disk.
 //! - `drivers` loads the drivers. `measurement`, `options` and `table` are the rows, the command
 //!   line and the printed table.
 

@@ -50,7 +50,8 @@ pub struct Bench {
     pub rows: Vec<Row>,
     /// Measures all rows once, with the loaded driver.
     pub run: Box<dyn Fn() -> Vec<f64>>,
-    /// Measures all rows once with ublk, which needs neither driver.
+    /// Measures all rows once with ublk, without a VDUSE driver. `None` if the measurement has no
+    /// counterpart with ublk.
     pub on_ublk: Option<Box<dyn Fn() -> Vec<f64>>>,
 }
 

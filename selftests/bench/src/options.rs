@@ -37,8 +37,8 @@ pub struct Options {
     pub drivers: Vec<Driver>,
     /// Whether to measure ublk as well.
     pub ublk: bool,
-    /// Directory in which `qemu-test/profiler.rs` finds the symbols of each driver, if a profile is
-    /// wanted.
+    /// Directory in which `qemu-test/profiler.rs` finds the symbols of each driver. `None` if no
+    /// profile is wanted.
     pub profile: Option<PathBuf>,
     /// Whether to print comma-separated values as well.
     pub csv: bool,
@@ -118,7 +118,8 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
         }
     }
     if options.profile.is_some() {
-        // A driver has another address each time it is loaded, so a profile covers one round.
+        // A driver's code is at a different address each time the driver is loaded, so a profile
+        // covers one round.
         options.rounds = 1;
         if options.ublk {
             return Err("--profile is of the two drivers: not with --ublk".to_owned());

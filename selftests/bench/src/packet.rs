@@ -22,7 +22,8 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Brings up the network interface of a device that is bound to virtio_net, without IPv6.
+    /// Disables IPv6 on the network interface of a device that is bound to virtio_net, and brings
+    /// the interface up. The socket receives frames of the type `ether_type`.
     pub fn of(device: &str, ether_type: u16) -> Self {
         soon("the interface appears", || bus::interface(device).is_some());
         let name = bus::interface(device).expect("an interface");

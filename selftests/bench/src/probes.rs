@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Kernel probes (`kprobe_events`) that measure how many instructions it takes to map and to unmap
-//! a buffer. They record when a function begins and when it returns.
+//! a buffer. The probes record when a function begins and when it returns.
 //!
 //! Rust functions cannot be probed, so the probes are on the virtio functions that call the
 //! driver's functions. The result is the time of a call, minus two constants: the number of the
 //! virtio function's own instructions, which is known, and the cost of a probe. The cost of a probe
-//! is larger than the result but always the same. It is measured on a system call that does almost
-//! nothing. Times are those of the TSC, which counts instructions in a virtual machine that counts
-//! instructions.
+//! is larger than the result but always the same. This cost is measured on a system call that does
+//! almost nothing. Times are read from the TSC, which counts instructions in the virtual machine of
+//! `qemu-test/bench`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ use crate::table::median;
 struct Function {
     name: &'static str,
     /// Number of the function's own instructions, without those of the driver's function. The
-    /// number is for Linux 7.2 as Debian's compiler builds it. In other builds, it can be slightly
-    /// off, equally for both drivers.
+    /// number is for Linux 7.2 as Debian's compiler builds it. In other builds, the number can be
+    /// slightly wrong, by the same amount for both drivers.
     own: f64,
     /// Two values that the probe at the function's start records. They have the same types for all
     /// functions, so that recording takes the same time.
@@ -60,7 +60,7 @@ const NOTHING: Function = Function {
 
 const TRACING: &str = "/sys/kernel/tracing";
 
-/// Name of the probes' event group and of the tracing instance with their buffer.
+/// Name of the probes' event group, and of the tracing instance that records their events.
 const GROUP: &str = "vduse_bench";
 
 /// Number of calls with which the cost of a probe is measured.
@@ -80,7 +80,8 @@ pub struct Probes {
 impl Probes {
     /// Adds the probes to the kernel.
     pub fn new() -> Self {
-        // All probes must have the same cost, whatever function they are on.
+        // All probes must have the same cost, whatever function they are on. So turn off the
+        // kernel's optimisation of probes, which applies to some functions only.
         let optimization = Path::new("/proc/sys/debug/kprobes-optimization");
         sysfs::write(optimization, "0").expect("no optimised probes");
         let tracing = Path::new(TRACING);
@@ -130,8 +131,9 @@ impl Probes {
 
 impl Drop for Probes {
     fn drop(&mut self) {
-        // The kernel removes a probe only after it is disabled, and a buffer only when it is not in
-        // use. If something fails here, the next call of `new` fails with a message.
+        // The kernel removes a probe only after the probe is disabled, and a buffer only when the
+        // buffer is not in use. If something fails here, the next call of `new` fails with a
+        // message.
         let enable = format!("events/{GROUP}/enable");
         let _ = sysfs::write(&self.buffer.join(enable), "0");
         let _ = std::fs::remove_dir(&self.buffer);
@@ -147,8 +149,8 @@ struct Event<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// Parses `TASK-PID [CPU] FLAGS TIME: NAME: (WHERE) f0=N f1=N`. When a function returns, the
-    /// event has no values.
+    /// Parses `TASK-PID [CPU] FLAGS TIME: NAME: (WHERE) f0=N f1=N`. An event for the return of a
+    /// function has no values.
     fn read(line: &'a str) -> Option<Self> {
         let (before, after) = line.split_once(": (")?;
         let (before, name) = before.rsplit_once(": ")?;
@@ -197,8 +199,8 @@ impl Watched {
         Self(calls)
     }
 
-    /// Returns the median time of the wanted calls of a function, without the function's own
-    /// instructions.
+    /// Returns the median time of the calls of `function` that `wanted` selects, minus the
+    /// function's own instructions. Panics if the number of these calls is not `count`.
     fn of(&self, function: &Function, wanted: impl Fn(&Call) -> bool, count: usize) -> f64 {
         let calls = self.0.iter().filter(|call| call.name == function.name);
         let took: Vec<f64> = calls

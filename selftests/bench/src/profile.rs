@@ -20,10 +20,10 @@ struct Profile {
     directory: PathBuf,
     /// The patterns for the names of the rows to profile.
     patterns: Patterns,
-    /// Number of the *window* of the loaded driver, from 1. Each driver is loaded once and has one
-    /// window.
+    /// Number of the loaded driver's *window*. The profiler counts separately for each window. Each
+    /// driver is loaded once and has one window, the first one number 1.
     window: AtomicUsize,
-    /// How often the rows' operations were done in this window.
+    /// Number of operations that the profiled rows have done in this window.
     times: AtomicUsize,
 }
 
@@ -41,7 +41,7 @@ pub fn start(directory: PathBuf, patterns: Patterns) {
     PROFILE.set(profile).expect("one profile");
 }
 
-/// Selects the next window, for a driver that has just been loaded.
+/// Selects the profiler's next window, for a driver that has just been loaded.
 pub fn next_driver() {
     if let Some(profile) = PROFILE.get() {
         profile.window.fetch_add(1, SeqCst);
@@ -49,8 +49,8 @@ pub fn next_driver() {
     }
 }
 
-/// Writes the symbols and the number of operations of a driver's window for the profiler. The
-/// driver must still be loaded.
+/// Writes a file for the profiler, with the kernel's symbols and with the number of operations in
+/// the driver's window. The driver must still be loaded.
 pub fn tell(driver: Driver) {
     let Some(profile) = PROFILE.get() else {
         return;

@@ -264,8 +264,8 @@ impl Queue {
         let bytes = usize::from(DEPTH) * size_of::<Request>();
         let requests = Mapping::of_file(file.as_fd(), 0, bytes as u64, vduse::uapi::ACCESS_RO)?;
         let buffers = Mapping::anonymous(usize::from(DEPTH) * LONGEST)?;
-        // Populate all buffers in advance. VDUSE also keeps its bounce pages once they have been
-        // used, and uses them for any request.
+        // Populate all buffers in advance, so that no request has to allocate pages. This is like
+        // VDUSE, which keeps bounce pages that have been used, and uses them for any later request.
         let start = buffers.address().cast();
         // SAFETY: The advice does not change the contents of the memory.
         unsafe { madvise(start, buffers.len(), Advice::LinuxPopulateWrite) }?;

@@ -45,9 +45,9 @@ impl Series {
 pub struct Difference {
     /// The test's name.
     pub test: String,
-    /// The first kernel series to which the row applies; `None` if there is no lower limit.
+    /// The first kernel series to which the row applies, or `None` if there is no lower limit.
     pub since: Option<Series>,
-    /// The last kernel series to which the row applies; `None` if there is no upper limit.
+    /// The last kernel series to which the row applies, or `None` if there is no upper limit.
     pub until: Option<Series>,
     /// The outcome with the in-tree driver.
     pub known: Known,

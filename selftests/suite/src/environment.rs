@@ -4,7 +4,7 @@
 
 /// The loaded driver: `rust` or `c`.
 pub const DRIVER: &str = "VDUSE_SELFTESTS_DRIVER";
-/// Path of the file of the driver's module. Unset if tests load the module with `modprobe`.
+/// Path of the driver's module file. Unset if tests load the module with `modprobe`.
 pub const MODULE: &str = "VDUSE_MODULE";
 /// The directory with the files from which a guest boots.
 pub const GUEST: &str = "VDUSE_SELFTESTS_GUEST";
@@ -14,7 +14,7 @@ pub const WITHOUT_KVM: &str = "VDUSE_SELFTESTS_WITHOUT_KVM";
 pub const SEED: &str = "VDUSE_SELFTESTS_SEED";
 /// Duration of the fuzzer in seconds.
 pub const FUZZ_SECONDS: &str = "VDUSE_SELFTESTS_FUZZ_SECONDS";
-/// Prefixes of the names of the fuzzer's actors that take part, separated by commas.
+/// Name prefixes that select the fuzzer's actors, separated by commas.
 pub const FUZZ_ACTORS: &str = "VDUSE_SELFTESTS_FUZZ_ACTORS";
 /// Set if the fuzzer writes each of its calls to the kernel's log.
 pub const FUZZ_TRACE: &str = "VDUSE_SELFTESTS_FUZZ_TRACE";

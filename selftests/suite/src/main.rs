@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The test program, which the library crate describes.
+//! The test program. The library crate has its description.
 
 use std::process::ExitCode;
 

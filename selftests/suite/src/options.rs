@@ -52,7 +52,7 @@ pub enum Mode {
 pub struct Options {
     /// The driver that is loaded.
     pub driver: Driver,
-    /// Path of the module's file.
+    /// Path of the driver's module file. If `None`, tests load the module with `modprobe`.
     pub module: Option<PathBuf>,
     /// Directory with the files from which a nested guest boots.
     pub guest: Option<PathBuf>,
@@ -75,8 +75,7 @@ pub struct Options {
 pub struct Fuzz {
     /// Duration of a run in seconds.
     pub seconds: u64,
-    /// Prefixes of the names of the actors that take part, separated by commas. If empty, all
-    /// actors take part.
+    /// Name prefixes that select the actors, separated by commas. If empty, all actors take part.
     pub actors: String,
     /// Whether the fuzzer writes each of its calls to the kernel's log.
     pub trace: bool,

@@ -151,7 +151,7 @@ impl Vdpa {
     }
 
     fn get(&self, command: Command, key: Attribute, name: &str) -> io::Result<Attributes> {
-        // All commands request an acknowledgement, so that it always marks the end of the reply.
+        // Request an acknowledgement, so that every reply ends with an acknowledgement.
         self.request(command, NLM_F_ACK, &[(key, name)])?
             .pop()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "an empty answer"))

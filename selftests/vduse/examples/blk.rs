@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A disk in a file: `blk NAME FILE [QUEUES]`, then `vdpa dev add name NAME mgmtdev vduse`.
+//! A disk whose data is in a file. Run `blk NAME FILE [QUEUES]`, then
+//! `vdpa dev add name NAME mgmtdev vduse`.
 
 use std::fs::OpenOptions;
 use std::io;

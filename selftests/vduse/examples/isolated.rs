@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! A disk whose two virtqueues form two groups, each of which can have its own address space:
+//! A disk whose two virtqueues form two groups, each of which can have its own address space. Run
 //! `isolated NAME BYTES`, then `vdpa dev add name NAME mgmtdev vduse`.
 //!
-//! With `VHOST_VDPA_SET_GROUP_ASID`, a driver can show each virtqueue a different part of the
-//! driver's memory.
+//! With `VHOST_VDPA_SET_GROUP_ASID`, a driver can give each virtqueue access to a different part of
+//! the driver's memory.
 
 use std::io;
 

@@ -24,7 +24,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::server::{Backend, Chain, Memory};
 use crate::{Device, DeviceConfig};
 
-/// Size of a sector in bytes, the unit of a disk's addresses.
+/// Size of a sector in bytes. A disk's addresses count sectors.
 pub const SECTOR: u64 = 512;
 
 /// Maximum number of data descriptors in one request.
@@ -46,8 +46,8 @@ pub const READ_ONLY: u64 = 1 << VIRTIO_BLK_F_RO;
 /// Offset of the capacity in the configuration space, in bytes. The capacity itself is in sectors.
 const CAPACITY_OFFSET: u32 = 0;
 
-/// Returns the configuration space of a disk: `struct virtio_blk_config` up to the number of
-/// queues.
+/// Returns the configuration space of a disk: the first 60 bytes of `struct virtio_blk_config`. All
+/// fields after the number of queues are 0.
 pub fn config_space(sectors: u64, queues: u16) -> Vec<u8> {
     let mut space = vec![0; 60];
     space[0..8].copy_from_slice(&sectors.to_le_bytes());
@@ -66,8 +66,8 @@ pub fn device_config(name: &str, bytes: u64, queues: u16) -> DeviceConfig {
     config
 }
 
-/// Tells the driver the new size, in bytes, of a disk in use. The caller must have resized the
-/// file.
+/// Tells the driver that a disk in use now has `bytes` bytes. The caller must have resized the file
+/// before.
 ///
 /// # Errors
 ///
@@ -94,7 +94,7 @@ pub struct Stats {
     pub errors: u64,
 }
 
-/// A disk.
+/// A disk, as the [`Backend`] of a server.
 #[derive(Debug)]
 pub struct Disk {
     file: Arc<File>,
@@ -104,8 +104,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Creates a disk whose data is in `file`. For each request, the disk's size is the file's
-    /// current size.
+    /// Creates a disk whose data is in `file`. The disk is as large as the file: each request is
+    /// checked against the file's size at that time.
     pub fn new(file: Arc<File>) -> Self {
         Self {
             file,
@@ -151,8 +151,8 @@ impl Disk {
         (len % SECTOR == 0 && end <= size).then_some(start)
     }
 
-    /// Executes a request without writing its status. Returns the status and the number of bytes
-    /// written.
+    /// Executes a request, but does not write its status to the driver's memory. Returns the
+    /// status, and the number of bytes written to `output`.
     fn request(&mut self, input: &mut impl Read, output: &mut impl Write, data: Data) -> (u8, u32) {
         let mut header = [0; 16];
         if input.read_exact(&mut header).is_err() {
@@ -218,8 +218,8 @@ impl Backend for Disk {
     }
 }
 
-/// Serves a request. `memory`, which contains the buffers, can have any type, so that tests need no
-/// device.
+/// Serves a request. `memory` contains the request's buffers. Its type is generic, so that tests
+/// need no device.
 fn serve<M, T>(disk: &mut Disk, chain: virtio_queue::DescriptorChain<T>, memory: &M) -> u32
 where
     M: vm_memory::GuestMemory<Bitmap = ()>,
@@ -299,7 +299,8 @@ mod tests {
                 .write_obj(i as u16 + 1, GuestAddress(at + 14))
                 .unwrap();
         }
-        // The driver area: flags, index, and the chains' heads, the first of which is descriptor 0.
+        // The driver area has flags, an index, and the heads of the chains. The index is 1, and the
+        // head of the only chain is descriptor 0.
         memory.write_obj(1u16, GuestAddress(AVAIL + 2)).unwrap();
 
         let mut queue = Queue::new(16).unwrap();

@@ -51,7 +51,7 @@ impl Control {
             .map(|file| Self { file })
     }
 
-    /// Reads the API version. If no version is set yet, the kernel also sets it, to the newest
+    /// Reads the API version. If the version is not set yet, this call also sets it, to the newest
     /// version that the VDUSE driver supports.
     ///
     /// # Errors
@@ -100,8 +100,8 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the VDUSE driver does not support one of the features; the earlier setting
-    /// remains.
+    /// `EINVAL` when the VDUSE driver does not support one of the features. In that case, the
+    /// earlier setting stays in force.
     pub fn set_features(&self, features: u64) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::SET_FEATURES, &features)
     }
@@ -110,7 +110,7 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the VDUSE driver has no extensions. Only `vduse_rs` has some.
+    /// `EINVAL` when the VDUSE driver has no extensions. Only `vduse_rs` has extensions.
     pub fn supported_extensions(&self) -> io::Result<u64> {
         let mut extensions = 0;
         sys::exchange(&self.file, uapi::extension::GET_FEATURES, &mut extensions)?;
@@ -121,8 +121,8 @@ impl Control {
     ///
     /// # Errors
     ///
-    /// `EINVAL` when the VDUSE driver does not support one of the extensions; the earlier setting
-    /// remains.
+    /// `EINVAL` when the VDUSE driver does not support one of the extensions. In that case, the
+    /// earlier setting stays in force.
     pub fn set_extensions(&self, extensions: u64) -> io::Result<()> {
         sys::send(&self.file, uapi::extension::SET_FEATURES, &extensions)
     }
@@ -215,7 +215,8 @@ fn name_bytes(name: &str) -> io::Result<[u8; uapi::NAME_MAX]> {
     Ok(bytes)
 }
 
-/// Returns the device's name in the ABI's structure.
+/// Returns the device's name from the ABI's structure, or an empty string if the name there has no
+/// terminating NUL.
 pub fn name_of(config: &uapi::DevConfig) -> &CStr {
     CStr::from_bytes_until_nul(&config.name).unwrap_or_default()
 }

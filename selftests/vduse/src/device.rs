@@ -27,7 +27,7 @@ pub struct Device {
 /// An IOVA region, as [`Device::iotlb_fd`] returns it.
 #[derive(Debug)]
 pub struct Region {
-    /// The file to map. Dropping the region closes the file but does not unmap it.
+    /// The file to map. Dropping the region closes the file. Mappings of the file stay.
     pub file: OwnedFd,
     /// Offset of the region in the file, in bytes.
     pub offset: u64,
@@ -47,7 +47,8 @@ impl Device {
         PathBuf::from("/dev/vduse").join(name.replace('/', "!"))
     }
 
-    /// Opens a device. [`read_request`](Self::read_request) then blocks until there is a request.
+    /// Opens a device in blocking mode, in which [`read_request`](Self::read_request) waits for a
+    /// request.
     ///
     /// # Errors
     ///
@@ -77,8 +78,8 @@ impl Device {
         Self::open_with(name, OFlags::empty())
     }
 
-    /// Opens a device. [`read_request`](Self::read_request) then fails with `EAGAIN` when there is
-    /// no request.
+    /// Opens a device in non-blocking mode, in which [`read_request`](Self::read_request) fails
+    /// with `EAGAIN` when there is no request.
     ///
     /// # Errors
     ///
@@ -297,8 +298,8 @@ impl Device {
     ///
     /// # Errors
     ///
-    /// `ENOENT` when no memory is registered, `EINVAL` when `umem` is another region than the
-    /// registered one.
+    /// `ENOENT` when no memory is registered, `EINVAL` when `umem` does not describe the registered
+    /// memory.
     pub fn deregister_umem(&self, umem: &uapi::IovaUmem) -> io::Result<()> {
         sys::send(&self.file, uapi::ioctl::IOTLB_DEREG_UMEM, umem)
     }

@@ -47,7 +47,7 @@ impl Source for Device {
 pub struct SpaceOf {
     /// The device.
     pub device: Arc<Device>,
-    /// The address space.
+    /// The address space's number (ASID).
     pub asid: u32,
 }
 
@@ -94,14 +94,14 @@ struct Link {
 /// Use an `AddressSpace` as vm-memory's [`GuestMemory`], with the IOVA as the guest address. An
 /// access fails if no region contains the address, or if the region's permissions forbid it.
 ///
-/// A region can be longer than the memory in it. An access to an address without memory raises
-/// `SIGBUS`. A program that does not trust the addresses in the driver's rings must install a
-/// handler for that signal.
+/// A region can be longer than the memory that backs it. An access to an address without memory
+/// raises `SIGBUS`. A program that does not trust the addresses in the driver's rings must install
+/// a handler for that signal.
 #[derive(Debug)]
 pub struct AddressSpace {
     source: Arc<dyn Source>,
-    /// The list of regions. A list rather than a vector, so that references to regions stay valid
-    /// while the list grows.
+    /// The list of regions. It is a linked list rather than a vector, so that references to regions
+    /// stay valid while the list grows.
     head: OnceLock<Box<Link>>,
     /// Held while a region is appended to the list.
     growing: Mutex<()>,
@@ -129,8 +129,9 @@ impl AddressSpace {
         new
     }
 
-    /// Maps memory at the IOVAs from `first` to `last` without a lookup in the source. No region
-    /// may overlap that range yet, and the memory must be as long as the range.
+    /// Maps memory at the IOVAs from `first` to `last` without a lookup in the source. The memory
+    /// must be as long as that range, and the range must not overlap a region that is mapped
+    /// already.
     pub fn map(&mut self, first: u64, last: u64, mapping: Arc<Mapping>) {
         self.append(Arc::new(Mapped {
             first,
@@ -268,7 +269,8 @@ impl<'a> Iterator for Slices<'a> {
                 self.left -= slice.len();
                 match self.next.checked_add(slice.len() as u64) {
                     Some(next) => self.next = next,
-                    // The address space ends here. An access to bytes beyond its end fails.
+                    // This slice ends at the highest IOVA. An access fails if it continues beyond
+                    // that IOVA.
                     None if self.left == 0 => {}
                     None => {
                         self.left = 0;

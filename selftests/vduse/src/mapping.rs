@@ -112,7 +112,7 @@ impl Mapping {
         self.base.as_ptr().cast::<u8>().wrapping_add(self.offset)
     }
 
-    /// Returns all of the bytes. A read beyond the end of the mapped file raises `SIGBUS`.
+    /// Returns all of the bytes. An access beyond the end of the mapped file raises `SIGBUS`.
     pub fn bytes(&self) -> VolatileSlice<'_> {
         // SAFETY: The mapping is `offset + len` bytes long and lives as long as `self`. All code in
         // this program accesses the mapping through volatile slices.
@@ -123,7 +123,7 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// Fails when the bytes extend beyond the range.
+    /// Fails when these bytes extend beyond the end of the range.
     pub fn slice(
         &self,
         offset: usize,

@@ -7,7 +7,7 @@ use vduse_uapi as uapi;
 /// A request from the kernel. The answer has the same id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The id, unique among the requests without an answer.
+    /// The request's id. No two requests that wait for an answer have the same id.
     pub id: u32,
     /// The kind of request, with its parameters.
     pub kind: Kind,
@@ -98,7 +98,7 @@ pub enum Answer {
     SplitState {
         /// The index of the virtqueue.
         index: u32,
-        /// The index of that available-ring entry.
+        /// The index of the available-ring entry that the device will process next.
         next_avail: u16,
     },
     /// Answer to [`Kind::GetVqState`] when the driver has negotiated packed virtqueues.

@@ -56,7 +56,8 @@ impl DeviceState {
         })
     }
 
-    /// Returns whether the kernel asks the daemon before a virtqueue becomes ready.
+    /// Returns whether the kernel sends a `SET_VQ_READY` request to the daemon before a virtqueue
+    /// becomes ready.
     pub fn asks_for_ready(&self) -> bool {
         self.features & uapi::F_QUEUE_READY != 0
     }

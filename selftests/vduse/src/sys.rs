@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Wrappers of the `ioctl` system call, which no other module calls.
+//! Wrappers of the `ioctl` system call. No other module calls `ioctl`.
 
 use std::ffi::c_void;
 use std::io;
@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 use vduse_uapi as uapi;
 
-/// A structure of the ABI.
+/// A type whose values the kernel reads or writes as plain bytes.
 ///
 /// # Safety
 ///
@@ -54,7 +54,7 @@ pub(crate) fn bytes_of<T: Plain>(value: &T) -> &[u8] {
     unsafe { std::slice::from_raw_parts(std::ptr::from_ref(value).cast(), size_of::<T>()) }
 }
 
-/// Returns the bytes of a structure for writing.
+/// Returns the bytes of a structure as a mutable slice.
 pub(crate) fn bytes_of_mut<T: Plain>(value: &mut T) -> &mut [u8] {
     // SAFETY: `Plain` guarantees that all bytes are defined and that any bytes are a valid value.
     unsafe { std::slice::from_raw_parts_mut(std::ptr::from_mut(value).cast(), size_of::<T>()) }
@@ -173,8 +173,8 @@ impl InterfaceRequest {
 
 /// Calls an ioctl of `/dev/net/tun` that reads and writes an interface request.
 ///
-/// For historical reasons, the ioctl's number encodes another size, so the size is not checked
-/// here.
+/// For historical reasons, the ioctl's number encodes a size other than that of `struct ifreq`, so
+/// this function does not check the size.
 pub(crate) fn interface(
     fd: impl AsFd,
     number: u32,

@@ -229,7 +229,7 @@ fn numbers() -> Vec<(Bits, &'static str, u64)> {
     ]
 }
 
-/// Returns whether `name` is one that Linux 7.3 has added to the header.
+/// Returns whether Linux 7.3 added `name` to the header.
 fn is_new(name: &str) -> bool {
     let added = ["vq_ready", "VDUSE_F_", "VDUSE_S", "VDUSE_GET_FEATURES"];
     let before = [
@@ -353,7 +353,7 @@ fn check_description(text: &str, bits: Bits) -> Result<(), String> {
         let found = description.offset(name, member).map(|at| at as u64);
         same(format!("{name}.{member}"), found, offset as u64)?;
     }
-    // Among the numbers, only those of ioctls have the type byte of VDUSE.
+    // Of all the numbers in the table, only those of ioctls contain VDUSE's type byte.
     let is_ioctl = |number: u64| number >> 8 & 0xff == 0x81;
     for (_, name, number) in numbers().into_iter().filter(|number| wanted(number.0)) {
         if is_ioctl(number) {

@@ -94,8 +94,8 @@ impl NullCard {
         clock::read(&self.frames.all_sent, &mut [0; 8]);
     }
 
-    /// Lets the driver receive `count` frames of `bytes` bytes, as fast as it provides buffers. The
-    /// last frame has the type [`LAST`].
+    /// Passes `count` frames of `bytes` bytes to the driver, as fast as the driver provides
+    /// buffers. The last frame has the type [`LAST`].
     pub fn receive(&self, count: u64, bytes: u32) {
         self.frames.bytes.store(bytes, Ordering::Relaxed);
         self.frames.to_receive.store(count, Ordering::Release);
@@ -118,7 +118,7 @@ struct Frames {
 
 impl Frames {
     /// Returns the counter of a virtqueue's remaining frames. Only the virtqueue's thread
-    /// decrements it.
+    /// decrements the counter.
     fn left(&self, index: u32) -> &AtomicU64 {
         match index {
             RECEIVE => &self.to_receive,

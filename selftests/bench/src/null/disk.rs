@@ -90,7 +90,7 @@ impl NullDisk {
         self.0.shared.pause.begin()
     }
 
-    /// Returns the daemon's open device.
+    /// Returns the device, as the daemon has opened it.
     pub fn device(&self) -> &Device {
         &self.0.shared.device
     }

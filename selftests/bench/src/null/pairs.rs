@@ -35,7 +35,7 @@ impl NullPairs {
         shape.pairs = pairs;
         shape.control = pairs > 1;
         shape.suspend = false;
-        // The other null devices are of version 1 too.
+        // The other null devices are of API version 1 too.
         shape.groups = Groups::One;
         if shape.create().is_err() {
             shape.control = false;
@@ -74,8 +74,8 @@ impl NullPairs {
 struct Frames {
     /// Index of the control queue, if the card has one.
     control: Option<u32>,
-    /// Number of frames that the driver has still to send. Frames outside a measurement make it
-    /// negative.
+    /// Number of frames that the driver has still to send. Frames outside a measurement make this
+    /// number negative.
     left: AtomicI64,
     /// An eventfd that becomes readable when the driver has sent all frames.
     all_sent: OwnedFd,

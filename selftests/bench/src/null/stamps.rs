@@ -22,12 +22,13 @@ impl Stamps {
         self.wanted.store(true, Ordering::Relaxed);
     }
 
-    /// Returns when a kick last woke a virtqueue's thread, in ns.
+    /// Returns the time at which a kick last woke a virtqueue's thread, in ns.
     pub fn woken(&self) -> u64 {
         self.woken.load(Ordering::Acquire)
     }
 
-    /// Returns when a virtqueue's thread was last about to interrupt the driver, in ns.
+    /// Returns the time at which a virtqueue's thread was last about to interrupt the driver, in
+    /// ns.
     pub fn injecting(&self) -> u64 {
         self.injecting.load(Ordering::Acquire)
     }

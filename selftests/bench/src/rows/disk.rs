@@ -35,7 +35,9 @@ fn open_block(name: &str) -> Block {
     block
 }
 
-/// Measures a row with `depth` requests in flight. Returns the number of requests per second.
+/// Measures a row with `depth` requests in flight. `what` returns the direction, the offset and the
+/// length of each of the `count` requests, which have at most `largest` bytes. Returns the number
+/// of requests per second.
 pub fn per_second(
     row: &str,
     file: &impl AsFd,
@@ -121,7 +123,8 @@ fn qsd() -> Bench {
     })
 }
 
-/// Creates a measurement that runs on a null disk with one queue, of VDUSE or of ublk.
+/// Creates a measurement that runs on a null disk with one queue. The disk is served through VDUSE
+/// or through ublk.
 fn on_null_disks(rows: Vec<Row>, measure: impl Fn(&Block) -> Vec<f64> + Clone + 'static) -> Bench {
     let on_ublk = measure.clone();
     let mut bench = Bench::new(rows, move || {
@@ -131,8 +134,8 @@ fn on_null_disks(rows: Vec<Row>, measure: impl Fn(&Block) -> Vec<f64> + Clone + 
     });
     bench.on_ublk = Some(Box::new(move || {
         let disk = UblkDisk::new();
-        // `block` is dropped before `disk`: removing the disk waits until the block device is
-        // closed.
+        // `block` must be dropped before `disk`, because removing the disk waits until the block
+        // device is closed.
         let block = open_block(&disk.block());
         on_ublk(&block)
     }));

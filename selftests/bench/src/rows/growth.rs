@@ -19,7 +19,8 @@ use crate::{clock, profile};
 
 const COUNTS: [u32; 4] = [1, 16, 256, 4096];
 
-/// Measures reads of 4 KiB from a null disk of this shape, which has `count` of `what`.
+/// Measures reads of 4 KiB from a null disk with the properties in `shape`. The row's name says
+/// that the disk has `count` objects of the kind `what`.
 fn reads(what: &str, count: u32, shape: Shape) -> Bench {
     let name = format!("4 KiB read; {count} {what}");
     let row = Row::lower(&name, "ns", 0.77);
@@ -35,7 +36,8 @@ fn reads(what: &str, count: u32, shape: Shape) -> Bench {
     })
 }
 
-/// Measures `IOTLB_GET_FD`, and mapping a further region, in an address space with `count` regions.
+/// Measures `IOTLB_GET_FD`, and mapping and unmapping one more region, in an address space with
+/// `count` regions.
 fn regions(count: u32) -> Bench {
     const CALLS: u64 = 1000;
     const MAPS: u64 = 30;
@@ -82,8 +84,9 @@ fn regions(count: u32) -> Bench {
                     .expect("unmapping");
             });
             profile::end(&map, 1);
-            // Clear the responder's record: the responder must not allocate memory while vhost
-            // holds the mmap lock of this process.
+            // Clear the responder's record of requests, so that it stays small. While vhost waits
+            // for the responder, vhost holds the mmap lock of this process, which the responder
+            // would need to allocate memory for a long record.
             answered.responder.take_kinds();
         }
         vec![looking as f64 / CALLS as f64, mapping as f64 / MAPS as f64]

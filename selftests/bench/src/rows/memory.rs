@@ -40,7 +40,8 @@ fn faults() -> Vec<f64> {
     /// With this number of requests in flight, nearly all of the bounce area is in use. Besides its
     /// data, each request uses three pages, for the header, the status and the descriptors.
     const DEPTH: usize = 120;
-    /// Length in bytes of the longest request whose pages are not adjacent.
+    /// Length in bytes of the longest request if no two of its pages are physically adjacent: 126
+    /// segments of one page each.
     const BYTES: usize = 126 * PAGE as usize;
     const TIMES: u64 = 4;
 
@@ -63,8 +64,8 @@ fn faults() -> Vec<f64> {
         Mapping::of_file(region.file.as_fd(), region.offset, size, region.access)
             .expect("mapping the bounce area")
     };
-    // Some pages are not present. Reading such a page would kill this process, so find the present
-    // pages with `madvise`.
+    // Some pages are not present. Reading such a page would kill this process with `SIGBUS`, so
+    // find the present pages with `madvise`.
     let mapping = map();
     let there: Vec<usize> = (0..mapping.len())
         .step_by(PAGE as usize)

@@ -21,7 +21,8 @@ use crate::{clock, profile};
 const FRAMES: u64 = 4000;
 const WARM_UP: u64 = 1000;
 
-/// Measures a row. `pass` lets a number of frames pass. Returns the number of frames per second.
+/// Measures a row. `pass` makes the given number of frames pass through the card, and waits for
+/// them. Returns the number of frames per second.
 fn per_second(row: &Row, mut pass: impl FnMut(u64)) -> f64 {
     pass(WARM_UP);
     let took = clock::time(|| profile::watch(&row.name, FRAMES as usize, || pass(FRAMES)));
@@ -41,8 +42,8 @@ fn receive(interface: &Interface, count: u64, start: impl FnOnce()) {
     let before = interface.received();
     start();
     interface.wait();
-    // If the driver runs on another CPU, it updates the counter only after it has passed on all
-    // frames.
+    // If the driver runs on another CPU, it updates the counter only after it has passed all frames
+    // to the network stack.
     soon("all frames are received", || {
         interface.received() - before == count
     });

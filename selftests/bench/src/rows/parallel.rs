@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Measurements with several virtqueues at the same time. virtio_blk uses at most one virtqueue for
-//! each CPU, so more than two virtqueues need several disks, with two virtqueues each. virtio_net
-//! uses as many queue pairs as `ethtool` requests.
+//! each CPU. These measurements are for two CPUs, so more than two virtqueues need several disks,
+//! with two virtqueues each. virtio_net uses as many queue pairs as `ethtool` requests.
 
 use std::sync::Barrier;
 

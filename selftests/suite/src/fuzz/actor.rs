@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A thread of an actor, which makes calls.
+//! A thread of an actor. The thread makes the calls that the fuzzer tests.
 //!
-//! Each call is counted and supervised. Its error must be one of those that are allowed for the
-//! call.
+//! The thread counts each call, and the supervisor limits the duration of each call. If a call
+//! fails, its error must be one of those that are allowed for the call.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -22,7 +22,7 @@ use crate::outcome::FAILED;
 /// Maximum number of threads of an actor that make calls.
 pub const THREADS: usize = 3;
 
-/// Number of last calls that are printed when the actor fails.
+/// Number of most recent calls that a thread prints when it fails.
 const SHOWN: usize = 16;
 
 /// Names of the devices, which all actors share.
@@ -107,7 +107,7 @@ impl Actor {
         self.until = Instant::now() + Duration::from_millis(milliseconds);
     }
 
-    /// Returns whether the time that [`go_on_for`](Self::go_on_for) has set has not passed yet.
+    /// Returns whether the time set by [`go_on_for`](Self::go_on_for) is still running.
     pub fn goes_on(&self) -> bool {
         Instant::now() < self.until
     }
@@ -203,8 +203,8 @@ impl Actor {
         }
     }
 
-    /// Prints `why` and the last calls, and ends the process with an error, upon which the test
-    /// fails.
+    /// Prints `why` and the last calls, then ends the process with an error, which makes the test
+    /// fail.
     pub fn fail(&self, why: &str) -> ! {
         let last: Vec<_> = self.last.iter().map(String::as_str).collect();
         eprintln!("{why}; the last calls:\n{}", last.join("\n"));

@@ -13,7 +13,8 @@ use crate::lab::kernel::memlock::unlimited_memlock;
 /// An actor's name, and the function that plays one of its lives.
 type Entry = (&'static str, fn(&mut Actor));
 
-/// All actors. An actor's index affects its random numbers, so the same seed needs the same order.
+/// All actors. An actor's index affects its random numbers, so a seed repeats a run only if this
+/// order has not changed.
 pub const ACTORS: &[Entry] = &[
     ("controller", controller::live),
     ("daemon1", daemon::life::live),

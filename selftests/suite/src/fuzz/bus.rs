@@ -10,7 +10,8 @@ use crate::fuzz::actor::Actor;
 use crate::fuzz::records::Wait;
 use crate::lab::device::bus::{self, Driver};
 
-/// Errors of adding a device: it is already on the bus, does not exist, or is not set up.
+/// Errors of adding a device. `EEXIST`: the device is already on the bus. `EINVAL`: the device does
+/// not exist or is not set up.
 const ADD: &[Errno] = &[Errno::EXIST, Errno::INVAL];
 /// Errors of deleting a device.
 const DELETE: &[Errno] = &[Errno::NODEV];

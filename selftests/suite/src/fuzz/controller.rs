@@ -12,8 +12,8 @@ use crate::lab::device::virtio::{feature, id};
 use crate::lab::kernel::memory::PAGE;
 use crate::lab::kernel::raw::{self, Edge};
 
-/// Maximum number of virtqueues of a device. With about 200 or more, the kernel warns that
-/// vhost_vdpa allocates pages of too high an order.
+/// Maximum number of virtqueues of a device. With about 200 virtqueues or more, vhost_vdpa
+/// allocates pages of so high an order that the kernel logs a warning.
 pub const QUEUES: u64 = 6;
 /// Maximum number of virtqueue groups of a device.
 pub const GROUPS: u64 = 3;
@@ -28,12 +28,14 @@ const DESTROY: &[Errno] = &[Errno::BUSY, Errno::INVAL];
 /// Size of a disk in bytes.
 pub const DISK: u64 = 1 << 20;
 
-/// Returns random features that a device with the ID `device` can offer to the kernel's drivers.
+/// Returns random features that a device with the virtio device ID `device` can offer to the
+/// kernel's drivers.
 fn features(actor: &mut Actor, device: u32) -> u64 {
     let base = feature::VERSION_1 | feature::ACCESS_PLATFORM;
     match device {
-        // No packed virtqueues, because the daemons that repair a disk cannot serve them. No zones,
-        // because virtio_blk waits for a report of the zones before the disk exists.
+        // Offers no packed virtqueues, because the daemons that repair a disk cannot serve them.
+        // Offers no zones, because virtio_blk waits for a report of the zones before the disk
+        // exists.
         id::BLOCK => {
             let more = actor.dice.next()
                 & (blk::FEATURES
@@ -42,8 +44,8 @@ fn features(actor: &mut Actor, device: u32) -> u64 {
                     | feature::BLK_SECURE_ERASE);
             base | more
         }
-        // No `IN_ORDER`. With this feature, virtio_net treats a buffer as full if the used ring
-        // skips the buffer, and `rings::corrupt_used_ring` must avoid full buffers.
+        // Does not offer `IN_ORDER`. With this feature, virtio_net treats a buffer as full if the
+        // used ring skips the buffer, and `rings::corrupt_used_ring` must avoid full buffers.
         id::NET => base | feature::NET_MAC | actor.dice.next() & !feature::IN_ORDER,
         _ => base | actor.dice.next(),
     }
@@ -150,7 +152,8 @@ fn create_bad(actor: &mut Actor) {
             _ => head.name = [0xff; 256],
         }
     }
-    // The changes above may still be valid for this API version. This reserved word is never valid.
+    // After the changes above, the configuration may still be valid for this API version. A
+    // reserved word that is not 0 is never valid.
     head.reserved[10] = 0xffff_ffff;
     actor.call("CREATE_DEV (bad)", Wait::Short, &[Errno::INVAL], || {
         control.create_raw(&head, &space)
@@ -180,7 +183,8 @@ fn torn(actor: &mut Actor) {
     let Ok((head, _)) = config.to_abi() else {
         return;
     };
-    // A random part of the structure and of the configuration space that follows it.
+    // Keeps a random number of bytes from the start of the structure and of the configuration space
+    // after it.
     let mut bytes = bytes_of(&head);
     bytes.resize(bytes.len() + config.space.len(), 0);
     let most = bytes.len().min(PAGE as usize) as u64;
@@ -244,7 +248,7 @@ pub fn live(actor: &mut Actor) {
                 });
             }
         }
-        // A device with many virtqueues. No actor puts this device on the bus.
+        // Creates and destroys a device with many virtqueues. No actor puts this device on the bus.
         _ => {
             let mut config = config(actor, "fuzz-fs1");
             config.name = "fuzz-many".to_owned();

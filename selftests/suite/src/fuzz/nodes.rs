@@ -29,7 +29,7 @@ const JUNK: &[&str] = &[
     "%s%n",
 ];
 
-/// Plays one life of an administrator.
+/// Plays one life of the actor that reads and writes files in sysfs.
 pub fn live(actor: &mut Actor) {
     actor.pause(20);
     let name = actor.device();
@@ -42,8 +42,8 @@ pub fn live(actor: &mut Actor) {
             };
             store(actor, sysfs::attribute(name, "msg_timeout"), text);
             actor.pause(50);
-            // Later requests must not wait for long. A request that already waits without a limit
-            // ends when a daemon answers it.
+            // Sets a short timeout again, so that later requests do not wait for long. A request
+            // that already waits without a timeout ends when a daemon answers it.
             patience(actor, name);
         }
         3..=4 => {
@@ -101,7 +101,7 @@ fn store(actor: &mut Actor, path: PathBuf, text: &str) {
     });
 }
 
-/// Sets the time for which a device's requests wait for an answer to one second.
+/// Sets a device's request timeout (`msg_timeout`) to one second.
 pub fn patience(actor: &mut Actor, name: &str) {
     let path = sysfs::attribute(name, "msg_timeout");
     actor.call("write msg_timeout", Wait::Short, GONE, || {

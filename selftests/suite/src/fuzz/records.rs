@@ -163,8 +163,8 @@ impl Record<'_> {
         self.rest();
     }
 
-    /// Records that there is no current call. A killed process may have left a call that has begun
-    /// but not ended.
+    /// Records that there is no current call. This is also necessary after a process was killed
+    /// during a call.
     pub fn rest(&self) {
         self.set(at::PATIENCE, 0);
         self.set(at::TICKS, self.ticks() + 1);

@@ -13,10 +13,10 @@ use crate::fuzz::actor::Actor;
 use crate::fuzz::records::Wait;
 use crate::lab::device::virtio::descriptor;
 
-/// Writes to a mapping. If the memory has been removed, the write raises `SIGBUS`, which may kill a
-/// daemon.
+/// Writes to a mapping. If the mapped memory no longer exists, the write raises `SIGBUS`, which may
+/// kill this process. The supervisor permits that.
 fn put(memory: &Mapping, at: u64, bytes: &[u8]) {
-    // Nothing is written beyond the end of the mapping.
+    // `write_slice` writes nothing beyond the end of the mapping.
     let _ = memory.bytes().write_slice(bytes, at as usize);
 }
 
@@ -33,11 +33,11 @@ const RECEIVE: u32 = 0;
 /// Lengths in bytes of packets that take 18 pages.
 const FULL: std::ops::RangeInclusive<u32> = 17 * 4096..=18 * 4096;
 
-/// Adds wrong elements to a used ring. The driver may not have made their buffers available, and
-/// their lengths may exceed the buffers.
+/// Adds wrong elements to a used ring. An element may name a buffer that the driver has not made
+/// available, or a length that exceeds the buffer.
 ///
-/// Only the receive queue of a network card is corrupted. A driver that finds a wrong element marks
-/// the virtqueue as broken, and any other virtqueue would then cause a hang. On removal, virtio_blk
+/// Corrupts only the receive queue of a network card. A driver that finds a wrong element marks the
+/// virtqueue as broken, and any other broken virtqueue would cause a hang. On removal, virtio_blk
 /// waits for requests that never end. virtio_net cleans up its transmit queue in an interrupt, in a
 /// loop that never ends if that virtqueue is broken (`virtnet_poll_cleantx`).
 pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
@@ -85,8 +85,8 @@ pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
     }
     match actor.dice.below(8) {
         0 => used = actor.dice.next() as u16,
-        // Random flags, which may suppress kicks, or a random index at which the device wants a
-        // kick.
+        // Writes random flags, which may suppress kicks, or a random index at which the device
+        // wants a kick.
         1 => put(&ring, 0, &(actor.dice.next() as u16).to_le_bytes()),
         2 => put(
             &ring,
@@ -147,18 +147,18 @@ pub fn corrupt_control_queue(actor: &mut Actor, device: &Device) {
 
 /// Offset of the descriptor table in the memory of a client's virtqueue.
 pub const DESC: u64 = 0;
-/// Offset of the available ring.
+/// Offset of the available ring in the memory of a client's virtqueue.
 pub const AVAIL: u64 = 0x1000;
-/// Offset of the used ring.
+/// Offset of the used ring in the memory of a client's virtqueue.
 pub const USED: u64 = 0x2000;
-/// Offset of the requests.
+/// Offset of the requests in the memory of a client's virtqueue.
 const DATA: u64 = 0x3000;
-/// Size of the memory in bytes.
+/// Size in bytes of the memory of a client's virtqueue.
 pub const LEN: u64 = 0x8000;
 
-/// Fills a client's virtqueue with random chains of descriptors. Some are too long, contain a loop,
-/// or point out of the memory, and some are valid. `iova` is the IOVA of the memory, and `size` is
-/// the number of descriptors.
+/// Fills a client's virtqueue with random chains of descriptors. Some chains are too long, contain
+/// a loop, or point outside the memory, and some are valid. `iova` is the IOVA of the memory, and
+/// `size` is the number of descriptors.
 pub fn fill_with_bad_chains(actor: &mut Actor, memory: &Mapping, iova: u64, size: u64) {
     for index in 0..size {
         if actor.dice.one_in(3) {

@@ -33,7 +33,7 @@ pub struct Plan {
     pub seed: u64,
     /// Duration of the run.
     pub time: Duration,
-    /// Prefixes of the names of the actors that take part. If empty, all actors take part.
+    /// Name prefixes that select the actors. If empty, all actors take part.
     pub actors: Vec<String>,
     /// Whether each call is written to the kernel's log.
     pub trace: bool,
@@ -45,7 +45,8 @@ pub struct Plan {
 struct Running {
     number: usize,
     child: Child,
-    /// For each thread, the last value of its ticks, and the time at which they last changed.
+    /// For each thread, its number of ticks at the last check, and the time at which that number
+    /// last changed.
     seen: [(u64, Instant); THREADS],
 }
 
@@ -154,8 +155,8 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Returns an actor for the supervisor itself. Its number follows those of the other actors,
-    /// and the supervisor does not watch it.
+    /// Returns an actor whose calls the supervisor itself makes. The actor's number follows those
+    /// of the other actors, and the supervisor does not watch this actor.
     fn own_actor(&self) -> Actor {
         let path = self.scratch.path("own");
         let records = Records::open(&path, RECORDS + THREADS).expect("records");
@@ -203,7 +204,8 @@ impl Supervisor<'_> {
         use std::os::unix::process::ExitStatusExt;
         match status.signal() {
             Some(signal) if signal == Signal::KILL.as_raw() => {}
-            // The memory that a daemon was accessing has been removed. Daemons must cope with that.
+            // The memory that the actor was accessing no longer exists. That is permitted, because
+            // daemons must cope with it.
             Some(signal) if signal == Signal::BUS.as_raw() => self.bus_errors += 1,
             _ => {
                 let name = ACTORS[number].0;
@@ -234,7 +236,7 @@ impl Supervisor<'_> {
                 let Some(wait) = record.wait() else {
                     continue;
                 };
-                // An endless call is ended after the same time on a slow machine.
+                // On a slow machine, the supervisor ends an endless call after the same time.
                 let limit = match wait {
                     Wait::Endless => wait.limit(),
                     _ => self.pace.stretch(wait.limit()),
@@ -283,7 +285,7 @@ impl Supervisor<'_> {
         for running in &mut self.running {
             let _ = running.child.kill();
         }
-        // Some actors wait for a daemon's answer. From now on, each device has a daemon.
+        // Starts a daemon for each device, because some actors may wait for a daemon's answer.
         let daemons = DEVICES.map(|name| {
             let _ = sysfs::write(&sysfs::attribute(name, "msg_timeout"), "1");
             RefusingDaemon::start(name)

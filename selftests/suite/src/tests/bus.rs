@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The vDPA bus. VDUSE's management device puts devices on the bus and deletes them.
+//! The vDPA bus. VDUSE's management device adds devices to the bus and deletes them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -185,7 +185,8 @@ fn a_config_space_reads_as_0_behind_its_end() {
     soon("the disk appears", || disk_name(device.name()).is_some());
     let disk = disk_name(device.name()).unwrap();
     assert_eq!(block::sectors(&disk), Some((1 << 20) / 512));
-    // `seg_max`, at offset 12, reads as 0. virtio_blk uses 1 segment instead of 0.
+    // `seg_max`, at offset 12, is beyond the end of the space and reads as 0. virtio_blk then uses
+    // 1 segment.
     let segments = Path::new("/sys/block")
         .join(disk)
         .join("queue/max_segments");
@@ -257,7 +258,7 @@ fn adding_a_disk_that_serves_no_data_ends_with_the_next_daemon() {
     let asking = Waiting::new(|| vdpa().devices());
     adding.assert_waits();
     asking.assert_waits();
-    // Both threads are still waiting when this daemon ends.
+    // The first daemon ends while both threads are still waiting.
     drop(responder);
     drop(file);
     let served = Served::start(device.open_nonblocking(), 1, memory_file(1 << 20)).unwrap();

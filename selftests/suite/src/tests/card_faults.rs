@@ -60,16 +60,16 @@ impl Card {
         self.daemon = Some((controller, responder, file));
     }
 
-    /// Replaces the daemon by a new one, which processes the control queue from the queue's first
-    /// command on.
+    /// Replaces the daemon with a new one, which processes the control queue from its first command
+    /// on.
     #[track_caller]
     fn replace(&mut self) {
         self.daemon = None;
         self.begin();
     }
 
-    /// Sets the card's MAC address, for which virtio_net sends a command. `last` is the address's
-    /// last byte, modulo 256.
+    /// Sets the card's MAC address, which makes virtio_net send a command. The address ends in
+    /// `last` modulo 256.
     fn set_address(&self, last: u32) -> Result<(), String> {
         let interface = bus::interface(self.device.name()).ok_or("no interface")?;
         let address = format!("02:00:00:00:77:{:02x}", last % 256);
@@ -98,8 +98,8 @@ fn binding_a_card_fails_cleanly() {
         let bind = || on_bus.bind(Driver::Virtio);
         let unbind = || on_bus.unbind(Driver::Virtio).expect("unbinding");
         let tally = injection.each("binding a card", |fault| {
-            // Binding may succeed although virtio_net's probe failed. The virtio device then has no
-            // driver.
+            // Binding to virtio-vdpa may succeed even if virtio_net's probe fails. The virtio
+            // device then has no driver.
             let bound = fault.hit(UNTOLD, bind);
             if bound.is_some() {
                 unbind();

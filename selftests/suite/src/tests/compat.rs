@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! ioctls of 32-bit programs, above all those whose structures have another layout in 32-bit
-//! programs.
+//! ioctls that 32-bit programs call, above all those whose structure has a different layout in
+//! 32-bit programs than in 64-bit programs.
 
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
@@ -56,7 +56,7 @@ fn get_fd_has_a_layout_of_its_own() {
     for iova in [0, ring] {
         let wanted = disk.vduse().iotlb_fd(iova, iova).unwrap();
         let mut bytes = entry(iova, iova);
-        // The driver must not write to the bytes after the structure.
+        // These bytes follow the structure, so the driver must not write to them.
         bytes.extend([0xee; 4]);
         let fd = low
             .ioctl(disk.vduse(), ioctl::COMPAT_IOTLB_GET_FD, &mut bytes)
@@ -167,7 +167,7 @@ fn other_calls_are_the_same() {
     low.ioctl(disk.vduse(), ioctl::IOTLB_GET_INFO, &mut info)
         .unwrap();
     assert_eq!(word(&info, 16), vduse_uapi::IOVA_CAP_UMEM);
-    // From a 32-bit program, the driver also accepts the structures of 64-bit programs.
+    // The driver also accepts a structure in its 64-bit layout from a 32-bit program.
     let mut info = Bytes::new().u32(0).zeroes(44).0;
     low.ioctl(disk.vduse(), ioctl::VQ_GET_INFO, &mut info)
         .unwrap();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The control device, by which programs set the API version, create devices and destroy them.
+//! The control device, through which programs set the API version, create devices and destroy
+//! devices.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -75,7 +76,7 @@ fn control() -> Control {
     Control::open().expect("opening the control device")
 }
 
-/// Creates a device and destroys it at once.
+/// Creates a device and immediately destroys it.
 fn create(config: &DeviceConfig) -> io::Result<()> {
     TestDevice::try_new(config).map(drop)
 }
@@ -87,7 +88,7 @@ fn changed(change: impl FnOnce(&mut DeviceConfig)) -> DeviceConfig {
     config
 }
 
-/// Creates a disk from the ABI's structure, modified by `change`, and destroys the disk.
+/// Creates a disk from a `DevConfig` that `change` has modified, and destroys the disk.
 fn create_raw(control: &Control, change: impl FnOnce(&mut DevConfig)) -> io::Result<()> {
     let config = disk_config();
     let (mut abi, space) = config.to_abi()?;
@@ -104,7 +105,7 @@ fn create_raw(control: &Control, change: impl FnOnce(&mut DevConfig)) -> io::Res
 fn asking_for_the_version_of_a_fresh_file_moves_it_to_1() {
     let control = control();
     assert_eq!(control.api_version().unwrap(), 1);
-    // The file uses version 1 now, in which `ngroups` must not be 0.
+    // The open control file now uses version 1, in which `ngroups` must not be 0.
     fails(create_raw(&control, |_| {}), Errno::INVAL);
     create_raw(&control, |config| (config.ngroups, config.nas) = (1, 1)).unwrap();
 }
@@ -150,7 +151,7 @@ fn a_file_opened_to_read_creates_devices() {
     drop(TestDevice::adopt(&config.name));
 }
 
-/// Serializes the structure, in the order of its fields.
+/// Returns the bytes of the fields of `config`, in the order of the structure.
 fn abi_bytes(config: &DevConfig) -> Vec<u8> {
     let mut bytes = raw::Bytes(config.name.to_vec())
         .u32(config.vendor_id)
@@ -296,7 +297,7 @@ fn a_name_of_255_bytes_works() {
 }
 
 fn a_name_in_utf_8_stays_as_it_is() {
-    // A uevent about a device has no room for the second, longer name.
+    // The second name is so long that a uevent about the device has no room for it.
     for name in ["b\u{fc}ro".to_owned(), "\u{fc}".repeat((NAME_MAX - 1) / 2)] {
         let device = TestDevice::new(&changed(|c| c.name.clone_from(&name)));
         device.open_ready(1);
@@ -312,8 +313,9 @@ fn a_name_in_utf_8_stays_as_it_is() {
     on_bus.delete().unwrap();
 }
 
-/// Checks that `CREATE_DEV` refuses the name of each entry of a VDUSE node's sysfs directory. The
-/// directory of the vDPA device, which has the device's name, is created in that directory.
+/// Checks that `CREATE_DEV` refuses a device name that is the name of an entry in the sysfs
+/// directory of a VDUSE device. The driver creates the vDPA device's directory there, under the
+/// name of the device, so the two names would collide.
 fn names_in_the_devices_own_directory_are_einval() {
     let device = TestDevice::disk();
     let entries: Vec<_> = std::fs::read_dir(format!("/sys/class/vduse/{}", device.name()))
@@ -427,7 +429,7 @@ fn a_net_with_a_control_queue_works() {
     create(&config).unwrap();
 }
 
-/// Drops a capability of this thread.
+/// Removes a capability from this thread's effective set.
 fn drop_capability(capability: CapabilitySet) {
     let mut sets = rustix::thread::capabilities(None).unwrap();
     sets.effective &= !capability;
@@ -457,9 +459,9 @@ fn owner_and_mode(path: &Path) -> (u32, u32, u32) {
     (file.uid(), file.gid(), file.mode() & 0o777)
 }
 
-/// Runs `operation` in a thread without privileges, as a user who has a group of the same number.
+/// Runs `operation` in a thread without privileges, whose user ID and group ID are both `id`.
 fn as_user<T: Send + 'static>(id: u32, operation: impl FnOnce() -> T + Send + 'static) -> T {
-    // Credentials belong to a thread, so the other threads of the test stay root's.
+    // Credentials belong to a thread, so the other threads of the test still run as root.
     let thread = std::thread::spawn(move || {
         set_thread_groups(&[]).unwrap();
         set_thread_gid(Gid::from_raw(id)).unwrap();
@@ -469,8 +471,8 @@ fn as_user<T: Send + 'static>(id: u32, operation: impl FnOnce() -> T + Send + 's
     thread.join().unwrap()
 }
 
-/// Checks that a user without privileges who has the control device open can serve the devices that
-/// the user creates, and that other users cannot.
+/// Checks that an unprivileged user who has the control device open can open and serve the devices
+/// that this user creates, and that other users cannot.
 fn a_node_belongs_to_who_created_it() {
     let control = control();
     let (control, name) = as_user(4711, move || {
@@ -478,7 +480,8 @@ fn a_node_belongs_to_who_created_it() {
         control
             .create(&changed(|c| c.name.clone_from(&name)))
             .unwrap();
-        // The user opens the node at once, as clients do: before any udev rule is applied.
+        // The user opens the node immediately after `CREATE_DEV`, before any udev rule is applied,
+        // as daemons do.
         let device = Device::open(&name).expect("opening the node as its owner");
         device.vq_setup(0, 64).unwrap();
         (control, name)
@@ -490,7 +493,7 @@ fn a_node_belongs_to_who_created_it() {
     });
     fails(opened, Errno::ACCESS);
     as_user(4711, move || control.destroy(&name)).unwrap();
-    // A device that root creates is root's.
+    // The node of a device that root creates belongs to root.
     the_nodes_are_for_root_only();
 }
 
@@ -545,7 +548,7 @@ fn destroying_what_is_not_there_is_einval() {
     for name in ["", "control", "nothing-of-the-kind"] {
         fails_at(control.destroy(name), Errno::INVAL, name);
     }
-    // An unterminated name is not the name of a device either.
+    // A name without a terminating NUL is refused as well.
     fails(
         raw::call(&control, ioctl::DESTROY_DEV, &mut [b'n'; NAME_MAX]),
         Errno::INVAL,

@@ -6,7 +6,8 @@
 //!
 //! The kernel's own driver, virtio_net, holds the lock of all network configuration (RTNL) while it
 //! waits in an endless loop for the answer to a command. The VDUSE driver therefore gives
-//! virtio_net a shadow of the control queue, whose device side is in the kernel: see `shadow::`.
+//! virtio_net a shadow of the control queue, whose device side is in the kernel. The tests of the
+//! group `shadow` cover it.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -159,8 +160,7 @@ fn netlink_shows_what_the_device_can_do() {
         .output()
         .expect("running vdpa");
     let text = String::from_utf8_lossy(&output.stdout);
-    // `vdpa` shows `max_vq_pairs` only if it finds `NET_MQ` among the features that netlink
-    // reports.
+    // The `vdpa` tool shows `max_vq_pairs` only if netlink reports the feature `NET_MQ`.
     assert!(text.contains("max_vq_pairs"), "{text}");
 }
 
@@ -174,8 +174,9 @@ fn statistics_without_a_control_queue_do_no_harm() {
 fn changing_offloads_without_a_control_queue_does_no_harm() {
     load_virtio_net();
     let mut config = net_config();
-    // These offloads could be changed through a control queue. The test changes TCP segmentation,
-    // which the VDUSE driver offers because `NET_MRG_RXBUF` lets a packet use several buffers.
+    // A driver could change these offloads only through a control queue. The VDUSE driver offers
+    // the offload of TCP segmentation, which the test changes, because `NET_MRG_RXBUF` lets a
+    // packet use several buffers.
     let offloads = feature::NET_CSUM
         | feature::NET_GUEST_CSUM
         | feature::NET_GUEST_TSO4
@@ -201,7 +202,7 @@ const LARGE_PACKETS: u64 = feature::NET_GUEST_TSO4
 
 fn large_packets_in_one_buffer_are_hidden_from_virtio() {
     load_virtio_net();
-    // The features of large packets require `NET_GUEST_CSUM`.
+    // The features in `LARGE_PACKETS` require `NET_GUEST_CSUM`.
     let large = LARGE_PACKETS | feature::NET_GUEST_CSUM;
     let mut config = net_config();
     config.features |= large;
@@ -259,7 +260,7 @@ const TIMEOUT: u64 = 1;
 /// message timeout plus the time that an idle machine needs for the rest.
 const PATIENCE: Duration = Duration::from_secs(TIMEOUT + 3);
 
-/// What the daemon does once it no longer answers.
+/// How the daemon stops answering requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// Stops reading requests.
@@ -334,8 +335,8 @@ impl Timed {
     }
 }
 
-/// Runs `act`, which may wait for the daemon, in another thread. Checks that `ip link` keeps
-/// returning in time until `act` has returned.
+/// Runs `act`, which may wait for the daemon, in another thread. Checks that `ip link` returns in
+/// time as long as `act` is running.
 #[track_caller]
 fn with_ip_link_beside(act: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
@@ -395,8 +396,9 @@ fn phase(requests: usize, end: End) {
     thread.join().expect("the daemon");
 }
 
-/// One more than the number of requests that binding and unbinding send together: a reset, three
-/// status writes up to `FEATURES_OK`, a status write of `DRIVER_OK`, and the final reset.
+/// The number of phases, which let the daemon answer 0 to 6 requests. Binding and unbinding
+/// together send 6 requests: a reset, three status writes up to `FEATURES_OK`, a status write of
+/// `DRIVER_OK`, and the final reset.
 const PHASES: usize = 7;
 
 fn a_daemon_that_falls_silent_holds_nobody_up() {

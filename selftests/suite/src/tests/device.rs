@@ -161,7 +161,8 @@ fn set_config_beyond_the_end_is_einval() {
 }
 
 /// Checks that SET_CONFIG calls are on average at least 5 ms apart. A virtio driver reads related
-/// config fields again if the daemon has written meanwhile, so the driver needs pauses to finish.
+/// config fields again if the daemon has changed the config space meanwhile, so the driver can
+/// finish only in a pause between two changes.
 fn set_config_without_end_leaves_time_in_between() {
     const WRITERS: u32 = 4;
     const WRITES: u32 = 20;
@@ -177,7 +178,7 @@ fn set_config_without_end_leaves_time_in_between() {
     });
     let took = begin.elapsed();
     assert!(took >= BETWEEN * (WRITERS * WRITES - 1), "{took:?}");
-    // Calls that the driver refuses return without a pause.
+    // SET_CONFIG calls that the VDUSE driver refuses return without a pause.
     let begin = Instant::now();
     for _ in 0..1000 {
         fails(file.set_config(1, &config.space), Errno::INVAL);
@@ -285,7 +286,7 @@ fn vq_get_info_needs_an_index_below_vq_num() {
     }
 }
 
-/// Sets a kick eventfd by descriptor number.
+/// Sets the kick eventfd of a virtqueue to the descriptor `fd`, or to no eventfd if `fd` is -1.
 fn kickfd(file: &Device, index: u32, fd: i32) -> io::Result<()> {
     file.set_kick_raw(&VqEventfd { index, fd })
 }
@@ -334,7 +335,8 @@ fn kickfd_can_be_set_and_taken_away() {
         kickfd(&file, 0, -1).unwrap();
     }
     assert_eq!(event.take().unwrap(), 0);
-    // One eventfd stays set, so that the driver has to release it.
+    // The test leaves one eventfd set, so that the driver must release it when the device is
+    // closed.
     kickfd(&file, 0, fd).unwrap();
 }
 
@@ -432,7 +434,7 @@ fn seeking_does_no_harm() {
 }
 
 fn a_config_space_is_written_as_a_whole() {
-    // The largest possible configuration space.
+    // The configuration space has the largest possible size.
     let len = memory::PAGE as usize;
     let mut config = disk_config();
     config.space = vec![0; len];

@@ -158,9 +158,9 @@ fn more_data_than_the_bounce_area_is_intact() {
 }
 
 fn a_request_of_half_the_bounce_area_ends() {
-    // The data is 2 MiB of contiguous memory. Of the two ranges of the bounce area that have this
-    // size and are aligned to it, one includes the reserved slot 0. The other one may already
-    // contain the request's header and status.
+    // The data is 2 MiB of contiguous memory. The bounce area has two aligned ranges of this size.
+    // The first range includes the reserved slot 0, and the second range may already contain the
+    // request's header and status.
     const LEN: usize = HugePage::LEN;
     let disk = LiveDisk::new(Shape {
         bounce: 4 << 20,
@@ -196,8 +196,8 @@ fn large_requests_end(shape: Shape) {
 }
 
 fn requests_larger_than_the_bounce_area_end() {
-    // The bounce areas have 1 MiB, 64 KiB, and 6 pages, one of which is never used. Each request
-    // takes three pages in addition to its data.
+    // Depending on `spaces`, the bounce area of an address space has 1 MiB, 64 KiB, or 6 pages. One
+    // page of each area is never used. Each request takes three pages in addition to its data.
     for spaces in [1, 16, 43] {
         large_requests_end(Shape {
             bounce: 1 << 20,
@@ -212,8 +212,8 @@ fn requests_larger_than_the_bounce_area_end() {
 fn read_pages_apart(block: &Block) -> Vec<u8> {
     const PIECES: usize = 126;
     let mut memory = Aligned::new(PIECES * 2 * PAGE as usize);
-    // Populates all pages, so that the pages that are read into are not adjacent in physical
-    // memory.
+    // Populates all pages, so that the pages into which the disk is read are not adjacent in
+    // physical memory.
     memory.fill(1);
     let pieces = memory.chunks_mut(2 * PAGE as usize);
     let mut pieces: Vec<_> = pieces
@@ -245,8 +245,8 @@ fn larger_pieces_find_room_after_many_pages() {
             let block = Block::open(block.name()).unwrap();
             readers.push(std::thread::spawn(move || read_pages_apart(&block)));
         }
-        // Requests in flight have found room in the bounce area. Each takes 126 pages for data and
-        // three others.
+        // A request counts as in flight once it has found room in the bounce area. It takes 126
+        // pages for its data and three other pages.
         soon("the area is full", || {
             let counts = sysfs::read(&in_flight).unwrap();
             let reads: usize = counts.split_whitespace().next().unwrap().parse().unwrap();
@@ -257,7 +257,8 @@ fn larger_pieces_find_room_after_many_pages() {
         let found = reader.join().unwrap();
         assert_same(&found, &data[..found.len()], "the pages");
     }
-    // From contiguous memory, the driver maps pieces of as many pages as possible.
+    // This write comes from contiguous memory, so virtio_blk maps pieces of as many pages as
+    // possible.
     let mut memory = HugePage::new();
     crate::lab::assert::random::Random::new(15).fill(memory.bytes());
     block.write_from(0, memory.bytes()).unwrap();
@@ -293,7 +294,7 @@ fn a_disk_without_room_for_a_request_is_not_driven() {
         let disk = LiveDisk::new(shape);
         bus::driver_gives_up(disk.name());
         assert_eq!(bus::disk_name(disk.name()), None);
-        // A client of vhost-vdpa still gets the device, which it may be able to use.
+        // vhost-vdpa still accepts the device, because its clients may be able to use the device.
         disk.on_bus.unbind(Driver::Virtio).unwrap();
         disk.on_bus.bind(Driver::Vhost).unwrap();
         let vhost = Vhost::open(&bus::vhost_path(disk.name()).unwrap()).unwrap();
@@ -465,7 +466,7 @@ fn a_daemon_killed_under_io_is_taken_over() {
     exercise(&mut exercisers, |all| {
         all.go_on(50);
         remote.kill();
-        // The time without a daemon may have any length.
+        // The disk stays without a daemon for a while.
         std::thread::sleep(Duration::from_millis(300));
         remote.start(Manner::Serve);
         all.go_on(50);
@@ -537,7 +538,7 @@ fn several_kills_lose_nothing() {
     let mut exercisers = parts(&block, 2);
     exercise(&mut exercisers, |all| {
         for round in 0..8 {
-            // Vary the moment of the kill.
+            // The moment of the kill differs in each round.
             std::thread::sleep(Duration::from_millis(37 * round));
             all.go_on(5);
             remote.kill();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Injected faults on the paths of a disk that virtio_blk drives.
+//! Injected faults on the code paths of a disk that virtio_blk drives.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -95,8 +95,8 @@ fn binding_to_virtio_fails_cleanly() {
         let bind = || on_bus.bind(Driver::Virtio);
         let unbind = || on_bus.unbind(Driver::Virtio).expect("unbinding");
         let tally = injection.each("binding to virtio", |fault| {
-            // Binding may succeed although virtio_blk's probe failed. The virtio device then has no
-            // driver.
+            // Binding to virtio-vdpa may succeed even if virtio_blk's probe fails. The virtio
+            // device then has no driver.
             let bound = disk.with_replacement(|| fault.hit(UNTOLD, bind));
             disk.replace_if_broken();
             if bound.is_some() {
@@ -134,8 +134,8 @@ fn reading_and_writing_a_disk_succeeds() {
     // kmemleak looks for leaks here.
     for (path, write) in [("reading", false), ("writing", true)] {
         let tally = injection.each(path, |fault| {
-            // A disk keeps bounce pages that it has used once, so another request would not
-            // allocate them.
+            // A disk keeps the bounce pages that it has allocated, so a later request would not
+            // allocate them again.
             let disk = LiveDisk::new(Shape::default());
             // With an I/O scheduler, another thread might start the requests. Faults are injected
             // into this thread only.
@@ -144,7 +144,7 @@ fn reading_and_writing_a_disk_succeeds() {
                 .join("queue/scheduler");
             sysfs::write(&scheduler, "none").expect("choosing no scheduler");
             let block = disk.block();
-            // The block layer retries the request, so that it never fails.
+            // The block layer retries the request, so the request never fails.
             if write {
                 fault.hit(NEVER, || block.write(0, &[7; LEN]));
             } else {

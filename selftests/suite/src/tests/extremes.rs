@@ -75,8 +75,8 @@ impl Meter {
     }
 }
 
-/// Creates a device, uses it through vhost by calling `with`, and destroys it. Reports the time and
-/// the memory of each step. Virtqueue 0 is in the last group.
+/// Creates a device whose virtqueue 0 is in the last group, uses the device through vhost by
+/// calling `with`, and destroys the device. Reports the time and the memory of each step.
 #[track_caller]
 fn life(what: &str, config: &DeviceConfig, bounce: u64, with: impl FnOnce(&Vhost, &vduse::Device)) {
     let mut meter = Meter::new(what);
@@ -108,7 +108,8 @@ fn life(what: &str, config: &DeviceConfig, bounce: u64, with: impl FnOnce(&Vhost
     meter.step("destroying it");
 }
 
-/// Returns a function that uses the first and the last address space.
+/// Returns a function that uses the first and the last address space of a device that has `spaces`
+/// address spaces.
 fn use_ends(spaces: u32) -> impl FnOnce(&Vhost, &vduse::Device) {
     move |vhost, file| {
         let pages = [page_of(1), page_of(2)];
@@ -222,13 +223,12 @@ fn a_device_of_128_queues_in_128_groups_and_spaces_works() {
     meter.step("a request in each queue");
 }
 
-/// The memory, in KiB, that may be used up in addition to the memory charged to a cgroup. sysfs
-/// takes some 400 bytes for each virtqueue, which the kernel charges to no process.
+/// The memory, in KiB, that may be in use without being charged to a cgroup. The kernel does not
+/// charge the 400 bytes or so that sysfs takes for each virtqueue to any process.
 const TOLERANCE: i64 = 36 << 10;
 
 /// Runs a process in a new cgroup, and asserts that the memory that the process used up is charged
-/// to the cgroup. A container's memory limit therefore covers this memory. Returns the charge in
-/// KiB.
+/// to the cgroup, so that a container's memory limit covers it. Returns the charge in KiB.
 #[track_caller]
 fn is_charged_for(command: &mut Command) -> i64 {
     let cgroup = Cgroup::new();

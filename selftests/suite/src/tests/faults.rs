@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Injected faults on the paths of the module, of its devices, and of daemons.
+//! Injected faults on the code paths of the module, of its devices, and of daemons.
 
 use std::fs::File;
 use std::io;
@@ -40,7 +40,7 @@ tests![
     copies_from_and_to_a_daemon_fail_cleanly => 60,
 ];
 
-/// Opens the module's file, which is assumed not to be compressed.
+/// Opens the module's file, which must not be compressed.
 #[track_caller]
 fn module_file() -> File {
     let path = std::env::var(environment::MODULE).unwrap_or_else(|_| {
@@ -53,10 +53,10 @@ fn module_file() -> File {
     File::open(path).expect("opening the module")
 }
 
-/// A setting under which loading the module does not run the module's own KUnit tests, which take
-/// 10 s.
+/// A guard that keeps KUnit from running the module's own tests, which take 10 s, when the module
+/// is loaded.
 ///
-/// When this value is dropped, KUnit runs all tests again.
+/// Once the guard is dropped, loading the module runs the tests again.
 struct WithoutKunit;
 
 impl WithoutKunit {
@@ -86,8 +86,8 @@ fn loading_the_module_fails_cleanly() {
     let load = || Ok(rustix::system::finit_module(&file, c"", 0)?);
     loading::unload();
     // Each load takes a second, so the test loads the module once per fault, without counting
-    // leaked objects. A load that fails gets one allocation further than the previous load, so the
-    // previous load left nothing in its way. kmemleak finds leaks.
+    // leaked objects. kmemleak finds leaks. Each failed load gets one allocation further than the
+    // failed load before it, so that earlier load left nothing behind that gets in the way.
     let tally = injection.each("loading the module", |fault| {
         if fault.hit(NO_MEMORY, load).is_some() {
             loading::unload();
@@ -110,7 +110,7 @@ fn creating(times: i64, path: &str, control: &Control, config: &vduse::DeviceCon
                 assert!(!sysfs::directory(&config.name).exists(), "{fault}");
                 assert!(!Device::path(&config.name).exists(), "{fault}");
                 fault.again(|| control.create(config));
-                // The device is complete.
+                // After the retry, the device is complete.
                 Device::open(&config.name).expect("opening it");
                 sysfs::read(&sysfs::affinity(&config.name, config.queues - 1)).expect("reading");
             }
@@ -204,8 +204,8 @@ fn calls_of_a_daemon_fail_cleanly() {
     });
 }
 
-/// Adds a new device for each fault, because a device keeps the memory that is allocated when it is
-/// first added to the bus.
+/// Injects each fault into adding a device to the bus. Each fault gets a new device, because a
+/// device keeps the memory that is allocated when it is first added.
 #[track_caller]
 fn adding(path: &str, injection: &Injection, make: impl Fn() -> ReplaceableDaemon) -> Tally {
     let vdpa = bus::vdpa();
@@ -325,7 +325,7 @@ fn reading_and_answering(injection: &Injection) {
             });
             let request = request.expect("a request");
             let answer = || file.answer(&request, Answer::Ok);
-            // The driver rejects an answer that it cannot copy in full as too short.
+            // If the driver cannot copy an answer in full, it rejects the answer as too short.
             if fault.hit(&[Errno::INVAL], answer).is_none() {
                 fault.again(answer);
             }

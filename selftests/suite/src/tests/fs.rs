@@ -115,7 +115,7 @@ fn the_driver_finds_the_tag_and_the_queues() {
     assert_eq!(instances(fs.device.name()), 1);
     for queue in 0..u32::from(QUEUES) {
         let info = fs.served.0.device().vq_info(queue).unwrap();
-        // virtiofs uses no more request queues than the machine may have CPUs.
+        // virtiofs uses at most one request queue for each CPU that the machine may have.
         let wanted = queue < 2 || std::thread::available_parallelism().unwrap().get() > 1;
         assert!(!wanted || info.ready == 1, "{queue}");
     }
@@ -259,8 +259,8 @@ fn errors_of_the_device_are_errors_of_the_driver() {
 }
 
 fn requests_larger_than_the_bounce_area_end() {
-    // Each address space has 256 KiB of the default bounce area. virtiofs would like to transfer
-    // that much in one request.
+    // Each address space has 256 KiB of the default bounce area. That is also the amount that
+    // virtiofs tries to transfer in one request.
     let fs = LiveFs::with_spaces(256);
     let mount = fs.mount();
     let data = noise(1 << 20, 13);
@@ -342,7 +342,8 @@ fn rebinding_and_mounting_again_works() {
         fs::write(mount.path(&format!("{round}")), noise(50_000, round)).unwrap();
         drop(mount);
         assert_eq!(fs.log().asked(op::DESTROY), round as usize);
-        // After these rounds, the device is mounted again without a rebind.
+        // After each even round, the test mounts the file system again without rebinding the
+        // device.
         if round % 2 == 0 {
             continue;
         }
@@ -379,7 +380,7 @@ impl Remote {
         self.served = Some(start(self.device.name(), &self.directory(), manner));
     }
 
-    /// Waits until the daemon has stalled in a request.
+    /// Waits until the daemon stalls while it handles a request.
     #[track_caller]
     fn stalls(&self) {
         let directory = self.directory();
@@ -388,7 +389,8 @@ impl Remote {
     }
 }
 
-/// Creates a file of 64 KiB of noise, and opens it through the mount.
+/// Creates a file of 64 KiB of random bytes, and opens the file through the mount. Returns the open
+/// file and the bytes.
 #[track_caller]
 fn open_noise<S>(fs: &LiveFs<S>, mount: &Mount) -> (Block, Vec<u8>) {
     let data = noise(64 << 10, 5);
@@ -412,8 +414,8 @@ fn a_daemon_killed_with_a_read_begun_is_taken_over() {
         fs.start(Manner::Serve);
         assert_same(&reader.join().unwrap(), &data, "what was read");
     });
-    // The third daemon finds a file that only the first daemon reported to virtiofs, and a new
-    // file.
+    // The third daemon must find both a file that only the first daemon has reported to virtiofs,
+    // and a new file.
     assert_same(&block.read(4096, 4096).unwrap(), &data[4096..8192], "more");
     fs::write(mount.path("new"), "new").unwrap();
     assert_eq!(fs::read(fs.behind("new")).unwrap(), b"new");
@@ -431,7 +433,7 @@ fn several_kills_lose_nothing() {
         .collect();
     exercise(&mut exercisers, |all| {
         for round in 0..8 {
-            // Vary the moment of the kill.
+            // The moment of the kill differs in each round.
             std::thread::sleep(Duration::from_millis(37 * round));
             all.go_on(5);
             fs.kill();

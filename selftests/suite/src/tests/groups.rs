@@ -83,7 +83,7 @@ fn version_0_clients_see_nothing_new() {
     assert_eq!(vhost.group_of(0).unwrap(), 0);
     assert_eq!(vhost.group_of(1).unwrap(), 0);
     answered.responder.take_kinds();
-    // The message of version 0 has no address space.
+    // In version 0, the UPDATE_IOTLB message has no address space, so `asid` is 0.
     let page = memory::page_of(1);
     vhost.map_in(0, 0x1000, &page, access::RW).unwrap();
     let update = Kind::UpdateIotlb {
@@ -309,8 +309,8 @@ fn get_vq_group_is_what_was_set_up() {
 }
 
 fn the_token_of_a_queue_is_its_groups() {
-    // All mappings of virtio_blk go through the virtqueues' tokens. While virtio_blk is bound, all
-    // groups are in address space 0.
+    // virtio_blk maps all its memory through the map tokens of its virtqueues. While virtio_blk is
+    // bound, all groups are in address space 0.
     let disk = ServedGroups::new(2, 2);
     disk.on_bus.bind(Driver::Virtio).unwrap();
     soon("the disk appears", || {
@@ -372,7 +372,8 @@ fn set_group_asid_that_the_daemon_refuses_changes_nothing() {
     drop(vhost);
     drop(answered);
 
-    // virtio_blk works after such a refusal, too. This server refuses all address spaces except 0.
+    // virtio_blk also works after a refused SET_GROUP_ASID request. This server refuses all address
+    // spaces except 0.
     let device = spaces::create(&spaces::config(2, 2, 2)).unwrap();
     let disk = Disk::new(memory_file(1 << 20));
     let queues = [(256, 0), (256, 1)];
@@ -431,8 +432,8 @@ fn set_group_asid_out_of_range_is_einval() {
             (group, asid),
         );
     }
-    // vhost-vdpa itself rejects these groups, because it checks a group as if it were a virtqueue's
-    // index.
+    // vhost-vdpa itself rejects these groups, because it requires the number of a group to be less
+    // than the number of virtqueues.
     for group in [4, 0xffff, u32::MAX] {
         fails_at(vhost.set_group_asid(group, 0), Errno::NOBUFS, group);
     }
@@ -485,7 +486,8 @@ fn a_reset_puts_the_groups_back_to_space_0() {
     drop(vhost);
     on_bus.unbind(Driver::Vhost).unwrap();
     modules::tool("modprobe", &["virtio_net"]).unwrap();
-    // The daemon finds the next driver's rings only in the address space in which the groups are.
+    // The reset has moved both groups back to address space 0, so the daemon finds the rings of the
+    // next driver there.
     on_bus.bind(Driver::Virtio).unwrap();
     soon("the driver sets its queues up", || {
         (0..2).all(|queue| file.vq_info(queue).unwrap().desc_addr != 0)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! QEMU guests with the stock kernel, whose disk is a vhost-vDPA device. QEMU and the guest are
-//! unmodified.
+//! QEMU guests that run the stock kernel and use a vhost-vDPA device as their disk. QEMU and the
+//! guest kernel are unmodified.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -94,7 +94,7 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
     guest.ok("mount -t ext4 /dev/vda /mnt");
     guest.ok("cd /mnt");
     assert_eq!(guest.ok("md5sum file*"), expected);
-    // The test can verify these changes from outside: known data in another order, a file with
+    // The test later verifies these changes on the host: known data in another order, a file with
     // known contents, a file with unknown contents, a deleted file, and a moved file.
     guest.ok("cat file6 file5 file3 >together");
     guest.ok("seq 1 20000 >numbers");
@@ -109,7 +109,7 @@ fn a_disk_of_qemu_storage_daemon_is_mounted_and_written() {
     on_bus.delete().expect("deleting");
     qsd.stop();
 
-    // The test checks the image from outside, without the driver.
+    // The host checks the image file directly, without the driver.
     tool("e2fsck", &["-f", "-n", image_path]);
     let found = scratch.path("found");
     fs::create_dir(&found).unwrap();
@@ -153,7 +153,8 @@ fn a_guest_killed_while_it_writes_leaves_the_disk_to_the_next_driver() {
     on_bus.bind(Driver::Vhost).expect("binding");
     let mut guest = boot_with(Setup::new(), &name);
     guest.ok("modprobe virtio_blk");
-    // Several processes write at once. They bypass the page cache, so that each write is a request.
+    // Several processes write at once. They bypass the page cache, so that each write becomes a
+    // request.
     guest.ok("tr '\\0' w </dev/zero | head -c 1048576 >/tmp/data");
     guest.ok("for at in 0 4 8 12; do while :; do \
          dd if=/tmp/data of=/dev/vda bs=64k seek=$((at * 16)) oflag=direct conv=notrunc; \

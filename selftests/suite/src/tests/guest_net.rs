@@ -38,16 +38,17 @@ tests![
     without_a_group_of_its_own_the_control_queue_works_all_the_same => 400,
 ];
 
-/// The IP addresses of the host and of the guest on the network that connects them.
+/// The host's IP address on the network that connects the host and the guest.
 const HOST: &str = "10.9.0.1";
+/// The guest's IP address on the network that connects the host and the guest.
 const GUEST: &str = "10.9.0.2";
 
 /// The time limit for an event that depends on the guest.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The MAC address with which the guest's card is created, and the address that the guest sets
-/// later.
+/// The MAC address with which the guest's card is created.
 const GIVEN: Mac = [0x52, 0x54, 0, 0, 0, 1];
+/// The MAC address that the guest sets later.
 const CHANGED: Mac = [0x52, 0x54, 0, 0, 0x99, 0x99];
 
 /// The control queue's group, if the control queue has its own group.
@@ -135,7 +136,7 @@ struct Region {
     mapping: Mapping,
 }
 
-/// Returns all regions of an address space, as the daemon finds them.
+/// Returns all regions of an address space that the daemon can look up.
 #[track_caller]
 fn regions(device: &Device, asid: u32) -> Vec<Region> {
     let mut regions = Vec::new();
@@ -168,7 +169,7 @@ fn contain(regions: &[Region], needle: &[u8]) -> bool {
             let part = region.mapping.slice(start, len).expect("a part");
             part.copy_to(&mut buffer[..len]);
             let mut rest = &buffer[..len];
-            // The library function `position` finds the first byte faster than this loop could.
+            // The library function `position` finds the first byte faster than a loop here could.
             while let Some(at) = rest.iter().position(|byte| *byte == needle[0]) {
                 rest = &rest[at..];
                 if rest.starts_with(needle) {
@@ -181,7 +182,7 @@ fn contain(regions: &[Region], needle: &[u8]) -> bool {
     })
 }
 
-/// Returns the files of the QEMU process `pid` that hold the guest's memory.
+/// Returns the identities of the files in which the QEMU process `pid` holds the guest's memory.
 fn memory_files(pid: u32) -> HashSet<Identity> {
     std::fs::read_dir(format!("/proc/{pid}/fd"))
         .expect("the files of QEMU")
@@ -247,7 +248,7 @@ fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
     assert!(secret.len() > 40, "{secret}");
     assert!(contain(&of_guest, secret.as_bytes()));
     assert!(!contain(&of_qemu, secret.as_bytes()));
-    // Listing the regions once more does not reveal the secret either.
+    // A second listing of address space 1 does not contain the secret either.
     assert!(!contain(&regions(&device, 1), secret.as_bytes()));
 }
 
@@ -296,7 +297,7 @@ fn the_control_queue_is_isolated_and_the_guest_migrates() {
         longest_gap(&answered)
     ));
     assert!(longest_gap(&answered) < PATIENCE.as_secs_f64());
-    // The data queues continue at their positions before the migration.
+    // The data queues do not restart at position 0 after the migration.
     for queue in [0, 1] {
         let info = there.device().vq_info(queue).expect("a data queue");
         assert_ne!(info.state.split(), 0, "queue {queue} began anew");
@@ -317,7 +318,7 @@ struct Stream {
 impl Stream {
     const PORT: u16 = 7777;
 
-    /// Listens on the host, and makes the guest send.
+    /// Listens on the host, and makes the guest connect and send the lines.
     #[track_caller]
     fn start(guest: &mut Guest) -> Self {
         let listener = TcpListener::bind((HOST, Self::PORT)).expect("listening");
@@ -375,8 +376,8 @@ fn a_guest_migrates_there_and_back_ten_times_and_loses_nothing() {
         shape.suspend = tap < "tap2";
         GuestCard::new(&shape, tap)
     });
-    // The guests have little memory, because each migration copies and scans all of it on an
-    // emulated machine.
+    // The guests have little memory, because a migration scans and copies all of a guest's memory,
+    // and the machine is emulated.
     let small = |card: &GuestCard| {
         let mut setup = setup(card, "mq=off");
         setup.memory = 160;
@@ -384,8 +385,8 @@ fn a_guest_migrates_there_and_back_ten_times_and_loses_nothing() {
     };
     let mut guest = small(&cards[0]).boot();
     connect(&mut guest);
-    // The bridge learns from the guest's frames which card the guest uses. A guest whose TCP stream
-    // waits for a window sends hardly any frames without this ping.
+    // The bridge learns from the guest's frames which card the guest uses. Without this ping, a
+    // guest whose TCP stream waits for its receiver would send hardly any frames.
     guest.ok(&format!("ping -i 1 {HOST} </dev/null >/dev/null 2>&1 &"));
     let pinger = Pinger::start(GUEST);
     let stream = Stream::start(&mut guest);
@@ -425,7 +426,7 @@ fn a_guest_migrates_there_and_back_ten_times_and_loses_nothing() {
     ));
     guest.kill();
     drop(guest);
-    // The stream may still go on. If it has ended, all lines must have been in order.
+    // The stream may still be running. If it has ended, all lines must have been in order.
     if stream.reader.is_finished() {
         stream
             .reader

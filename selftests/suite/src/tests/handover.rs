@@ -64,7 +64,8 @@ impl Side {
         ring::agree_without(&self.vhost, 1 << 29 | 1 << 34);
         queue.set_up(&self.vhost, base);
         ring::start(&self.vhost);
-        // The driver does not kick again for the requests that are available already.
+        // The driver does not kick again for requests that are already available, so this function
+        // does.
         queue.kick();
     }
 
@@ -126,8 +127,8 @@ fn a_suspended_device_hands_on_each_request_exactly_once() {
         work(from, &mut queue, &mut random);
         from.vhost.suspend().expect("suspending");
         let base = from.vhost.queue_base(0).expect("the position");
-        // The daemon has completed all requests that it had taken, so none is in flight in the
-        // device.
+        // The daemon has completed all requests that it had taken, so the device has no request in
+        // flight.
         assert_eq!(base, u32::from(queue.used_index()), "move {step}");
         from.reset();
         queue.reap();
@@ -151,7 +152,7 @@ fn a_device_that_is_reset_instead_loses_and_repeats_requests() {
     sides[0].daemon.complete_last(8);
     sides[0].reset();
     queue.reap();
-    // The best position that the driver knows is the index of the used ring.
+    // The index of the used ring is the best position that the driver knows.
     sides[1].start(&queue, queue.used_index());
     soon("what can come back comes back", || {
         sides[1].daemon.complete_some(FLIGHT);
@@ -165,7 +166,7 @@ fn a_device_that_is_reset_instead_loses_and_repeats_requests() {
         found.get(&0).unwrap_or(&0),
         found.get(&2).unwrap_or(&0)
     ));
-    // The first 8 were never executed, the last 8 were executed twice.
+    // The first 8 requests were never executed, and the last 8 were executed twice.
     assert_eq!(found, HashMap::from([(0, 8), (1, 16), (2, 8)]));
 }
 

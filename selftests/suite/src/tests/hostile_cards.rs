@@ -123,9 +123,9 @@ fn a_late_answer_brings_the_daemon_up_to_date() {
     let late = next(&mut ring, &[0, 0, 1]);
     std::thread::sleep(2 * LIMIT);
     ring.answer(&late, OK);
-    // The VDUSE driver sends again at least the two commands that failed immediately. If its time
-    // budget was used up before, the first command failed immediately as well, and the late answer
-    // was to the repetition of that command.
+    // The VDUSE driver resends at least the two commands that failed immediately. If its time
+    // budget was already used up, the first command failed immediately as well, and the late answer
+    // was to the resent first command.
     let mut seen = Vec::new();
     soon("the others are sent", || {
         while let Some(taken) = ring.take() {
@@ -291,7 +291,8 @@ fn a_daemon_that_scribbles_over_the_queue_harms_itself_only() {
                 let mut bytes = vec![0; 1 + random.below(64) as usize];
                 random.fill(&mut bytes);
                 if random.one_in(4) {
-                    // A used index near the available index is likely to pass for an answer.
+                    // The driver is likely to take a used index near the available index for an
+                    // answer.
                     let available = ring.available();
                     ring.set_used(available.wrapping_add(random.below(3) as u16));
                 } else {
@@ -388,8 +389,8 @@ fn a_card_that_is_removed_while_a_command_waits_is_removed() {
     }
 }
 
-/// Checks that virtio_net can always reduce its number of queue pairs. The kernel warns if that
-/// fails when an XDP program is removed.
+/// Checks that virtio_net can always reduce its number of queue pairs. The kernel warns if the
+/// reduction fails when an XDP program is removed.
 fn fewer_pairs_never_fail() {
     let mut card = HandCard::answering(|_| Some(OK));
     let interface = card.interface();

@@ -337,7 +337,8 @@ fn affinity_of_an_offline_cpu_delivers_all_the_same() {
 fn affinity_is_not_for_vhost() {
     const TIMES: usize = 20;
     let bare = BareDisk::started();
-    // This affinity, CPU 1 only, may be left over from a kernel driver.
+    // Sets the affinity to CPU 1 only, as it may be left over from a kernel driver. vhost's
+    // callbacks ignore the affinity.
     sysfs::write(&sysfs::affinity(bare.device.name(), 0), "2").unwrap();
     cpu::run_on(0);
     // Both vduse_rs and the in-tree driver signal vhost's eventfd with this function.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver's memory. A daemon finds and maps it by ioctls, and may keep the mappings and
-//! descriptors.
+//! The driver's memory. A daemon finds the memory with ioctls and maps it. The daemon may keep the
+//! mappings and the descriptors.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -370,7 +370,7 @@ fn what_nobody_uses_raises_sigbus() {
     let iova = ring_iova(&disk);
     let region = disk.vduse().iotlb_fd(iova, iova).unwrap();
     let prober = Prober::new();
-    // At these offsets, which are beyond all rings, the driver does not use the file.
+    // The driver does not use the domain's file at these offsets, which are beyond all rings.
     for offset in [region.offset + (64 << 20), 1 << 40] {
         let nothing = Mapping::of_file(region.file.as_fd(), offset, PAGE, ACCESS_RW).unwrap();
         fails_at(
@@ -471,11 +471,11 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
         present(first + AROUND, count - AROUND),
         vec![false; count - AROUND]
     );
-    // A fault on a page whose successor does not exist maps that page only.
+    // If the page after the touched page does not exist, a fault maps the touched page only.
     prober.read(page(&area, edge), 1).unwrap();
     assert_eq!(present(edge, 2), [true, false]);
     fails(prober.read(page(&area, edge + 1), 1), Errno::FAULT);
-    // A fault maps the unmapped pages before a page that is already mapped.
+    // A fault also maps the following pages, up to a page that is already mapped.
     prober.read(page(&area, first + AROUND + 4), 1).unwrap();
     prober.read(page(&area, first + AROUND), 1).unwrap();
     assert_eq!(present(first + AROUND, 5), [true; 5]);
@@ -552,7 +552,8 @@ fn a_descriptor_kept_over_a_rebind_shows_no_other_memory() {
     let theirs = memory::file(PAGE);
     let theirs = Mapping::of_file(theirs.as_fd(), 0, PAGE, ACCESS_RW).unwrap();
     vhost.map(iova, &theirs, access::RW).unwrap();
-    // The descriptor still refers to the ring, which is gone.
+    // The descriptor still refers to the virtio driver's ring, but the ring no longer exists, so
+    // the access fails.
     let ring = map(&region);
     fails(Prober::new().read(ring.address(), 1), Errno::FAULT);
     drop(vhost);
@@ -600,7 +601,7 @@ fn a_ring_that_was_touched_and_freed_can_be_written_to() {
     let byte = prober.read(ring.address(), 1).unwrap()[0];
     prober.write(ring.address(), byte).unwrap();
     disk.on_bus.unbind(Driver::Virtio).unwrap();
-    // If the ring's pages were free, some of them would become a part of this memory.
+    // If the ring's pages had been freed, the kernel would use some of them for this memory.
     const MARK: u8 = 0xa5;
     let others = std::hint::black_box(vec![MARK; 64 << 20]);
     let scribble = || {

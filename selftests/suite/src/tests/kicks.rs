@@ -66,7 +66,7 @@ fn a_reset_takes_the_eventfd_away() {
     let bare = BareDisk::started();
     let before = bare.kick_fd();
     bare.driver.vhost.set_status(RESET).unwrap();
-    // The next driver's kicks must not reach the eventfd from before the reset.
+    // The next driver's kicks must not reach the eventfd that the daemon set before the reset.
     let driver = &bare.driver;
     driver.vhost.set_status(ACKNOWLEDGE | DRIVER).unwrap();
     let features = driver.vhost.features().unwrap() & !feature::RING_EVENT_IDX;
@@ -138,7 +138,7 @@ fn a_kick_that_kicks_itself_comes_to_rest() {
 fn kicks_that_go_in_circles_come_to_rest() {
     let bares = [(); 3].map(|()| BareDisk::started());
     let kicks = [0, 1, 2].map(|n: usize| &bares[n].driver.kick);
-    // Each device's kicks signal the next device's kick eventfd.
+    // Each device passes its kicks to the kick eventfd of the next device.
     for (n, bare) in bares.iter().enumerate() {
         bare.file.set_kick(0, kicks[(n + 1) % 3].as_fd()).unwrap();
     }

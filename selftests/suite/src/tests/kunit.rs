@@ -12,11 +12,11 @@ use crate::lab::run::settings::driver;
 
 tests![the_modules_own_tests_pass];
 
-/// The start of the line before a suite's results.
+/// The start of the log line that precedes the results of a test suite.
 const SUITE: &str = "# Subtest: ";
 
-// This test runs before all other groups, because the log keeps the messages of the load only for a
-// while.
+// This test runs before all other groups, because the kernel log keeps the messages about loading
+// the module only for a while.
 fn the_modules_own_tests_pass() {
     if !Path::new("/sys/module/kunit").exists() {
         skip("this kernel has no KUnit");

@@ -128,7 +128,7 @@ fn rebinding_between_virtio_and_vhost_leaves_nothing() {
     });
 }
 
-/// Checks that large rings leave no pages. The kernel counts objects by size, but pages only in
+/// Checks that large rings leak no pages. The kernel counts objects by size, but pages only in
 /// total. Each round uses rings of 850 KiB, so that a leak is visible in the total.
 fn large_rings_leave_no_pages() {
     if has_kmemleak() {

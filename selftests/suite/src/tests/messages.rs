@@ -104,8 +104,8 @@ fn virtio_sends_the_steps_of_the_status() {
     let file = Arc::new(device.open_ready(1));
     let responder = Responder::ok(&file);
     let on_bus = OnBus::add(device.name()).unwrap();
-    // virtio_blk would wait for the disk's first sector, because no daemon serves the disk. So the
-    // virtio device gets no driver.
+    // Without a daemon that serves the disk, virtio_blk would wait for the first sector. The test
+    // therefore leaves the virtio device without a driver.
     let autoprobe = VirtioAutoprobe::off();
     on_bus.bind(Driver::Virtio).unwrap();
     assert_eq!(
@@ -116,7 +116,7 @@ fn virtio_sends_the_steps_of_the_status() {
     drop(autoprobe);
 }
 
-/// Disabled automatic binding of virtio devices to drivers, which is enabled again on drop.
+/// A guard that disables the automatic binding of virtio devices to drivers until it is dropped.
 struct VirtioAutoprobe;
 
 impl VirtioAutoprobe {
@@ -331,7 +331,8 @@ fn a_fault_in_the_answer_is_not_an_answer() {
     let opening = bound.open_vhost();
     let request = bound.request();
     let result = Edge::new().write(bound.file(), 100, 152);
-    // The driver may also reject an answer that it copied only partially as too short.
+    // If the driver has copied the answer only partially, it may also reject the answer as too
+    // short.
     let errno = result.err().and_then(|e| Errno::from_io_error(&e));
     assert!(
         matches!(errno, Some(Errno::FAULT | Errno::INVAL)),

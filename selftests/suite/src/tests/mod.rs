@@ -140,8 +140,8 @@ pub fn all() -> impl Iterator<Item = Test> {
     })
 }
 
-/// Returns the tests whose names match a pattern of `options.patterns`, without the tests that
-/// match a pattern of `options.skip`. If `options.patterns` is empty, every name matches.
+/// Returns the tests whose names match a pattern of `options.patterns`, except for tests whose
+/// names match a pattern of `options.skip`. If `options.patterns` is empty, every name matches.
 pub fn selected(options: &Options) -> impl Iterator<Item = Test> + '_ {
     let any = |patterns: &[String], name: &str| patterns.iter().any(|p| pattern::matches(p, name));
     all().filter(move |test| {

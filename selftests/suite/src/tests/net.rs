@@ -50,7 +50,7 @@ fn pings_go_both_ways() {
     peer.ping_both_ways(1400);
 }
 
-/// Sends data over TCP to the peer, and then other data back.
+/// Sends data to the peer over TCP, and receives other data from the peer. Checks both.
 #[track_caller]
 fn exchange(peer: &Peer, bytes: usize) {
     let data = move |seed| {
@@ -87,7 +87,7 @@ fn data_arrives_as_it_was_sent() {
     exchange(&peer, 4 << 20);
 }
 
-/// Checks that data is intact while the daemon registers and deregisters user memory. virtio_net
+/// Checks that data stays intact while the daemon registers and deregisters user memory. virtio_net
 /// maps, unmaps and kicks in softirqs, which interrupt the daemon's ioctls.
 fn data_is_intact_when_memory_comes_and_goes_meanwhile() {
     unlimited_memlock();

@@ -31,7 +31,7 @@ struct Containers {
 }
 
 /// The longest time for which the lock of all network configuration (RTNL) may be held. It is the
-/// time limit of one command plus what an idle machine needs.
+/// time limit of one command plus the time that an idle machine needs for the rest.
 const LIMIT: Duration = Duration::from_millis(1500);
 
 const ADDRESSES: [&str; 2] = ["10.98.0.1", "10.98.0.2"];
@@ -46,7 +46,7 @@ impl Containers {
         Self { peers, switch }
     }
 
-    /// Pings the second container from the first until an answer comes.
+    /// Pings the second container from the first until the second container answers.
     #[track_caller]
     fn reach_each_other(&self) {
         within(Duration::from_secs(60), "a ping is answered", || {
@@ -67,8 +67,8 @@ impl Containers {
         said.contains(&format!(" {count} received"))
     }
 
-    /// Sends packets in many flows from the first container to the second until each queue pair of
-    /// the first card has sent some. Checks that packets of every flow arrive.
+    /// Sends packets in many flows from the first container to the second. Checks that packets of
+    /// every flow arrive. Stops once each queue pair of the first card has sent packets.
     #[track_caller]
     fn all_pairs_forward(&self, pairs: usize) {
         let (sender, port) = mpsc::channel();

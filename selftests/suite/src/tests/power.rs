@@ -47,7 +47,8 @@ tests![
     a_disk_under_io_goes_on_after_suspend => 120,
 ];
 
-/// The time limit for a waiting call to return after the machine was suspended.
+/// The time limit for a waiting call to return after the machine has resumed and the daemon
+/// answers.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits until the driver has sent the daemon a request.
@@ -62,12 +63,13 @@ fn is_asked(file: &Device) {
     assert_eq!(ready, 1, "nobody asks the daemon");
 }
 
-/// A call of a vhost-vdpa client, which returns the client to keep the device open.
+/// A call of a vhost-vdpa client. The function returns the client, unless the call closes the
+/// device.
 type Call = fn(Vhost) -> io::Result<Option<Vhost>>;
 
 /// Suspends the machine while a call of a vhost client waits for the daemon, which is this process.
-/// The daemon answers only after the machine has resumed, and then the call must succeed. Without
-/// `call`, the client opens the device.
+/// The daemon answers only after the machine has resumed, and then the call must succeed. If `call`
+/// is `None`, the waiting call is the open of the device.
 #[track_caller]
 fn client_waits(call: Option<Call>, depth: Depth) {
     let machine = Machine::new();
@@ -257,8 +259,8 @@ fn adding_a_disk_of_a_stopped_daemon_holds_no_suspend_up() {
 
 /// Checks that a request with `DRIVER_OK` stays pending until a daemon answers it, even if the
 /// machine tries to suspend. virtio_blk does not check whether a daemon has agreed. A daemon that
-/// has not seen `DRIVER_OK` would not serve virtio_blk's first requests, so virtio_blk would wait
-/// for them.
+/// has not seen `DRIVER_OK` would not serve virtio_blk's first requests, and virtio_blk would wait
+/// for these requests indefinitely.
 fn a_driver_that_says_it_is_ready_is_waited_for_and_works() {
     let machine = Machine::new();
     let device = TestDevice::disk();
@@ -339,8 +341,9 @@ fn a_disk_under_io_goes_on_after_suspend() {
     let machine = Machine::new();
     need("fio", "--version");
     let disk = LiveDisk::new(Shape::default());
-    // fio waits for its requests in a way that allows freezing. The kernel cannot freeze a process
-    // in read(2) before the daemon has answered, and the daemon is frozen already.
+    // While fio waits for its requests, the kernel can freeze it. The kernel could not freeze a
+    // process that waits in read(2), because the daemon that must answer the read is already
+    // frozen.
     let mut fio = std::process::Command::new("fio")
         .args([
             "--name=io",

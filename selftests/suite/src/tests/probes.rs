@@ -184,7 +184,7 @@ fn a_driver_is_not_called_before_its_second_probe_is_done() {
         let early = trace.events().len();
         drop(responder);
         drop(file);
-        // The probe waits for the zones. The new daemon returns an error.
+        // The probe waits for a report of the zones. The new daemon answers with an error.
         let served = serve(&failed.device);
         within(Duration::from_secs(10), "the probe fails", || {
             status(failed.device.name()) == UP_TO_DRIVER_OK | FAILED
@@ -203,13 +203,14 @@ fn a_driver_is_not_called_before_its_second_probe_is_done() {
 struct Ring {
     memory: Mapping,
     prober: Prober,
-    /// The offsets of the driver area and of the device area in `memory`.
+    /// The offset of the driver area (available ring) in `memory`.
     avail: usize,
+    /// The offset of the device area (used ring) in `memory`.
     used: usize,
 }
 
 impl Ring {
-    /// Returns the ring, if it exists already.
+    /// Returns the ring, or `None` if the virtqueue is not ready or the ring cannot be mapped.
     fn find(file: &Device) -> Option<Self> {
         let info = file.vq_info(0).ok().filter(|info| info.ready != 0)?;
         let at = info.device_addr;
@@ -243,8 +244,8 @@ impl Ring {
         self.put(2, &[count])
     }
 
-    /// If the first request has arrived, marks it as used without serving it. Returns whether it
-    /// has arrived.
+    /// If the first request has arrived, marks the request as used without serving it. Returns
+    /// whether the first request has arrived.
     fn use_first(&self) -> io::Result<bool> {
         if self.available(2)? == [0, 0] {
             return Ok(false);
@@ -329,7 +330,8 @@ fn a_driver_that_failed_twice_is_not_called() {
     failed.on_bus.unbind(Driver::Virtio).unwrap();
     let trace = Trace::of_function("virtio_vdpa:virtio_vdpa_config_cb");
     for _ in 0..20 {
-        // The daemon has seen `DRIVER_OK`, but no message says that the driver is gone.
+        // The daemon has seen `DRIVER_OK`, and no message has told the daemon that the driver is
+        // gone.
         let _ = served.device().inject_config_irq();
     }
     assert_eq!(trace.events().len(), 0);
@@ -358,7 +360,7 @@ fn a_driver_that_failed_is_not_called_even_if_the_daemon_refuses_that() {
     let _ = file.inject_vq_irq(0);
     assert_eq!(trace.events().len(), 0);
     drop(trace);
-    // The device can be bound to the next driver, which resets the device itself.
+    // The next driver can bind to the device, and resets the device itself.
     failed.on_bus.bind(Driver::Vhost).unwrap();
     drop(responder);
 }

@@ -337,8 +337,8 @@ fn virtio_asks_for_each_queue_and_once_more_after_the_reset() {
 fn a_driver_of_the_kernel_waits_for_all_its_queues_together() {
     let device = create(&net_config(), NEGOTIATION).unwrap();
     let file = Arc::new(device.open_ready(2));
-    // One answer takes much less time than the timeout, and two answers take much more. A busy
-    // machine makes no difference.
+    // One answer takes much less time than the timeout, and two answers take much more, even on a
+    // busy machine.
     let slow = std::time::Duration::from_millis(2500);
     let responder = Responder::new(&file, move |request| {
         if matches!(request.kind, Kind::SetVqReady { .. }) {

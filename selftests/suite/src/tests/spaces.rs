@@ -62,7 +62,7 @@ fn update(asid: u32) -> Kind {
     }
 }
 
-/// Maps a page filled with `byte`, and returns the page, which must be kept.
+/// Maps a page filled with `byte`, and returns the page, which the caller must keep.
 #[track_caller]
 fn map(vhost: &Vhost, asid: u32, iova: u64, byte: u8) -> Mapping {
     let page = page_of(byte);
@@ -391,8 +391,8 @@ fn get_info_of_an_asid_out_of_range_is_einval() {
 }
 
 fn indexes_at_and_behind_their_ends_are_einval() {
-    // A test cannot observe the speculation barrier for an index. It can only check the index's
-    // limit.
+    // A test cannot observe the speculation barrier after the range check of an index. It can only
+    // observe the range check.
     let answered = Answered::new(&[0, 1, 2], 3, 2);
     let vhost = answered.vhost();
     let file = &answered.file;
@@ -512,7 +512,7 @@ fn groups_can_share_a_space_that_is_not_0() {
     ring::start(&vhost);
     for queue in &mut queues {
         assert_same(&queue.read(7), &[8; 512], "a sector");
-        // Replaces the memory at these IOVAs by other memory.
+        // Replaces the memory at these IOVAs with other memory.
         queue.move_memory(&vhost);
         assert_same(&queue.read(8), &[9; 512], "a sector");
     }
@@ -567,7 +567,7 @@ fn umem_is_registered_for_a_space() {
     let size = 4 << 20;
     let (disk, block) = virtio(size);
     let device = disk.served.device();
-    // Address space 1 has no bounce area, so user memory cannot back it.
+    // Address space 1 has no bounce area, so the daemon cannot register user memory for it.
     let spare = Mapping::anonymous((size / 2) as usize).unwrap();
     let umem = IovaUmem {
         uaddr: spare.address() as u64,

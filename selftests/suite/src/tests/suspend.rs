@@ -134,7 +134,8 @@ impl Running {
         ring::start(&self.vhost);
     }
 
-    /// Kicks the device. Returns once the kick has been handled, whether or not it was delivered.
+    /// Kicks the device. Returns after the driver has received the kick, even if the driver holds
+    /// the kick back because the device is suspended.
     #[track_caller]
     fn kick(&self) {
         self.queue.kick_at_once(&self.vhost);
@@ -248,7 +249,7 @@ fn a_suspended_device_is_neither_kicked_nor_interrupts() {
 fn a_suspended_device_refuses_interrupts_for_other_cpus_as_well() {
     let setup = Answered::negotiated(SUSPEND, 1, agree);
     let vhost = setup.vhost();
-    // The driver sets no callback, because the affinity does not apply to vhost's callbacks.
+    // The vhost client sets no callback, because the affinity would not apply to vhost's callback.
     ring::agree(&vhost);
     ring::start(&vhost);
     let affinity = sysfs::affinity(setup.device.name(), 0);
@@ -378,7 +379,7 @@ fn a_reset_ends_it_whatever_the_daemon_says() {
     refuses.store(true, Ordering::Relaxed);
     fails(running.vhost.set_status(status::RESET), Errno::IO);
     refuses.store(false, Ordering::Relaxed);
-    // vhost sets its maximum queue size to 0 in a reset that fails. A successful reset restores
+    // In the failed reset, vhost set its maximum queue size to 0. The successful reset restores
     // that size.
     running.restart();
     running.works();
@@ -482,8 +483,9 @@ fn it_can_be_suspended_and_resumed_again_and_again() {
     running.works();
 }
 
-/// The number of rounds in a storm, without resets and with resets.
+/// The number of rounds in a storm without resets.
 const ROUNDS: u64 = 10_000;
+/// The number of rounds in a storm with resets.
 const RESETS: u64 = 500;
 
 /// The events that arrive at a device or at its driver in a storm.
@@ -515,7 +517,8 @@ fn storm(negotiation: Negotiation, rounds: u64, go_on: impl Fn(&Running)) -> [[u
         Kind::Suspend => {
             let (device, eventfds) = within.get().expect("the open device");
             device.answer(request, Answer::Ok).expect("agreeing");
-            // From now on, no event may arrive. The daemon counts the events that arrived before.
+            // No event may arrive after this answer. The daemon counts the events that arrived
+            // before it.
             for (eventfd, count) in eventfds.iter().zip(count.iter()) {
                 count.fetch_add(eventfd.take().expect("an eventfd"), Ordering::Relaxed);
             }

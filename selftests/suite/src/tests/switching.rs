@@ -81,8 +81,9 @@ fn a_switch_takes_a_short_time() {
     assert!(other < Duration::from_millis(500));
 }
 
-/// The number of switches. The rings are used after every `BURST` switches.
+/// The total number of switches.
 const SWITCHES: u64 = 10_000;
+/// The number of switches after which the rings are used.
 const BURST: u64 = 200;
 
 fn switching_10_000_times_under_load_mixes_nothing_up() {
@@ -132,8 +133,8 @@ fn switching_10_000_times_under_load_mixes_nothing_up() {
     setup.daemon.check();
 }
 
-/// Switches groups at random, and then does I/O in both rings, in the address spaces of their
-/// groups.
+/// Switches groups at random, and then does I/O in both rings. Each ring is in the address space of
+/// its group.
 #[track_caller]
 fn burst(vhost: &Vhost, random: &mut Random) {
     // The last reset has moved both groups back to address space 0.

@@ -125,10 +125,10 @@ fn bounce_size_on_the_bus_is_eperm() {
     assert_eq!(read(&path).unwrap(), "67108864");
 }
 
-/// Parses an affinity's text. Returns the CPUs as a bit mask.
+/// Parses the text of an affinity attribute. Returns the CPUs as a bit mask.
 fn mask(text: &str) -> u64 {
     let digits: String = text.chars().filter(|&c| c != ',').collect();
-    // A kernel for many CPUs prints many words. This machine has few CPUs, so the last 16 digits
+    // A kernel for many CPUs prints many digits. This machine has few CPUs, so the last 16 digits
     // are enough.
     let tail = digits.len().saturating_sub(16);
     u64::from_str_radix(&digits[tail..], 16).expect("a mask in hexadecimal")
@@ -152,7 +152,7 @@ fn affinity_without_an_online_cpu_is_einval() {
     fails(write(&path, "0"), Errno::INVAL);
     let offline = OfflineCpu::new();
     fails(write(&path, "2"), Errno::INVAL);
-    // One of the two CPUs is online.
+    // One of the two CPUs in this mask is online, which is enough.
     write(&path, "3").unwrap();
     drop(offline);
     write(&path, "2").unwrap();

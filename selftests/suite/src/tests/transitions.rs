@@ -391,15 +391,15 @@ fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
         Some(UP_TO_DRIVER_OK | FAILED)
     );
     let interrupts = || {
-        // The driver may accept or refuse these injections, but must not call a callback that is
-        // gone.
+        // The driver may accept or refuse these injections, but must not call a callback of a
+        // driver that is gone.
         let _ = served.device().inject_vq_irq(0);
         let _ = served.device().inject_vq_irq(1);
         let _ = served.device().inject_config_irq();
     };
     interrupts();
     on_bus.unbind(Driver::Virtio).unwrap();
-    // virtio-vdpa's callbacks use the memory of the virtio device, which no longer exists.
+    // The virtio device no longer exists, and virtio-vdpa's callbacks would access its memory.
     interrupts();
     on_bus.bind(Driver::Vhost).unwrap();
     let vhost = Vhost::open(&bus::vhost_path(device.name()).unwrap()).unwrap();
@@ -413,7 +413,7 @@ fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
 fn a_file_system_whose_tag_is_taken_fails_and_is_bound_later() {
     let first = LiveFs::new();
     let mut config = fs::device_config(&unique_name());
-    // Uses the tag of the first file system.
+    // Gives the new file system the tag of the first one.
     let tag = first.device.name().to_owned();
     config.space[..36].fill(0);
     config.space[..tag.len()].copy_from_slice(tag.as_bytes());
@@ -541,7 +541,7 @@ fn unbinding_a_disk_of_a_dead_daemon_waits_no_longer_than_msg_timeout() {
     let begin = Instant::now();
     on_bus.unbind(Driver::Virtio).unwrap();
     assert!(begin.elapsed() < AT_ONCE);
-    // The next driver finds the device in its initial state, with the next daemon.
+    // With the next daemon, the next driver finds the device in its initial state.
     let next = Served::start(device.open_nonblocking(), 1, memory_file(4 << 20)).unwrap();
     interrupts_nobody(next.device());
     on_bus.bind(Driver::Virtio).unwrap();

@@ -46,7 +46,7 @@ tests![
 /// The size of the bounce area, in bytes.
 const SIZE: u64 = 2 << 20;
 
-/// Returns a disk with a small bounce area, a part of which requests have already used.
+/// Returns a disk with a small bounce area. Requests have already used some of its bounce pages.
 #[track_caller]
 fn disk() -> LiveDisk {
     unlimited_memlock();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Injected faults on the paths of user pages that a daemon registers.
+//! Injected faults on the code paths of user memory that a daemon registers.
 
 use vduse::Mapping;
 use vduse_uapi::IovaUmem;
@@ -54,8 +54,8 @@ fn registering_memory_fails_cleanly() {
     ];
     several(FEW, paths, || {
         let mut tallies = Vec::new();
-        // Each round uses new devices, because a device keeps IOVAs for later use as long as it
-        // exists.
+        // A device keeps freed IOVAs for later use as long as it exists, so each round uses new
+        // devices.
         for spaces in [0, 2] {
             let (disk, _memory, umem) = &disk_and_memory(spaces);
             let file = disk.vduse();

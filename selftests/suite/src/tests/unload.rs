@@ -95,7 +95,8 @@ fn a_mapping_of_a_domain_keeps_the_module_until_it_is_gone() {
     is_kept_by(mapping);
 }
 
-/// A parameter with which the module stays loaded until this value is dropped.
+/// A guard for a module parameter. The module stays loaded with the parameter until the guard is
+/// dropped.
 struct Parameter;
 
 impl Parameter {
@@ -181,8 +182,8 @@ fn maps_that_there_is_no_room_for_take_no_time() {
     let page = memory::page_of(1);
     let iova = |n: u64| n * 2 * PAGE;
     let mut mapped = 0;
-    // Measures how long the device takes to refuse so many maps, without vhost's own work, which is
-    // done before.
+    // Measures how long the device takes to refuse so many maps. vhost has done its own work before
+    // the measurement.
     let [few, many] = [MOST + 1, MANY].map(|count| {
         vhost.batch_begin(0).unwrap();
         for n in mapped..count {

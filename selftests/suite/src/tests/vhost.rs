@@ -181,7 +181,7 @@ fn invalidated_memory_is_looked_up_again() {
     let machine = Machine::new();
     let mut driver = machine.driver();
     assert_same(&driver.read(1), &[2; 512], "a sector");
-    // Replaces the memory at these IOVAs by other memory.
+    // Replaces the memory at these IOVAs with other memory.
     driver.move_memory();
     assert_same(&driver.read(2), &[3; 512], "a sector");
     assert_same(&driver.read(1), &[2; 512], "a sector");

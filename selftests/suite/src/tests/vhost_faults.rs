@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Injected faults on the paths of a vhost client.
+//! Injected faults on the code paths of a vhost client.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -116,8 +116,7 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
                 .vhost
                 .map_in(1, HERE, &page, access::RW)
                 .expect("mapping");
-            // vhost ignores the driver's result, because vhost releases the client's page in any
-            // case.
+            // vhost ignores the driver's result, because vhost releases the client's page anyway.
             fault.hit(NEVER, || driven.vhost.unmap_in(1, HERE, PAGE));
             driven.replace_if_broken();
             fails_at(driven.byte(HERE), Errno::INVAL, fault.number());
@@ -129,7 +128,7 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
 
 fn moving_a_group_fails_cleanly() {
     /// The number of address spaces. The device keeps the memory that it allocates for an address
-    /// space, so each fault uses another one.
+    /// space, so each fault uses a different address space.
     const SPACES: u32 = 64;
     let injection = Injection::of_allocations(Below::Driver);
     several(FEW, ["moving a group"], || {
@@ -189,8 +188,8 @@ fn requests_fail_cleanly() {
                     assert_eq!(now, status, "{fault}");
                 } else {
                     untold[path] += 1;
-                    // A write of `ACKNOWLEDGE` has had no effect. A reset has taken effect,
-                    // although the daemon did not receive it.
+                    // The status is 0 in both cases. A write of `ACKNOWLEDGE` has had no effect. A
+                    // reset has taken effect, although the daemon did not receive the request.
                     assert_eq!(now, 0, "{fault}");
                     fault.again(|| driven.vhost.set_status(status));
                     assert_eq!(

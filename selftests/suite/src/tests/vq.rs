@@ -134,7 +134,7 @@ fn packed_state_is_asked_for_and_masked() {
         last_used_counter: 0xffff,
         last_used_idx: 0x8007,
     });
-    // The driver keeps one bit of each counter, and fifteen bits of each index.
+    // The driver keeps one bit of each wrap counter, and 15 bits of each index.
     assert_eq!(
         bare.driver.vhost.queue_base(0).unwrap(),
         0x7fff | (0x8000 | 7) << 16

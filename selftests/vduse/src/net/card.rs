@@ -31,7 +31,8 @@ const LONGEST: usize = HEADER + 65_550;
 /// Maximum length of a command in bytes, enough for about 10,000 addresses.
 const LONGEST_COMMAND: usize = 1 << 16;
 
-/// Maximum number of frames that one call of `fetch` drops because the driver filters them out.
+/// Maximum number of frames that one call of `fetch` drops because the driver's filter rejects
+/// them.
 const PATIENCE: usize = 64;
 
 /// Offset of the status in the configuration space.
@@ -71,7 +72,7 @@ enum Role {
     Unused,
 }
 
-/// A network card.
+/// A network card, as the [`Backend`] of a server.
 pub struct Net<P> {
     mac: Mac,
     pairs: Vec<Pair<P>>,
@@ -136,8 +137,9 @@ impl<P: Port> Net<P> {
         Ok(())
     }
 
-    /// Returns the role of a virtqueue (virtio 1.3, section 5.1.2). The control queue follows all
-    /// pairs if the driver has accepted `VIRTIO_NET_F_MQ`, and the first pair otherwise.
+    /// Returns the role of a virtqueue (virtio 1.3, section 5.1.2). If the driver has accepted
+    /// `VIRTIO_NET_F_MQ`, the control queue comes after all pairs. Otherwise, it comes after the
+    /// first pair.
     fn role(&self, queue: u16) -> Role {
         let Some(features) = self.features else {
             return Role::Unused;
@@ -247,8 +249,8 @@ impl<P: Port> Net<P> {
         VIRTIO_NET_ERR
     }
 
-    /// Serves a request. `memory`, which contains the buffers, can have any type, so that tests
-    /// need no device.
+    /// Serves a request. `memory` contains the request's buffers. Its type is generic, so that
+    /// tests need no device.
     fn serve_in<M, T>(
         &mut self,
         queue: u16,
@@ -321,8 +323,8 @@ impl<P: Port> Backend for Net<P> {
     }
 
     fn answered(&mut self) {
-        // Change the ports only after the answer: enabling a queue of a TAP interface takes RTNL,
-        // which virtio_net holds until the card has answered its command.
+        // Change the ports only after the card has answered the command. Enabling a queue of a TAP
+        // interface takes RTNL, which virtio_net holds until the card answers.
         if std::mem::take(&mut self.ports_differ) {
             if let Err(error) = self.enable(self.settings.pairs) {
                 eprintln!("the ports stay as they were: {error}");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
 //! The commands of a network card's control queue (virtio 1.3, section 5.1.6.5), and the settings
-//! that a driver makes with them.
+//! that a driver changes with these commands.
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_CTRL_MAC,
@@ -38,7 +38,7 @@ pub enum Command {
     NoUnicast(bool),
     /// Sets whether the card drops all broadcast frames.
     NoBroadcast(bool),
-    /// Sets the addresses, besides the card's own, whose frames the card receives.
+    /// Sets the addresses, besides the card's own, for which the card receives frames.
     MacTable {
         /// Unicast addresses.
         unicast: Vec<Mac>,
@@ -123,10 +123,11 @@ fn table(data: &[u8]) -> Option<(Vec<Mac>, &[u8])> {
     Some((macs?, rest))
 }
 
-/// The settings made by the driver.
+/// The settings that the driver changes with commands.
 ///
-/// Initially and after a reset, the card receives all frames. A driver need not support filters,
-/// and a program that takes over a running card does not know the driver's settings.
+/// Initially and after a reset, the card receives all frames, because a driver need not support
+/// filters, and because a program that takes over a running card does not know the driver's
+/// settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The card's MAC address.
@@ -143,9 +144,9 @@ pub struct Settings {
     pub no_unicast: bool,
     /// Whether the card drops all broadcast frames.
     pub no_broadcast: bool,
-    /// Unicast addresses, besides the card's own, whose frames the card receives.
+    /// Unicast addresses, besides the card's own, for which the card receives frames.
     pub unicast: Vec<Mac>,
-    /// Multicast addresses whose frames the card receives.
+    /// Multicast addresses for which the card receives frames.
     pub multicast: Vec<Mac>,
     /// Number of queue pairs in use.
     pub pairs: u16,
@@ -219,8 +220,8 @@ mod tests {
         settings
     }
 
-    /// Returns which frames the filter accepts: to the card's own address, another card's address,
-    /// a multicast address, and the broadcast address.
+    /// Returns whether the filter accepts a frame to each of these addresses, in this order: the
+    /// card's own address, another card's address, a multicast address, the broadcast address.
     fn wanted(settings: &Settings) -> [bool; 4] {
         [OURS, OTHER, GROUP, BROADCAST].map(|to| settings.wants(&[&to[..], &[0; 54]].concat()))
     }

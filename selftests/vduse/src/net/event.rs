@@ -12,7 +12,7 @@ pub enum What {
     Started(u64),
     /// The driver has reset the card.
     Reset,
-    /// The driver suspends the card, which has completed the requests that it had begun.
+    /// The driver suspends the card. The card has completed the requests that it had begun.
     Suspended,
     /// The card has executed this command of the driver.
     Done(Command),

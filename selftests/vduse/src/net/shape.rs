@@ -28,7 +28,8 @@ const CONFIG_SIZE: usize = 32;
 /// Feature bit for [`Shape::options`]: the card can ask the driver to announce itself.
 pub const GUEST_ANNOUNCE: u64 = 1 << VIRTIO_NET_F_GUEST_ANNOUNCE;
 
-/// Feature bit for [`Shape::options`]: the driver can use further modes to filter received frames.
+/// Feature bit for [`Shape::options`]: the driver can use additional modes for filtering received
+/// frames.
 pub const CTRL_RX_EXTRA: u64 = 1 << VIRTIO_NET_F_CTRL_RX_EXTRA;
 
 /// The virtqueue groups and address spaces of a card.
@@ -56,8 +57,8 @@ pub struct Shape {
     pub control: bool,
     /// The virtqueue groups and address spaces.
     pub groups: Groups,
-    /// Feature bits that the card offers in addition: any of [`GUEST_ANNOUNCE`] and
-    /// [`CTRL_RX_EXTRA`].
+    /// Additional feature bits that the card offers if it has a control queue: [`GUEST_ANNOUNCE`],
+    /// [`CTRL_RX_EXTRA`], or both.
     pub options: u64,
     /// Whether the driver can suspend the card, if the kernel supports that. With suspend, a
     /// virtual machine can migrate without losing the requests in the virtqueues.
@@ -80,7 +81,7 @@ impl Shape {
 
     /// Returns the virtio feature bits that the card offers.
     ///
-    /// QEMU isolates the control queue only if it can shadow every offered feature, so the card
+    /// QEMU isolates the control queue only if QEMU can shadow every offered feature, so the card
     /// offers neither indirect descriptors nor the event index.
     pub fn features(&self) -> u64 {
         let mut features = 1 << VIRTIO_F_VERSION_1

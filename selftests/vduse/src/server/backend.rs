@@ -17,8 +17,8 @@ pub type Chain = DescriptorChain<Memory>;
 
 /// The part of a device that serves the requests of its virtqueues.
 pub trait Backend {
-    /// Serves a request of virtqueue `queue`, whose buffers are in `memory`. Returns the number of
-    /// bytes that the device has written to the chain.
+    /// Serves a request of virtqueue `queue`. The request's buffers are in `memory`. Returns the
+    /// number of bytes that the device has written to these buffers.
     ///
     /// The chain comes from the driver and can contain anything.
     fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32;
@@ -37,21 +37,22 @@ pub trait Backend {
     }
 
     /// Returns the changes to the configuration space since the last call. Each change is an offset
-    /// and the new contents there. The server writes the changes before it tells the driver that
-    /// the request was served.
+    /// and the new contents there. The server calls this function after each request and each
+    /// reset, and writes the changes to the device. After a request, the server does so before it
+    /// adds the request to the used ring.
     fn config_changes(&mut self) -> Vec<(u32, Vec<u8>)> {
         Vec::new()
     }
 
-    /// Called by the server after it has told the driver that requests were served. A backend must
-    /// do here whatever may wait for the driver, because a kernel driver may hold locks until its
-    /// request is served. For example, virtio_net holds RTNL, the lock of all network
-    /// configuration, while it waits for a command of its control queue. Many system calls about
-    /// network interfaces take RTNL.
+    /// Called by the server after it has told the driver that requests were served. Work that may
+    /// wait for the driver must be done here rather than in [`serve`](Self::serve), because a
+    /// kernel driver may hold locks until its request is served. For example, virtio_net holds
+    /// RTNL, the lock of all network configuration, while it waits for a command of its control
+    /// queue. Many system calls about network interfaces take RTNL.
     fn answered(&mut self) {}
 
-    /// Called by the server when the driver starts with these accepted features, and again whenever
-    /// the driver enables more virtqueues.
+    /// Called by the server, with the feature bits that the driver has accepted, when the server
+    /// begins to serve the driver, and again whenever the driver enables more virtqueues.
     fn start(&mut self, _features: u64) {}
 
     /// Called by the server when the driver has moved a virtqueue group to an address space.

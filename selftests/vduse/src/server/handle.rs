@@ -22,7 +22,7 @@ pub(super) struct Shared {
     pub(super) commands: Mutex<Vec<(Command, Sender<io::Result<()>>)>>,
 }
 
-/// Commands from a handle to its server.
+/// A command from a handle to its server.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Command {
     RegisterUmem,
@@ -37,7 +37,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Tells the server to leave its loop. Returns without waiting for that.
+    /// Tells the server to stop, but does not wait until the server has stopped.
     pub fn stop(&self) {
         self.control.stop.store(true, Ordering::Release);
         // If the counter is at its maximum, `signal` fails, but the eventfd is readable and wakes

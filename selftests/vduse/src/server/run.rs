@@ -22,7 +22,8 @@ use crate::state::DeviceState;
 use crate::umem::Umem;
 use crate::Device;
 
-/// A server of a device.
+/// A server of a device. It answers the kernel's requests to the device, and passes the requests in
+/// the virtqueues to a [`Backend`].
 #[derive(Debug)]
 pub struct Server<B> {
     device: Arc<Device>,
@@ -34,7 +35,8 @@ pub struct Server<B> {
     /// Whether the driver has set `DRIVER_OK`. After a take-over, this is false until the next
     /// status change if the VDUSE driver does not show the status in sysfs.
     driver_ok: bool,
-    /// Whether the kernel asks this server before a virtqueue becomes ready.
+    /// Whether the kernel sends a `SET_VQ_READY` request to this server before a virtqueue becomes
+    /// ready.
     asked: bool,
     /// Whether the driver has suspended the device.
     suspended: bool,
@@ -42,8 +44,8 @@ pub struct Server<B> {
     control: Arc<Shared>,
 }
 
-/// Maximum number of requests of one virtqueue that the server serves before it turns to the
-/// others.
+/// Maximum number of requests of one virtqueue that the server serves before it serves the other
+/// virtqueues.
 const TURN: usize = 256;
 
 const AT_ONCE: Timespec = Timespec {
@@ -221,8 +223,8 @@ impl<B: Backend> Server<B> {
         for index in 0..self.queues.len() {
             // Serve requests that the driver made available before the kick eventfd was set.
             self.process(index);
-            // A predecessor may have added entries to the used ring without interrupting the
-            // driver, and nothing records that.
+            // An earlier server may have added entries to the used ring and ended before it
+            // interrupted the driver. Nothing records that, so interrupt the driver now.
             if self.queues[index].state == State::Active && !self.suspended {
                 // The ioctl fails before the driver has set DRIVER_OK. The used ring is empty then.
                 let _ = self.device.inject_vq_irq(index as u32);
@@ -279,16 +281,15 @@ impl<B: Backend> Server<B> {
                     Command::DeregisterUmem => self.deregister_umem(),
                 });
             }
-            // Serve kicks before a request: a driver that asks for the state of a virtqueue has
-            // stopped kicking it, so its last kick is served first.
+            // Serve kicks before requests. A driver stops kicking a virtqueue before it asks for
+            // the virtqueue's state, so the state must include the last kick.
             for &index in &kicked {
                 self.queues[index].kick.take()?;
                 self.process(index);
             }
             for (index, readable) in fed {
                 self.process(index);
-                // Do not poll a failed source again before a reset, because `poll` would return at
-                // once.
+                // Stop polling a failed source, because `poll` would return at once each time.
                 if !readable && self.queues[index].waits == Waits::Source {
                     self.queues[index].waits = Waits::Kick;
                 }

@@ -20,8 +20,9 @@ pub(super) struct VirtQueue {
     pub(super) kick: EventFd,
     pub(super) state: State,
     pub(super) waits: Waits,
-    /// Whether the driver has enabled the virtqueue, as last told by a `SET_VQ_READY` request.
-    /// `None` before the first such request: then the `ready` flag that the kernel keeps decides.
+    /// Whether the driver has enabled the virtqueue, according to the last `SET_VQ_READY` request.
+    /// `None` before the first such request. In that case, the `ready` flag of `VQ_GET_INFO`
+    /// decides.
     pub(super) enabled: Option<bool>,
     /// The driver's settings at the time when the virtqueue was last set up.
     pub(super) settings: Option<VqInfo>,
@@ -38,9 +39,10 @@ pub(super) fn differ(one: &VqInfo, other: &VqInfo) -> bool {
 pub(super) enum Waits {
     /// A kick. The virtqueue has no more requests.
     Kick,
-    /// The backend's source becomes readable. The driver need not kick.
+    /// The moment at which the backend's source becomes readable. The driver need not kick.
     Source,
-    /// The server has served the other virtqueues. The driver need not kick.
+    /// The virtqueue's next turn, after the server has served the other virtqueues. The driver need
+    /// not kick.
     Turn,
 }
 

@@ -106,13 +106,14 @@ impl Description {
         Some((direction, self.size(options[1])))
     }
 
-    /// Returns the size of a type in bytes, without a last member of variable length.
+    /// Returns the size of a type in bytes, not counting a last member of variable length.
     pub fn size(&self, kind: &str) -> usize {
         self.extent(kind).unwrap_or_else(|| panic!("{kind}")).0
     }
 
-    /// Returns the offset of a member. `path` is the member's name or, for a nested member, the
-    /// names on the way to it. The path may omit the name of a union.
+    /// Returns the offset of a member. `path` is the member's name. For a nested member, `path`
+    /// begins with the names of the members that contain it, separated by dots. The names of unions
+    /// may be omitted.
     pub fn offset(&self, kind: &str, path: &str) -> Option<usize> {
         let (name, rest) = path.split_once('.').unwrap_or((path, ""));
         let composite = self.composites.get(kind)?;

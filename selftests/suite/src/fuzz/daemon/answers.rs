@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Answers to the requests of a device. Most of them are valid.
+//! A daemon's answers to requests. Most of the answers are valid.
 
 use rustix::io::Errno;
 use vduse::request::{Answer, Kind, Request};
@@ -11,7 +11,7 @@ use crate::fuzz::actor::Actor;
 use crate::fuzz::daemon::errors::BROKEN;
 use crate::fuzz::records::Wait;
 
-/// Reads the next request, if there is one, and mostly sends a valid answer.
+/// Reads the next request, if there is one, and answers the request, mostly with a valid answer.
 pub fn converse(actor: &mut Actor, device: &Device) {
     let errors = &[BROKEN, Errno::AGAIN];
     let read = || device.read_request();

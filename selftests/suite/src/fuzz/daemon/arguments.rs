@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Random arguments of a daemon's calls. Most of them are valid.
+//! Random arguments of a daemon's calls. Most of the arguments are valid.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::fuzz::controller::{QUEUES, SPACES};
 use crate::lab::kernel::late_page::Manner;
 use crate::lab::kernel::memory::PAGE;
 
-/// Returns the index of a virtqueue, which is mostly valid.
+/// Returns a random index of a virtqueue. Most of the indices are valid.
 pub fn queue(actor: &mut Actor) -> u32 {
     match actor.dice.below(12) {
         0 => actor.dice.next() as u32,
@@ -20,7 +20,7 @@ pub fn queue(actor: &mut Actor) -> u32 {
     }
 }
 
-/// Returns the number of an address space, which is mostly valid.
+/// Returns a random number of an address space. Most of the numbers are valid.
 pub fn asid(actor: &mut Actor) -> u32 {
     match actor.dice.below(8) {
         0 => actor.dice.pick(&[SPACES as u32, u32::MAX, 0x1_0000]),
@@ -28,7 +28,7 @@ pub fn asid(actor: &mut Actor) -> u32 {
     }
 }
 
-/// Returns a first and a last IOVA, which need not be in order.
+/// Returns a random first IOVA and a random last IOVA. The last IOVA may be less than the first.
 pub fn range(actor: &mut Actor) -> (u64, u64) {
     let mut address = || match actor.dice.below(8) {
         0..=2 => actor.dice.below(64) * PAGE,

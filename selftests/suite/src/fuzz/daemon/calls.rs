@@ -25,8 +25,8 @@ pub fn act(actor: &mut Actor, device: &Device) {
         1 => torn_write(actor, device),
         2 => torn_ioctl(actor, device),
         3 => {
-            // No virtqueue gets fewer descriptors than one request of a kernel driver takes,
-            // because the virtio core would then log a warning.
+            // Each size except 0 is large enough for one request of a kernel driver. With a smaller
+            // virtqueue, the virtio core would log a warning.
             let config = VqConfig {
                 index: queue(actor),
                 max_size: actor.dice.pick(&[0, 64, 65, 256, 1024, 0x8000, 0xffff]),
@@ -116,8 +116,8 @@ fn set_config(actor: &mut Actor, device: &Device) {
     }
 }
 
-/// Sets the kick eventfd of a virtqueue, removes it, or passes a file descriptor that is no
-/// eventfd.
+/// Sets the kick eventfd of a virtqueue, removes the eventfd, or passes a file descriptor that is
+/// no eventfd.
 fn kickfd(actor: &mut Actor, device: &Device) {
     let index = queue(actor);
     let Some(event) = actor.call("eventfd", Wait::Short, &[], EventFd::new) else {

@@ -24,8 +24,8 @@ fn open(actor: &mut Actor) -> Option<(&'static str, Arc<Device>)> {
     })?;
     let count = queues(&device);
     if !actor.dice.one_in(12) {
-        // The size is one that a vhost-vdpa client can use, and the group may exist. On a device
-        // with API version 1 that is on the bus, the call fails.
+        // A vhost-vdpa client can use this size of virtqueue. The call fails if the group does not
+        // exist, or if a device with API version 1 is on the bus.
         for index in 0..count {
             let group = match name.ends_with('1') {
                 true => actor.dice.below(GROUPS) as u32,
@@ -68,7 +68,8 @@ pub fn live(actor: &mut Actor) {
                 serve(actor, name, device, milliseconds);
             }
         }
-        // A daemon whose reads block until there is a request. The supervisor kills this daemon.
+        // A daemon whose reads block until there is a request. If a read blocks for long, the
+        // supervisor kills this daemon.
         3 if actor.dice.one_in(4) => {
             drop(device);
             let open = || Device::open(name);

@@ -130,7 +130,8 @@ pub fn torn_ioctl(actor: &mut Actor, device: &Device) {
             }
         }
         _ => {
-            // A number of VDUSE with a wrong index, size or direction.
+            // Flips one bit of a VDUSE ioctl's number, so that the index, the size or the direction
+            // is wrong.
             let other = number ^ 1 << actor.dice.below(32);
             let kind = (other >> 8) & 0xff;
             if !IOCTLS.contains(&other) && kind == number >> 8 & 0xff {

@@ -34,7 +34,8 @@ pub fn umem(actor: &mut Actor, device: &Device) {
         _ => 1 << 20,
     };
     umem.iova = if actor.dice.one_in(12) { PAGE } else { 0 };
-    // The mapping is twice as long as the bounce area, so that a valid registration is inside it.
+    // The mapping is twice as long as the registered range, so that a valid range is inside the
+    // mapping even if it does not begin at the mapping's start.
     let len = umem.size.clamp(PAGE, 64 << 20) as usize;
     let anonymous = || Mapping::anonymous(2 * len);
     let Some(memory) = actor.call("mmap umem", Wait::Short, &[Errno::NOMEM], anonymous) else {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Kernel resources in use: allocator objects, module references, memory.
+//! Counts of the kernel resources in use, by which a test finds leaks: allocator objects, module
+//! references, memory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -16,14 +17,14 @@ use crate::lab::kernel::rcu::Expedited;
 use crate::lab::run::report::skip;
 use crate::lab::run::settings::driver;
 
-/// How many times a test performs an operation that must not leak.
+/// Number of times that a test performs an operation that must not leak.
 const TIMES: i64 = 20;
 
 /// Maximum number of warm-up repetitions before the first count. During the warm-up, the kernel
 /// allocates the objects that it allocates only once and then keeps.
 const WARM_UP: i64 = 4;
 
-/// Number of additional objects of each size that are tolerated for any number of repetitions,
+/// Number of additional objects of each size that are always tolerated, even with few repetitions,
 /// because other activities may have allocated them.
 const OTHERS: i64 = 3;
 
@@ -56,9 +57,9 @@ pub fn available() -> i64 {
         + figures("/proc/zoneinfo", "count:") * (PAGE >> 10) as i64
 }
 
-/// Returns whether this kernel tracks every allocated object with kmemleak. The record of a small
-/// object is larger than the object itself, and the kernel does not charge records to a control
-/// group.
+/// Returns whether this kernel tracks every allocated object with kmemleak. kmemleak's record of a
+/// small object is larger than the object itself, and the kernel does not charge the records to a
+/// control group.
 pub fn has_kmemleak() -> bool {
     let objects = fs::read_to_string("/proc/slabinfo").expect("reading what objects there are");
     objects
@@ -99,13 +100,13 @@ pub fn times_leave_nothing(times: i64, mut order: impl FnMut()) {
     }
 }
 
-/// Repeats an operation. Returns the resources that are in use afterwards in addition to those
-/// before, and that the kernel does not free within [`SETTLING`].
+/// Repeats an operation. Returns the kinds of resources whose use has increased, each with the
+/// increase. Waits up to [`SETTLING`] for the kernel to free resources.
 #[track_caller]
 fn left_by(times: i64, order: &mut impl FnMut()) -> BTreeMap<String, i64> {
-    // Other activities may free objects at the same time, so the count may show only a part of a
-    // leak of one object per repetition. So an increase by more than half of `times` counts as a
-    // leak.
+    // The operation may leak one object per repetition. Other activities may free objects of the
+    // same size at the same time, so the count may show only a part of such a leak. Therefore, an
+    // increase by more than half of `times` counts as a leak.
     let others = OTHERS.max(times / 2);
     let allocators = Allocators::open();
     let mut before = Counts::take(&allocators);
@@ -182,8 +183,8 @@ impl Allocators {
     /// this function leaves out the kmalloc caches, because [`own_objects`] covers them.
     #[track_caller]
     fn objects(&self) -> BTreeMap<String, i64> {
-        // Drops dentries and inodes, because the kernel caches those of sysfs files that no longer
-        // exist.
+        // Drops dentries and inodes, because the kernel still caches dentries and inodes of deleted
+        // sysfs files.
         let _ = self.lookups.write_at(b"2", 0);
         for file in &self.shrink {
             // Shrinks the cache. Otherwise, objects that a CPU caches would count as in use.
@@ -247,8 +248,8 @@ fn sites() -> BTreeMap<String, i64> {
 /// Returns the number of objects allocated by the driver or on its behalf, or `None` if the kernel
 /// does not record the callers of allocations.
 fn own_objects() -> Option<i64> {
-    // Functions that allocate the allocator's own objects. Freeing the driver's objects does not
-    // free the objects from these functions.
+    // Functions in which the allocator allocates objects for its own use. These objects remain when
+    // the driver's objects are freed.
     const ALLOCATORS: &[&str] = &["alloc_slab_obj_exts", "__alloc_empty_sheaf"];
     let module = format!("[{}]", modules::name(driver()));
     let sites = sites();
@@ -300,8 +301,8 @@ impl Counts {
         is_less
     }
 
-    /// Returns the resources that `self` has in addition to `before`. Up to `others` additional
-    /// objects of each size are tolerated.
+    /// Returns the kinds of resources whose use is higher in `self` than in `before`, each with the
+    /// increase. Up to `others` additional objects of each size are tolerated.
     fn more_than(&self, before: &Self, others: i64) -> BTreeMap<String, i64> {
         let mut more = BTreeMap::new();
         if self.references > before.references {

@@ -4,8 +4,8 @@
 //!
 //! On a failed allocation, the path must return the right error, undo what it has done so far, and
 //! leak nothing. A failed operation is then repeated without a fault and must succeed. Each path is
-//! run several times. Where a path goes through much of the kernel, only those allocations fail
-//! that have the driver's own code on the stack.
+//! run several times. If a path goes through much of the kernel, the faults are limited to
+//! allocations that have the driver's own code on the stack.
 
 use rustix::io::Errno;
 
@@ -21,9 +21,9 @@ pub const FEW: i64 = 1;
 /// The errors that a call may return if an allocation fails.
 pub const NO_MEMORY: &[Errno] = &[Errno::NOMEM];
 
-/// The errors that a call may return if an allocation fails and the call sends a request to the
-/// daemon. If the request itself cannot be allocated, the error is the same as for a daemon that
-/// does not answer: `EIO`.
+/// The errors that a call may return if it sends a request to the daemon and an allocation fails.
+/// If the kernel cannot allocate the request itself, the call returns `EIO`, as if the daemon had
+/// not answered.
 pub const UNTOLD: &[Errno] = &[Errno::NOMEM, Errno::IO];
 
 /// The empty list of errors, for a call that must succeed in spite of a failed allocation.

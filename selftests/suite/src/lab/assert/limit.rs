@@ -3,16 +3,16 @@
 //! Time limits that only guard against hangs.
 //!
 //! The limits are chosen for an emulated machine without any other load. While a limit runs,
-//! [`Pace`] measures now and then how long a fixed piece of work takes. If the work takes longer
-//! than on that machine, because this machine is slower or shares its CPUs with others, the limit
-//! is extended by the same factor. So a limit is never too short on a busy machine, and is not
-//! extended on an idle one.
+//! [`Pace`] repeatedly measures how long a fixed piece of work takes. If the work takes longer than
+//! on such a machine, because this machine is slower or other processes use its CPUs, the limit is
+//! extended by the same factor. So a limit is not too short on a busy machine, and is not extended
+//! on an idle one.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// Number of rounds of arithmetic in one measurement. They take longer than a time slice on a
-/// shared CPU, so that the measurement includes the time slices of other processes.
+/// Number of rounds of arithmetic in one measurement. A measurement takes longer than a time slice
+/// on a shared CPU, so that it includes the time slices of other processes.
 const ROUNDS: u32 = 5_000_000;
 
 /// Time that [`ROUNDS`] rounds take on an idle machine. Emulation (TCG) does not take much longer.

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 /// Repeats `other` in a new thread and `here` in this thread, at the same time. Stops after two
-/// seconds, or later if one of them has not run 100 times by then.
+/// seconds, or later if one of the two operations has not run 100 times by then.
 #[track_caller]
 pub fn beside(other: impl Fn() + Sync, mut here: impl FnMut()) {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -47,7 +47,8 @@ impl Answered {
         Self::with(queues, groups, spaces, agree)
     }
 
-    /// Variant of [`new`](Self::new) in which `answer` returns the answer to a request.
+    /// Variant of [`new`](Self::new) in which the daemon answers each request with the result of
+    /// `answer`.
     #[track_caller]
     pub fn with(
         queues: &[u32],
@@ -67,8 +68,9 @@ impl Answered {
         Self::start(device, &vec![0; queues.into()], agree)
     }
 
-    /// Negotiates, creates a device, puts it on the bus, and binds it to vhost-vdpa. All virtqueues
-    /// are in group 0.
+    /// Creates a device with the values in `negotiation`, puts it on the bus, and binds it to
+    /// vhost-vdpa. The daemon answers each request with the result of `answer`. All virtqueues are
+    /// in group 0.
     #[track_caller]
     pub fn negotiated(
         negotiation: Negotiation,
@@ -80,8 +82,8 @@ impl Answered {
         Self::start(device, &vec![0; queues.into()], answer)
     }
 
-    /// Puts an existing device on the bus and binds it to vhost-vdpa. Element `i` of `queues` is
-    /// the group of virtqueue `i`.
+    /// Starts a daemon for an existing device, puts the device on the bus, and binds it to
+    /// vhost-vdpa. Element `i` of `queues` is the group of virtqueue `i`.
     #[track_caller]
     pub fn start(
         device: TestDevice,

@@ -13,7 +13,7 @@ use crate::lab::daemon::serving::Serving;
 use crate::lab::daemon::tap::TapInterface;
 use crate::lab::device::test_device::{unique_name, TestDevice};
 
-/// MAC address that a test's card has at first.
+/// Initial MAC address of a test's card.
 pub const MAC: Mac = [2, 0, 0, 0, 0, 1];
 
 /// Returns the configuration of a card with `pairs` queue pairs and without a control queue.
@@ -32,7 +32,7 @@ pub fn serve(shape: &Shape, device: &TestDevice, tap: &TapInterface) -> Serving<
     Serving::run(server.expect("serving the card"))
 }
 
-/// Returns the number of queue pairs that virtio_net uses at first on a card with `pairs` queue
+/// Returns the number of queue pairs that virtio_net initially uses on a card with `pairs` queue
 /// pairs.
 pub fn pairs_at_first(pairs: u16) -> u16 {
     let cpus = std::thread::available_parallelism().expect("the CPUs");
@@ -48,7 +48,7 @@ pub struct Example {
 
 impl Example {
     /// Starts the example for the card `name` and returns at once. The example creates the card if
-    /// the card does not exist, then serves the card.
+    /// it does not exist, then serves it.
     #[track_caller]
     pub fn start(name: &str, tap: &TapInterface, options: &[&str]) -> Self {
         let mut child = Command::new("/proc/self/exe")

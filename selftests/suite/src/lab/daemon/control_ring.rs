@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card's control queue, which the test operates as the device.
+//! A network card's control queue, which the test operates in the role of the device.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{fence, AtomicBool, Ordering};
@@ -62,7 +62,7 @@ impl ControlRing {
     }
 
     /// Returns virtqueue `index` of a device if the virtqueue is ready, and sets a kick eventfd.
-    /// The first `taken` commands are skipped, because they were taken before.
+    /// Skips the first `taken` commands, which were taken earlier.
     pub fn attach(device: &Arc<Device>, index: u32, taken: u16) -> Option<Self> {
         let mut ring = Self::look(device, index)?;
         device.set_kick(index as u16, ring.kick.as_fd()).ok()?;
@@ -172,7 +172,7 @@ impl ControlRing {
         let slot = u64::from(self.taken.wrapping_sub(1) % self.info.num as u16);
         let at = self.info.device_addr + 4 + 8 * slot;
         self.write(at, &id.to_le_bytes());
-        // Like some real devices, writes a wrong number of bytes.
+        // Like some real devices, reports a wrong number of written bytes.
         self.write(at + 4, &77_u32.to_le_bytes());
     }
 
@@ -195,8 +195,8 @@ impl ControlRing {
     }
 }
 
-/// A thread that operates a control queue. The thread starts when the virtqueue is ready, and ends
-/// when this value is dropped.
+/// A thread that operates a control queue as soon as the virtqueue is ready. Dropping this value
+/// ends the thread.
 #[derive(Debug)]
 pub struct Controller {
     stop: Arc<AtomicBool>,
@@ -204,7 +204,8 @@ pub struct Controller {
 }
 
 impl Controller {
-    /// Calls `turn` with the control queue repeatedly, until `turn` returns false.
+    /// Starts a thread that calls `turn` with the control queue repeatedly, until `turn` returns
+    /// false.
     pub fn new(
         device: &Arc<Device>,
         index: u32,
@@ -235,8 +236,8 @@ impl Controller {
         }
     }
 
-    /// Answers each command with the result of `answer`. If that is `None`, neither the command nor
-    /// any later command is answered.
+    /// Starts a thread that answers each command with the result of `answer`. Once `answer` returns
+    /// `None`, the thread answers neither that command nor any later one.
     pub fn answering(
         device: &Arc<Device>,
         index: u32,

@@ -16,8 +16,8 @@ use crate::lab::daemon::serving::Serving;
 pub type Served<B = Disk> = Serving<B>;
 
 impl Served {
-    /// Serves a device as a disk with the contents of `file`. Each virtqueue has up to 256
-    /// descriptors.
+    /// Starts a thread that serves a device as a disk with the contents of `file`. Each virtqueue
+    /// has up to 256 descriptors.
     pub fn start(device: Device, queues: u16, file: Arc<File>) -> io::Result<Self> {
         Self::start_sized(device, &vec![256; queues.into()], file)
     }

@@ -97,7 +97,8 @@ impl Files {
     fn try_serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> io::Result<u32> {
         let mut input = chain.clone().reader(memory).map_err(io::Error::other)?;
         let mut output = chain.writer(memory).map_err(io::Error::other)?;
-        // A longer request is truncated. Its header then has a wrong length, which is an error.
+        // A request longer than `MAX_REQUEST` is truncated. The length in its header is then wrong,
+        // so the answer is an error.
         let len = input.available_bytes().min(MAX_REQUEST);
         self.request.resize(len, 0);
         input.read_exact(&mut self.request)?;

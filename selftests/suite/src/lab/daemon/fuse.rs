@@ -2,9 +2,9 @@
 
 //! A FUSE server for the regular files of one directory, independent of the transport.
 //!
-//! The server keeps no state that another server cannot find. A node ID is the file's inode number
-//! in the file system that contains the directory. So a server that replaces another one knows the
-//! nodes that the other server has reported.
+//! The server keeps no state that a new server cannot rebuild. A node ID is the inode number of a
+//! file in the exported directory. So a new server can serve the node IDs that the previous server
+//! has reported to the kernel.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 /// Maximum number of data bytes in a read or write request.
 pub const MAX_DATA: usize = 256 << 10;
 
-/// Maximum length of a request in bytes: the data and the arguments before it.
+/// Maximum length of a request in bytes, including the header and the arguments before the data.
 pub const MAX_REQUEST: usize = MAX_DATA + 4096;
 
 /// Time in seconds for which the kernel may cache attributes and names.
@@ -81,8 +81,8 @@ impl Directory {
         }
     }
 
-    /// Executes a request, which may contain arbitrary bytes. Returns the answer, which is empty or
-    /// at most `room` bytes long.
+    /// Executes a request, which may contain arbitrary bytes. Returns the answer, which has at most
+    /// `room` bytes. An empty return value means that the request gets no answer.
     pub fn answer(&mut self, request: &[u8], room: usize) -> Vec<u8> {
         let Ok((header, body)) = abi::fuse_in_header::read_from_prefix(request) else {
             return Vec::new();
@@ -165,8 +165,8 @@ impl Directory {
         }
     }
 
-    /// Succeeds if `node` is the directory itself, which is the only node that contains files.
-    /// Otherwise returns `ENOTDIR`.
+    /// Checks that `node` is the exported directory, which is the only node that contains files.
+    /// Returns `ENOTDIR` for any other node.
     fn root(&self, node: u64) -> io::Result<()> {
         if node == abi::FUSE_ROOT_ID {
             Ok(())
@@ -175,8 +175,8 @@ impl Directory {
         }
     }
 
-    /// Returns the nodes and names of the regular files whose nodes are greater than `after`,
-    /// sorted by node.
+    /// Returns the node IDs and names of the regular files whose node IDs are greater than `after`,
+    /// sorted by node ID.
     fn entries(&self, after: u64) -> io::Result<Vec<(u64, OsString)>> {
         let mut entries = Vec::new();
         for entry in self.path.read_dir()? {
@@ -374,8 +374,8 @@ fn init(body: &[u8]) -> Reply {
 }
 
 /// Returns the answer to `OPEN`, which tells the kernel not to send `FLUSH` when a descriptor of
-/// the file is closed. A process that starts the next daemon closes descriptors while there is no
-/// daemon, and must not wait for an answer.
+/// the file is closed. When a test replaces the daemon, the process that starts the new daemon
+/// closes such descriptors. At that time, no daemon could answer a `FLUSH`.
 fn opened() -> abi::fuse_open_out {
     abi::fuse_open_out {
         open_flags: abi::FOPEN_NOFLUSH,
@@ -513,7 +513,7 @@ mod tests {
         );
         assert_eq!(parse(&answer).0, 0);
         assert_eq!(std::fs::read(scratch.path("f")).unwrap(), b"hellp m");
-        // A new server, which has not reported the node, finds it.
+        // A new server also finds the node, which only the previous server has reported.
         let mut directory = Directory::new(&scratch.path(""));
         let read = read_in(1, 100);
         let answer = directory.answer(&request(op::READ, node, &[read.as_bytes()]), PLENTY);
@@ -563,7 +563,7 @@ mod tests {
             let write = request(op::WRITE, node, &[write.as_bytes(), b"x"]);
             fails(&mut directory, &write, Errno::INVAL);
         }
-        // There is room for the answer's header and for four bytes.
+        // There is room for the answer's header and for four bytes, but the request asks for five.
         assert_eq!(
             parse(&directory.answer(&whole, 20)).0,
             Errno::INVAL.raw_os_error()

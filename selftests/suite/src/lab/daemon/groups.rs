@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk with one virtqueue in each group, which a separate process serves.
+//! A disk that a separate process serves and that has one virtqueue in each group.
 //!
-//! vhost-vdpa maps memory of a client process with the process's mmap lock held, and waits for the
-//! daemon at the same time. A daemon in the same process that maps memory would wait for that lock,
-//! so both would hang.
+//! While vhost-vdpa maps memory of a client, it holds the mmap lock of the client's process and
+//! waits for the daemon. If the daemon ran in the same process and mapped memory, the daemon would
+//! wait for that lock, and both would hang.
 
 use std::io;
 use std::process::{Child, Command, Stdio};
@@ -18,7 +18,8 @@ use crate::lab::daemon::disk::memory_file;
 use crate::lab::daemon::{regions, served_groups};
 use crate::lab::device::spaces;
 
-/// IOVA of the page that contains the number of its address space.
+/// IOVA at which an address space may have a page whose first byte is the number of that address
+/// space.
 pub const MARK: u64 = 0x4000_0000;
 
 /// A process that serves a disk with virtqueue groups.
@@ -93,7 +94,8 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
                     eprintln!("address space {asid} has the page of {byte}");
                     std::process::exit(1);
                 }
-                // The page is mapped only for short times.
+                // The byte is right, or no page is mapped: the test maps the page only for short
+                // times.
                 _ => {}
             }
         }

@@ -4,8 +4,9 @@
 
 use vduse::Device;
 
-/// A guard that interrupts the first virtqueues of a device on drop, if no daemon has the device
-/// open at that time. A failed test then leaves no driver that waits for an interrupt.
+/// A guard that, on drop, interrupts the driver once for each of the first virtqueues of a device,
+/// provided that no daemon has the device open. A failed test then leaves no driver that waits for
+/// an interrupt.
 #[derive(Debug)]
 pub struct InterruptOnDrop {
     /// The device's name.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Blocks a daemon in the system call that interrupts a virtqueue. A test can kill the daemon while
-//! the daemon is blocked.
+//! Blocking of a daemon in the ioctl with which it interrupts the driver. A test can kill the
+//! daemon while the daemon is blocked.
 //!
-//! This works for any program, because the kernel notifies this process about each such system call
-//! of the daemon (seccomp).
+//! The blocker works with any daemon program, because it uses seccomp: the kernel notifies this
+//! process before each such ioctl of the daemon.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,25 +20,28 @@ use vduse_uapi::ioctl::VQ_INJECT_IRQ;
 
 use crate::lab::kernel::raw::{self, number, Bytes, READ, WRITE};
 
-/// File descriptor number of the seccomp listener in the daemon. This process takes the listener
-/// from there.
+/// Number of the seccomp listener's file descriptor in the daemon process. This process copies the
+/// descriptor from there.
 const LISTENER: i32 = 100;
 
 /// Type byte of the listener's ioctls (`include/uapi/linux/seccomp.h`).
 const SECCOMP: u8 = b'!';
 
-/// Receives a notification with its ID, the calling process, and the system call.
+/// Ioctl that receives a notification. The notification contains its ID, the calling process, and
+/// the system call.
 const RECEIVE: u32 = number(READ | WRITE, SECCOMP, 0, QUESTION);
 
 const QUESTION: usize = 80;
 
-/// Sends a reply with the notification's ID, a result, an error, and flags.
+/// Ioctl that sends a reply. The reply contains the notification's ID, a result, an error, and
+/// flags.
 const SEND: u32 = number(READ | WRITE, SECCOMP, 1, 24);
 
 /// Flag of a reply that makes the kernel execute the system call.
 const CONTINUE: u32 = 1;
 
-/// A blocker of a daemon's interrupts, which starts to block when [`block`](Self::block) is called.
+/// A blocker of a daemon's interrupts. It blocks them from the first call of [`block`](Self::block)
+/// on.
 #[derive(Debug)]
 pub struct IrqBlocker {
     shared: Arc<Shared>,
@@ -52,8 +55,8 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// Makes the kernel notify the [`IrqBlocker`] before each interrupt by the program that `command`
-/// starts.
+/// Makes the kernel notify the [`IrqBlocker`] whenever the program that `command` starts is about
+/// to interrupt the driver.
 pub fn install(command: &mut Command) {
     // SAFETY: The closure only makes system calls.
     unsafe { command.pre_exec(ask) };
@@ -125,7 +128,7 @@ impl IrqBlocker {
         self.shared.blocking.store(true, Ordering::SeqCst);
     }
 
-    /// Returns whether the daemon has been blocked in an interrupt.
+    /// Returns whether this blocker has blocked an interrupt of the daemon so far.
     pub fn has_blocked(&self) -> bool {
         self.shared.blocked.load(Ordering::SeqCst)
     }

@@ -2,10 +2,10 @@
 
 //! A daemon that completes requests in any order.
 //!
-//! The daemon takes all available requests at once. Each request contains a number of 8 bytes,
-//! which the daemon writes back when it completes the request. The daemon holds requests until the
-//! test makes it complete some of them, or until the device is suspended, upon which it completes
-//! all. A reset of the device drops the requests.
+//! The daemon takes all available requests at once and holds them. Each request contains an 8-byte
+//! number, which the daemon writes back when it completes the request. The daemon completes some of
+//! the requests when the test tells it to, and all of them when the device is suspended. A reset of
+//! the device drops the requests.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -195,8 +195,8 @@ impl Shared {
                 Answer::Ok
             }
             Kind::Suspend => {
-                // The next device does not learn about requests in flight. So the daemon completes
-                // all requests before the suspend.
+                // A device to which the driver moves after the suspend does not learn about
+                // requests in flight. So the daemon completes all requests before the suspend.
                 while !state.taken.is_empty() {
                     let most = state.taken.len() as u64;
                     let at = state.random.below(most) as usize;

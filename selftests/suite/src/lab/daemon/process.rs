@@ -168,7 +168,7 @@ pub fn run(arguments: &[String]) -> io::Result<()> {
     serve(&config, path, stall, ready, Disk::new(Arc::new(file)))
 }
 
-/// Serves a device, and first creates the device if it does not exist.
+/// Creates the device if it does not exist, then serves it.
 fn serve<B: Backend>(
     config: &DeviceConfig,
     path: &Path,

@@ -12,8 +12,8 @@ use std::time::Duration;
 use vduse::server::{Backend, Chain, Handle, Memory, Server};
 use vduse::Device;
 
-/// Backend that makes every request of a disk fail. The last byte of a request's buffer is its
-/// status.
+/// Backend that makes every request to a disk fail. It writes an error to the last device-writable
+/// byte of the request, which is the request's status.
 struct Refuse;
 
 impl Backend for Refuse {
@@ -33,8 +33,8 @@ impl Backend for Refuse {
     }
 }
 
-/// A thread that serves a device until this value is dropped. If serving ends for any reason, the
-/// thread opens the device again as soon as possible.
+/// A thread that serves a device until this value is dropped. If serving ends earlier for any
+/// reason, the thread opens the device again as soon as possible.
 #[derive(Debug)]
 pub struct RefusingDaemon {
     stop: Arc<AtomicBool>,

@@ -22,7 +22,7 @@ pub fn first_byte(device: &Device, asid: u32, iova: u64) -> io::Result<u8> {
     Ok(byte[0])
 }
 
-/// Does what [`Device::iotlb_fd2`] does, but with a reserved field that is not 0.
+/// Variant of [`Device::iotlb_fd2`] that passes a reserved field that is not 0.
 pub fn find_reserved(device: &Device, asid: u32, first: u64, last: u64) -> io::Result<Region> {
     find_raw(
         device,

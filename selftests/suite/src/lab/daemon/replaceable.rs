@@ -42,8 +42,8 @@ impl ReplaceableDaemon {
         Self::new(spaces::create(&config).expect("creating"), queues)
     }
 
-    /// Creates a device with API version 0 that can be suspended and resumed. The kernel sends the
-    /// daemon a request before a virtqueue becomes ready.
+    /// Creates a device with API version 0 that can be suspended and resumed. Before a virtqueue of
+    /// the device becomes ready, the kernel sends a request to the daemon.
     #[track_caller]
     pub fn negotiated() -> Self {
         let negotiation = Negotiation {
@@ -84,8 +84,9 @@ impl ReplaceableDaemon {
         self.device.name()
     }
 
-    /// Starts another daemon if the device is broken. The device breaks if the kernel cannot
-    /// allocate a request to the daemon. A device that is opened again is no longer broken.
+    /// Starts another daemon if the device is broken, which is the case after the kernel failed to
+    /// allocate a request to the daemon. The new daemon opens the device again, which makes the
+    /// device usable again.
     #[track_caller]
     pub fn replace_if_broken(&mut self) {
         if let Err(error) = self.file().features() {
@@ -101,7 +102,7 @@ impl ReplaceableDaemon {
     }
 }
 
-/// A device with API version 1 that is bound to vhost-vdpa.
+/// A device that is bound to vhost-vdpa and whose daemon can be replaced.
 pub struct Driven {
     /// The open vhost-vdpa device.
     pub vhost: Vhost,
@@ -111,7 +112,7 @@ pub struct Driven {
 }
 
 impl Driven {
-    /// Creates a device with one virtqueue and `spaces` address spaces.
+    /// Creates a device with API version 1, one virtqueue and `spaces` address spaces.
     #[track_caller]
     pub fn new(spaces: u32) -> Self {
         Self::of(ReplaceableDaemon::of_groups(&[0], 1, spaces))
@@ -129,12 +130,12 @@ impl Driven {
         }
     }
 
-    /// Starts another daemon if the device is broken. A device that is opened again is no longer
-    /// broken.
+    /// Starts another daemon if the device is broken. The new daemon opens the device again, which
+    /// makes the device usable again.
     ///
-    /// This function returns only when the new daemon answers. While vhost-vdpa waits for an answer
-    /// to a map, this process cannot start a thread, because vhost-vdpa holds the process's mmap
-    /// lock.
+    /// This function returns only once the new daemon's thread answers requests. If the thread had
+    /// not started before the next map, the map would hang: while vhost-vdpa waits for the answer
+    /// to a map, it holds this process's mmap lock, and the process cannot start a thread.
     #[track_caller]
     pub fn replace_if_broken(&mut self) {
         self.daemon.replace_if_broken();

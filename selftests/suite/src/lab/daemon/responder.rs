@@ -30,7 +30,8 @@ struct Shared {
 }
 
 impl Responder {
-    /// Answers every request with success. The answer to `GetVqState` reports position 0.
+    /// Starts a thread that answers every request with success. The answer to `GetVqState` reports
+    /// position 0.
     pub fn ok(device: &Arc<Device>) -> Self {
         Self::new(device, |request| {
             Some(match request.kind {
@@ -43,8 +44,8 @@ impl Responder {
         })
     }
 
-    /// Answers each request with the result of `answer`. If that is `None`, the request gets no
-    /// answer. The device must be open in non-blocking mode.
+    /// Starts a thread that answers each request with the result of `answer`. If `answer` returns
+    /// `None`, the request gets no answer. The device must be open in non-blocking mode.
     pub fn new(
         device: &Arc<Device>,
         mut answer: impl FnMut(&Request) -> Option<Answer> + Send + 'static,
@@ -86,7 +87,7 @@ impl Responder {
         }
     }
 
-    /// Returns the requests so far, including those without an answer.
+    /// Returns all requests so far, including those that got no answer.
     pub fn seen(&self) -> Vec<Request> {
         self.shared.seen().clone()
     }

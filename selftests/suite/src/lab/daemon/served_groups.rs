@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk with one virtqueue in each group, which a thread of the test serves.
+//! A disk that a thread of the test serves and that has one virtqueue in each group.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;

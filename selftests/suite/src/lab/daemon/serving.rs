@@ -60,8 +60,8 @@ impl<B> Serving<B> {
         });
     }
 
-    /// Returns the lines with the thread's numbers of context switches, or `None` if the thread
-    /// does not sleep.
+    /// Returns the lines of the thread's status that count its context switches, or `None` if the
+    /// thread does not sleep.
     fn sleeping(&self) -> Option<Vec<String>> {
         let path = format!("/proc/self/task/{}/status", self.tid);
         let status = std::fs::read_to_string(path).expect("the thread's status");

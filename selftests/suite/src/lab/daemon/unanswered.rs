@@ -74,8 +74,8 @@ impl Unanswered {
         Vhost::open(&self.path()).expect("opening vhost-vdpa")
     }
 
-    /// Variant of [`answered_vhost`](Self::answered_vhost) that also returns the thread, which goes
-    /// on.
+    /// Variant of [`answered_vhost`](Self::answered_vhost) that keeps the thread running and also
+    /// returns it.
     #[track_caller]
     pub fn answered_vhost_kept(&self) -> (Vhost, Responder) {
         let responder = Responder::ok(self.file());

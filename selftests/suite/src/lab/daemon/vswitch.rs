@@ -20,7 +20,7 @@ const DATABASE: &str = "/usr/sbin/ovsdb-server";
 /// Path of the `ovs-vswitchd` that is linked with DPDK.
 const VSWITCHD: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 
-/// File with the number of huge pages of 2 MiB, which the switch uses as its memory.
+/// File that sets the number of huge pages of 2 MiB. The switch uses them as its memory.
 const PAGES: &str = "/proc/sys/vm/nr_hugepages";
 const PAGE_COUNT: &str = "220";
 
@@ -81,7 +81,8 @@ impl Vswitch {
             "other_config:dpdk-init=true",
             "other_config:dpdk-extra=--no-pci --iova-mode=va",
             "other_config:dpdk-socket-mem=256",
-            // The thread that forwards packets occupies a CPU.
+            // The thread that forwards packets occupies CPU 1, so DPDK's other threads run on CPU
+            // 0.
             "other_config:pmd-cpu-mask=0x2",
             "other_config:dpdk-lcore-mask=0x1",
             "other_config:per-port-memory=true",
@@ -143,8 +144,8 @@ impl Vswitch {
         });
     }
 
-    /// Adds a port, which creates a card with up to `pairs` queue pairs. Returns the name of the
-    /// card's device.
+    /// Adds a port. The switch then creates a card with up to `pairs` queue pairs. Returns the name
+    /// of the card's device.
     #[track_caller]
     pub fn add_port(&mut self, pairs: u16) -> String {
         let name = unique_name();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A disk of which the test is both the driver and the daemon.
+//! A disk for which the test acts as both the driver and the daemon.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::lab::device::test_device::TestDevice;
 use crate::lab::driver::ring::HandDriver;
 use crate::lab::driver::vhost::Vhost;
 
-/// A disk of which the test is both the driver, through vhost-vdpa, and the daemon. The fields are
-/// dropped in declaration order.
+/// A disk for which the test acts as both the driver, through vhost-vdpa, and the daemon. The
+/// fields are dropped in declaration order.
 pub struct BareDisk {
     /// The driver, which the test operates.
     pub driver: HandDriver,
@@ -60,7 +60,7 @@ impl BareDisk {
         bare
     }
 
-    /// Acts as the daemon: passes a new kick eventfd for virtqueue 0 to the kernel. Returns the
+    /// On the daemon side, passes a new kick eventfd for virtqueue 0 to the kernel. Returns the
     /// eventfd.
     #[track_caller]
     pub fn kick_fd(&self) -> EventFd {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A driver of a network card that the test operates through vhost-vdpa.
+//! A network card driver that the test operates through vhost-vdpa.
 
 use vduse::net::Mac;
 
@@ -18,13 +18,14 @@ pub fn mac_set(mac: Mac) -> Vec<u8> {
     [&[1, 1][..], &mac].concat()
 }
 
-/// Returns a frame to `to`, from the card's initial MAC address, with a payload of bytes `byte`.
+/// Returns a frame with the destination `to`, the card's initial MAC address as its source, and a
+/// payload of 100 bytes with the value `byte`.
 pub fn frame(to: Mac, byte: u8) -> Vec<u8> {
     [&to[..], &MAC, &[8, 0], &[byte; 100]].concat()
 }
 
-/// A driver that has set `DRIVER_OK`. Its control queue is in group 1 and address space 1. There,
-/// the control queue has the same IOVAs as the transmit queue in address space 0.
+/// A network card driver that has set `DRIVER_OK`. The control queue is in group 1 and address
+/// space 1, where it has the same IOVAs as the transmit queue has in address space 0.
 #[derive(Debug)]
 pub struct CardDriver {
     /// The open vhost-vdpa device of the card.
@@ -38,7 +39,7 @@ pub struct CardDriver {
 }
 
 impl CardDriver {
-    /// Starts a driver of a card with one queue pair in use. `control` is the index of the control
+    /// Starts a driver that uses one queue pair of a card. `control` is the index of the control
     /// queue.
     #[track_caller]
     pub fn start(vhost: Vhost, control: u32) -> Self {

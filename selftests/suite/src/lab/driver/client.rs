@@ -24,8 +24,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts a process that maps a page in each address space of a device with API version 1.
-    /// Returns when all pages are mapped. `file` is the daemon's open device.
+    /// Starts a process that maps a page in each of the `spaces` address spaces of a device with
+    /// API version 1. Returns when all pages are mapped. `file` is the daemon's open device.
     #[track_caller]
     pub fn start(name: &str, file: &Device, spaces: u32) -> Self {
         let child = Command::new("/proc/self/exe")

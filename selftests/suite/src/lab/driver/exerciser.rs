@@ -12,7 +12,7 @@ use crate::lab::assert::random::Random;
 use crate::lab::assert::timing::soon;
 use crate::lab::driver::block::{Block, SECTOR};
 
-/// A source of random I/O on a part of a disk, which compares the data of each read with the data
+/// A source of random I/O on a part of a disk. It compares the data of each read with the data
 /// written before.
 #[derive(Debug)]
 pub struct Exerciser<'a> {
@@ -26,8 +26,9 @@ pub struct Exerciser<'a> {
 }
 
 impl<'a> Exerciser<'a> {
-    /// Creates an exerciser of the `len` bytes from `start` on, which must be zero. A request has
-    /// at most `largest` bytes. `start`, `len` and `largest` must be multiples of the sector size.
+    /// Creates an exerciser of the part of a disk that begins at byte `start` and has `len` bytes,
+    /// all of which must be zero. A request has at most `largest` bytes. `start`, `len` and
+    /// `largest` must be multiples of the sector size.
     pub fn new(block: &'a Block, start: u64, len: u64, largest: u64, seed: u64) -> Self {
         Self {
             block,
@@ -64,7 +65,8 @@ impl<'a> Exerciser<'a> {
         self.steps.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Compares the whole part of the disk with the file that contains the disk's data.
+    /// Asserts that the exerciser's part of `file`, which stores the disk's data, matches the
+    /// model.
     #[track_caller]
     pub fn check_file(&self, file: &File) {
         let mut found = vec![0; self.model.len()];
@@ -73,7 +75,8 @@ impl<'a> Exerciser<'a> {
         assert_same(&found, &self.model, "the file behind the disk");
     }
 
-    /// Reads the whole part of the disk and compares it with the model.
+    /// Reads the exerciser's part of the disk through the block device, and asserts that the data
+    /// matches the model.
     #[track_caller]
     pub fn check_disk(&self) {
         let step = 64 << 10;

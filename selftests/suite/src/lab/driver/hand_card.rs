@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A network card that virtio_net drives, and whose control queue the test operates as the device.
+//! A network card that virtio_net drives, and whose control queue the test operates in the role of
+//! the device.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -40,12 +41,12 @@ pub fn hand_config() -> DeviceConfig {
     config
 }
 
-/// A card whose control queue the test operates as the device. The fields are dropped in
-/// declaration order.
+/// A card whose control queue the test operates in the role of the device. The fields are dropped
+/// in declaration order.
 pub struct HandCard {
     /// The device on the bus.
     pub on_bus: OnBus,
-    /// The thread that operates the control queue, if there is one.
+    /// The thread that operates the control queue, or `None` if no thread operates it.
     pub controller: Option<Controller>,
     responder: Option<Responder>,
     file: Option<Arc<Device>>,
@@ -77,7 +78,8 @@ impl HandCard {
         }
     }
 
-    /// Creates a card. Each command is answered with the result of `answer`.
+    /// Creates a card and a thread that answers each command with the result of `answer`. Once
+    /// `answer` returns `None`, the thread answers neither that command nor any later one.
     #[track_caller]
     pub fn answering(answer: impl FnMut(&[u8]) -> Option<u8> + Send + 'static) -> Self {
         Self::new(&hand_config(), |file| {
@@ -86,7 +88,7 @@ impl HandCard {
     }
 
     /// Creates a card, brings its interface up, and waits until virtio_net sends no more commands.
-    /// Returns the card and the control queue, which no thread operates.
+    /// Then stops the thread of the control queue. Returns the card and the control queue.
     #[track_caller]
     pub fn taken() -> (Self, ControlRing) {
         let mut card = Self::answering(|_| Some(OK));
@@ -127,14 +129,14 @@ impl HandCard {
         ControlRing::attach(self.file(), INDEX, used).expect("a control queue")
     }
 
-    /// Ends the daemon and starts another one, which ignores the control queue.
+    /// Ends the daemon and starts a new daemon that ignores the control queue.
     #[track_caller]
     pub fn replace(&mut self) {
         self.end_daemon();
         self.begin_daemon();
     }
 
-    /// Starts a daemon, which ignores the control queue.
+    /// Starts a daemon that ignores the control queue.
     #[track_caller]
     pub fn begin_daemon(&mut self) {
         let file = Arc::new(self.device.open_nonblocking());
@@ -159,8 +161,9 @@ impl HandCard {
         tool("ip", &arguments).is_ok()
     }
 
-    /// Starts `ip`, which makes virtio_net send the single command [`address`]. If that command
-    /// fails, `ip` fails as well.
+    /// Starts an `ip` process that changes the card's MAC address. virtio_net then sends a single
+    /// command, the one that [`address`] returns for `last`. If that command fails, `ip` fails as
+    /// well.
     #[track_caller]
     pub fn set_address(&self, last: u8) -> Child {
         // This address differs from the card's initial address.
@@ -173,7 +176,8 @@ impl HandCard {
     }
 }
 
-/// Returns the command that sets the card's MAC address to one with `last` as its last byte.
+/// Returns the control-queue command that sets the card's MAC address to `02:00:00:00:77:XX`, where
+/// `XX` is `last`.
 pub fn address(last: u8) -> Vec<u8> {
     vec![1, 1, 2, 0, 0, 0, 0x77, last]
 }

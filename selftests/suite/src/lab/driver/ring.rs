@@ -34,7 +34,7 @@ const NET_HEADER: usize = 12;
 /// Size of the virtqueue's memory in bytes.
 pub const LEN: u64 = 0x6000;
 
-/// A virtqueue of a disk or a network card, which the test operates as the driver.
+/// A virtqueue of a disk or a network card, which the test operates in the role of the driver.
 #[derive(Debug)]
 pub struct HandQueue {
     index: u32,
@@ -67,7 +67,7 @@ impl HandQueue {
         }
     }
 
-    /// Maps new memory with the same contents at the same IOVAs.
+    /// Replaces the memory with new memory that has the same contents and the same IOVAs.
     #[track_caller]
     pub fn move_memory(&mut self, vhost: &Vhost) {
         let other = new_memory();
@@ -108,11 +108,12 @@ impl HandQueue {
         vhost.enable_queue(index).expect("enabling the queue");
     }
 
-    /// Kicks the device for the first time. Returns once the device has got the kick.
+    /// Kicks the device for the first time. Returns once the kernel has delivered the kick.
     ///
-    /// The kernel delivers a kick from a workqueue if vhost-vdpa already has the eventfd. If the
-    /// eventfd is passed to vhost-vdpa with a pending signal, the kernel delivers the kick before
-    /// that call returns. This function uses the second way.
+    /// If vhost-vdpa already has the eventfd when the eventfd is signalled, the kernel delivers the
+    /// kick later, from a workqueue. If the eventfd is signalled first and then passed to
+    /// vhost-vdpa, the kernel delivers the kick before the ioctl returns. This function therefore
+    /// signals the eventfd first.
     #[track_caller]
     pub fn kick_at_once(&self, vhost: &Vhost) {
         let other = EventFd::new().expect("an eventfd");
@@ -202,8 +203,8 @@ impl HandQueue {
         self.submit(&[(self.iova + DATA as u64, 2048, true)]);
     }
 
-    /// Waits for the expected frame. Asserts that, according to its header, the frame is in one
-    /// buffer.
+    /// Waits for the expected frame and returns it. Asserts that, according to its header, the
+    /// frame is in one buffer.
     #[track_caller]
     pub fn receive_frame(&self) -> Vec<u8> {
         let (header, frame) = self.receive();
@@ -293,7 +294,7 @@ impl HandQueue {
     }
 }
 
-/// A disk bound to vhost-vdpa, whose virtqueue 0 the test operates as the driver.
+/// A disk bound to vhost-vdpa, whose virtqueue 0 the test operates in the role of the driver.
 #[derive(Debug)]
 pub struct HandDriver {
     /// The open vhost-vdpa device.
@@ -312,7 +313,7 @@ impl HandDriver {
         Self { vhost, queue }
     }
 
-    /// Maps new memory with the same contents at the same IOVAs.
+    /// Replaces the memory with new memory that has the same contents and the same IOVAs.
     #[track_caller]
     pub fn move_memory(&mut self) {
         self.queue.move_memory(&self.vhost);
@@ -389,7 +390,8 @@ pub fn start(vhost: &Vhost) {
 #[track_caller]
 pub fn counters(name: &str, queue: u32) -> (u16, u16) {
     let mut device = None;
-    // Another process may have closed the device only a moment ago.
+    // Another process may have closed the device only a moment ago. Opening the device fails until
+    // the kernel has released that process's file.
     soon("nobody serves the device", || {
         device = Device::open_nonblocking(name).ok();
         device.is_some()

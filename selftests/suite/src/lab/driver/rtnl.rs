@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! RTNL, the lock of all network configuration, and how long other threads hold it.
+//! Measurement of how long other threads hold RTNL, the kernel's lock for network configuration.
 
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,8 +36,8 @@ pub struct Held {
 }
 
 impl Held {
-    /// Asserts that other threads held RTNL no longer than `longest` at a time and `total` in sum.
-    /// Both limits are extended on a slow machine. Prints the measured times.
+    /// Asserts that other threads held RTNL no longer than `longest` at a time, and no longer than
+    /// `total` altogether. Both limits are extended on a slow machine. Prints the measured times.
     #[track_caller]
     pub fn assert(self, what: &str, longest: Duration, total: Duration) {
         note(format!(

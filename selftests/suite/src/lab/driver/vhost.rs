@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The driver side of a vhost-vdpa device, with one method for each call.
+//! The driver side of a vhost-vdpa device, with one method for each operation.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -228,14 +228,15 @@ impl Vhost {
         self.get_pair(GET_VRING_GROUP, queue)
     }
 
-    /// Reads the size of a virtqueue, which is the size that the driver has set, or the maximum
-    /// size.
+    /// Reads the size of a virtqueue. This is the size that the driver has set or, if the driver
+    /// has set none, the maximum size.
     pub fn queue_size(&self, queue: u32) -> io::Result<u32> {
         self.get_pair(GET_VRING_SIZE, queue)
     }
 
     /// Moves a virtqueue group to an address space. vhost-vdpa also checks the group's number as if
-    /// it were a virtqueue index: the call fails with `ENOBUFS` if there is no such virtqueue.
+    /// it were a virtqueue index. If there is no virtqueue with that index, the call fails with
+    /// `ENOBUFS`.
     pub fn set_group_asid(&self, group: u32, asid: u32) -> io::Result<()> {
         self.set_pair(SET_GROUP_ASID, group, asid)
     }
@@ -323,7 +324,7 @@ impl Vhost {
         self.message(asid, iova, size, uaddr, access, IOTLB_UPDATE)
     }
 
-    /// Maps `size` bytes at the address `uaddr` of this process, if the kernel permits that.
+    /// Tries to map `size` bytes at the address `uaddr` of this process. The kernel may refuse.
     pub fn map_raw(
         &self,
         asid: u32,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The kernel's virtiofs with a VDUSE device.
+//! Mounts of a VDUSE file system device with the kernel's virtiofs.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,7 +22,7 @@ use crate::lab::run::scratch::Scratch;
 
 /// Skips the test if the kernel does not support virtiofs.
 pub fn need_virtiofs() {
-    // This fails if virtiofs is built in.
+    // `modprobe` may fail if virtiofs is built into the kernel. The check below decides.
     let _ = modules::tool("modprobe", &["virtiofs"]);
     let all = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     if !all.contains("\tvirtiofs\n") {
@@ -68,7 +68,7 @@ pub struct LiveFs<S> {
     pub served: S,
     /// The created device.
     pub device: TestDevice,
-    /// Contains the exported directory, `files`.
+    /// The temporary directory that contains the exported directory, `files`.
     scratch: Scratch,
 }
 

@@ -43,7 +43,8 @@ const RUN_LIMIT: Duration = Duration::from_secs(120);
 /// Line that the guest prints when it accepts input.
 const READY: &str = "@ready\n";
 
-/// End of the output of a line. The exit status of the line follows.
+/// Text that the guest prints after the output of a shell line. The exit status of the line follows
+/// this text.
 const DONE: &str = "\n@done ";
 
 /// Configuration of a guest.
@@ -61,8 +62,8 @@ impl Setup {
     ///
     /// The guest has only one CPU. If KVM itself is emulated (SVM in the TCG of QEMU 10), a second
     /// CPU crashes the outer kernel in one boot of five, because a page fault handler runs with the
-    /// guest's GS. The guest also stays on one CPU of the outer machine. Otherwise, one guest of
-    /// fifty ended unexpectedly.
+    /// guest's GS. In addition, the guest stays on one CPU of the outer machine, because otherwise
+    /// one guest of fifty ended unexpectedly.
     pub fn new() -> Self {
         let Some(directory) = std::env::var_os(environment::GUEST) else {
             skip("there is no guest to boot: --guest DIR names what qemu-test/nested makes");
@@ -132,7 +133,7 @@ impl Setup {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        // A guest must stay on one CPU if KVM is emulated.
+        // If KVM is emulated, a guest must stay on one CPU (see `Setup::new`).
         let spawn = || {
             run_on(1);
             command.spawn()
@@ -227,7 +228,7 @@ impl Guest {
 
     /// Migrates the guest to a QEMU that was started with `-incoming defer`, and ends this QEMU.
     /// When this function returns, the guest runs in the other QEMU. Returns the downtime that QEMU
-    /// has measured, in which the guest ran in neither QEMU.
+    /// has measured, which is the time during which the guest ran in neither QEMU.
     #[track_caller]
     pub fn migrate_to(mut self, there: &mut Self) -> Duration {
         let uri = json!({ "uri": format!("unix:{}", there.socket.with_extension("in").display()) });
@@ -249,7 +250,7 @@ impl Guest {
         Duration::from_millis(downtime)
     }
 
-    /// Returns a connection to QEMU's monitor, which is made at the first call.
+    /// Returns the connection to QEMU's monitor. The first call establishes the connection.
     #[track_caller]
     pub fn qmp(&mut self) -> &mut Qmp {
         self.qmp.get_or_insert_with(|| Qmp::connect(&self.socket))

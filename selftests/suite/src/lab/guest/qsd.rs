@@ -21,7 +21,8 @@ use crate::lab::run::report::need;
 
 const PROGRAM: &str = "qemu-storage-daemon";
 
-/// Size of the virtqueues that QEMU's vhost-vdpa uses, whatever size the device allows.
+/// Virtqueue size of the disk. QEMU's vhost-vdpa device uses this size regardless of the maximum
+/// size that the disk reports.
 const QUEUE_SIZE: u16 = 1024;
 
 /// A qemu-storage-daemon process.
@@ -43,8 +44,8 @@ impl Qsd {
         Self::start_with(name, file, &["--blockdev", &image])
     }
 
-    /// Variant of [`start`](Self::start) with 50 requests per second, so that some are always in
-    /// progress.
+    /// Variant of [`start`](Self::start) that serves at most 50 requests per second, so that some
+    /// requests are always in progress.
     #[track_caller]
     pub fn start_slow(name: &str, file: &Path) -> Self {
         let image = format!("driver=file,node-name=f,filename={}", file.display());
@@ -119,7 +120,8 @@ impl Qsd {
             if let Ok(Some(status)) = self.child.try_wait() {
                 panic!("{PROGRAM} ended: {status}");
             }
-            // If the device is already on the bus, the program has taken over an existing device.
+            // If the device is already on the bus, the program has taken over an existing device
+            // instead of creating one. The wait then fails at its time limit.
             if bus::vdpa().device(name).is_err() {
                 on_bus = OnBus::add(name).ok();
             }
@@ -144,8 +146,9 @@ impl Qsd {
         while !matches!(self.child.try_wait(), Ok(Some(_))) {
             let stacks = || crate::process::stacks(self.child.id());
             assert!(!limit.is_over(), "it does not end:\n{}", stacks());
-            // The signal is sent repeatedly. The signal handler only sets a flag, and the main loop
-            // may have checked the flag just before it went to sleep.
+            // Sends the signal repeatedly, because one signal may have no effect: the signal
+            // handler only sets a flag, and the main loop may have checked the flag just before it
+            // went to sleep.
             kill_process(pid, Signal::TERM).expect("ending the daemon");
             std::thread::sleep(Duration::from_millis(100));
         }

@@ -117,8 +117,8 @@ unsafe fn call(number: u32, a: u32, b: u32, c: u32) -> i32 {
     result
 }
 
-/// Returns whether the kernel supports 32-bit system calls. A child process tries one, because a
-/// kernel without them kills the caller.
+/// Returns whether the kernel supports 32-bit system calls. A child process makes the attempt,
+/// because a kernel without this support kills the caller.
 fn available() -> bool {
     Command::new("/proc/self/exe")
         .args(["--helper", "ia32"])

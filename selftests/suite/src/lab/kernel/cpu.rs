@@ -12,7 +12,7 @@ use crate::lab::run::report::skip;
 pub fn run_on(number: usize) {
     let mut cpus = rustix::thread::CpuSet::new();
     cpus.set(number);
-    // If the machine has only one CPU, this fails for any other CPU, which is harmless.
+    // This fails if the CPU does not exist, which is harmless.
     let _ = rustix::thread::sched_setaffinity(None, &cpus);
 }
 

@@ -2,10 +2,10 @@
 
 //! Fault injection, which makes allocations or copies of user memory fail one at a time.
 //!
-//! The kernel counts the points of a thread at which it can inject a fault, and injects a fault at
-//! the nth point (`/proc/thread-self/fail-nth`, Documentation/fault-injection). A test performs an
-//! operation with a fault at the first point, then at the second point, and so on, until the
-//! operation ends before the fault.
+//! For each thread, the kernel counts the points at which it can inject a fault, and injects a
+//! fault at the nth point (`/proc/thread-self/fail-nth`, Documentation/fault-injection). A test
+//! performs an operation with a fault at the first point, then at the second point, and so on,
+//! until the operation ends without reaching the point.
 
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -22,7 +22,7 @@ use crate::lab::kernel::{modules, sysfs};
 use crate::lab::run::report::{note, skip};
 use crate::lab::run::settings::driver;
 
-/// Names of the debugfs directories of the kinds of fault.
+/// Names of the debugfs directories, one for each kind of fault.
 const SLAB: &str = "failslab";
 const PAGES: &str = "fail_page_alloc";
 const COPIES: &str = "fail_usercopy";
@@ -141,7 +141,7 @@ impl Injection {
     /// Limits faults of `kind` to call stacks with an address in the range `addresses`.
     #[track_caller]
     fn limit(&mut self, kind: &str, addresses: &Range<u64>) {
-        // Otherwise, the kernel logs each fault.
+        // By default, the kernel logs each fault.
         self.set(kind, "verbose", "0");
         self.range(kind, "require", addresses);
     }
@@ -155,8 +155,8 @@ impl Injection {
         self.set(kind, &format!("{what}-end"), &text(addresses.end));
     }
 
-    /// Calls `trial` with the first fault, then with the second, and so on, until `trial` ends
-    /// before its fault has occurred. `path` names the operation in messages.
+    /// Calls `trial` with the first fault, then with the second, and so on, until a call of `trial`
+    /// ends before its fault has occurred. `path` names the operation in messages.
     #[track_caller]
     pub fn each(&self, path: &str, mut trial: impl FnMut(&Fault<'_>)) -> Tally {
         let mut tally = Tally::default();
@@ -200,7 +200,7 @@ impl Injection {
         })
     }
 
-    /// Requests a fault at the nth point from now on. If `n` is 0, requests none.
+    /// Requests a fault at the `n`th point from now on. If `n` is 0, requests no fault.
     fn arm(&self, n: u32) {
         self.nth
             .write_all_at(n.to_string().as_bytes(), 0)
@@ -212,7 +212,7 @@ impl Injection {
         let mut text = [0; 16];
         let came = match self.nth.read_at(&mut text, 0) {
             Ok(n) => text[..n].trim_ascii() == b"0",
-            // The fault occurred in this read, which is after the operation.
+            // The fault occurred in this read and thus not in the operation.
             Err(_) => return false,
         };
         if !came && self.nth.write_all_at(b"0", 0).is_err() {
@@ -247,7 +247,7 @@ impl Fault<'_> {
     }
 
     /// Performs the operation in which the fault may occur. Returns `None` if the operation fails.
-    /// It may fail only if the fault has occurred, and only with one of `errors`.
+    /// The operation may fail only if the fault has occurred, and only with one of `errors`.
     #[track_caller]
     pub fn hit<T>(&self, errors: &[Errno], operation: impl FnOnce() -> io::Result<T>) -> Option<T> {
         self.injection.arm(self.n);
@@ -288,8 +288,8 @@ impl std::fmt::Display for Fault<'_> {
 pub struct Tally {
     /// Number of faults that occurred.
     pub faults: u32,
-    /// Number of faults that made the operation fail. The operation succeeded in spite of the
-    /// others.
+    /// Number of faults that made the operation fail. The operation succeeded in spite of each
+    /// other fault.
     pub failures: u32,
 }
 

@@ -12,8 +12,9 @@ use rustix::mm::{MapFlags, MremapFlags, ProtFlags};
 /// A shared mapping of a file whose contents and length are unknown, so an access may raise
 /// `SIGBUS`.
 ///
-/// This program never accesses the mapped memory itself. It lets the kernel
-/// ([`Prober`](super::probe::Prober)) or a child process do so. `SIGBUS` then kills only the child.
+/// This program never accesses the mapped memory itself. Instead, the kernel
+/// ([`Prober`](super::probe::Prober)) or a child process accesses the memory, so `SIGBUS` kills at
+/// most the child.
 #[derive(Debug)]
 pub struct FileMapping {
     base: *mut u8,

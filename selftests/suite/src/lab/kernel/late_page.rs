@@ -27,8 +27,8 @@ pub struct Manner {
 /// The page's first bytes at the next fault, and how the thread resolves that fault.
 type Next = Arc<Mutex<(Vec<u8>, Manner)>>;
 
-/// A page whose faults a thread of this process resolves. Page and thread exist until the process
-/// ends.
+/// A page whose faults a thread of this process resolves. The page and the thread exist until the
+/// process ends.
 #[derive(Debug)]
 pub struct LatePage {
     page: *mut u8,
@@ -77,8 +77,8 @@ impl LatePage {
         Ok(Self { page, next, busy })
     }
 
-    /// Makes the page missing, and sets how the next fault is resolved. The page then starts with
-    /// `bytes`. The returned guard reserves the page.
+    /// Makes the page missing, and sets how the thread resolves the next fault. If the thread then
+    /// provides the page, the page starts with `bytes`. The returned guard reserves the page.
     fn prepare(&self, bytes: &[u8], manner: Manner) -> io::Result<MutexGuard<'_, ()>> {
         let busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(bytes.len() as u64 <= PAGE);
@@ -92,8 +92,8 @@ impl LatePage {
         Ok(busy)
     }
 
-    /// Calls an ioctl with the page as its argument. Once provided, the page starts with `bytes`,
-    /// followed by zeroes.
+    /// Calls an ioctl with the page as its argument. When the page is provided, it contains
+    /// `bytes`, followed by zeroes.
     pub fn call(
         &self,
         fd: impl AsFd,

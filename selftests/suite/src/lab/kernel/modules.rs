@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Kernel modules: the driver's, and others that the tests need.
+//! Kernel modules, both the driver's module and the other modules that the tests need.
 
 use std::fs;
 use std::path::Path;
@@ -42,7 +42,7 @@ pub fn references_settled(module: &str, most: i64) -> Option<i64> {
     }
 }
 
-/// Runs a program that loads or unloads modules. Returns the program's error output as the error.
+/// Runs a program, for example `modprobe`. Returns the program's error output as the error.
 pub fn tool(program: &str, arguments: &[&str]) -> Result<(), String> {
     let output = Command::new(program)
         .args(arguments)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Accesses to memory that may not exist, which fail without a signal.
+//! Accesses to possibly unmapped memory, which fail with an error instead of a signal.
 
 use std::fs::File;
 use std::io;
@@ -11,8 +11,9 @@ use rustix::pipe::{pipe_with, PipeFlags};
 
 use crate::lab::kernel::memory::PAGE;
 
-/// Accesses to memory that may raise `SIGBUS`. The kernel performs the access when it copies to or
-/// from a pipe, and returns an error instead.
+/// A pipe through which this program accesses memory that may raise `SIGBUS`. The kernel performs
+/// the access when it copies the memory to or from the pipe, and returns an error instead of
+/// raising the signal.
 #[derive(Debug)]
 pub struct Prober {
     reader: OwnedFd,
@@ -27,11 +28,11 @@ impl Prober {
         Self { reader, writer }
     }
 
-    /// Reads `len` bytes from `address` on, at most a page. Fails with `EFAULT` if there is no
-    /// memory.
+    /// Reads `len` bytes at `address`. `len` must not exceed the page size. Fails with `EFAULT` if
+    /// not all of the bytes can be read.
     pub fn read(&self, address: *const u8, len: usize) -> io::Result<Vec<u8>> {
         assert!(len as u64 <= PAGE);
-        // SAFETY: The slice is passed to a system call and not accessed by this program; the kernel
+        // SAFETY: The slice is passed to a system call and not accessed by this program. The kernel
         // returns EFAULT where there is no memory.
         let bytes = unsafe { std::slice::from_raw_parts(address, len) };
         let n = rustix::io::write(&self.writer, bytes)?;
@@ -45,7 +46,7 @@ impl Prober {
         }
     }
 
-    /// Writes a byte to an address. Fails with `EFAULT` if there is no memory.
+    /// Writes a byte to an address. Fails with `EFAULT` if the byte cannot be written.
     pub fn write(&self, address: *mut u8, byte: u8) -> io::Result<()> {
         rustix::io::write(&self.writer, &[byte])?;
         // SAFETY: As in `read`. In addition, the byte is in shared memory, to which this program

@@ -136,7 +136,7 @@ impl Edge {
 
     /// Reads from a file into a buffer of `whole` bytes, only the first `len` of which are mapped.
     pub fn read(&self, fd: impl AsFd, len: usize, whole: usize) -> io::Result<usize> {
-        // SAFETY: The buffer is passed to a system call and not accessed by this program; the
+        // SAFETY: The buffer is passed to a system call and not accessed by this program. The
         // kernel returns EFAULT for unmapped memory.
         let buffer = unsafe { std::slice::from_raw_parts_mut(self.last(len), whole) };
         Ok(rustix::io::read(fd, buffer)?)

@@ -8,8 +8,9 @@ use crate::lab::kernel::sysfs;
 
 const SWITCH: &str = "/sys/kernel/rcu_expedited";
 
-/// Expedited RCU grace periods, until this value is dropped. They disturb other CPUs, but
-/// operations with many grace periods take a tenth of the time.
+/// A guard that makes the kernel expedite RCU grace periods until this value is dropped. Expedited
+/// grace periods disturb other CPUs, but operations with many grace periods take a tenth of the
+/// time.
 #[derive(Debug)]
 pub struct Expedited(());
 

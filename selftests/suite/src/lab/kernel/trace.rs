@@ -63,7 +63,7 @@ impl Trace {
         let number = sysfs::read(&Path::new("/sys/block").join(disk).join("dev"));
         let number = number.expect("the disk's number");
         let (major, minor) = number.split_once(':').expect("two numbers");
-        // The kernel's own encoding of device numbers, which differs from the encoding in
+        // This is the kernel's own encoding of device numbers, which differs from the encoding in
         // userspace.
         let dev =
             major.parse::<u32>().expect("a number") << 20 | minor.parse::<u32>().expect("a number");
@@ -75,7 +75,7 @@ impl Trace {
     }
 
     /// Traces the calls of a function, such as `virtio_vdpa:virtio_vdpa_config_cb`. Skips the test
-    /// if the kernel has no kprobes, or disables interrupts in them.
+    /// if the kernel has no kprobes, or if it disables interrupts while a kprobe runs.
     #[track_caller]
     pub fn of_function(function: &str) -> Self {
         let probe = format!("p:{PROBE} {function}");

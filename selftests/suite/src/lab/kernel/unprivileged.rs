@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A helper process with all capabilities in its own user namespace, but none outside.
+//! A helper process that has all capabilities in its own user namespace, but no capabilities
+//! outside it.
 
 use std::io;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Helper processes of tests, in which this program runs with `--helper`.
+//! The helper processes of tests. Each of them runs this program with `--helper`.
 
 use std::process::ExitCode;
 

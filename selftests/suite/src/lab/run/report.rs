@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Reports of a test to the runner other than success or failure.
+//! Messages from a test to the runner, apart from success and failure.
 
 use crate::outcome::{Skipped, NOTE};
 

@@ -11,7 +11,7 @@ use crate::lab::kernel::memory::PAGE;
 use crate::tests::model::expected::Model;
 use crate::tests::model::operation::{offered, Op, FILES, GROUPS, QUEUES, SPACES};
 
-/// The values of the device status from which a client's write is chosen.
+/// The status values among which a client's write of the device status is chosen at random.
 const STATUSES: [u8; 6] = [
     RESET,
     RESET,
@@ -25,7 +25,7 @@ impl Model {
     /// Chooses the next operation at random.
     pub(super) fn choose(&self, random: &mut Random) -> Op {
         let mut below = |end: u64| random.below(end);
-        // Three of four indexes are valid.
+        // On average, three of four chosen indexes are valid.
         let queue = below(u64::from(QUEUES) * 4) as u32;
         let queue = match queue / QUEUES {
             3 => [QUEUES, u32::MAX, 0x1_0000, GROUPS][(queue % QUEUES) as usize],

@@ -86,7 +86,7 @@ pub(super) struct Model {
     pub(super) suspended: bool,
     pub(super) features: u64,
     pub(super) queues: [Queue; QUEUES as usize],
-    /// The mappings that the daemon finds, by address space.
+    /// The mappings that the daemon can look up, by address space.
     pub(super) maps: [Maps; SPACES as usize],
     pub(super) requests: Vec<Kind>,
 }

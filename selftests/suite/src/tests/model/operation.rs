@@ -120,8 +120,8 @@ pub(super) enum Op {
     Resume,
 }
 
-/// The result of an operation, which is numbers or an error, and the requests that the operation
-/// sent to the daemon.
+/// The outcome of an operation: its result, which is either numbers or an error, and the requests
+/// that the driver sent to the daemon meanwhile.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) answer: Result<Vec<u64>, Errno>,
@@ -131,11 +131,11 @@ pub(super) struct Outcome {
 /// The optional features that the kernel supports.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Support {
-    /// The kernel asks the daemon before a virtqueue becomes ready.
+    /// Whether the kernel asks the daemon before a virtqueue becomes ready.
     pub(super) queue_ready: bool,
-    /// A client can suspend the device.
+    /// Whether a client can suspend the device.
     pub(super) suspend: bool,
-    /// A client can resume a suspended device.
+    /// Whether a client can resume a suspended device.
     pub(super) resume: bool,
 }
 

@@ -216,7 +216,8 @@ fn frames_to_others_are_not_received_once_that_is_said() {
     assert!(card.ready(0));
     let (_, found) = ask(&mut card, 0, &[Buffer::Write(76)]);
     assert_eq!(found.last(), Some(&10));
-    // One call drops at most `PATIENCE` frames, so only the next call finds the frame to this card.
+    // One call drops at most `PATIENCE` frames, so only the second call finds the frame that is
+    // addressed to this card.
     for _ in 0..PATIENCE {
         send(&mut card, 0, &frame(OTHER, 0));
     }
