@@ -100,6 +100,16 @@ impl Device {
             })
     }
 
+    /// Returns a device whose messages are read from and written to `file`, for tests without a
+    /// kernel. Every ioctl fails.
+    #[cfg(test)]
+    pub(crate) fn of_file(file: File) -> Self {
+        Self {
+            name: "test".to_owned(),
+            file,
+        }
+    }
+
     /// Returns the device's name.
     pub fn name(&self) -> &str {
         &self.name

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,9 +19,15 @@ pub(super) struct Shared {
     pub(super) stop: AtomicBool,
     /// The address space of each virtqueue group, keyed by group. A group without an entry is in
     /// address space 0.
-    pub(super) moved: Mutex<HashMap<u32, u32>>,
-    pub(super) commands: Mutex<Vec<(Command, Sender<io::Result<()>>)>>,
+    moved: Mutex<HashMap<u32, u32>>,
+    /// The commands that the server has not taken yet. `None` when the server has ended and so takes
+    /// no more commands.
+    commands: Mutex<Option<Vec<Pending>>>,
 }
+
+/// A command, and the sender of its result. Dropping the sender tells the caller that the command
+/// was not executed.
+pub(super) type Pending = (Command, Sender<io::Result<()>>);
 
 /// A command from a handle to its server.
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +67,9 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// As [`Umem::register`]; `EEXIST` when the server has registered memory already; `BrokenPipe`
-    /// when the server ends without registering the memory.
+    /// As [`Umem::register`](crate::umem::Umem::register); `EEXIST` when the server has registered
+    /// memory already; `BrokenPipe` when the server has ended, or ends without registering the
+    /// memory.
     pub fn register_umem(&self) -> io::Result<()> {
         self.ask(Command::RegisterUmem)
     }
@@ -71,19 +79,18 @@ impl Handle {
     ///
     /// # Errors
     ///
-    /// As [`Umem::deregister`]; `ENOENT` when no memory is registered; `BrokenPipe` when the server
-    /// ends without deregistering the memory.
+    /// As [`Umem::deregister`](crate::umem::Umem::deregister); `ENOENT` when no memory is
+    /// registered; `BrokenPipe` when the server has ended, or ends without deregistering the memory.
     pub fn deregister_umem(&self) -> io::Result<()> {
         self.ask(Command::DeregisterUmem)
     }
 
     fn ask(&self, command: Command) -> io::Result<()> {
         let (sender, receiver) = mpsc::channel();
-        self.control
-            .commands
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((command, sender));
+        match &mut *self.control.commands() {
+            Some(commands) => commands.push((command, sender)),
+            None => return Err(io::ErrorKind::BrokenPipe.into()),
+        }
         self.control.wake.signal()?;
         receiver
             .recv()
@@ -92,6 +99,10 @@ impl Handle {
 }
 
 impl Shared {
+    fn commands(&self) -> MutexGuard<'_, Option<Vec<Pending>>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn moved(&self) -> MutexGuard<'_, HashMap<u32, u32>> {
         self.moved.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,8 +111,63 @@ impl Shared {
         self.moved().get(&group).copied().unwrap_or(0)
     }
 
-    pub(super) fn take_commands(&self) -> Vec<(Command, Sender<io::Result<()>>)> {
-        let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *commands)
+    pub(super) fn take_commands(&self) -> Vec<Pending> {
+        self.commands()
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
+    /// Rejects the commands that the server has not taken, and all later commands.
+    fn close(&self) {
+        *self.commands() = None;
+    }
+
+    /// Returns the number of commands that the server has not taken.
+    #[cfg(test)]
+    pub(super) fn pending(&self) -> usize {
+        self.commands().as_ref().map_or(0, Vec::len)
+    }
+}
+
+/// A server's reference to the shared state. Dropping the reference rejects commands, so that the
+/// callers of a [`Handle`] do not wait for a server that has ended.
+#[derive(Debug)]
+pub(super) struct Served(Arc<Shared>);
+
+impl Served {
+    /// Creates the shared state. Commands are accepted at once, and wait for the server to run.
+    pub(super) fn new(moved: HashMap<u32, u32>) -> io::Result<Self> {
+        Ok(Self(Arc::new(Shared {
+            wake: EventFd::new()?,
+            stop: AtomicBool::new(false),
+            moved: Mutex::new(moved),
+            commands: Mutex::new(Some(Vec::new())),
+        })))
+    }
+
+    /// Accepts commands, until the return value is dropped.
+    pub(super) fn accept(&self) -> Self {
+        self.commands().get_or_insert_default();
+        Self(self.0.clone())
+    }
+
+    /// Returns a reference for a handle.
+    pub(super) fn share(&self) -> Arc<Shared> {
+        self.0.clone()
+    }
+}
+
+impl Deref for Served {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.close();
     }
 }

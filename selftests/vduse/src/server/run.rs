@@ -2,10 +2,13 @@
 
 //! The loop of a server, which waits for requests and kicks.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
@@ -16,7 +19,7 @@ use crate::eventfd::EventFd;
 use crate::iotlb::{AddressSpace, SpaceOf};
 use crate::request::{Answer, Kind, Request};
 use crate::server::backend::{Backend, Memory};
-use crate::server::handle::{Command, Handle, Shared};
+use crate::server::handle::{Command, Handle, Served};
 use crate::server::virtqueue::{differ, wants_interrupt, State, VirtQueue, Waits};
 use crate::state::DeviceState;
 use crate::umem::Umem;
@@ -41,7 +44,7 @@ pub struct Server<B> {
     /// Whether the driver has suspended the device.
     suspended: bool,
     umem: Option<Umem>,
-    control: Arc<Shared>,
+    control: Served,
 }
 
 /// Maximum number of requests of one virtqueue that the server serves before it serves the other
@@ -177,12 +180,7 @@ impl<B: Backend> Server<B> {
             asked: known.asks_for_ready(),
             suspended: known.suspended,
             umem: None,
-            control: Arc::new(Shared {
-                wake: EventFd::new()?,
-                stop: AtomicBool::new(false),
-                moved: Mutex::new(moved),
-                commands: Mutex::new(Vec::new()),
-            }),
+            control: Served::new(moved)?,
         };
         server.activate(true)?;
         Ok(server)
@@ -192,7 +190,7 @@ impl<B: Backend> Server<B> {
     pub fn handle(&self) -> Handle {
         Handle {
             device: self.device.clone(),
-            control: self.control.clone(),
+            control: self.control.share(),
         }
     }
 
@@ -213,10 +211,9 @@ impl<B: Backend> Server<B> {
     /// `EPERM` when the kernel has marked the device broken; otherwise the error of the call that
     /// failed.
     pub fn run(&mut self) -> io::Result<()> {
-        let result = self.serve();
-        // Drop commands that the loop has not executed, so that their callers get an error.
-        self.control.take_commands();
-        result
+        // However the loop ends, callers get an error for the commands that it has not executed.
+        let _accepting = self.control.accept();
+        self.serve()
     }
 
     fn serve(&mut self) -> io::Result<()> {

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! Tests that a command through a handle is answered, however the server ends. A socket takes the
+//! place of the device.
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::server::backend::Chain;
+use crate::{sys, uapi};
+
+/// Longest time that a test waits. A command that is never answered fails the test.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A backend that calls a function when the driver resets the device.
+struct OnReset<F>(F);
+
+impl<F: FnMut()> Backend for OnReset<F> {
+    fn serve(&mut self, _queue: u16, _chain: Chain, _memory: &Memory) -> u32 {
+        0
+    }
+
+    fn reset(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Returns a server without virtqueues, and the kernel's end of its device.
+fn server<F: FnMut()>(on_reset: F) -> (Server<OnReset<F>>, UnixStream) {
+    let (device, kernel) = UnixStream::pair().unwrap();
+    let server = Server {
+        device: Arc::new(Device::of_file(OwnedFd::from(device).into())),
+        spaces: Vec::new(),
+        queues: Vec::new(),
+        backend: OnReset(on_reset),
+        features: 0,
+        driver_ok: false,
+        asked: false,
+        suspended: false,
+        umem: None,
+        control: Served::new(Default::default()).unwrap(),
+    };
+    (server, kernel)
+}
+
+/// Gives a command from another thread, and returns where its result arrives.
+fn command(handle: &Handle) -> Receiver<io::Result<()>> {
+    let handle = handle.clone();
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || sender.send(handle.register_umem()));
+    receiver
+}
+
+/// Gives a command, and waits until it is in the server's queue.
+fn queued_command(handle: &Handle) -> Receiver<io::Result<()>> {
+    let result = command(handle);
+    while handle.control.pending() == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    result
+}
+
+#[track_caller]
+fn fails_with(result: &Receiver<io::Result<()>>, kind: io::ErrorKind) {
+    let result = result.recv_timeout(PATIENCE);
+    let result = result.expect("the command has no answer");
+    assert_eq!(result.unwrap_err().kind(), kind);
+}
+
+#[track_caller]
+fn is_rejected(result: &Receiver<io::Result<()>>) {
+    fails_with(result, io::ErrorKind::BrokenPipe);
+}
+
+/// Sends the server a request to reset the device.
+fn reset(mut kernel: &UnixStream) {
+    let request = uapi::DevRequest {
+        kind: uapi::SET_STATUS,
+        ..Default::default()
+    };
+    kernel.write_all(sys::bytes_of(&request)).unwrap();
+}
+
+#[test]
+fn a_command_before_the_loop_is_executed_by_it() {
+    let (mut server, _kernel) = server(|| {});
+    let handle = server.handle();
+    let result = queued_command(&handle);
+    let thread = thread::spawn(move || server.run());
+    // The command is executed, and its ioctl fails on a socket.
+    let result = result.recv_timeout(PATIENCE).unwrap();
+    let enotty = rustix::io::Errno::NOTTY.raw_os_error();
+    assert_eq!(result.unwrap_err().raw_os_error(), Some(enotty));
+    handle.stop();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_command_is_rejected_after_the_server_was_stopped() {
+    let (mut server, _kernel) = server(|| {});
+    let handle = server.handle();
+    handle.stop();
+    let before = queued_command(&handle);
+    server.run().unwrap();
+    is_rejected(&before);
+    is_rejected(&command(&handle));
+}
+
+#[test]
+fn a_command_is_rejected_after_an_error() {
+    let (mut server, kernel) = server(|| {});
+    let handle = server.handle();
+    let before = queued_command(&handle);
+    // The kernel's end closes, as when the kernel marks a device broken.
+    drop(kernel);
+    server.run().unwrap_err();
+    is_rejected(&before);
+    is_rejected(&command(&handle));
+}
+
+#[test]
+fn a_command_is_rejected_after_a_panic() {
+    let (sender, handles) = mpsc::channel::<Handle>();
+    let (results, before) = mpsc::channel();
+    let (mut server, kernel) = server(move || {
+        results
+            .send(queued_command(&handles.recv().unwrap()))
+            .unwrap();
+        panic!("the backend panics while a command is queued");
+    });
+    let handle = server.handle();
+    sender.send(handle.clone()).unwrap();
+    reset(&kernel);
+    catch_unwind(AssertUnwindSafe(|| server.run())).unwrap_err();
+    is_rejected(&before.recv().unwrap());
+    is_rejected(&command(&handle));
+}
+
+#[test]
+fn a_command_is_rejected_when_the_server_is_dropped() {
+    let (server, _kernel) = server(|| {});
+    let handle = server.handle();
+    let before = queued_command(&handle);
+    server.into_backend();
+    is_rejected(&before);
+    is_rejected(&command(&handle));
+}
+
+#[test]
+fn a_server_that_runs_again_executes_commands_again() {
+    let (mut server, kernel) = server(|| {});
+    let handle = server.handle();
+    // A part of a request ends the loop with an error.
+    (&kernel).write_all(&[0]).unwrap();
+    server.run().unwrap_err();
+    is_rejected(&command(&handle));
+    let thread = thread::spawn(move || server.run());
+    let executed = |result: io::Result<()>| result.unwrap_err().kind() != io::ErrorKind::BrokenPipe;
+    let until = std::time::Instant::now() + PATIENCE;
+    while !executed(command(&handle).recv_timeout(PATIENCE).unwrap()) {
+        assert!(std::time::Instant::now() < until);
+    }
+    handle.stop();
+    thread.join().unwrap().unwrap();
+}
