@@ -127,7 +127,7 @@ help:
 #: make bench             measures our driver against the in-tree one; ROWS='PATTERN...' some of the rows, SMP=2 how
 #:                        it scales on two CPUs, CSV=FILE writes the figures there as well
 #:
-#: make lint              checks format, warnings, clippy, and that driver/ has no unsafe
+#: make lint              checks format, warnings, clippy, that driver/ has no unsafe, and that the crates can be published
 #: make fmt               formats the Rust files
 #: make rust-analyzer     writes rust-project.json for editors
 #:

@@ -5,8 +5,12 @@
 
 #![no_std]
 #![forbid(unsafe_code)]
-#![warn(missing_docs)]
 
 mod vduse;
 
 pub use vduse::*;
+
+/// The examples of the README, which are compiled as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("README.md")]
+mod readme {}

@@ -24,3 +24,8 @@ mod socket;
 
 pub use info::{DeviceConfig, DeviceInfo, ManagementDevice};
 pub use socket::Vdpa;
+
+/// The examples of the README, which are compiled as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

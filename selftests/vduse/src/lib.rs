@@ -35,3 +35,8 @@ pub mod umem;
 pub use control::{Control, DeviceConfig};
 pub use device::Device;
 pub use mapping::Mapping;
+
+/// The examples of the README, which are compiled as documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}
