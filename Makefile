@@ -36,6 +36,9 @@ install modules_install:
 deb:
 	@./scripts/deb $(KDIR)
 
+deb-dkms:
+	@./scripts/deb --dkms
+
 uninstall:
 	@./scripts/install --remove
 
@@ -106,7 +109,8 @@ help:
 #: make KDIR=DIR          builds it for the kernel tree in DIR, with this host's programs
 #: make install           installs it, so that `modprobe vduse` loads it
 #: make uninstall         takes that back
-#: make deb               makes Debian packages in build/: the sources for DKMS, and (as root, or with KDIR) the module
+#: make deb-dkms          makes the Debian package vduse-rs-dkms in build/, which builds the module for each kernel
+#: make deb               makes that one, and (as root, or with KDIR) vduse-rs-modules-RELEASE, with the module ready-made
 #: make clean             removes what was built in the checkout
 #: make update            looks for a newer kernel (otherwise the choice, once made, is kept)
 #:
@@ -141,5 +145,5 @@ help:
 #: DEBIAN_MIRROR=URL      where Debian's packages come from (default: what this host's apt uses)
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
 
-.PHONY: all modules install modules_install deb uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
+.PHONY: all modules install modules_install deb deb-dkms uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
 	test-quick test-core kernels recipe package mutants soak shell vng bench help

@@ -304,10 +304,10 @@ impl NodeDevice {
     /// # Safety
     ///
     /// `dev` must be the device of a `NodeDevice` with a positive reference count during this call.
-    /// `uid` and `gid` must be valid, or null.
+    /// `mode`, `uid` and `gid` must be valid, or null.
     unsafe extern "C" fn devnode(
         dev: *const bindings::device,
-        _mode: *mut bindings::umode_t,
+        mode: *mut bindings::umode_t,
         uid: *mut bindings::kuid_t,
         gid: *mut bindings::kgid_t,
     ) -> *mut c_char {
@@ -321,6 +321,13 @@ impl NodeDevice {
         // SAFETY: As above.
         if let Some(gid) = unsafe { gid.as_mut() } {
             *gid = owner.gid;
+        }
+        // Without a mode, udev gives the group of such a node as much access as its user.
+        if owner != Owner::ROOT {
+            // SAFETY: As above.
+            if let Some(mode) = unsafe { mode.as_mut() } {
+                *mode = 0o600;
+            }
         }
 
         ptr::null_mut()

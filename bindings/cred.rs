@@ -14,6 +14,12 @@ pub(crate) struct Owner {
     pub(super) gid: bindings::kgid_t,
 }
 
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        (self.uid.val, self.gid.val) == (other.uid.val, other.gid.val)
+    }
+}
+
 impl Owner {
     /// User 0 and group 0 of the initial user namespace.
     pub(crate) const ROOT: Self = Self {

@@ -66,7 +66,7 @@ add_compiled() {
 	kernel=$(KVER=$1 FLAVOUR='' "$scripts/kernel")
 	metadata=$(KVER=$1 FLAVOUR='' "$scripts/metadata")
 	# As packaging/dkms/build names it.
-	key=$(cat "$kernel/headers/usr/src/linux-headers-$1"/{.config,Module.symvers} "$scripts/rust-tree" | sha256sum | cut -c1-16)
+	key=$("$scripts/rust-tree" --key "$kernel/headers/usr/src/linux-headers-$1")
 	mkdir -p "$kept"
 	"$scripts/in-root" "$(cat "$metadata/root")" "$metadata/linux:/mnt" "$scripts/rust-tree:/opt/rust-tree" "$kept:/srv" -- \
 		/opt/rust-tree --pack /mnt "/srv/metadata-$key.tar.zst"
