@@ -284,6 +284,12 @@ impl<T: CharDevice> Drop for Registration<T> {
 }
 
 /// The C device of a [`Node`], and the owner of the device's node in `/dev`.
+///
+/// The driver core calls functions of this module for such a device, and `release` last. Nothing
+/// outside the driver core holds a reference to the device after [`Node`] has unregistered it, and
+/// the driver core holds such references only for moments (for iterations, and for power
+/// management). So the module's code outlives the device, except with
+/// `CONFIG_DEBUG_KOBJECT_RELEASE`, see [`Shared`].
 #[repr(C)]
 struct NodeDevice {
     dev: Opaque<bindings::device>,
