@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 #
-# `make help` lists the targets. Kbuild says how the module itself is built.
+# `make help` lists the targets. The file Kbuild says how the module itself is built.
 
 export KVER FLAVOUR QEMU FAST VDUSE_RS_CACHE DEBIAN_MIRROR
 

@@ -77,9 +77,10 @@ impl kernel::InPlaceModule for Vduse {
     fn init(module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             _registry: {
-                // The in-tree driver uses the same names in /dev, in /sys and on the vDPA bus. An
-                // installed build of this module is called `vduse`, as the in-tree module is. A
-                // build that is not installed is called `vduse_rs`.
+                // All VDUSE drivers use the same names in /dev, in /sys and on the vDPA bus, so
+                // only one of them can be loaded. The in-tree module is called `vduse`. This module
+                // is called `vduse` in an installed build, and `vduse_rs` in a build that is not
+                // installed.
                 let other = if is_called(module, c"vduse") {
                     c"vduse_rs"
                 } else {

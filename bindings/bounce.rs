@@ -16,11 +16,11 @@
 //!
 //! # Context
 //!
-//! Mapping, unmapping and copying work in any context, including interrupt handlers. A mapping of a
-//! page or less takes no lock that another CPU could hold, as long as this CPU's block has a free
-//! slot. Other mappings take the locks of the address allocator. All of these operations read the
-//! area's mode under RCU. While a process registers or deregisters pages, a copy also takes a lock,
-//! to find out which of a slot's two pages is in use.
+//! Mapping, unmapping and copying work in any context, including interrupt handlers. Each CPU owns
+//! a block of slots. A mapping of a page or less takes no lock that another CPU could hold, as long
+//! as this CPU's block has a free slot. Other mappings take the locks of the address allocator. All
+//! of these operations read the area's mode under RCU. While a process registers or deregisters
+//! pages, a copy also takes a lock, to find out which of a slot's two pages is in use.
 //!
 //! # Lock order
 //!
@@ -133,8 +133,8 @@ impl Buffer<'_> {
     ///
     /// # Safety
     ///
-    /// The caller must be mapping these bytes for a driver. That driver must keep the bytes
-    /// allocated, and must not access them, until it unmaps them from the same area.
+    /// The caller must be mapping these bytes to an area, for a driver. The driver must keep the
+    /// bytes allocated, and must not access them, until the driver unmaps them from that area.
     pub(super) unsafe fn new(page: *mut bindings::page, offset: usize, len: usize) -> Self {
         // SAFETY: By the safety requirements, `page` points to a page structure.
         let phys = unsafe { page_to_phys(page) };
@@ -200,9 +200,10 @@ impl Slot {
         }
     }
 
-    /// Copies the bytes at the offsets `range` between `page` and the part of a buffer that is
-    /// mapped to this slot. If `to_device`, copies to `page`; otherwise copies to the buffer. Does
-    /// nothing if `page` is [`None`], or if no buffer is mapped to this slot.
+    /// Copies between `page` and the part of a buffer that is mapped to this slot. `range` is the
+    /// range of bytes to copy: the same offsets apply to the page and to the mapped part of the
+    /// buffer. If `to_device`, copies to `page`; otherwise copies to the buffer. Does nothing if
+    /// `page` is [`None`], or if no buffer is mapped to this slot.
     ///
     /// # Safety
     ///
@@ -231,8 +232,9 @@ impl Slot {
     }
 }
 
-/// Copies the bytes at the offsets `range` between `page` and the memory that begins at the
-/// physical address `orig`. If `to_device`, copies to `page`; otherwise copies from `page`.
+/// Copies between `page` and the memory that begins at the physical address `orig`. `range` has the
+/// offsets of the bytes to copy, from the start of the page and from `orig`. If `to_device`, copies
+/// to `page`; otherwise copies from `page`.
 ///
 /// # Safety
 ///
@@ -371,7 +373,7 @@ impl Area {
         PAGE_SIZE << largest_order(self.slots)
     }
 
-    /// Returns how many aligned ranges of the largest mapping's size the area has.
+    /// Returns how many aligned ranges the area has, each as large as the largest mapping.
     ///
     /// One of these ranges contains slot 0, which is never allocated. So there is always room for
     /// as many mappings as the return value minus one, whatever the sizes of these mappings, and
@@ -418,7 +420,7 @@ impl Area {
     }
 
     /// Returns which pages the slots use. The return value is valid until the RCU read-side
-    /// critical section ends.
+    /// critical section `_rcu` ends.
     #[inline]
     fn view<'a>(&'a self, _rcu: rcu::Section<'a>) -> View<'a> {
         let mode = self.mode.read_acquire();
@@ -437,8 +439,8 @@ impl Area {
         }
     }
 
-    /// Copies the `len` bytes from `iova` on between a mapped buffer and the bounce pages. If
-    /// `to_device`, copies to the bounce pages; otherwise copies to the buffer.
+    /// Copies the `len` bytes that begin at `iova`. If `to_device`, copies them from the mapped
+    /// buffer to the bounce pages; otherwise copies them from the bounce pages to the buffer.
     ///
     /// Skips slots to which no buffer is mapped, and addresses outside the area.
     ///
@@ -479,9 +481,9 @@ impl Area {
         }
     }
 
-    /// Copies the bytes at the offsets `range` between the page that is in use for `slot` and the
-    /// part of a buffer that is mapped to `slot`. If `to_device`, copies to the page; otherwise
-    /// copies to the buffer.
+    /// Copies between the page that is in use for `slot` and the part of a buffer that is mapped to
+    /// `slot`. `range` has the offsets of the bytes to copy, in the page and in the part. If
+    /// `to_device`, copies to the page; otherwise copies to the buffer.
     ///
     /// # Safety
     ///
@@ -609,9 +611,9 @@ impl Area {
         Some(iova)
     }
 
-    /// Fast path of [`map`](Self::map). Maps a buffer of a page or less to a slot of this CPU's
-    /// block, if the slot's kernel page is allocated. Otherwise maps nothing and returns the
-    /// buffer.
+    /// Fast path of [`map`](Self::map). Maps a buffer of a page or less to a slot from the block
+    /// that this CPU owns in [`Slots`], if the slot's kernel page is allocated. Otherwise maps
+    /// nothing and returns the buffer.
     ///
     /// This function calls another function only to copy, so it saves hardly any registers.
     /// Otherwise, saving registers would make up a quarter of its cost.
@@ -663,8 +665,9 @@ impl Area {
         }
     }
 
-    /// Fast path of [`unmap`](Self::unmap), for a mapping to a slot of a block. For any other
-    /// mapping, and for an address outside the area, does nothing and returns `false`.
+    /// Fast path of [`unmap`](Self::unmap), for a mapping to a slot that comes from a block of
+    /// [`Slots`]. For any other mapping, and for an address outside the area, does nothing and
+    /// returns `false`.
     ///
     /// # Safety
     ///
@@ -847,7 +850,7 @@ impl Area {
         let pages = Arc::new(pages, GFP_KERNEL_ACCOUNT)?;
         self.umem.store(Arc::as_ptr(&pages), Release);
         // INVARIANT: `umem` was set just now. `pages` keeps `umem` valid now, and `registered`
-        // keeps it valid later.
+        // keeps `umem` valid once `pages` has moved there.
         self.mode.store(mode::MIGRATING, Release);
         rcu::synchronize();
         self.migrate(&pages, true);
@@ -875,8 +878,8 @@ impl Area {
         self.mode.store(mode::MIGRATING, Release);
         rcu::synchronize();
         self.migrate(&pages, false);
-        // INVARIANT: Later readers do not use `umem`. `synchronize` below waits for earlier
-        // readers.
+        // INVARIANT: Readers that find `KERNEL` do not use `umem`. `synchronize` below waits for
+        // the readers that found an earlier mode.
         self.mode.store(mode::KERNEL, Release);
         rcu::synchronize();
 

@@ -102,7 +102,7 @@ pub(crate) trait CharDevice: FileOperations {
     /// The data that all files of one [`Registration`] share.
     type Context: Send + Sync + 'static;
 
-    /// Opens the device at `index` of the range, and returns the file's private data.
+    /// Opens the device at `index` of the [`DeviceNumbers`], and returns the file's private data.
     ///
     /// May be called as soon as the device is registered, even before [`Registration::new`]
     /// returns. May also be called after the registration was dropped, if the open began before the
@@ -158,7 +158,8 @@ impl<T: CharDevice> Shared<T> {
         // SAFETY: `file` is valid for the duration of this call; no descriptor refers to it yet.
         let rust_file = unsafe { File::from_raw_file(file) };
 
-        // The character device has only numbers of the range, so the subtraction cannot wrap.
+        // Every device number of the character device is in `shared.numbers`, so the subtraction
+        // cannot wrap.
         let index = number.wrapping_sub(shared.numbers.first);
         match T::open(&shared.context, index, rust_file) {
             Ok(data) => {
@@ -185,8 +186,8 @@ impl<T: CharDevice> Shared<T> {
     }
 }
 
-/// A registered character device, for some numbers of a range. Dropping this value unregisters the
-/// device.
+/// A registered character device. Its device numbers are part of a range of [`DeviceNumbers`].
+/// Dropping this value unregisters the device.
 ///
 /// Files that are open when this value is dropped stay open and keep the context alive. In a
 /// module's initialization, registering must be the last step that can fail, because the kernel
@@ -201,7 +202,7 @@ pub(crate) struct Registration<T: CharDevice> {
     _shared: PhantomData<KBox<Shared<T>>>,
 }
 
-// SAFETY: Any thread may unregister a character device. The context, which may be dropped with it,
+// SAFETY: Any thread may unregister a character device. Unregistering may drop the context, which
 // is `Send`.
 unsafe impl<T: CharDevice> Send for Registration<T> {}
 
@@ -304,8 +305,8 @@ impl NodeDevice {
         ..pin_init::zeroed()
     };
 
-    /// Sets the owner of the device's node in `/dev`. Returns null, so that the class determines
-    /// the path of the node.
+    /// Sets the owner of the device's node in `/dev`, and its mode unless the owner is root.
+    /// Returns null, so that the class determines the path of the node.
     ///
     /// # Safety
     ///
@@ -328,7 +329,8 @@ impl NodeDevice {
         if let Some(gid) = unsafe { gid.as_mut() } {
             *gid = owner.gid;
         }
-        // Without a mode, udev gives the group of such a node as much access as its user.
+        // If this function set no mode, udev would give the node's group as much access as the
+        // node's user.
         if owner != Owner::ROOT {
             // SAFETY: As above.
             if let Some(mode) = unsafe { mode.as_mut() } {

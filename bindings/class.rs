@@ -17,9 +17,10 @@ use kernel::{
 
 /// The name of a class and the directory of its device nodes.
 ///
-/// This information is in a type, not in a value, so that the C structure is in the module's
-/// read-only memory. The kernel reads the structure as long as any code holds a reference to a
-/// device of the class, even after the class is unregistered.
+/// The name and the directory are constants of a type, not fields of a value. So the `struct class`
+/// that is built from them can be in the module's read-only memory. The kernel reads the structure
+/// as long as any code holds a reference to a device of the class, even after the class is
+/// unregistered.
 pub(crate) trait ClassInfo: 'static {
     /// The name of the class's directory in `/sys/class`.
     const NAME: &'static CStr;
@@ -28,7 +29,7 @@ pub(crate) trait ClassInfo: 'static {
     const DIRECTORY: &'static CStr;
 }
 
-/// The C structure of a [`ClassInfo`].
+/// The C structure (`struct class`) for a [`ClassInfo`].
 struct RawClass<T: ClassInfo>(PhantomData<T>);
 
 impl<T: ClassInfo> RawClass<T> {

@@ -3,9 +3,9 @@
 //! The operations of the I/O path that are inlined on x86-64.
 //!
 //! The kernel crate's own versions of these operations call C functions, unless the kernel is built
-//! with `CONFIG_RUST_INLINE_HELPERS`, which requires clang. The functions of the I/O path do a
-//! handful of atomic operations and little else, so these calls would make up a third of their
-//! cost.
+//! with `CONFIG_RUST_INLINE_HELPERS`, which requires clang. Each function of the I/O path does
+//! a handful of atomic operations and little else, so calls of C functions would make up a third of
+//! its cost.
 //!
 //! Two modules implement the same items: `x86_64` for that architecture, `generic` with the kernel
 //! crate's functions. Kbuild selects `x86_64` on x86-64 with SMP, unless `make FAST=n` selects

@@ -177,10 +177,11 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// Returns the page at an offset of the file, in bytes, shortly after the page of a fault. The
-    /// kernel then maps this page together with the page of the fault. This saves another fault if
-    /// the process accesses this page, too. If the return value is [`None`], this page and all
-    /// pages after it are left to [`fault`](Self::fault).
+    /// Returns the page at an offset of the file, in bytes. Called after [`fault`](Self::fault),
+    /// for the pages that follow the page of the fault. A returned page is mapped together with the
+    /// page of the fault, which saves another fault if the process accesses the returned page, too.
+    /// If the return value is [`None`], the page at the offset and all pages after it are not
+    /// mapped now. They are left to later calls of [`fault`](Self::fault).
     ///
     /// No method is called again for a page that was mapped in this way. So the file must never
     /// have a different page at this offset later. If the file may later have no page at this
@@ -463,8 +464,8 @@ impl<T: FileOperations> VTable<T> {
     /// `vma` must be a mapping of a file with this table. A fault in this mapping must be in
     /// progress, for the page at `address`, which must be the page at `offset` of the file.
     unsafe fn map_behind(vma: &VmaMixedMap, address: usize, offset: u64) {
-        /// The maximum number of pages to map, including the page of the fault. The kernel maps as
-        /// many pages of an ordinary file (`fault_around_bytes`).
+        /// The maximum number of pages to map, including the page of the fault. On a fault in an
+        /// ordinary file, the kernel maps the same number of pages (`fault_around_bytes`).
         const PAGES: usize = 16;
 
         // SAFETY: A mapping's file does not change while a fault in the mapping is handled.

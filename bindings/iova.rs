@@ -18,7 +18,8 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A reference to the caches that all [`Domain`]s allocate from.
+/// A reference to the kernel's slab caches, from which all [`Domain`]s take memory for their data
+/// structures.
 ///
 /// # Invariants
 ///
@@ -90,8 +91,9 @@ impl Domain {
                 cache.cloned()
             },
             limit: last >> PAGE_SHIFT,
-            // INVARIANT: With a cache, both initialisations are done. If the second one fails,
-            // `inner` owns nothing that would have to be released.
+            // INVARIANT: If `cache` is set, this initialises `inner` and then its per-CPU caches.
+            // If the per-CPU caches cannot be initialised, `inner` owns nothing that would have to
+            // be released.
             inner <- Opaque::try_ffi_init(move |slot: *mut bindings::iova_domain| {
                 if cache.is_none() {
                     return Ok(());

@@ -92,7 +92,8 @@ impl<D: Send + Sync + 'static> KObject<D> {
         // is copied.
         let kobj = unsafe { bindings::kobject_create_and_add(name.as_char_ptr(), device) };
 
-        // INVARIANT: The kobject has just been created, and the vector is not modified again.
+        // INVARIANT: The kobject has just been created. The vector `entries` is not modified any
+        // more, so its contents do not move.
         let this = Self {
             kobj: NonNull::new(kobj).ok_or(ENOMEM)?,
             entries,

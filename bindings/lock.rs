@@ -54,9 +54,9 @@ macro_rules! new_spinlock_bh {
 }
 pub(crate) use new_spinlock_bh;
 
-/// Defines the backend of a spinlock from the expressions that lock, try to lock and unlock it.
-/// Each expression is evaluated under the safety requirements of the [`Backend`] method of that
-/// name.
+/// Defines the backend of a spinlock from three expressions: `lock`, `try_lock` and `unlock`. Each
+/// expression is the body of the [`Backend`] method with the same name, so the expression may rely
+/// on the safety requirements of that method.
 macro_rules! spinlock_backend {
     (
         $(#[$doc:meta])*
@@ -87,13 +87,13 @@ macro_rules! spinlock_backend {
 
             #[inline]
             unsafe fn lock($lock_ptr: *mut Self::State) -> Self::GuardState {
-                // SAFETY: By the safety requirements, the pointer is an initialised lock.
+                // SAFETY: By the safety requirements, `$lock_ptr` points to an initialised lock.
                 unsafe { $lock }
             }
 
             #[inline]
             unsafe fn try_lock($try_ptr: *mut Self::State) -> Option<Self::GuardState> {
-                // SAFETY: By the safety requirements, the pointer is an initialised lock.
+                // SAFETY: By the safety requirements, `$try_ptr` points to an initialised lock.
                 unsafe { $try_lock }
             }
 
@@ -106,7 +106,7 @@ macro_rules! spinlock_backend {
 
             #[inline]
             unsafe fn assert_is_held(ptr: *mut Self::State) {
-                // SAFETY: By the safety requirements, `ptr` is an initialised lock.
+                // SAFETY: By the safety requirements, `ptr` points to an initialised lock.
                 unsafe { bindings::spin_assert_is_held(ptr) }
             }
         }

@@ -57,7 +57,8 @@ impl Page {
     ///
     /// # Safety
     ///
-    /// `ptr` must point to a page that a reference keeps allocated for `'a`.
+    /// `ptr` must point to a page. For the whole of `'a`, its reference count must include a
+    /// reference that keeps the page allocated.
     pub(super) unsafe fn from_raw<'a>(ptr: *mut bindings::page) -> &'a Self {
         // SAFETY: By the safety requirements, the page is valid for `'a`; `Page` is transparent.
         unsafe { &*ptr.cast() }

@@ -64,7 +64,7 @@ impl SuspendWatch {
     ///
     /// # Safety
     ///
-    /// `notifier` must be the field of a registered watch.
+    /// `notifier` must be the `notifier` field of a [`SuspendWatch`], and must be registered.
     unsafe extern "C" fn notify(
         notifier: *mut bindings::notifier_block,
         event: c_ulong,

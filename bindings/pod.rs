@@ -60,9 +60,10 @@ macro_rules! pod {
     ($($name:path { $($field:ident: $type:ty),* $(,)? })*) => {
         $(
             const _: () = {
-                // The pattern has no `..`, so the list must name all fields. `found` gets its type
-                // from the field. A `PhantomData` of one type does not convert to a `PhantomData`
-                // of another type, so each listed type must be exactly the field's type.
+                // The pattern has no `..`, so the list must name all fields. `type_behind` returns
+                // a `PhantomData` of a field's actual type, which does not convert to a
+                // `PhantomData` of another type. So each listed type must be exactly the field's
+                // type.
                 const _: fn(&$name) = |value| {
                     let $name { $($field),* } = value;
                     $(

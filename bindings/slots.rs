@@ -213,8 +213,8 @@ impl Slots {
         self.take(self.own.get(current_cpu())?.read())
     }
 
-    /// Allocates slots from the domain. If the domain has no room, returns to it the blocks in
-    /// which all slots are free, and retries.
+    /// Allocates slots from the domain. If the domain has no room, the blocks in which all slots
+    /// are free go back to the domain, and the allocation is tried again.
     #[inline(never)]
     fn alloc_from_domain(&self, size: usize) -> Option<u64> {
         if size == 0 {
@@ -342,8 +342,8 @@ impl Slots {
             return;
         }
         if let Some(open) = self.open.get(block / 64) {
-            // INVARIANT: The caller owns the block, so the block's bit is clear and the addition
-            // sets it.
+            // INVARIANT: The caller owns the block, so the block's bit in `open` is clear. The
+            // addition sets that bit.
             let _ = open.fetch_add(1 << (block % 64), Release);
         }
     }
@@ -389,7 +389,8 @@ impl Slots {
             if word.read() != all || !self.enter(block) {
                 continue;
             }
-            // INVARIANT: This call owns the block, and returns it to the domain below.
+            // INVARIANT: This call owns the block. If all slots are still free, this call clears
+            // the `CLAIMED` bit and returns the block to the domain.
             if word.cmpxchg(all, 0, Acquire).is_ok() {
                 let first = self.first(block);
                 self.iova
@@ -568,7 +569,7 @@ mod tests {
             area.free_all()?;
             assert_eq!(area.largest()?, room);
 
-            // A single allocated slot takes the room of at most one of the largest mappings.
+            // One allocated slot takes away the room for at most one mapping of the largest size.
             let slot = area.alloc(1)?.ok_or(ENOMEM)?;
             assert!(area.largest()? >= room - 1);
             area.free(slot, 1)?;
@@ -585,10 +586,11 @@ mod tests {
         let mut state = 1u32;
 
         for _ in 0..20_000 {
-            // The random number generator of Numerical Recipes. Its upper bits are random enough.
+            // The random number generator of the book "Numerical Recipes". The upper bits of a
+            // number are random enough.
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let random = (state >> 8) as usize;
-            // Most mappings take one slot, because this is so for real requests, too.
+            // Most mappings take one slot, like most mappings of real requests.
             let size = if random & 3 != 0 { 1 } else { random % 64 + 1 };
 
             match area.alloc(size)? {

@@ -336,7 +336,8 @@ const fn group(attributes: &'static [*const bindings::attribute]) -> bindings::a
 macro_rules! impl_attributes {
     ($($attribute:ident)*) => {
         // SAFETY: `RawAttribute` builds the attributes from constants. The attributes' functions
-        // require only what the trait allows, for the attribute's `Data`, which is `D`.
+        // have only those requirements that `Attributes` permits, because the `Data` of each
+        // attribute is `D`.
         unsafe impl<D, $($attribute: Attribute<Data = D>),*> Attributes<D> for ($($attribute,)*) {
             const GROUP: *const bindings::attribute_group = {
                 struct List<T>(PhantomData<T>);
@@ -466,9 +467,10 @@ unsafe extern "C" fn read_binary<A: BinaryAttribute>(
     }
 }
 
-// SAFETY: `RawBinaryAttribute` builds the binary attributes from constants. The attributes'
-// functions require only what the trait allows, for data of type `D`. The first group is that of
-// `T`.
+// SAFETY: `RawBinaryAttribute` builds the binary attributes from constants. The functions of the
+// binary attributes have only those requirements that `DeviceAttributes` permits, because the
+// `Data` of each binary attribute is `D`. The first group is `T::GROUP`, for which
+// `T: Attributes<D>` gives the same guarantees.
 unsafe impl<D, T, A, B, C> DeviceAttributes<D> for WithBinary<T, A, B, C>
 where
     T: Attributes<D>,

@@ -51,11 +51,11 @@ use kernel::{
 ///
 /// # Context
 ///
-/// Any in which a virtio driver maps memory, including interrupt handlers. The methods must not
-/// sleep.
+/// The methods are called in any context in which a virtio driver maps memory, including interrupt
+/// handlers. So the methods must not sleep.
 pub(crate) trait Owner: Send + Sync + 'static {
-    /// Returns whether buffers may be mapped into the bounce area. If not, the caller calls
-    /// [`prepare`](Self::prepare) before it maps a buffer.
+    /// Returns whether buffers may be mapped into the bounce area. If they may not, the caller must
+    /// call [`prepare`](Self::prepare) before it maps a buffer.
     fn is_prepared(&self) -> bool;
 
     /// Prepares the owner for buffers in the bounce area. Several callers may call this method at
@@ -138,8 +138,8 @@ pub(crate) struct Token<T: Owner> {
 /// [`Token::retarget_all`] stores the address of a variable instead, which is never 1.
 const ALONE: usize = 1;
 
-/// The value of [`Token::quiesced_by`] in a [direct](Token::new_direct) token. This value is not
-/// the address of a variable either.
+/// The value of [`Token::quiesced_by`] in a [direct](Token::new_direct) token. Like [`ALONE`], this
+/// value is never the address of a variable.
 const ALWAYS: usize = 2;
 
 // SAFETY: A token owns references to spaces, which move with the token.
@@ -193,8 +193,8 @@ impl<T: Owner> Token<T> {
         quiescing.finish()
     }
 
-    /// Points all of `tokens` to `space`. Skips a token that is quiesced already, and a token into
-    /// whose current space something is mapped.
+    /// Points all of `tokens` to `space`. Skips each token that is quiesced already, and each token
+    /// whose current space has something mapped into it.
     ///
     /// # Context
     ///
@@ -296,8 +296,8 @@ impl<T: Owner> Token<T> {
         space.bounce.map(buffer, dir, sync, rcu)
     }
 
-    /// Maps a buffer with [`Area::map_fast`]. Returns the buffer if that fails, if the token is
-    /// quiesced, or if its space's owner is not prepared.
+    /// Maps a buffer with [`Area::map_fast`]. Returns the buffer as the error if `map_fast` fails,
+    /// if the token is quiesced, or if the owner of the token's space is not prepared.
     #[inline(always)]
     fn map_fast<'a>(
         &self,
@@ -363,7 +363,7 @@ impl<T: Owner> Token<T> {
         }
     }
 
-    /// Copies the `len` bytes from `iova` on between a mapped buffer and the bounce pages, as
+    /// Copies `len` bytes, beginning at `iova`, between a mapped buffer and its bounce pages, as
     /// [`Area::sync`] does.
     ///
     /// # Safety
@@ -481,12 +481,12 @@ fn syncs(attrs: c_ulong) -> bool {
     attrs & bindings::DMA_ATTR_SKIP_CPU_SYNC as c_ulong == 0
 }
 
-// The virtio core calls these functions with the token that a device's `get_vq_map` returned. The
-// device lives at least as long as its virtqueues, and the token at least as long as the device:
-// see `vdpa::Device`.
+// The virtio core calls the map operations in this `impl` with the token that a device's
+// `get_vq_map` returned. The device lives at least as long as its virtqueues, and the token lives
+// at least as long as the device: see `vdpa::Device`.
 impl<T: Owner> VTable<T> {
-    /// Maps the `size` bytes that begin `offset` bytes after the start of `page`. Returns the
-    /// address, or [`MAPPING_ERROR`].
+    /// Maps the `size` bytes that begin `offset` bytes after the start of `page`. Returns the I/O
+    /// virtual address of the mapping, or [`MAPPING_ERROR`].
     ///
     /// # Safety
     ///
@@ -603,13 +603,13 @@ impl<T: Owner> VTable<T> {
         }
     }
 
-    /// Copies the `size` bytes from `iova` on between a mapped buffer and the bounce pages. If
+    /// Copies `size` bytes, beginning at `iova`, between a mapped buffer and its bounce pages. If
     /// `to_device`, copies to the bounce pages; otherwise copies to the buffer.
     ///
     /// # Safety
     ///
-    /// `map` must be null or a token that lives until this function returns. The `size` bytes from
-    /// `iova` on must be within a mapping that was made with that token and has not ended.
+    /// `map` must be null or a token that lives until this function returns. The `size` bytes that
+    /// begin at `iova` must be within a mapping that was made with that token and has not ended.
     #[inline(always)]
     unsafe fn sync(map: bindings::virtio_map, iova: u64, size: usize, to_device: bool) {
         // SAFETY: By the safety requirements, `map` is null or a token that lives until this

@@ -449,8 +449,8 @@ impl DriverSide {
     }
 
     /// Makes the last request available again, whatever a previous device has written to the
-    /// virtqueue. All earlier requests count as completed. `readable` and `writable` must be the
-    /// buffers of that request. Must be called only while no device uses the virtqueue.
+    /// virtqueue. `readable` and `writable` must be the buffers of the last request. All earlier
+    /// requests count as completed. Must be called only while no device uses the virtqueue.
     ///
     /// # Errors
     ///

@@ -48,9 +48,9 @@ struct Tag {
 /// `queue` is a workqueue that belongs to this value.
 pub(crate) struct OwnedQueue {
     queue: NonNull<bindings::workqueue_struct>,
-    /// One tag for each CPU, which is nearly always enough. More workers than CPUs can be in
-    /// [`tagged`](Self::tagged) only if a worker was preempted or sleeps there (on `PREEMPT_RT`)
-    /// and another worker runs on the same CPU.
+    /// One tag for each CPU, which is nearly always enough. Two workers of the same CPU are in
+    /// [`tagged`](Self::tagged) at the same time only if the first worker was preempted in
+    /// `tagged`, or sleeps in it (on `PREEMPT_RT`), and the second worker runs meanwhile.
     tags: KVec<Tag>,
 }
 
@@ -99,8 +99,9 @@ impl OwnedQueue {
 
     /// Calls `f`. Until `f` returns, [`tag`](Self::tag) returns `value` in this task.
     ///
-    /// Only work items of this workqueue may call this method. If too many workers are in such
-    /// calls, returns [`None`] without calling `f`. The work item must then be enqueued again.
+    /// Only work items of this workqueue may call this method. If too many workers are in calls of
+    /// this method, returns [`None`] without calling `f`. The work item must then be enqueued
+    /// again.
     pub(crate) fn tagged<R>(&self, value: u32, f: impl FnOnce() -> R) -> Option<R> {
         let task = Task::current_raw();
         let (before, from_here) = self.tags.split_at_checked(current_cpu())?;
@@ -115,8 +116,8 @@ impl OwnedQueue {
         Some(result)
     }
 
-    /// Returns the value that the current task has passed to [`tagged`](Self::tagged), or [`None`]
-    /// outside such a call and in an interrupt. Any context.
+    /// Returns the value that the current task has passed to [`tagged`](Self::tagged). Returns
+    /// [`None`] if the current task is not in a call of `tagged`, and in an interrupt. Any context.
     pub(crate) fn tag(&self) -> Option<u32> {
         // SAFETY: `current_work` accesses only the current task.
         if unsafe { bindings::current_work() }.is_null() {
@@ -184,7 +185,7 @@ impl FlushOnDrop {
         Ok(Self(Arc::new(queue, GFP_KERNEL)?))
     }
 
-    /// Returns the workqueue, to enqueue work items.
+    /// Returns the workqueue, in which the caller can enqueue work items.
     pub(crate) fn queue(&self) -> &Arc<OwnedQueue> {
         &self.0
     }

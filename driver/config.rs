@@ -66,7 +66,8 @@ pub(crate) mod feature {
         | 1 << 53 // interrupt coalescing
         | 1 << 57 // hash reports
         | 1 << 60; // receive side scaling
-    /// Net: the driver may receive packets larger than the MTU of the link (section 5.1.3).
+    /// Net: the features that allow the driver to receive packets larger than the MTU of the link
+    /// (section 5.1.3).
     pub(crate) const NET_LARGE_PACKETS: u64 = 1 << 7 // TCP over IPv4
         | 1 << 8 // TCP over IPv6
         | 1 << 9 // TCP with ECN
@@ -101,8 +102,8 @@ pub(crate) const MAX_SPACES: u32 = 0xffff;
 const MIN_VQ_ALIGN: u32 = 4;
 
 /// Names that a device cannot have. `control` is another node in `/dev/vduse`. The other names are
-/// entries of the device's sysfs directory, in which the kernel also creates the directory of the
-/// vDPA device, which has the same name.
+/// entries of the sysfs directory of a VDUSE device. In the same directory, the kernel creates the
+/// directory of the vDPA device, whose name is that of the VDUSE device.
 const TAKEN: &[&[u8]] = &[
     b"control",
     b"api_version",

@@ -400,8 +400,9 @@ impl Dev {
                 return Err(EINVAL);
             }
         } else if config.max_size != 0 {
-            // The current driver has already read the maximum size, so the new maximum takes effect
-            // for the next driver. The group cannot change, as a device of version 0 has only one.
+            // The current driver has already read the maximum size, so the new maximum size applies
+            // only to the next driver. The group cannot change, because a device with version 0 of
+            // the API has only one group.
             vq.set_next_max_size(config.max_size);
         } else {
             return Err(EINVAL);
@@ -410,7 +411,8 @@ impl Dev {
         Ok(())
     }
 
-    /// Applies pending `VQ_SETUP` sizes. Must be called only while no driver uses the virtqueues.
+    /// Puts into effect the maximum sizes that [`set_up_vq`](Self::set_up_vq) has recorded for the
+    /// next driver. Must be called only while no driver uses the virtqueues.
     pub(super) fn settle_vq_sizes(&self) {
         for vq in &self.vqs {
             vq.settle_max_size();
@@ -721,8 +723,8 @@ impl KernelView for Dev {
 
     fn control(&self) -> Option<&ControlVq> {
         let control = &self.control.as_ref()?.vq;
-        // A command takes two descriptors of the virtqueue that the daemon sees. The result does
-        // not change while a driver uses the device, as the maximum sizes do not change then.
+        // In the virtqueue that the daemon sees, a command takes two descriptors. While a driver
+        // uses the device, the maximum sizes do not change, so `control` returns the same.
         let is_long_enough = |index| self.vq(index).is_ok_and(|vq| vq.max_size() >= 2);
 
         control.indexes().all(is_long_enough).then_some(control)

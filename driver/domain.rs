@@ -151,8 +151,8 @@ impl Mappings {
     }
 
     /// Maps the bounce area, for a virtio driver of this kernel. The bounce area counts as one
-    /// mapping. It does not exceed the limit on the number of mappings, as the rings leave one
-    /// entry free.
+    /// mapping. The limit on the number of mappings is not exceeded, because the rings leave one
+    /// entry free for the bounce area.
     fn map_bounce(&self) {
         let mut tree = self.tree.lock();
         let evicted = Self::evict_files(&mut tree);
@@ -297,11 +297,12 @@ impl Mappings {
         }
     }
 
-    /// Removes from `ours` every mapping that `theirs` does not have with the same range,
-    /// permission, file and offset. Returns the removed mappings. May be called in any context.
+    /// Removes from `ours` all mappings that are gone from `theirs`, the vhost IOTLB of a process.
+    /// A mapping is gone unless `theirs` has a mapping with the same range, permission, file and
+    /// offset. Returns the removed mappings. May be called in any context.
     ///
-    /// Walks `ours` and not `theirs`: the number of mappings in `ours` is limited, while a process
-    /// can have any number of mappings.
+    /// Iterates over `ours`, because the number of mappings in `ours` is limited. A process can
+    /// have any number of mappings in `theirs`.
     fn take_gone(ours: &mut MappingTree, theirs: &vhost_iotlb::Iotlb) -> MappingTree {
         ours.take_unless(|mapping| match &mapping.backing {
             Backing::File { file, offset } => theirs.has(
@@ -407,18 +408,21 @@ impl FileOperations for DomainFile {
         }
     }
 
-    /// Returns whether a fault at `offset` also maps the adjacent pages. Only a fault in the bounce
-    /// area does: above the bounce area, a later ring may have other pages at the same offsets.
+    /// Returns whether a page fault in a mapping of the file, which begins at `offset` in the file,
+    /// may also map the pages that follow the faulting page (fault-around). Returns true only if
+    /// `offset` is in the bounce area. Offsets above it can be reused: a ring that is allocated
+    /// later may have other pages there.
     fn maps_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> bool {
         domain.bounce().contains(offset)
     }
 
-    /// Returns the bounce page at an offset, so that a fault on an adjacent page maps this page,
-    /// too. This is safe, as the bounce page at an offset never changes. It saves faults, as
-    /// drivers use bounce pages one after the other.
+    /// Returns the bounce page at an offset, so that a fault shortly before that offset maps this
+    /// page, too. Mapping the page early is safe, because the bounce page at an offset never
+    /// changes. It also saves faults, because drivers use bounce pages one after the other.
     ///
     /// Returns [`None`] while user pages are registered (umem). A process may have mapped bounce
-    /// pages before the registration. If it still accesses these pages, it does so at its own risk.
+    /// pages before the registration. If the process still accesses these bounce pages, it does so
+    /// at its own risk.
     fn fault_around(domain: ArcBorrow<'_, Domain>, offset: u64) -> Option<ARef<Page>> {
         let bounce = domain.bounce();
 

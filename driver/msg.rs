@@ -113,8 +113,11 @@ enum Ended {
     TimedOut,
     /// The sender was killed.
     Killed,
-    /// The device goes away and no daemon has it open, or the machine suspends and the sender chose
-    /// [`Suspending::GivesUp`].
+    /// The sender does not wait any longer, for one of two reasons:
+    ///
+    /// - No daemon has the device open, and the device is being deleted from the vDPA bus or the
+    ///   machine shuts down.
+    /// - The machine suspends, and the sender chose [`Suspending::GivesUp`].
     GivenUp,
 }
 
@@ -287,8 +290,8 @@ impl MessageQueue {
         self.deleting.store(true, Relaxed);
     }
 
-    /// Returns whether no daemon has the device open and the device goes away. If so, a sender does
-    /// not wait for another daemon.
+    /// Returns whether a sender must not wait for another daemon. This is so if no daemon has the
+    /// device open, and the device is being deleted from the vDPA bus or the machine shuts down.
     fn is_deserted(&self) -> bool {
         !self.open.load(Relaxed) && (self.deleting.load(Relaxed) || system::is_shutting_down())
     }
@@ -322,13 +325,14 @@ impl MessageQueue {
         self.exchange(kind, body, None, suspending, None, |_| false)
     }
 
-    /// Asks the daemon to agree that a virtqueue becomes ready, if `ready` is set, or ceases to be
-    /// ready.
+    /// Asks the daemon to agree that a virtqueue becomes ready (`ready` is true), or ceases to be
+    /// ready (`ready` is false).
     ///
-    /// A driver does not learn whether the daemon has agreed. So the device becomes broken, which
-    /// the daemon notices, if the daemon refuses or does not answer in time. The next daemon that
-    /// opens the device finds the virtqueue in the state that the driver wants. If the device goes
-    /// away while no daemon has it open, the device does not become broken.
+    /// A driver does not learn whether the daemon has agreed. So if the daemon refuses or does not
+    /// answer in time, the device becomes broken, which the daemon notices. The next daemon that
+    /// opens the device finds the virtqueue in the state that the driver wants. The device does not
+    /// become broken if no daemon has it open while it is being deleted from the vDPA bus or the
+    /// machine shuts down.
     ///
     /// `is_kernel` tells whether the driver is a kernel driver. A kernel driver enables or disables
     /// its virtqueues one after the other, with locks held for which other tasks wait. So the
@@ -342,10 +346,10 @@ impl MessageQueue {
     /// May sleep, for as long as the timeout.
     pub(super) fn ask_for_ready(&self, vq: &Arc<Vq>, index: u16, ready: bool, is_kernel: bool) {
         // A kernel driver that has enabled a virtqueue uses it, even if the daemon has not learnt
-        // that the virtqueue is ready. So the request to enable it waits until a suspend is over,
-        // and the device becomes broken if the task of the driver is killed. A kernel driver that
-        // disables a virtqueue does not depend on the daemon. If a vhost process is killed, the
-        // device need not become broken, as it is reset.
+        // that the virtqueue is ready. So a request to enable a virtqueue goes on waiting when the
+        // machine suspends, and the device becomes broken if the task of the driver is killed. A
+        // kernel driver that disables a virtqueue does not depend on the daemon. If a vhost process
+        // is killed, the device need not become broken, because the device is reset.
         let (suspending, breaks_if_killed) = match (is_kernel, ready) {
             (false, _) => (Suspending::Freezes, false),
             (true, true) => (Suspending::Waits, true),
@@ -603,8 +607,8 @@ impl MessageQueue {
         settle();
     }
 
-    /// Records that the daemon is gone. The next daemon first reads the requests that this daemon
-    /// has read but not answered.
+    /// Records that the daemon has closed the device. The next daemon that opens the device first
+    /// reads the requests that the previous daemon has read but not answered.
     pub(super) fn daemon_closed(&self) {
         let mut queues = self.queues.lock();
 

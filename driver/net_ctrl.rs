@@ -40,7 +40,7 @@ mod class {
 ///   lays out and reads received packets. The driver must be able to rely on the device to carry
 ///   out the commands of these features.
 /// - Interrupt coalescing: the driver sends such a command whenever the traffic changes, and waits
-///   for the answer each time. The daemon controls the traffic.
+///   for the answer each time. The daemon controls the traffic, and so how often the driver waits.
 /// - Device statistics: the daemon's answer has data that the driver has to parse.
 /// - Announcements: virtio_net makes an announcement in a work item that takes RTNL
 ///   (`virtnet_config_changed_work`). Closing the interface waits for that work item with RTNL held
@@ -55,7 +55,8 @@ pub(crate) const FEATURES: u64 = feature::NET_CTRL_VQ
 
 /// The number of receive modes.
 const MODES: u8 = 6;
-/// The first receive mode that needs `VIRTIO_NET_F_CTRL_RX_EXTRA`. All later ones need it, too.
+/// The first receive mode that needs `VIRTIO_NET_F_CTRL_RX_EXTRA`. All modes with higher numbers
+/// need this feature, too.
 const FIRST_EXTRA_MODE: u8 = 2;
 
 /// The number of VLAN ids.
@@ -69,8 +70,8 @@ const ADDRESS_LEN: usize = 6;
 pub(crate) enum Command<'a> {
     /// Switches a receive mode on (`true`) or off.
     Mode(u8, bool),
-    /// Sets the MAC filter tables. Holds the bytes of the command that follow its class and its
-    /// command number.
+    /// Sets the MAC filter tables. Holds the bytes of the command without the two bytes at its
+    /// start, which are the class and the command number.
     MacTable(&'a [u8]),
     /// Sets the card's own MAC address.
     MacAddress([u8; ADDRESS_LEN]),
@@ -82,7 +83,8 @@ pub(crate) enum Command<'a> {
 
 impl<'a> Command<'a> {
     /// Parses a command. Returns [`None`] if the command is malformed or unknown, if it needs a
-    /// feature that is not in `features`, or if it sets 0 or more than `max_pairs` queue pairs.
+    /// feature that is not in `features`, or if it sets the number of queue pairs to 0 or to more
+    /// than `max_pairs`.
     pub(crate) fn parse(bytes: &'a [u8], features: u64, max_pairs: u16) -> Option<Self> {
         let (&[class, command], data) = bytes.split_first_chunk()?;
         let (parsed, feature) = match (class, command) {
@@ -239,7 +241,7 @@ pub(crate) struct Settings<B> {
     modes_on: u8,
     address: [u8; ADDRESS_LEN],
     pairs: u16,
-    /// The filter tables, in the first `table_len` bytes.
+    /// The buffer for the MAC filter tables, which are in its first `table_len` bytes.
     table: B,
     table_len: usize,
     vlans: Vlans,
@@ -317,7 +319,7 @@ impl<B: DerefMut<Target = [u8]>> Settings<B> {
         if let Setting::Vlan(vlan) = setting {
             self.stale_vlans.set(vlan, is_stale);
         } else if is_stale {
-            // A setting without a value cannot be restored.
+            // A setting without a value cannot be restored, so the setting does not become stale.
             self.stale |= setting.bit() & self.set;
         } else {
             self.stale &= !setting.bit();
@@ -493,20 +495,21 @@ mod tests {
             [1, 1, 2, 2, 2, 2, 2, 2].as_slice(),
             [1, 1, 4, 4, 4, 4, 4, 4].as_slice(),
         );
-        // The driver keeps its old MAC address. Without an old address, there is nothing to
-        // restore.
+        // After an unknown outcome, the driver keeps the old MAC address, so that address is
+        // restored. Without an old address, there is nothing to restore.
         assert_eq!(after(&[old], new, Outcome::Unknown), [old]);
         assert_eq!(after(&[], new, Outcome::Unknown), none);
         assert_eq!(after(&[old], new, Outcome::Refused), none);
-        // The driver also keeps the old number of pairs. It uses the new number only if there is no
-        // old number or the new number is lower.
+        // After an unknown outcome, the driver keeps the old number of pairs. If there is no old
+        // number, or if the new number is lower, the driver uses the new number instead.
         let (two, three) = ([4, 0, 2, 0].as_slice(), [4, 0, 3, 0].as_slice());
         assert_eq!(after(&[two], three, Outcome::Unknown), [two]);
         assert_eq!(after(&[three], two, Outcome::Unknown), [two]);
         assert_eq!(after(&[three], two, Outcome::Refused), none);
         assert_eq!(after(&[], three, Outcome::Unknown), [three]);
         assert_eq!(after(&[], three, Outcome::Refused), none);
-        // The driver believes that every other setting has its new value.
+        // For settings other than the MAC address and the number of pairs, the driver believes that
+        // the new value is in effect. So the new value is restored after an unknown outcome.
         for bytes in [&[0, 0, 1][..], &[0, 1, 0], &[2, 1, 5, 0], &[2, 0, 7, 0]] {
             assert_eq!(after(&[], bytes, Outcome::Unknown), [bytes]);
             assert_eq!(after(&[], bytes, Outcome::Refused), none);

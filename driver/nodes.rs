@@ -67,10 +67,11 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    /// Registers the device nodes, with the file operations of the control node last.
+    /// Registers the device nodes. The file operations of the control node are registered last.
     ///
-    /// Must be the last step of loading the module: from then on, a process may have a file open,
-    /// and a module that fails to load does not wait for that file to be closed.
+    /// This must be the last step of loading the module. Once the control node has its file
+    /// operations, a process may have a file open, and a module that fails to load does not wait
+    /// for that file to be closed.
     pub(crate) fn new(registry: &Arc<Registry>) -> Result<Self> {
         let numbers = &registry.numbers;
         let devices = Registration::new(

@@ -214,8 +214,9 @@ impl RequestLimits {
     ///
     /// If memory is short, a driver makes a request without an indirect descriptor table even if
     /// `VIRTIO_F_INDIRECT_DESC` was negotiated. So the virtqueue must have room for all descriptors
-    /// of a request. A virtqueue of fewer than three descriptors would then be of no use, so with
-    /// `indirect` set, such a virtqueue is treated as one of three descriptors.
+    /// of a request. By this rule, a virtqueue of fewer than three descriptors would have no room
+    /// for a data segment. If `indirect` is set, the rule treats such a virtqueue as if it had
+    /// three descriptors, so that the device is of use at least while memory is not short.
     fn segments(&self) -> usize {
         let least = if self.indirect { 3 } else { 0 };
         let descriptors = usize::from(self.shortest_vq.max(least));
@@ -476,7 +477,7 @@ mod tests {
         assert_eq!(size(16384, 32, false), 0);
         assert_eq!(size(256, 1024, false), 0);
         assert_eq!(size(usize::MAX, 0x8000, true), 4096);
-        // Virtqueues of other device types keep their size.
+        // The virtqueues of a network card keep their size.
         assert_eq!(
             RequestLimits { pages: 0, ..LIMITS }.vq_size(device_id::NET, 256),
             256
@@ -500,7 +501,8 @@ mod tests {
             hidden(0, None),
             [2, 7, 8, 9, 10, 17, 18, 19, 20, 21, 22, 23, 50, 52, 53, 54, 55, 57, 60, 62]
         );
-        // The same bits have other meanings for these device types.
+        // For disks and file systems, these feature bits have other meanings, so they are not
+        // hidden.
         assert_eq!(hidden_from_kernel(device_id::BLOCK, !0, None), 0);
         assert_eq!(hidden_from_kernel(device_id::FS, 0, None), 0);
     }

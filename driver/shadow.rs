@@ -211,8 +211,9 @@ impl DaemonSide {
 
     /// Withdraws the last command, so that the next daemon does not carry it out.
     fn withdraw(&self) {
-        // If the next daemon starts at a wrong position, it may take this request nevertheless. The
-        // daemon then finds a command that does not exist.
+        // The next daemon may start at a wrong position in the virtqueue, and so take the withdrawn
+        // command after all. Therefore, the command's class and number are overwritten with values
+        // that no command has.
         let _ = self.memory.write(self.command(), &[0xff; 2]);
         let _ = self.ring.withdraw(&self.memory);
     }
@@ -386,7 +387,8 @@ pub(crate) struct Shadow {
     memory: Arc<DirectMap>,
     #[pin]
     state: Mutex<State>,
-    /// Completed when the waiting call must check whether the daemon has answered.
+    /// The completion on which a call of [`Shadow::serve`] waits for the daemon's answer. It is
+    /// completed when that call must check whether the daemon has answered.
     #[pin]
     answered: Completion,
     /// The time at which the shadow was created. The times of the budget are counted from this
@@ -541,9 +543,9 @@ impl Shadow {
         };
         match active.in_flight {
             // The new daemon gets the driver's command, even if the previous daemon has just
-            // answered it: the new daemon must have the setting, too. `send_again` also rewrites
-            // the used index: the new daemon begins at that index, and the previous daemon may have
-            // corrupted it.
+            // answered it: the new daemon must know the setting that the command makes, too.
+            // `send_again` also rewrites the used index, because the previous daemon may have
+            // corrupted that index, and the new daemon begins at it.
             InFlight::Command => {
                 if let Some(command) = active.buf.get(..active.len) {
                     let _ = active.daemon.send_again(command);
@@ -581,7 +583,8 @@ impl Shadow {
     }
 
     /// Handles and answers all commands that the driver has made available. Does nothing if another
-    /// call is doing so. `vq` is the virtqueue through which the daemon is kicked.
+    /// call of this function is handling commands. `vq` is the virtqueue through which the daemon
+    /// is kicked.
     ///
     /// May sleep for as long as the budget lasts.
     pub(super) fn serve(&self, vq: &Arc<Vq>) {

@@ -302,7 +302,7 @@ impl Spaces {
     /// May sleep.
     pub(super) fn dereg_all_umem(&self) {
         for handle in self.allocated() {
-            // The error of an area without registered memory does not matter.
+            // If an area has no registered memory, the call fails, which does not matter.
             let _ = handle.domain.bounce().deregister_umem();
         }
     }

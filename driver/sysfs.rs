@@ -84,7 +84,8 @@ read_only! {
     DeviceFeatures = c"device_features", |dev: &Dev| ("{:#018x}", dev.offered(false));
     /// `driver_features`: the virtio features that the driver accepted.
     DriverFeatures = c"driver_features", |dev: &Dev| ("{:#018x}", dev.driver_features());
-    /// `status`: the device status, as the daemon has acknowledged it.
+    /// `status`: the last device status that the daemon has acknowledged. After a reset, the status
+    /// is 0, whatever the daemon has answered.
     Status = c"status", |dev: &Dev| ("{:#04x}", dev.status());
     /// `suspended`: 1 if a driver has suspended the device, otherwise 0.
     IsSuspended = c"suspended", |dev: &Dev| ("{}", u8::from(dev.is_suspended()));
@@ -164,8 +165,9 @@ fn read_table<const LEN: usize>(
 /// virtqueue's index, its size in descriptors (the size that the driver chose or, before that, the
 /// largest size), its group, and 1 if the virtqueue is ready, otherwise 0.
 ///
-/// All virtqueues are in one file, as a device may have 65,535 of them. A file for each number of
-/// each virtqueue would take hundreds of bytes of kernel memory, which is charged to no process.
+/// All virtqueues are in one file, because a device may have 65,535 virtqueues. If there were one
+/// file for each number of each virtqueue, each of these files would take hundreds of bytes of
+/// kernel memory, which is charged to no process.
 pub(super) struct Vqs;
 
 impl Vqs {
@@ -206,7 +208,8 @@ impl BinaryAttribute for Vqs {
 pub(super) struct Groups;
 
 impl Groups {
-    /// The length of a line in bytes, with the newline. Both numbers have up to five digits.
+    /// The length of a line in bytes, with the newline. The group's index and the address space
+    /// have up to five digits each.
     const LEN: usize = 12;
 }
 

@@ -104,7 +104,7 @@ impl DriverSide {
 
     /// Returns the number of virtqueue groups and the number of address spaces.
     pub(super) fn counts(&self) -> (u32, u32) {
-        // Both were 32-bit numbers when the device was created.
+        // CAST: The number of address spaces comes from a `u32` of the device's configuration.
         (self.dev.ngroups, self.dev.spaces.len() as u32)
     }
 
@@ -280,7 +280,8 @@ impl Operations for DriverSide {
     }
 
     fn device_features(&self, driver: BusDriver) -> u64 {
-        // If the device has no driver, the caller is netlink, and no feature is hidden.
+        // Features are hidden from kernel drivers only. If the device has no driver, the caller is
+        // netlink, which gets all features.
         self.dev.offered(driver == BusDriver::Kernel)
     }
 
@@ -309,10 +310,9 @@ impl Operations for DriverSide {
     fn set_status(&self, step: Step, driver: BusDriver) {
         let is_kernel = driver != BusDriver::Vhost;
         if step.begins && is_kernel {
-            // A kernel driver takes over a device that the previous driver has reset, and does not
-            // check whether the daemon acknowledged that reset. A daemon that missed the reset
-            // still uses the previous driver's rings, so this call tells the daemon of the reset
-            // again.
+            // The previous driver has reset the device. A kernel driver does not check whether the
+            // daemon acknowledged that reset. A daemon that missed the reset still uses the
+            // previous driver's rings, so the code below tells the daemon of the reset again.
             self.dev.settle_vq_sizes();
             if self.reset_refused.load(Relaxed) {
                 let _ = self.tell_reset(driver);
@@ -323,9 +323,10 @@ impl Operations for DriverSide {
         // the status back to find out whether the daemon has agreed.
         let body = RequestBody::from_status(step.status);
         let told = if step.phase == Phase::Ready && is_kernel {
-            // A kernel driver does not check whether the daemon agreed to `DRIVER_OK`, and then
-            // waits for its first requests. A daemon that missed `DRIVER_OK` does not serve these
-            // requests, so this wait for the daemon outlasts a suspend.
+            // A kernel driver does not check whether the daemon agreed to `DRIVER_OK`. The driver
+            // sends its first requests, and waits until the daemon has served them. A daemon that
+            // missed `DRIVER_OK` does not serve any requests. So the machine does not suspend
+            // before the wait for the daemon's answer to `DRIVER_OK` has ended.
             let messages = &self.dev.messages;
 
             messages.send(uapi::SET_STATUS, body, Suspending::Waits)
@@ -335,8 +336,8 @@ impl Operations for DriverSide {
 
         self.dev
             .set_driver_ok_refused(step.phase == Phase::Ready && told.is_err() && is_kernel);
-        // If the daemon opened the device after the virtqueues were set up, the shadow now begins
-        // to restore the settings that the driver had made before.
+        // If the daemon opened the device after the virtqueues were set up, the daemon may lack
+        // settings of the driver. Once the driver is ready, the shadow restores these settings.
         if let Some((vq, shadow)) = self.dev.shadowed() {
             shadow.advance(vq, self.dev.is_driven());
         }
@@ -406,8 +407,8 @@ impl Operations for DriverSide {
     }
 
     fn reset_map(&self, asid: u32) -> Result {
-        // The process that owned the mappings is gone. The daemon knows of that from an earlier
-        // reset.
+        // The process that owned the mappings is gone. The daemon needs no message about this,
+        // because the device was reset before, and the daemon was told of that reset.
         self.dev.spaces.reset_map(asid);
 
         Ok(())

@@ -61,8 +61,8 @@ struct State {
     /// The largest size that the driver may choose, in descriptors; 0 before the daemon has set up
     /// the virtqueue.
     max_size: u16,
-    /// The largest size that takes effect for the next driver, in descriptors; [`None`] if the
-    /// largest size stays the same.
+    /// The value that `max_size` gets before the next driver uses the virtqueue, in descriptors;
+    /// [`None`] if `max_size` stays the same.
     next_max_size: Option<u16>,
     group: u32,
     /// The size that the driver chose, in descriptors; 0 before the driver has chosen a size.
@@ -129,8 +129,8 @@ pub(super) struct Vq {
     callback: Arc<CallbackSlot>,
     /// The CPUs to which interrupts go. If unset, interrupts go to any CPU.
     affinity: OnceBox<AtomicCpumask>,
-    /// The CPU to which an interrupt was last sent from another CPU; `u32::MAX` if there was no
-    /// such interrupt.
+    /// The last CPU to which another CPU sent an interrupt of this virtqueue; `u32::MAX` before the
+    /// first such interrupt.
     last_cpu: Atomic<u32>,
     queue: Arc<OwnedQueue>,
     /// The length of the [chain of kicks](MAX_KICK_CHAIN) that ends with the deferred kick; 0 if no
@@ -225,14 +225,15 @@ impl Vq {
         state.max_size == config.max_size && state.group == config.group
     }
 
-    /// Sets the largest size for the next driver, in descriptors. The size is pending until the
-    /// next reset or call of [`settle_max_size`](Self::settle_max_size).
+    /// Sets the largest size that the next driver may choose, in descriptors. For the current
+    /// driver, the largest size stays the same. The new largest size takes effect at the next reset
+    /// or call of [`settle_max_size`](Self::settle_max_size).
     pub(super) fn set_next_max_size(&self, max_size: u16) {
         self.state.lock().next_max_size = Some(max_size);
     }
 
-    /// Applies the pending largest size, if any. Must be called only while no driver uses the
-    /// virtqueue.
+    /// Puts the largest size from [`set_next_max_size`](Self::set_next_max_size) into effect, if
+    /// one was set. Must be called only while no driver uses the virtqueue.
     pub(super) fn settle_max_size(&self) {
         let mut state = self.state.lock();
 
@@ -273,8 +274,8 @@ impl Vq {
         self.state.lock().state = new;
     }
 
-    /// Enables or disables the virtqueue, after the daemon has agreed or if the daemon need not
-    /// agree.
+    /// Enables or disables the virtqueue. Called when the daemon has agreed, or when the daemon
+    /// need not agree.
     pub(super) fn set_ready(&self, ready: bool) {
         self.state.lock().set_ready(ready);
     }
@@ -338,21 +339,24 @@ impl Vq {
         }
     }
 
-    /// Defers a [`kick_now`](Self::kick_now) to a worker. `chain` is the length of the chain that
-    /// ends with this kick. May be called in any context.
+    /// Defers a kick to a worker, which calls [`kick_now`](Self::kick_now). `chain` is the length
+    /// of the [chain of kicks](MAX_KICK_CHAIN) that ends with this kick. May be called in any
+    /// context.
     fn kick_later(self: &Arc<Self>, chain: u32) {
         let mut pending = self.kick_chain.load(Relaxed);
         loop {
-            // When two kicks merge into one, the shorter chain counts, so that kicks that follow
-            // from the shorter chain do not get lost.
+            // If a kick is deferred already, the worker handles both kicks as one. The merged kick
+            // gets the length of the shorter chain. With the longer one, `MAX_KICK_CHAIN` could cut
+            // off kicks that continue the shorter chain.
             let shorter = if pending == 0 {
                 chain
             } else {
                 pending.min(chain)
             };
 
-            // The value is written even if it does not change. So a worker that handles both this
-            // kick and an earlier one sees the buffers of both.
+            // The write is needed even if the value stays the same: it is ordered after the
+            // driver's writes. So a worker that handles this kick together with an earlier one sees
+            // the buffers of both kicks.
             match self.kick_chain.cmpxchg(pending, shorter, Full) {
                 Ok(_) => break,
                 Err(now) => pending = now,
@@ -373,8 +377,8 @@ impl Vq {
         self.state.lock().suspended = true;
     }
 
-    /// Notifies the daemon of kicks again. If a kick was held back, notifies the daemon
-    /// immediately.
+    /// Ends the effect of [`suspend`](Self::suspend): kicks are no longer held back. If a kick was
+    /// held back, notifies the daemon immediately.
     ///
     /// # Context
     ///
@@ -412,8 +416,9 @@ impl Vq {
         drop(old);
     }
 
-    /// Discards the driver's settings and the kick eventfd. The daemon's setup stays, with the
-    /// pending largest size applied if there is one.
+    /// Discards the driver's settings and the kick eventfd. The daemon's setup stays. If
+    /// [`set_next_max_size`](Self::set_next_max_size) has set a largest size, that size takes
+    /// effect.
     pub(super) fn reset(&self) {
         let mut state = self.state.lock();
         let new = State {
@@ -493,8 +498,9 @@ impl Vq {
         }
     }
 
-    /// Chooses an online CPU of `mask` to which to send an interrupt, in rotation. Returns [`None`]
-    /// if the current CPU can take the interrupt, or if no CPU of `mask` is online.
+    /// Chooses the CPU to which an interrupt is sent: each call chooses the next online CPU of
+    /// `mask`. Returns [`None`] if the current CPU is in `mask` and can take the interrupt itself,
+    /// or if no CPU of `mask` is online.
     fn elsewhere(&self, mask: &AtomicCpumask) -> Option<CpuId> {
         // If the task moves to another CPU after this check, the interrupt is taken on that CPU,
         // which does no harm.

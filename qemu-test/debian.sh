@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash disable=SC2016,SC2054,SC2154
 #
-# A virtual machine with a Debian as a user has it, whose disk stays from one boot to the next: what the tests of
-# installing share. To be sourced, after scripts/lib.sh, by scripts that have `set -eu`.
+# Functions for the tests of installation (`package` and `recipe`). These tests use a virtual machine with a Debian
+# system as a user has it. The machine's disk keeps its contents from one boot to the next. A script that has `set -eu`
+# sources this file after scripts/lib.sh.
 #
-# `begin_machine NAME` makes the root, in which `in_machine` runs commands before there is a machine, in a chroot, which is
-# quicker; `make_disk` then makes the disk of it. `boot STEP SECONDS` boots the machine, which runs the file /root/STEP of
-# its disk and powers itself off.
+# First, `begin_machine NAME` makes the root directory of the system. `in_machine` runs commands in this root, in a
+# chroot, which is quicker than booting a machine. Then `make_disk` turns the root into the machine's disk. After that,
+# `boot STEP SECONDS` boots the machine, which runs the file /root/STEP of its disk and powers itself off.
 
 here=$top/qemu-test
 guest=$("$scripts/debian-root" guest)
 
-# begin_machine NAME: sets $machine to the machine's directory in the cache, and $root to a fresh root in it, which also has
-# the newer packages (backports) to choose from. One machine of a name at a time.
+# begin_machine NAME: sets $machine to the directory of the machine NAME in the cache, and $root to a fresh Debian root
+# in that directory. In the root, apt can also install packages from backports. If another script uses the machine NAME,
+# waits until that script ends.
 begin_machine() {
 	local fresh
 	fresh=$("$scripts/debian-root" fresh)
@@ -20,7 +22,7 @@ begin_machine() {
 	mkdir -p "$machine"
 	exec {turn}<"$machine"
 	flock "$turn"
-	# A killed run leaves its files, which the next one removes.
+	# Remove the files that an earlier run has left if it was killed.
 	clean_machine
 	trap clean_machine EXIT
 	root=$machine/root
@@ -48,7 +50,7 @@ begin_machine() {
 }
 clean_machine() { find "$machine" -mindepth 1 -maxdepth 1 -exec rm -rf --one-file-system {} +; }
 
-# in_machine COMMAND...: runs COMMAND in the root. No package starts or reloads services there.
+# in_machine COMMAND...: runs COMMAND in the root. Packages that COMMAND installs neither start nor reload services.
 in_machine() {
 	printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 	chmod 755 "$root/usr/sbin/policy-rc.d"
@@ -58,21 +60,21 @@ in_machine() {
 	return $status
 }
 
-# add_compiled RELEASE: adds to the root what the package for DKMS compiles once for the kernel RELEASE, from the cache of
-# this host.
+# add_compiled RELEASE: copies compiled files for the kernel RELEASE from the cache of this host to the root. Otherwise,
+# the package vduse-rs-dkms would have to compile them once for this kernel.
 add_compiled() {
 	local kernel metadata key kept=$root/var/lib/vduse-rs/$1
 	KVER=$1 FLAVOUR='' "$scripts/kernel" --update >/dev/null
 	kernel=$(KVER=$1 FLAVOUR='' "$scripts/kernel")
 	metadata=$(KVER=$1 FLAVOUR='' "$scripts/metadata")
-	# As packaging/dkms/build names it.
+	# The file's name contains a key, and packaging/dkms/build looks for exactly this name.
 	key=$("$scripts/rust-tree" --key "$kernel/headers/usr/src/linux-headers-$1")
 	mkdir -p "$kept"
 	"$scripts/in-root" "$(cat "$metadata/root")" "$metadata/linux:/mnt" "$scripts/rust-tree:/opt/rust-tree" "$kept:/srv" -- \
 		/opt/rust-tree --pack /mnt "/srv/metadata-$key.tar.zst"
 }
 
-# make_disk: makes the disk from the root.
+# make_disk: makes the disk $machine/disk.img with the contents of $root, and removes $root.
 make_disk() {
 	cp "$root/vmlinuz" "$root/initrd.img" "$root/boot/next/"
 	echo nameserver 10.0.2.3 >"$root/etc/resolv.conf"
@@ -83,8 +85,9 @@ make_disk() {
 	rm -rf --one-file-system "$root"
 }
 
-# boot STEP SECONDS [QEMU_OPTION]...: boots the kernel that the machine's boot loader would, runs the step there, and prints
-# its output; fails as qemu-test/run does. The machine reaches the network as this host does, but for a proxy.
+# boot STEP SECONDS [QEMU_OPTION]...: boots the machine with the kernel that a boot loader would start. Runs /root/STEP
+# in the machine and prints its output. Fails with the same exit statuses as qemu-test/run. The machine has the network
+# of this host, but not the host's proxy.
 boot() {
 	local step=$1 seconds=$2 accel shown status=0
 	shift 2

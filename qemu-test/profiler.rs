@@ -5,10 +5,10 @@
 //!
 //! `qemu-test/run --profile` builds and loads the plugin. The guest marks *windows*, in which the
 //! plugin counts, by executing an instruction that does nothing:
-//! `nop dword [rax + rax + 0x56445500 + window]`. The instruction opens the window with that
-//! number. Number 0 closes the open window. The guest also writes a file for each window, with the
-//! window's title, the number of operations in the window, and the addresses of the guest's
-//! functions. The plugin writes its report when QEMU ends.
+//! `nop dword [rax + rax + 0x56445500 + window]`. Here, `window` is the number of the window that
+//! the instruction opens. Number 0 closes the open window. For each window, the guest also writes a
+//! file with the window's title, the number of operations in the window, and the addresses of the
+//! guest's functions. The plugin writes its report when QEMU ends.
 //!
 //! The instructions of a block count for the function in which the block begins. A block is a unit
 //! of QEMU's translation. It ends at a jump, at a call or at the end of a page.
@@ -21,14 +21,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock};
 
-/// The bytes of a mark: a `nop` whose lowest constant byte is the window's number. Number 0 means
-/// no window.
+/// The bytes of a mark for number 0. A mark is a `nop` with a 32-bit constant, whose lowest byte is
+/// a window's number. Number 0 means no window.
 const MARK: [u8; 8] = [0x0f, 0x1f, 0x84, 0x00, 0, 0x55, 0x44, 0x56];
 
 /// Offset of the window's number in a mark.
 const WINDOW: usize = 4;
 
-/// Maximum number of windows, including number 0.
+/// Number of window numbers. The windows are numbered from 1. Number 0 means no window.
 const WINDOWS: usize = 4;
 
 /// Number of rows that a table of the report shows.
@@ -93,7 +93,8 @@ static BLOCKS: Mutex<Vec<&'static Counted>> = Mutex::new(Vec::new());
 /// Number of the open window, or 0 if no window is open.
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
-/// The directory for the guest's files about windows, and for the plugin's report.
+/// The directory in which the guest writes a file about each window, and the plugin writes its
+/// report.
 static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 
 /// Loads the plugin. The only argument is `folder=PATH`.
@@ -178,7 +179,7 @@ extern "C" fn ended(_id: Id, _data: *mut c_void) {
     }
 }
 
-/// The guest's file about a window.
+/// The contents of the file in which the guest describes a window.
 struct Symbols {
     /// The window's title.
     title: String,
@@ -189,8 +190,8 @@ struct Symbols {
 }
 
 impl Symbols {
-    /// Parses a line with the title, a line with the number of operations, and the contents of
-    /// `/proc/kallsyms`.
+    /// Parses a file that consists of a line with the title, a line with the number of operations,
+    /// and the contents of `/proc/kallsyms`. Returns [`None`] if the file cannot be read or parsed.
     fn read(path: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(path).ok()?;
         let mut lines = text.lines();
@@ -223,7 +224,7 @@ impl Symbols {
     }
 }
 
-/// Number of instructions in each window, keyed by the module or the function.
+/// Number of instructions per operation in each window, keyed by the module or the function.
 type Sums = BTreeMap<String, [f64; WINDOWS]>;
 
 /// Returns the report: one table by module and one by function.

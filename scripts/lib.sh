@@ -57,7 +57,7 @@ installable_module() (
 	trap 'rm -rf "$copy"' EXIT
 	cp -r "${module_sources[@]/#/$top/}" "$top/Makefile" "$top/scripts" "$copy/"
 	find "$copy" \( -name '*.o' -o -name '.*.cmd' -o -name '*_generated.rs' \) -delete
-	# The settings of a make that runs this script must not affect the make below.
+	# If a make runs this script, the settings of that make must not affect the make that builds the module.
 	unset MAKEFLAGS MFLAGS MAKEOVERRIDES
 	make -C "$copy" --no-print-directory modules VDUSE_RS_NAME=vduse "${@:2}" >"$copy/log" 2>&1 ||
 		{ tail -n 20 "$copy/log" >&2; die "the module does not build (see above)"; }
@@ -65,10 +65,12 @@ installable_module() (
 )
 
 # artefact NAME INPUT...: sets $out to the directory of the artefact NAME. If this artefact, with these inputs, is not
-# in the cache, the function build_NAME builds it in an empty directory. A change of build_NAME makes a new artefact.
+# in the cache, the function build_NAME builds it in an empty directory. After a change of build_NAME, the artefact is
+# built anew.
 #
-# An artefact is valid only with its stamp, which is written last, before the directory gets its final name. Only one
-# process at a time builds an artefact, so under the lock any leftover is from an interrupted build.
+# An artefact is valid only with its stamp, which is written last, before the directory gets its final name. A process
+# builds an artefact under a lock. So if the holder of the lock finds a directory without a stamp, or a temporary
+# directory, that directory is from an interrupted build.
 artefact() {
 	local name=$1 key tmp lock old status
 	key=$({ printf '%s\n' "$@" "$suite"; declare -f "build_${name//-/_}"; } | sha256sum | cut -c1-12)

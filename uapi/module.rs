@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note OR BSD-3-Clause
 
-//! The proof, which only the kernel module needs, that every byte of each structure of the ABI is
-//! part of a field. So the module can copy the structures from and to userspace. A structure with
-//! padding does not compile.
+//! A check at compile time that the structures of the ABI have no padding: every byte is part of a
+//! field. A structure with padding does not compile. Only the kernel module needs this check, in
+//! order to copy the structures from and to userspace.
 
 use super::*;
 use crate::bindings::pod::pod;

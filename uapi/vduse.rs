@@ -92,8 +92,8 @@ pub mod ioctl {
     /// On the control device: creates a device from a [`DevConfig`] and the bytes of the
     /// configuration space that follow it.
     pub const CREATE_DEV: u32 = number(WRITE, 0x02, size_of::<DevConfig>());
-    /// On the control device: destroys the device of the given name, an array of [`NAME_MAX`]
-    /// bytes.
+    /// On the control device: destroys a device. The argument is the device's name, an array of
+    /// [`NAME_MAX`] bytes.
     pub const DESTROY_DEV: u32 = number(WRITE, 0x03, NAME_MAX);
 
     /// On the control device: reads the VDUSE features that the kernel supports, a `u64` (since
@@ -144,8 +144,8 @@ pub mod ioctl {
 /// Linux assigns message types, feature bits and ioctl numbers consecutively, and reserves no range
 /// for other modules. So the extensions use no number that Linux may assign. Their ioctls have a
 /// type byte of their own, their feature bits are in a word of their own, and their message types
-/// have the topmost bit set. A daemon that does not set an extension never sees the messages of
-/// that extension.
+/// have the topmost bit set. The kernel sends the messages of an extension only to the daemons of
+/// devices that were created with that extension.
 pub mod extension {
     use super::ioctl;
 
@@ -276,15 +276,18 @@ pub struct VqConfig {
 pub struct PackedState {
     /// The driver ring's wrap counter, 0 or 1, as the device last saw it.
     pub last_avail_counter: u16,
-    /// The position of the next available descriptor that the device reads, 0 to 32,767.
+    /// The position in the descriptor ring at which the device reads the next available descriptor,
+    /// 0 to 32,767.
     pub last_avail_idx: u16,
     /// The device ring's wrap counter, 0 or 1.
     pub last_used_counter: u16,
-    /// The position of the next used descriptor that the device writes, 0 to 32,767.
+    /// The position in the descriptor ring at which the device writes the next used descriptor,
+    /// 0 to 32,767.
     pub last_used_idx: u16,
 }
 
-/// A device's position in a virtqueue, in the layout that was negotiated.
+/// A device's position in a virtqueue. The features that the driver accepted determine whether the
+/// virtqueue is split or packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct VqStateUnion {
@@ -294,8 +297,8 @@ pub struct VqStateUnion {
 }
 
 impl VqStateUnion {
-    /// Returns the state of a split virtqueue. `avail_index` is the next available index that the
-    /// device reads.
+    /// Returns the state of a split virtqueue. `avail_index` is the index in the available ring at
+    /// which the device reads next.
     pub const fn from_split(avail_index: u16) -> Self {
         Self {
             words: [avail_index, 0, 0, 0],
@@ -314,7 +317,8 @@ impl VqStateUnion {
         }
     }
 
-    /// Reads the state of a split virtqueue: the next available index that the device reads.
+    /// Reads the state of a split virtqueue: the index in the available ring at which the device
+    /// reads next.
     pub const fn split(&self) -> u16 {
         self.words[0]
     }
@@ -405,7 +409,7 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// Returns a word that holds two 32-bit fields, in the order in which they are in memory.
+    /// Packs two 32-bit fields into a word. In memory, `first` comes before `second`.
     const fn pair(first: u32, second: u32) -> u64 {
         let (a, b) = (first.to_ne_bytes(), second.to_ne_bytes());
         u64::from_ne_bytes([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]])
@@ -541,7 +545,7 @@ impl ResponseBody {
         )
     }
 
-    /// Returns a word that holds two 16-bit fields, in the order in which they are in memory.
+    /// Packs two 16-bit fields into a word. In memory, `first` comes before `second`.
     const fn pair(first: u16, second: u16) -> u32 {
         let (a, b) = (first.to_ne_bytes(), second.to_ne_bytes());
         u32::from_ne_bytes([a[0], a[1], b[0], b[1]])
@@ -574,12 +578,12 @@ pub struct DevResponse {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct CompatU64 {
-    /// The two halves, in the order in which they are in memory.
+    /// The first and the second half of the integer's bytes, as they are in memory.
     pub words: [u32; 2],
 }
 
 impl CompatU64 {
-    /// Splits a 64-bit integer.
+    /// Splits a 64-bit integer into its halves.
     pub const fn new(value: u64) -> Self {
         let (a, b) = RequestBody::split_pair(value);
         Self { words: [a, b] }

@@ -13,16 +13,18 @@ use kernel::prelude::*;
 pub(crate) enum BusDriver {
     /// No driver is bound at the moment.
     None,
-    /// vhost-vdpa. Only the client process blocks on such a device.
+    /// vhost-vdpa. While the device waits for its daemon, only the client process of vhost-vdpa is
+    /// blocked.
     Vhost,
     /// Any other driver: virtio-vdpa, and with it the kernel's own virtio drivers.
     Kernel,
 }
 
 impl BusDriver {
-    /// Returns the kind of driver that a device has. A driver is bound from before its probe until
-    /// after its removal. So if a driver's own call leads here, the return value is the kind of
-    /// that driver. May sleep.
+    /// Returns the kind of driver that is bound to a device. May sleep.
+    ///
+    /// A driver is bound from before its probe until after its removal. So during a call that the
+    /// driver makes to the device, the return value is the kind of that driver.
     ///
     /// # Safety
     ///

@@ -43,7 +43,8 @@ struct SlotState {
     /// Whether the virtqueue is ready. In the slot for configuration changes, this field is set
     /// together with the callback.
     vq_ready: bool,
-    /// Whether the driver itself has written `DRIVER_OK`. Cleared when the slot is emptied.
+    /// Whether the driver has written `DRIVER_OK`, whatever the daemon has answered. Cleared when
+    /// the slot is emptied.
     driver_ok: bool,
     /// Whether the device is suspended. If so, interrupts are refused.
     suspended: bool,
@@ -61,8 +62,9 @@ pub(crate) struct Suspended;
 /// the status empties the slot. A callback is called only with the slot's lock held, and only if
 /// these conditions hold:
 ///
-/// - The driver itself has written `DRIVER_OK` (virtio 1.3, section 3.1.1). Before that, the driver
-///   is not ready for interrupts, even if its virtqueues are ready.
+/// - The driver has written `DRIVER_OK` (virtio 1.3, section 3.1.1), whatever the daemon has
+///   answered. Before that, the driver is not ready for interrupts, even if its virtqueues are
+///   ready.
 /// - Since then, none of these events has happened: the device was reset (for vhost, the reset is
 ///   complete), the driver wrote `FAILED`, a kernel driver disabled its last virtqueue, or the
 ///   device left the bus. The last three events matter because a driver whose probe fails does not
@@ -71,11 +73,11 @@ pub(crate) struct Suspended;
 ///   before it frees the virtqueue.
 /// - The device is not suspended.
 ///
-/// The slot does not use the eventfd that vhost passes together with a callback as a short cut
-/// (`trigger`). vhost releases the eventfd before it passes another callback, so the eventfd might
-/// already be freed. vhost's callback signals the same eventfd, and looks up the eventfd at each
-/// call. Even so, vhost may release the eventfd between the look-up and the signal. That race can
-/// only be fixed in vhost.
+/// Together with a callback, vhost passes an eventfd (`trigger`), which a device may signal instead
+/// of calling the callback. The slot does not use `trigger`: vhost releases the eventfd before it
+/// passes another callback, so the eventfd might already be freed. vhost's callback signals the
+/// same eventfd, and looks up the eventfd at each call. Even so, vhost may release the eventfd
+/// between the look-up and the signal. That race can only be fixed in vhost.
 ///
 /// # Lock order
 ///
@@ -186,15 +188,16 @@ impl CallbackSlot {
     ///
     /// # Safety
     ///
-    /// `cb` must be valid. Whenever `vq_ready` and `driver_ok` are set, the callback must be
-    /// callable, until the slot is emptied or filled again.
+    /// `cb` must be valid. Until the slot is emptied or filled again, the callback must be callable
+    /// whenever `vq_ready` and `driver_ok` are set.
     pub(super) unsafe fn fill(&self, cb: *const bindings::vdpa_callback, driver: BusDriver) {
-        // SAFETY: By the safety requirements, `cb` is valid. These two fields are always
-        // initialised. The other fields may be uninitialised.
+        // SAFETY: By the safety requirements, `cb` is valid. Its fields `callback` and `private`
+        // are always initialised. Its other fields may be uninitialised.
         let (callback, private) = unsafe { ((*cb).callback, (*cb).private) };
 
         self.is_vhost.store(driver == BusDriver::Vhost, Relaxed);
-        // INVARIANT: By the safety requirements, the callback may be called as the type requires.
+        // INVARIANT: By the safety requirements, the callback may be called if `vq_ready` and
+        // `driver_ok` are set.
         self.state.lock().callback = callback.map(|function| Callback { function, private });
     }
 
@@ -342,7 +345,8 @@ mod tests {
         let callback = counting(&calls);
         let slot = KBox::pin_init(CallbackSlot::new(), GFP_KERNEL)?;
 
-        // Two drivers use the slot, one after the other. Both are called under the same conditions.
+        // Two drivers use the slot, one after the other. The slot calls the callbacks of both under
+        // the same conditions.
         for before in [0, 2] {
             // SAFETY: The callback and the counter are valid until the test ends.
             unsafe { slot.fill(&callback, BusDriver::Kernel) };

@@ -87,9 +87,9 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result;
     /// Records the size that the driver has chosen for a virtqueue, in descriptors.
     fn set_vq_num(&self, vq: u16, num: u32);
-    /// Handles a kick: the driver has made buffers available in a virtqueue. Any context, including
-    /// interrupt handlers. The method may sleep only for a virtqueue that its driver kicks only in
-    /// process context, such as the control virtqueue of virtio_net.
+    /// Handles a kick: the driver has made buffers available in a virtqueue. Called in any context,
+    /// including interrupt handlers. So the method must not sleep, except for a virtqueue whose
+    /// driver always kicks it in process context, such as the control virtqueue of virtio_net.
     fn kick_vq(&self, vq: u16);
     /// Enables or disables a virtqueue.
     fn set_vq_ready(&self, vq: u16, ready: bool, driver: BusDriver);
@@ -111,10 +111,10 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn vq_affinity(&self, vq: u16) -> Option<&AtomicCpumask>;
     /// Sets the CPUs that may get a virtqueue's interrupts. [`None`] means any CPU.
     fn set_vq_affinity(&self, vq: u16, mask: Option<&Cpumask>) -> Result;
-    /// Returns the alignment of a virtqueue's parts, in bytes: a power of two, at most a page. Any
-    /// other value counts as a page.
+    /// Returns the alignment of a virtqueue's parts, in bytes: a power of two, at most
+    /// [`PAGE_SIZE`]. The caller replaces any other value by [`PAGE_SIZE`].
     fn vq_align(&self) -> u32;
-    /// Returns the largest size of any virtqueue, in descriptors.
+    /// Returns the largest of all virtqueues' maximum sizes, in descriptors.
     fn vq_num_max(&self) -> u16;
 
     /// Returns the virtio device ID.
@@ -145,7 +145,7 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     /// interrupts no driver. Called only for a device that was added with [`Suspension::Suspend`]
     /// or [`Suspension::SuspendAndResume`], and never by a kernel driver.
     fn suspend(&self, driver: BusDriver) -> Result;
-    /// Resumes a device that may be suspended. Called only for a device that was added with
+    /// Resumes the device if it is suspended. Called only for a device that was added with
     /// [`Suspension::SuspendAndResume`], and never by a kernel driver.
     fn resume(&self, driver: BusDriver) -> Result;
     /// Returns the size of the configuration space in bytes.
@@ -189,9 +189,10 @@ pub(crate) enum Suspension {
 pub(super) struct Device<T: Operations> {
     vdpa: Opaque<bindings::vdpa_device>,
     callbacks: Arc<Callbacks>,
-    /// The phase of the device's driver. The phase changes while the core's configuration lock
-    /// (`cf_lock`) is held. The phase also changes when a kernel driver disables its last
-    /// virtqueue. At that time, the kernel driver does not write the status.
+    /// The phase of the device's driver. The phase changes when the driver writes the status or
+    /// resets the device, with the core's configuration lock (`cf_lock`) held. The phase also
+    /// changes when a kernel driver disables its last virtqueue. A kernel driver does not do that
+    /// while it writes the status.
     phase: Atomic<Phase>,
     /// Whether the device is being deleted.
     deleting: AtomicFlag,
@@ -278,10 +279,10 @@ impl<T: Operations> Device<T> {
 
     /// Resets the device on behalf of its driver. The device is reset even if an error is returned.
     fn reset(&self, driver: BusDriver) -> Result {
-        // A kernel driver that resets the device needs no more interrupts, and work that an
-        // interrupt queues might run too late (virtio_fs, 7.2). A vhost client keeps its rings
-        // across the reset. So the client gets interrupts for these rings until the daemon knows of
-        // the reset.
+        // A kernel driver that resets the device needs no more interrupts. Moreover, an interrupt
+        // could queue work that runs after the driver has freed the work's memory (virtio_fs, 7.2).
+        // A vhost client keeps its rings across the reset. So the client gets interrupts for these
+        // rings until the daemon knows of the reset.
         if driver != BusDriver::Vhost {
             self.callbacks.clear();
         }
@@ -289,7 +290,8 @@ impl<T: Operations> Device<T> {
         let result = self.data.reset(driver);
 
         self.callbacks.clear();
-        // Interrupts are accepted again only now, so that a suspended device interrupts no driver.
+        // Interrupts are accepted again only after the slots are empty, so that a suspended device
+        // interrupts no driver.
         self.callbacks.resume();
         self.phase.store(Phase::Reset, Relaxed);
 
@@ -312,16 +314,17 @@ impl<T: Operations> Device<T> {
         // function fails.
         parent: T::Parent,
     ) -> Result<*mut bindings::vdpa_device> {
-        // The core takes only a size, so the allocation has the alignment of any kernel allocation.
+        // The core is told the size of the structure, but not its alignment. So the allocation has
+        // the alignment that every kernel allocation has.
         const {
             assert!(align_of::<Self>() <= align_of::<u64>());
         }
 
         callbacks.take()?;
 
-        // SAFETY: The tables are static and are those of a `Device<T>`. The core copies the name.
-        // The parent stays registered until `free` drops `_parent`. The device uses virtual
-        // addresses, as `Iotlb` requires.
+        // SAFETY: The operations table and the mapping table are static, and are the tables of a
+        // `Device<T>`. The core copies the name. The parent stays registered until `free` drops
+        // `_parent`. The device uses virtual addresses, as `Iotlb` requires.
         let vdev = from_err_ptr(unsafe {
             bindings::__vdpa_alloc_device(
                 device_as_raw(parent.device()),
@@ -365,8 +368,8 @@ macro_rules! operation {
         ///
         /// # Safety
         ///
-        /// `vdev` must be a device that was allocated with this table and has not been freed.
-        /// Pointers must be valid for what the operation does with them.
+        /// `vdev` must be a device that was allocated with a table of [`VTable<T>`] and has not
+        /// been freed. All other pointers must be valid for what the operation does with them.
         unsafe extern "C" fn $name(
             vdev: *mut bindings::vdpa_device,
             $($arg: $type,)*
@@ -535,8 +538,9 @@ impl<T: Operations> VTable<T> {
         fn set_config_cb(dev, cb: *mut bindings::vdpa_callback) {
             let slot = dev.callbacks.config();
 
-            // SAFETY: The driver passes a valid callback that may be called while the driver is
-            // ready, until the driver passes another callback, resets the device, or fails.
+            // SAFETY: The driver passes a valid callback. The callback may be called while the
+            // driver is ready, until the driver passes another callback, resets the device, writes
+            // `FAILED`, or (a kernel driver) disables its last virtqueue.
             unsafe { slot.fill(cb, dev.driver()) };
             slot.set_vq_ready(true);
         }
@@ -560,9 +564,9 @@ impl<T: Operations> VTable<T> {
             let result = dev.reset(dev.driver());
 
             // vhost-vdpa resets a device when a process opens the device. If that reset fails,
-            // vhost-vdpa (7.2) does not wake a task that waits for the device to be closed.
-            // `dev_del` is such a task, and holds the core's lock. So no error is returned while
-            // the device is being deleted.
+            // vhost-vdpa (7.2) does not wake a task that waits for the device to be closed. A task
+            // that deletes the device waits in this way, in `dev_del`, with the core's lock held.
+            // So no error is returned while the device is being deleted.
             if result.is_err() && !was_driven && dev.deleting.load(Relaxed) {
                 return 0;
             }
@@ -671,8 +675,8 @@ impl<T: Operations> VTable<T> {
     ///
     /// # Safety
     ///
-    /// `vdev` must be a device that was allocated with this table. No other call for the device may
-    /// follow.
+    /// `vdev` must be a device that was allocated with a table of [`VTable<T>`]. No other call for
+    /// the device may follow.
     unsafe extern "C" fn free(vdev: *mut bindings::vdpa_device) {
         let this = vdev.cast::<Device<T>>();
 

@@ -59,9 +59,9 @@ impl<D: Operations> AddContext<'_, D> {
     /// Adds a device to the bus. The device stays on the bus until a user deletes the device or the
     /// management device is unregistered.
     ///
-    /// The device gets one virtqueue for each virtqueue slot of `callbacks`, and fills and empties
-    /// the slots. When the core releases the device, `parent` is dropped first, then `data`. If
-    /// this method fails, both are dropped in the same order.
+    /// The device gets one virtqueue for each virtqueue slot of `callbacks`. From then on, only the
+    /// device fills and empties these slots. When the core releases the device, `parent` is dropped
+    /// first, then `data`. If this method fails, `parent` and `data` are dropped in the same order.
     ///
     /// # Errors
     ///
@@ -172,8 +172,8 @@ impl<T: ManagementOperations> Registration<T> {
     ///
     /// # Safety
     ///
-    /// `mdev` must be the field of a live registration. The other pointers must be valid during the
-    /// call.
+    /// `mdev` must be the field `mdev` of a live [`Registration`]. The other pointers must be valid
+    /// during the call.
     unsafe extern "C" fn dev_add(
         mdev: *mut bindings::vdpa_mgmt_dev,
         name: *const c_char,

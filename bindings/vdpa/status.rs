@@ -68,8 +68,8 @@ pub(crate) struct Step {
     /// Whether the device is reset first, because the previous driver has not done so. The reset
     /// sends status 0 to the daemon and clears all callbacks.
     pub(crate) resets: bool,
-    /// Whether a driver begins to use the device with this write, as the first driver since the
-    /// last reset.
+    /// Whether a driver begins to use the device with this write. Before such a write, no driver
+    /// has used the device since its last reset, which may be the reset of this step.
     pub(crate) begins: bool,
     /// The effect on the callbacks, which takes place before the daemon gets the status.
     pub(crate) callbacks: CallbackAction,
@@ -184,7 +184,8 @@ mod tests {
                 begins,
                 "{phase:?} {status:#x} {written:#x} {is_kernel}"
             );
-            // A driver whose callbacks may be called is ready, and its device is not reset.
+            // A write that permits the callbacks makes the driver ready, and does not reset the
+            // device.
             assert!(!begins || (step.phase == Phase::Ready && !step.resets));
         }
     }
@@ -225,7 +226,8 @@ mod tests {
             let step = step(phase, status, written, is_kernel);
 
             assert!(step.resets || step.status == written);
-            // Only kernel drivers omit a reset.
+            // The device is reset only for a kernel driver. A vhost client must reset the device
+            // itself.
             assert!(!step.resets || is_kernel);
             // The device is not reset while a driver sets it up.
             assert!(!step.resets || !matches!(phase, Phase::Reset | Phase::SetUp));
@@ -238,7 +240,7 @@ mod tests {
             let step = step(phase, status, written, is_kernel);
             let first = phase == Phase::Reset && written & !(ACKNOWLEDGE | FAILED) != 0;
 
-            // A driver whose first write contains `FAILED` does not begin.
+            // A driver whose first write contains `FAILED` does not begin to use the device.
             if written & FAILED == 0 || step.resets {
                 assert_eq!(step.begins, first || step.resets, "{phase:?} {written:#x}");
             }
@@ -291,12 +293,13 @@ mod tests {
             (SetUp,   0x0b, 0x8b, true,  false, false, Clear,  Failed, 0x8b),
             (Ready,   0x0f, 0x8f, true,  false, false, Clear,  Failed, 0x8f),
             (Stopped, 0x0f, 0x8f, true,  false, false, Clear,  Failed, 0x8f),
-            // The next probe. The written byte equals the status, because `DRIVER` is already set.
+            // The first write of the probe after a failed one. The written byte equals the status,
+            // because `DRIVER` is already set.
             (Failed,  0x8b, 0x8b, true,  true,  true,  Keep,   SetUp,  0x03),
             (Failed,  0x8f, 0x8f, true,  true,  true,  Keep,   SetUp,  0x03),
-            // The next probe, if the daemon has refused `FAILED`.
+            // The first write of the probe after a failed one, if the daemon has refused `FAILED`.
             (Failed,  0x0f, 0x0f, true,  true,  true,  Keep,   SetUp,  0x03),
-            // Two probes, if the daemon refuses everything.
+            // A probe and the beginning of the next probe, if the daemon refuses every status.
             (Reset,   0x00, 0x02, true,  false, true,  Keep,   SetUp,  0x02),
             (SetUp,   0x00, 0x04, true,  false, false, DriverOk, Ready,  0x04),
             (Ready,   0x00, 0x80, true,  false, false, Clear,  Failed, 0x80),
@@ -378,7 +381,7 @@ mod tests {
                 return self.fail();
             }
             assert!(!self.driver_ok);
-            // `virtio_device_ready()` warns if `DRIVER_OK` is set.
+            // `virtio_device_ready()` warns if `DRIVER_OK` is already set.
             assert_eq!(self.status & DRIVER_OK, 0);
             self.add(DRIVER_OK);
             assert!(self.driver_ok, "a driver that waits can be interrupted");

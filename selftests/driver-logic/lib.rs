@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files of the driver and its bindings that do not depend on the kernel. This crate compiles them
-//! so that their unit tests run on the host.
+//! Those files of `driver` and `bindings` that do not depend on the kernel. This crate compiles the
+//! files so that their unit tests run on the host.
 
 pub use vduse_uapi as uapi;
 
-// The kernel module uses every item of these files. In this crate, only the tests use them.
+// The attribute `allow(dead_code)` is needed because only the tests of this crate use the items of
+// the files below. The kernel module uses every item.
 #[allow(dead_code)]
 #[path = "../../driver/budget.rs"]
 mod budget;

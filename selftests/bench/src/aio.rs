@@ -137,8 +137,8 @@ impl Flight {
         Ok(())
     }
 
-    /// Waits until at least `least` requests are complete. Sets `free` to the indices of the
-    /// buffers of all complete requests.
+    /// Waits until at least `least` requests are complete that no earlier call has reported. Sets
+    /// `free` to the indices of these requests' buffers.
     pub fn wait(&mut self, least: usize, free: &mut Vec<usize>) -> io::Result<()> {
         // SAFETY: The kernel writes at most `self.events.len()` events.
         let n = check(unsafe {

@@ -21,7 +21,7 @@ pub fn time(work: impl FnOnce()) -> u64 {
     now() - begin
 }
 
-/// Maximum time to wait for data, which may have been lost.
+/// Maximum time to wait for data, in case the data has been lost.
 const PATIENCE: Timespec = Timespec {
     tv_sec: 10,
     tv_nsec: 0,

@@ -13,8 +13,8 @@ pub const ALL: [Driver; 2] = [Driver::C, Driver::Rust];
 /// Module parameter that allows more mappings than any measurement makes.
 const PARAMETERS: &str = "max_iotlb_entries=65536";
 
-/// Loads the drivers of the vDPA bus: virtio-vdpa and vhost-vdpa. vhost-vdpa has a module parameter
-/// with the same name, `max_iotlb_entries`, and gets the same value.
+/// Loads the drivers of the vDPA bus: virtio-vdpa and vhost-vdpa. Like a VDUSE driver, vhost-vdpa
+/// has a module parameter `max_iotlb_entries`. Both get the same value.
 pub fn load_bus() -> Result<(), String> {
     modules::tool("modprobe", &["vhost_vdpa", PARAMETERS])?;
     modules::load_bus()

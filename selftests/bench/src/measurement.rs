@@ -20,7 +20,7 @@ pub struct Row {
     pub unit: &'static str,
     /// Whether large or small figures are better.
     pub better: Better,
-    /// The target for our driver's figure divided by the in-tree driver's figure.
+    /// The target for the ratio of our driver's figure to the in-tree driver's figure.
     pub target: f64,
 }
 

@@ -35,12 +35,12 @@ pub struct Options {
     pub rounds: u32,
     /// The drivers to measure.
     pub drivers: Vec<Driver>,
-    /// Whether to measure ublk as well.
+    /// Whether to measure ublk, in addition to the drivers.
     pub ublk: bool,
     /// Directory in which `qemu-test/profiler.rs` finds the symbols of each driver. `None` if no
     /// profile is wanted.
     pub profile: Option<PathBuf>,
-    /// Whether to print comma-separated values as well.
+    /// Whether to print the figures a second time, as comma-separated values.
     pub csv: bool,
     /// Whether to print only the names of the rows.
     pub list: bool,
@@ -119,7 +119,7 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
     }
     if options.profile.is_some() {
         // A driver's code is at a different address each time the driver is loaded, so a profile
-        // covers one round.
+        // can cover only one round.
         options.rounds = 1;
         if options.ublk {
             return Err("--profile is of the two drivers: not with --ublk".to_owned());

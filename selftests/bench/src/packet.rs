@@ -22,8 +22,9 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Disables IPv6 on the network interface of a device that is bound to virtio_net, and brings
-    /// the interface up. The socket receives frames of the type `ether_type`.
+    /// Returns the network interface of `device`, which must be bound to virtio_net. Disables IPv6
+    /// on the interface, brings the interface up, and opens a socket that receives its frames of
+    /// the type `ether_type`.
     pub fn of(device: &str, ether_type: u16) -> Self {
         soon("the interface appears", || bus::interface(device).is_some());
         let name = bus::interface(device).expect("an interface");
@@ -35,9 +36,9 @@ impl Interface {
         let directory = Path::new("/sys/class/net").join(&name);
         let up = format!("link set {name} up");
         ip(&up);
-        // The kernel drops sent frames, without an error, until it has processed the link's state.
-        // Setting the link up takes the same lock as that processing, so setting it up again waits
-        // until the processing is complete.
+        // When the link comes up, the kernel still has to process the new link state. Until then,
+        // the kernel drops sent frames without an error. The processing holds the same lock as
+        // `ip link set up`. So the second `ip link set up` waits until the processing is complete.
         soon("the link is up", || {
             sysfs::read(&directory.join("operstate")).is_ok_and(|state| state == "up")
         });
@@ -59,8 +60,9 @@ impl Interface {
         clock::read(&self.socket, &mut [0; 64]);
     }
 
-    /// Returns how many frames the interface has received. `rx_packets` also counts buffers that
-    /// are too short for a frame, so this function subtracts them.
+    /// Returns how many frames the interface has received. `rx_packets` also counts received
+    /// buffers that are too short to hold a frame, so their number (`rx_length_errors`) is
+    /// subtracted.
     pub fn received(&self) -> u64 {
         let count = |name| -> u64 {
             let count = sysfs::read(&self.directory.join("statistics").join(name));

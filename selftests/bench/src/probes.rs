@@ -40,8 +40,8 @@ const MAP: Function = Function {
     bytes: 0,
 };
 
-/// The virtio function that calls the driver's `unmap_page`. The buffer's length is in its
-/// argument, a `struct vring_desc_extra`.
+/// The virtio function that calls the driver's `unmap_page`. The second argument of the virtio
+/// function, a `struct vring_desc_extra`, contains the buffer's length.
 const UNMAP: Function = Function {
     name: "vring_unmap_one_split",
     own: 29.0,
@@ -49,8 +49,8 @@ const UNMAP: Function = Function {
     bytes: 1,
 };
 
-/// A system call that returns the highest priority. It does almost nothing, so its calls show the
-/// cost of a probe.
+/// A system call that returns the highest scheduling priority. It does almost nothing, so the time
+/// of a call is mostly the cost of a probe.
 const NOTHING: Function = Function {
     name: "__x64_sys_sched_get_priority_max",
     own: 10.0,
@@ -63,7 +63,7 @@ const TRACING: &str = "/sys/kernel/tracing";
 /// Name of the probes' event group, and of the tracing instance that records their events.
 const GROUP: &str = "vduse_bench";
 
-/// Number of calls with which the cost of a probe is measured.
+/// Number of calls of [`NOTHING`] that measure the cost of a probe.
 const NOTHINGS: usize = 100;
 
 /// Empties a list in tracefs by opening its file with truncation.
@@ -131,9 +131,9 @@ impl Probes {
 
 impl Drop for Probes {
     fn drop(&mut self) {
-        // The kernel removes a probe only after the probe is disabled, and a buffer only when the
-        // buffer is not in use. If something fails here, the next call of `new` fails with a
-        // message.
+        // The kernel removes a probe only after the probe is disabled, and a tracing instance only
+        // when the instance is not in use. If one of these steps fails, the next call of `new`
+        // fails with a message.
         let enable = format!("events/{GROUP}/enable");
         let _ = sysfs::write(&self.buffer.join(enable), "0");
         let _ = std::fs::remove_dir(&self.buffer);
@@ -199,8 +199,9 @@ impl Watched {
         Self(calls)
     }
 
-    /// Returns the median time of the calls of `function` that `wanted` selects, minus the
-    /// function's own instructions. Panics if the number of these calls is not `count`.
+    /// Selects the calls of `function` for which `wanted` returns true. Returns the median number
+    /// of instructions of these calls, minus the function's own instructions. Panics if the number
+    /// of selected calls is not `count`.
     fn of(&self, function: &Function, wanted: impl Fn(&Call) -> bool, count: usize) -> f64 {
         let calls = self.0.iter().filter(|call| call.name == function.name);
         let took: Vec<f64> = calls

@@ -16,21 +16,21 @@ use crate::options::Patterns;
 /// The state of a profile.
 #[derive(Debug)]
 struct Profile {
-    /// Directory in which the profiler finds the symbols of each window.
+    /// Directory in which the profiler finds one file of symbols for each window.
     directory: PathBuf,
     /// The patterns for the names of the rows to profile.
     patterns: Patterns,
     /// Number of the loaded driver's *window*. The profiler counts separately for each window. Each
-    /// driver is loaded once and has one window, the first one number 1.
+    /// driver is loaded once and has its own window. The windows are numbered from 1.
     window: AtomicUsize,
-    /// Number of operations that the profiled rows have done in this window.
+    /// Number of operations that the profiled rows have done in the window number `window`.
     times: AtomicUsize,
 }
 
 static PROFILE: OnceLock<Profile> = OnceLock::new();
 
-/// Starts a profile of the rows that match `patterns`. The profiler finds the symbols of each
-/// window in `directory`.
+/// Starts a profile of the rows that match `patterns`. The profiler finds one file of symbols for
+/// each window in `directory`.
 pub fn start(directory: PathBuf, patterns: Patterns) {
     let profile = Profile {
         directory,
@@ -49,8 +49,8 @@ pub fn next_driver() {
     }
 }
 
-/// Writes a file for the profiler, with the kernel's symbols and with the number of operations in
-/// the driver's window. The driver must still be loaded.
+/// Writes a file about the driver's window for the profiler. The file has the driver's title, the
+/// number of operations in the window, and the kernel's symbols. The driver must still be loaded.
 pub fn tell(driver: Driver) {
     let Some(profile) = PROFILE.get() else {
         return;
@@ -66,7 +66,7 @@ pub fn tell(driver: Driver) {
     .expect("telling the machine");
 }
 
-/// Returns the profile if it includes a row.
+/// Returns the profile if it includes the row called `row`.
 fn of_row(row: &str) -> Option<&'static Profile> {
     PROFILE.get().filter(|profile| profile.patterns.fit(row))
 }
@@ -98,7 +98,8 @@ pub fn watch<T>(row: &str, times: usize, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Opens a window of `qemu-test/profiler.rs`, or closes the open window if `WINDOW` is 0.
+/// Makes the profiler (`qemu-test/profiler.rs`) count for the window number `WINDOW`, or count no
+/// more if `WINDOW` is 0.
 fn mark<const WINDOW: u8>() {
     // SAFETY: The instruction does nothing: `nop dword [rax + rax + WINDOW + 0x56445500]`.
     unsafe {

@@ -52,7 +52,8 @@ const IOCTL_ENCODE: u64 = 1 << 6;
 /// Flag: the kernel does not scan for partitions when the disk starts.
 const NO_AUTO_PART_SCAN: u64 = 1 << 18;
 
-/// Type of the parameters that each disk has (`struct ublk_param_basic`).
+/// Flag of [`Parameters::types`]: the basic parameters, which every disk has
+/// (`struct ublk_param_basic`).
 const BASIC: u32 = 1 << 0;
 
 /// `struct ublksrv_ctrl_cmd`
@@ -148,8 +149,8 @@ impl Commander {
         })
     }
 
-    /// Sends a command about a device and waits for its completion. The kernel reads or writes
-    /// `about`.
+    /// Sends the command `what` about a device, and waits until the command is complete. `about` is
+    /// the command's argument or result: the kernel reads or writes it.
     fn say<T>(&mut self, what: u32, device: u32, data: u64, about: &mut T) -> io::Result<()> {
         let control = Control {
             device,

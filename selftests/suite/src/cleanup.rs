@@ -41,8 +41,8 @@ pub fn run() -> ExitCode {
 }
 
 fn remove(name: &str) -> Result<(), String> {
-    // The refusing daemon below answers requests. If it cannot open the device, the kernel fails
-    // new requests after this timeout of one second.
+    // `RefusingDaemon` answers the kernel's requests during the removal. If it cannot open the
+    // device, each new request that gets no answer fails after this timeout of one second.
     let _ = fs::write(sysfs::attribute(name, "msg_timeout"), "1");
     let daemon = refusing::RefusingDaemon::start(name);
     let vdpa = Vdpa::open().map_err(|error| error.to_string())?;

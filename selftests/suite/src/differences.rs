@@ -8,7 +8,7 @@
 /// A VDUSE kernel driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// Our driver.
+    /// The driver of this project, `vduse_rs`.
     Rust,
     /// The in-tree driver.
     C,

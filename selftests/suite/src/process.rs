@@ -143,8 +143,8 @@ pub fn stacks(pid: u32) -> String {
         .join("--\n")
 }
 
-/// Makes this process a child subreaper. The kernel then makes it the parent of descendants whose
-/// own parent has ended.
+/// Makes this process a child subreaper: if the parent of a descendant ends, the kernel makes this
+/// process the new parent of the descendant.
 pub fn adopt_orphans() {
     // If this fails, init becomes the parent of orphans. They may then outlive the test, which is
     // untidy but harmless.

@@ -96,8 +96,8 @@ impl<'a> Runner<'a> {
         ExitCode::from(u8::from(totals.fail != 0))
     }
 
-    /// Runs a test and compares its outcome with the table of differences. Returns the verdict and
-    /// the time that the test took.
+    /// Runs a test and compares its outcome with `row`, the test's row in the table of known
+    /// differences (`DIFFERENCES.md`). Returns the verdict and the time that the test took.
     fn judge(&mut self, test: &Test, row: Option<&Difference>) -> (Verdict, Duration) {
         let reason = row.map(|row| row.reason.clone()).unwrap_or_default();
         let known = row.map(|row| row.known);

@@ -75,7 +75,8 @@ pub fn device_config(name: &str, bytes: u64, queues: u16) -> DeviceConfig {
 pub fn resize(device: &Device, bytes: u64) -> io::Result<()> {
     device.set_config(CAPACITY_OFFSET, &(bytes / SECTOR).to_le_bytes())?;
     match device.inject_config_irq() {
-        // No driver is ready for the interrupt. The next driver reads the new size when it starts.
+        // No driver is ready for the configuration interrupt. The next driver reads the new size
+        // when it starts.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         result => result,
     }

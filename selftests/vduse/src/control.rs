@@ -127,8 +127,10 @@ impl Control {
         sys::send(&self.file, uapi::extension::SET_FEATURES, &extensions)
     }
 
-    /// Sets all VDUSE features and extensions that both the VDUSE driver and a
-    /// [`Server`](crate::server::Server) support. Returns the features.
+    /// Sets the VDUSE features and extensions of devices that this `Control` creates from now on.
+    /// Sets all that both the VDUSE driver and a [`Server`](crate::server::Server) support, but
+    /// [`uapi::extension::F_RESUME`] only together with [`uapi::F_SUSPEND`]. Returns the VDUSE
+    /// features.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Memory of the daemon that serves as a device's bounce area (umem).
+//! User memory (umem): memory that a daemon registers as the bounce area of a device.
 
 use std::io;
 use std::sync::Arc;

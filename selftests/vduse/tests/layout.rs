@@ -18,7 +18,7 @@ use vduse_uapi::*;
 
 mod syzlang;
 
-/// The kind of program to which a definition applies.
+/// The programs to which a definition applies: all, only 64-bit ones, or only 32-bit ones.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bits {
     All,

@@ -38,7 +38,7 @@ pub const OTHER: u16 = 0x88b5;
 /// The Ethernet type of the last frame in a series. A socket waits for this frame.
 pub const LAST: u16 = 0x88b6;
 
-/// Returns the Ethernet header of a frame that has this type and is addressed to the card.
+/// Returns the Ethernet header of a frame of the type `ether_type` that is addressed to the card.
 pub fn ethernet(ether_type: u16) -> [u8; ETHERNET] {
     let mut header = [0; ETHERNET];
     header[..6].copy_from_slice(&MAC);
@@ -94,8 +94,8 @@ impl NullCard {
         clock::read(&self.frames.all_sent, &mut [0; 8]);
     }
 
-    /// Passes `count` frames of `bytes` bytes to the driver, as fast as the driver provides
-    /// buffers. The last frame has the type [`LAST`].
+    /// Passes `count` frames to the driver, as fast as the driver provides buffers. Each frame has
+    /// `bytes` bytes. The last frame has the type [`LAST`].
     pub fn receive(&self, count: u64, bytes: u32) {
         self.frames.bytes.store(bytes, Ordering::Relaxed);
         self.frames.to_receive.store(count, Ordering::Release);

@@ -45,7 +45,7 @@ impl Default for Shape {
 }
 
 impl Shape {
-    /// Creates a device of version 1 with these properties.
+    /// Creates a device with API version 1 and these properties.
     pub fn create(&self) -> TestDevice {
         let mut config: DeviceConfig = blk::device_config(&unique_name(), CAPACITY, self.queues);
         config.groups = self.groups;
@@ -90,7 +90,7 @@ impl NullDisk {
         self.0.shared.pause.begin()
     }
 
-    /// Returns the device, as the daemon has opened it.
+    /// Returns the daemon's open device.
     pub fn device(&self) -> &Device {
         &self.0.shared.device
     }
@@ -110,8 +110,9 @@ impl Work for Success {
     }
 }
 
-/// Returns the address of a request's status, which is the last byte of the last descriptor. With
-/// an indirect table, this takes the same time for any number of descriptors.
+/// Returns the address of a request's status, which is the last byte of the last descriptor. If the
+/// request has an indirect table, finding the address takes the same time for any number of
+/// descriptors.
 fn status(
     queue: &Queue,
     memory: &AddressSpace,

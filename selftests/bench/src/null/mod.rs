@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Null devices. A null device completes the driver's requests without accessing their data, so
-//! that a measurement covers only the round trip. Each virtqueue has its own thread.
+//! Null devices. A null device completes the driver's requests without accessing the data of the
+//! requests, so that a measurement covers only the round trip. Each virtqueue has its own thread.
 //!
 //! - `disk` is a disk.
 //! - `card` is a network card. It counts the frames that the driver sends, and writes only the

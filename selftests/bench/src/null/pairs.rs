@@ -27,15 +27,15 @@ pub struct NullPairs {
 }
 
 impl NullPairs {
-    /// Creates a card with this number of queue pairs, serves it, and binds it to virtio_net. The
-    /// in-tree driver rejects cards with a control queue. With that driver, the card has no control
-    /// queue and virtio_net uses one pair.
+    /// Creates a card with `pairs` queue pairs, serves it, and binds it to virtio_net. The in-tree
+    /// driver rejects cards with a control queue. With that driver, the card has no control queue
+    /// and virtio_net uses one pair.
     pub fn new(pairs: u16) -> Self {
         let mut shape = Shape::new(&unique_name(), MAC);
         shape.pairs = pairs;
         shape.control = pairs > 1;
         shape.suspend = false;
-        // The other null devices are of API version 1 too.
+        // Makes this a device of API version 1, as the other null devices are.
         shape.groups = Groups::One;
         if shape.create().is_err() {
             shape.control = false;
@@ -69,13 +69,13 @@ impl NullPairs {
     }
 }
 
-/// The frames that the driver has still to send.
+/// The frames that the driver still has to send.
 #[derive(Debug)]
 struct Frames {
     /// Index of the control queue, if the card has one.
     control: Option<u32>,
-    /// Number of frames that the driver has still to send. Frames outside a measurement make this
-    /// number negative.
+    /// Number of frames that the driver still has to send. The number can become negative, because
+    /// frames outside a measurement are subtracted too.
     left: AtomicI64,
     /// An eventfd that becomes readable when the driver has sent all frames.
     all_sent: OwnedFd,

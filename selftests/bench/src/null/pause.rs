@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A switch that pauses the virtqueues' threads of a device.
+//! A switch that pauses the threads that serve a device's virtqueues.
 
 use std::fmt::Debug;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -13,7 +13,7 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// Pauses the virtqueues' threads until the returned guard is dropped.
+    /// Pauses the threads that serve the virtqueues, until the returned guard is dropped.
     pub fn begin(&self) -> Paused<'_> {
         self.set_paused(true);
         Paused(self)

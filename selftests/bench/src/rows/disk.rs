@@ -123,8 +123,8 @@ fn qsd() -> Bench {
     })
 }
 
-/// Creates a measurement that runs on a null disk with one queue. The disk is served through VDUSE
-/// or through ublk.
+/// Creates a measurement that calls `measure` with a null disk with one queue. To measure VDUSE,
+/// the disk is served through VDUSE. To measure ublk for comparison, the disk is served by ublk.
 fn on_null_disks(rows: Vec<Row>, measure: impl Fn(&Block) -> Vec<f64> + Clone + 'static) -> Bench {
     let on_ublk = measure.clone();
     let mut bench = Bench::new(rows, move || {

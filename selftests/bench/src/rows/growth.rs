@@ -24,7 +24,8 @@ const COUNTS: [u32; 4] = [1, 16, 256, 4096];
 fn reads(what: &str, count: u32, shape: Shape) -> Bench {
     let name = format!("4 KiB read; {count} {what}");
     let row = Row::lower(&name, "ns", 0.77);
-    // The bounce area is so large that each of 4,096 address spaces has a part of it.
+    // The bounce areas of all address spaces of a device share this size. It is enough even for
+    // 4,096 address spaces.
     let shape = Shape {
         bounce: 1 << 30,
         ..shape

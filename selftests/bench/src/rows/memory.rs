@@ -106,7 +106,7 @@ fn faults() -> Vec<f64> {
 /// Returns the amount of free memory in KiB, after pending frees have completed.
 fn free_memory() -> f64 {
     std::thread::sleep(Duration::from_millis(100));
-    // Make the slab caches return pages without objects.
+    // Make the slab caches free those pages that hold no objects.
     for cache in std::fs::read_dir("/sys/kernel/slab").into_iter().flatten() {
         // Ignore errors, because some names are aliases of another cache.
         let _ = cache.map(|cache| sysfs::write(&cache.path().join("shrink"), "1"));
@@ -125,7 +125,7 @@ fn free_memory() -> f64 {
     (free.sum::<u64>() * PAGE / 1024) as f64
 }
 
-/// An idle device on the vDPA bus. The fields are dropped in this order.
+/// An idle device on the vDPA bus. The fields are dropped in declaration order.
 struct Idle {
     _on_bus: OnBus,
     _device: TestDevice,

@@ -42,8 +42,8 @@ fn receive(interface: &Interface, count: u64, start: impl FnOnce()) {
     let before = interface.received();
     start();
     interface.wait();
-    // If the driver runs on another CPU, it updates the counter only after it has passed all frames
-    // to the network stack.
+    // The counter of received frames may lag behind. If the driver runs on another CPU, it first
+    // passes all frames to the network stack, and only then updates the counter.
     soon("all frames are received", || {
         interface.received() - before == count
     });

@@ -41,7 +41,8 @@ fn map_and_unmap(rows: &[Row], bytes: usize) -> Vec<f64> {
             assert_eq!(done, Ok(bytes), "a request");
         };
         (0..WARM_UP).for_each(|_| once());
-        // Profile whole requests before the probes are added.
+        // The profile covers whole requests. It is taken before the probes are added, so that it
+        // does not count the instructions of the probes.
         profile::watch(&row.name, REQUESTS, || (0..REQUESTS).for_each(|_| once()));
         let probes = Probes::new();
         let watched = probes.watch(|| (0..REQUESTS).for_each(|_| once()));

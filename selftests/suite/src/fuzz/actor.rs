@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A thread of an actor. The thread makes the calls that the fuzzer tests.
+//! The threads of actors. An actor is a process of the fuzzer (see [`crate::fuzz`]). Its threads
+//! make the calls that the fuzzer tests.
 //!
-//! The thread counts each call, and the supervisor limits the duration of each call. If a call
-//! fails, its error must be one of those that are allowed for the call.
+//! A thread counts its calls, and the supervisor limits the duration of each call. If a call fails,
+//! its error must be one of those that are allowed for the call.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -19,7 +20,7 @@ use crate::fuzz::records::{Records, Wait};
 use crate::lab::assert::random::Random;
 use crate::outcome::FAILED;
 
-/// Maximum number of threads of an actor that make calls.
+/// Maximum number of threads that make calls in one actor.
 pub const THREADS: usize = 3;
 
 /// Number of most recent calls that a thread prints when it fails.
@@ -34,7 +35,7 @@ pub const DEVICES: [&str; 5] = [
     "fuzz-fs1",
 ];
 
-/// A thread of an actor.
+/// A thread of an actor, which is a process of the fuzzer (see [`crate::fuzz`]).
 #[derive(Debug)]
 pub struct Actor {
     records: Arc<Records>,
@@ -79,8 +80,8 @@ impl Actor {
         }
     }
 
-    /// Begins a new life. From now on, the seed and the number of the life determine the random
-    /// numbers.
+    /// Begins the next life of the actor (see [`crate::fuzz`]). During this life, the random
+    /// numbers depend only on the actor's seed and on the number of the life.
     pub fn live(&mut self) {
         let life = self.records.record(self.index).next_life();
         self.dice = Random::new(mix(self.seed, life));

@@ -16,7 +16,7 @@ const ADD: &[Errno] = &[Errno::EXIST, Errno::INVAL];
 /// Errors of deleting a device.
 const DELETE: &[Errno] = &[Errno::NODEV];
 
-/// Plays one life of an actor that manages the bus.
+/// Plays one life (see [`crate::fuzz`]) of an actor that manages the vDPA bus.
 pub fn live(actor: &mut Actor) {
     actor.pause(30);
     let name = actor.device();

@@ -44,7 +44,8 @@ struct Client {
     event: EventFd,
 }
 
-/// Plays one life of a client.
+/// Acts as one client: opens a device through vhost-vdpa, makes random calls, and closes the
+/// device.
 pub fn live(actor: &mut Actor) {
     actor.pause(30);
     let name = actor.device();
@@ -63,7 +64,7 @@ pub fn live(actor: &mut Actor) {
         return;
     };
     // The daemon may see the files, so the files do not contain the secret word. The daemon must
-    // not see `hidden`, so that memory is full of the secret word.
+    // not see the memory `hidden`, so `hidden` is full of the secret word.
     let files: Vec<_> = (0..3).map(|_| memory::file(32 * PAGE)).collect();
     for file in &files {
         let fill = [0x11; PAGE as usize];
@@ -120,7 +121,7 @@ const STATUSES: &[u8] = &[
     0xff,
 ];
 
-/// Drives the device up to `DRIVER_OK`.
+/// Takes the device through all steps of its initialisation, up to `DRIVER_OK`.
 fn begin(actor: &mut Actor, client: &Client) {
     let vhost = &client.vhost;
     actor.call("SET_OWNER", Wait::Short, &[], || vhost.set_owner());
@@ -173,7 +174,7 @@ fn set_up(actor: &mut Actor, client: &Client, queue: u32) {
     });
 }
 
-/// Returns a random number below `end`, or rarely a larger number.
+/// Returns a random number that is usually below `end`, but sometimes `end` or larger.
 fn below(actor: &mut Actor, end: u64) -> u32 {
     if actor.dice.one_in(12) {
         actor.dice.pick(&[end as u32, 0xffff, 0x1_0000, u32::MAX])
@@ -214,8 +215,8 @@ fn act(actor: &mut Actor, client: &Client) {
         3..=7 => {
             let (asid, iova, size) = (below(actor, SPACES), iova(actor), length(actor));
             let at = client.range.address() + actor.dice.below(64) * PAGE;
-            // The device must not see other memory of this process. A mapping that may reach beyond
-            // the range therefore starts at an address without memory.
+            // Of this process's memory, the device must see only `client.range`. So if a mapping is
+            // long enough to reach beyond that range, it starts at an address without memory.
             let at = if size <= 128 * PAGE { at } else { 1 << 63 };
             let access = actor.dice.pick(&[0, 1, 2, 3, 3, 3, 5, 0xff]);
             actor.call("map", Wait::Daemon, fault, || {
@@ -339,7 +340,8 @@ fn act(actor: &mut Actor, client: &Client) {
     }
 }
 
-/// Maps a file at a random place in the address range, or removes mappings from there.
+/// Maps a file at a random place in the client's address range, or removes the mappings at such a
+/// place.
 fn arrange(actor: &mut Actor, client: &Client) {
     let at = (actor.dice.below(96) * PAGE) as usize;
     let len = ((1 + actor.dice.below(32)) * PAGE) as usize;

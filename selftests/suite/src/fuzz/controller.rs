@@ -20,9 +20,9 @@ pub const GROUPS: u64 = 3;
 /// Maximum number of address spaces of a device.
 pub const SPACES: u64 = 4;
 
-/// Errors of creating a device with a valid configuration.
+/// The errors with which creating a device may fail although its configuration is valid.
 const CREATE: &[Errno] = &[Errno::EXIST];
-/// Errors of destroying a device.
+/// The errors with which destroying a device may fail.
 const DESTROY: &[Errno] = &[Errno::BUSY, Errno::INVAL];
 
 /// Size of a disk in bytes.
@@ -44,8 +44,9 @@ fn features(actor: &mut Actor, device: u32) -> u64 {
                     | feature::BLK_SECURE_ERASE);
             base | more
         }
-        // Does not offer `IN_ORDER`. With this feature, virtio_net treats a buffer as full if the
-        // used ring skips the buffer, and `rings::corrupt_used_ring` must avoid full buffers.
+        // Does not offer `IN_ORDER`, because `rings::corrupt_used_ring` must not make virtio_net
+        // treat a buffer as full. With `IN_ORDER`, virtio_net treats each buffer that the used ring
+        // skips as full.
         id::NET => base | feature::NET_MAC | actor.dice.next() & !feature::IN_ORDER,
         _ => base | actor.dice.next(),
     }

@@ -13,7 +13,7 @@ use crate::lab::kernel::sysfs;
 /// Errors of an access to a file of a device that another actor has destroyed.
 const GONE: &[Errno] = &[Errno::NOENT, Errno::NODEV];
 
-/// Values of attributes, most of which are invalid.
+/// Values to write to attributes. Most of these values are invalid.
 const JUNK: &[&str] = &[
     "",
     "\n",

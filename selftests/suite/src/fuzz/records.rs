@@ -44,7 +44,8 @@ pub enum Wait {
 }
 
 impl Wait {
-    /// Returns the time limit of the call on a machine of normal speed.
+    /// Returns the time limit, on a machine of normal speed, for a call with this expected
+    /// duration.
     pub fn limit(self) -> Duration {
         Duration::from_secs(match self {
             Self::Short => 15,

@@ -104,8 +104,9 @@ pub fn corrupt_used_ring(actor: &mut Actor, device: &Device) {
 /// Index of the control queue of a card with one queue pair.
 const CONTROL: u32 = 2;
 
-/// Writes random data to a control queue, and to the commands and answers in the same region. If
-/// virtio_net drives the card, this region is the shadow of the control queue.
+/// Corrupts the memory region that contains a control queue. The region also contains the queue's
+/// commands and answers. If virtio_net drives the card, the region is the VDUSE driver's shadow of
+/// the control queue.
 pub fn corrupt_control_queue(actor: &mut Actor, device: &Device) {
     let errors = &[Errno::PERM, Errno::INVAL];
     let info = || device.vq_info(CONTROL);

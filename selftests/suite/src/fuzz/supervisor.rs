@@ -45,8 +45,8 @@ pub struct Plan {
 struct Running {
     number: usize,
     child: Child,
-    /// For each thread, its number of ticks at the last check, and the time at which that number
-    /// last changed.
+    /// For each thread, the value of its tick counter at the last check, and the time at which a
+    /// check last found that the value had changed. Each begin and end of a call is a tick.
     seen: [(u64, Instant); THREADS],
 }
 
@@ -204,8 +204,8 @@ impl Supervisor<'_> {
         use std::os::unix::process::ExitStatusExt;
         match status.signal() {
             Some(signal) if signal == Signal::KILL.as_raw() => {}
-            // The memory that the actor was accessing no longer exists. That is permitted, because
-            // daemons must cope with it.
+            // `SIGBUS` means that the memory that the actor was accessing no longer exists. The
+            // signal is permitted, because daemons must cope with such memory.
             Some(signal) if signal == Signal::BUS.as_raw() => self.bus_errors += 1,
             _ => {
                 let name = ACTORS[number].0;
@@ -218,7 +218,8 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Asserts that no call takes too long. Kills actors whose endless call has lasted long enough.
+    /// Asserts that no call exceeds its time limit. A call that may wait indefinitely
+    /// ([`Wait::Endless`]) is an exception: at its time limit, the actor is killed.
     #[track_caller]
     fn watch(&mut self) {
         let mut tired = Vec::new();
@@ -236,7 +237,8 @@ impl Supervisor<'_> {
                 let Some(wait) = record.wait() else {
                     continue;
                 };
-                // On a slow machine, the supervisor ends an endless call after the same time.
+                // The limit of an endless call is the time after which the supervisor kills the
+                // actor. A slow machine needs no longer limit.
                 let limit = match wait {
                     Wait::Endless => wait.limit(),
                     _ => self.pace.stretch(wait.limit()),

@@ -10,7 +10,7 @@ use crate::fuzz::records::Wait;
 use crate::lab::device::bus;
 use crate::lab::driver::block::Block;
 
-/// Plays one life of a user.
+/// Plays one life of a user: picks a device, and uses the disk or network card that it provides.
 pub fn live(actor: &mut Actor) {
     actor.pause(30);
     let name = actor.device();

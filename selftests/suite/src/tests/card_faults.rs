@@ -33,7 +33,7 @@ fn config() -> DeviceConfig {
 }
 
 /// A network card whose daemon accepts every command of the control queue. The fields are dropped
-/// in this order.
+/// in declaration order.
 struct Card {
     daemon: Option<(Controller, Responder, Arc<Device>)>,
     device: TestDevice,
@@ -60,8 +60,8 @@ impl Card {
         self.daemon = Some((controller, responder, file));
     }
 
-    /// Replaces the daemon with a new one, which processes the control queue from its first command
-    /// on.
+    /// Replaces the daemon with a new one, which processes the control queue from the queue's first
+    /// command on.
     #[track_caller]
     fn replace(&mut self) {
         self.daemon = None;

@@ -548,7 +548,7 @@ fn destroying_what_is_not_there_is_einval() {
     for name in ["", "control", "nothing-of-the-kind"] {
         fails_at(control.destroy(name), Errno::INVAL, name);
     }
-    // A name without a terminating NUL is refused as well.
+    // `DESTROY_DEV` also refuses a name that has no terminating NUL.
     fails(
         raw::call(&control, ioctl::DESTROY_DEV, &mut [b'n'; NAME_MAX]),
         Errno::INVAL,

@@ -5,9 +5,9 @@
 //! process.
 //!
 //! The kernel's own driver, virtio_net, holds the lock of all network configuration (RTNL) while it
-//! waits in an endless loop for the answer to a command. The VDUSE driver therefore gives
-//! virtio_net a shadow of the control queue, whose device side is in the kernel. The tests of the
-//! group `shadow` cover it.
+//! waits in an endless loop for the answer to a command. Therefore, the VDUSE driver gives
+//! virtio_net a shadow of the daemon's control queue. The VDUSE driver itself acts as the device of
+//! the shadow. The tests of the group `shadow` cover the shadow.
 
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -41,7 +41,7 @@ tests![
     a_daemon_that_dies_holds_nobody_up => 60,
 ];
 
-/// The features of a card with a control queue, in addition to those of a card without one.
+/// The features that [`card`] offers in addition to the features of a card without a control queue.
 /// `NET_STANDBY` says that the card is a standby for another card.
 const CONTROL: u64 = feature::NET_CTRL_GUEST_OFFLOADS
     | feature::NET_CTRL_VQ
@@ -174,9 +174,9 @@ fn statistics_without_a_control_queue_do_no_harm() {
 fn changing_offloads_without_a_control_queue_does_no_harm() {
     load_virtio_net();
     let mut config = net_config();
-    // A driver could change these offloads only through a control queue. The VDUSE driver offers
-    // the offload of TCP segmentation, which the test changes, because `NET_MRG_RXBUF` lets a
-    // packet use several buffers.
+    // A driver could change these offloads only through a control queue. The test changes the
+    // offload of TCP segmentation (`NET_GUEST_TSO4`). The VDUSE driver offers this offload to
+    // virtio_net because `NET_MRG_RXBUF`, which lets a packet use several buffers, is offered too.
     let offloads = feature::NET_CSUM
         | feature::NET_GUEST_CSUM
         | feature::NET_GUEST_TSO4
@@ -335,8 +335,8 @@ impl Timed {
     }
 }
 
-/// Runs `act`, which may wait for the daemon, in another thread. Checks that `ip link` returns in
-/// time as long as `act` is running.
+/// Runs `act`, which may wait for the daemon, in another thread. Until `act` has ended, runs
+/// `ip link` again and again, and checks that each run ends within [`PATIENCE`].
 #[track_caller]
 fn with_ip_link_beside(act: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
@@ -396,9 +396,9 @@ fn phase(requests: usize, end: End) {
     thread.join().expect("the daemon");
 }
 
-/// The number of phases, which let the daemon answer 0 to 6 requests. Binding and unbinding
-/// together send 6 requests: a reset, three status writes up to `FEATURES_OK`, a status write of
-/// `DRIVER_OK`, and the final reset.
+/// The number of phases. In phase `n`, from 0 to 6, the daemon answers `n` requests. Binding and
+/// unbinding together send 6 requests: a reset, three status writes up to `FEATURES_OK`, a status
+/// write of `DRIVER_OK`, and the final reset.
 const PHASES: usize = 7;
 
 fn a_daemon_that_falls_silent_holds_nobody_up() {

@@ -201,7 +201,7 @@ fn set_config_from_nothing_is_efault_and_changes_nothing() {
     let before = crate::lab::device::bus::vdpa()
         .config(on_bus.name())
         .unwrap();
-    // Only four of the eight bytes are mapped.
+    // The ioctl has to read eight bytes of config data, but only the first four are mapped.
     let bytes = raw::Bytes::new().u32(0).u32(8).u32(0xffff_ffff).0;
     fails(
         Edge::new().call(&file, ioctl::DEV_SET_CONFIG, &bytes),

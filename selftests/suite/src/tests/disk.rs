@@ -158,9 +158,9 @@ fn more_data_than_the_bounce_area_is_intact() {
 }
 
 fn a_request_of_half_the_bounce_area_ends() {
-    // The data is 2 MiB of contiguous memory. The bounce area has two aligned ranges of this size.
-    // The first range includes the reserved slot 0, and the second range may already contain the
-    // request's header and status.
+    // The data is 2 MiB of contiguous memory. The bounce area has only two aligned ranges of 2 MiB.
+    // The first range includes slot 0, which is reserved. The second range may already contain the
+    // request's header and status. So it can happen that neither range has room for all the data.
     const LEN: usize = HugePage::LEN;
     let disk = LiveDisk::new(Shape {
         bounce: 4 << 20,
@@ -196,8 +196,9 @@ fn large_requests_end(shape: Shape) {
 }
 
 fn requests_larger_than_the_bounce_area_end() {
-    // Depending on `spaces`, the bounce area of an address space has 1 MiB, 64 KiB, or 6 pages. One
-    // page of each area is never used. Each request takes three pages in addition to its data.
+    // Depending on `spaces`, the bounce area of an address space has a size of 1 MiB, 64 KiB, or
+    // 24 KiB (6 pages). One page of each area is never used. Each request takes three pages in
+    // addition to its data.
     for spaces in [1, 16, 43] {
         large_requests_end(Shape {
             bounce: 1 << 20,
@@ -212,8 +213,9 @@ fn requests_larger_than_the_bounce_area_end() {
 fn read_pages_apart(block: &Block) -> Vec<u8> {
     const PIECES: usize = 126;
     let mut memory = Aligned::new(PIECES * 2 * PAGE as usize);
-    // Populates all pages, so that the pages into which the disk is read are not adjacent in
-    // physical memory.
+    // Touches all pages of the buffer, so that the kernel allocates them all. If it allocated only
+    // every other page, into which the disk is read, those pages could be adjacent in physical
+    // memory.
     memory.fill(1);
     let pieces = memory.chunks_mut(2 * PAGE as usize);
     let mut pieces: Vec<_> = pieces
@@ -371,7 +373,8 @@ fn a_driver_that_tries_again_after_it_has_failed_is_interrupted() {
     let on_bus = OnBus::add(device.name()).unwrap();
     on_bus.bind(Driver::Virtio).unwrap();
     bus::driver_gives_up(device.name());
-    // virtio's core does not reset the device between the two probes.
+    // The first probe by virtio_blk has failed. virtio's core does not reset the device before
+    // virtio_blk probes the device again.
     let offset = BLOCK_SIZE.start as u32;
     served
         .device()
@@ -398,7 +401,7 @@ fn a_daemon_that_ends_and_comes_again_goes_on() {
     }
 }
 
-/// A disk whose daemon is a separate process. The fields are dropped in this order.
+/// A disk whose daemon is a separate process. The fields are dropped in declaration order.
 struct Remote {
     on_bus: OnBus,
     daemon: Option<Daemon>,

@@ -49,7 +49,8 @@ impl Disk {
         }
     }
 
-    /// If the device is broken, starts a new daemon, which fixes the device.
+    /// If the device is broken, starts a new daemon. The device ceases to be broken when the new
+    /// daemon opens the device.
     #[track_caller]
     fn replace_if_broken(&self) {
         let mut served = self.served.lock().expect("the daemon");

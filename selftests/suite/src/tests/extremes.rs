@@ -139,7 +139,8 @@ fn a_device_of_0xffff_spaces_is_created() {
 }
 
 fn a_device_of_0xffff_spaces_works() {
-    // With the default size, an address space's part of the bounce area would be less than a page.
+    // 1 GiB is the size of the bounce area, which the address spaces share equally. With the
+    // default size of 64 MiB, each address space would get less than a page.
     let config = spaces::config(1, 1, 0xffff);
     life("0xffff spaces", &config, 1 << 30, use_ends(0xffff));
 }
@@ -176,8 +177,8 @@ fn a_device_of_1_queue_works() {
 }
 
 fn a_device_of_256_queues_works() {
-    // vhost-vdpa cannot bind to so many virtqueues, because it allocates memory for all virtqueues
-    // in one piece.
+    // This test uses virtio-vdpa. vhost-vdpa cannot bind to a device with 256 virtqueues, because
+    // it allocates the memory for all virtqueues in one piece.
     let mut meter = Meter::new("256 queues");
     let disk = ServedGroups::new(256, 256);
     meter.step("creating it and putting it on the bus");
@@ -298,7 +299,8 @@ fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
             "lent {lent}: {busy} KiB after I/O, {idle} KiB when idle, of {} KiB",
             SIZE >> 10
         ));
-        // Allows a quarter more, for page tables and similar memory.
+        // The memory in use may exceed the size of the bounce area by a quarter, for page tables
+        // and the like.
         assert!(idle < (SIZE * 5 / 4 >> 10) as i64, "{idle} KiB");
         drop(block);
         drop(disk);

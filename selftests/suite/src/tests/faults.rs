@@ -85,9 +85,10 @@ fn loading_the_module_fails_cleanly() {
     // This thread loads the module itself, because faults are injected into this thread only.
     let load = || Ok(rustix::system::finit_module(&file, c"", 0)?);
     loading::unload();
-    // Each load takes a second, so the test loads the module once per fault, without counting
-    // leaked objects. kmemleak finds leaks. Each failed load gets one allocation further than the
-    // failed load before it, so that earlier load left nothing behind that gets in the way.
+    // Each load takes a second, so the test loads the module only once per fault and does not count
+    // leaked objects. kmemleak finds leaks instead. The test does not repeat a load that failed:
+    // the next failing load gets one allocation further, which shows that the earlier load left
+    // nothing behind that gets in the way.
     let tally = injection.each("loading the module", |fault| {
         if fault.hit(NO_MEMORY, load).is_some() {
             loading::unload();
@@ -110,7 +111,7 @@ fn creating(times: i64, path: &str, control: &Control, config: &vduse::DeviceCon
                 assert!(!sysfs::directory(&config.name).exists(), "{fault}");
                 assert!(!Device::path(&config.name).exists(), "{fault}");
                 fault.again(|| control.create(config));
-                // After the retry, the device is complete.
+                // The second attempt has created a complete device.
                 Device::open(&config.name).expect("opening it");
                 sysfs::read(&sysfs::affinity(&config.name, config.queues - 1)).expect("reading");
             }
@@ -144,7 +145,7 @@ fn destroying_a_device_fails_cleanly() {
             control.create(&config).expect("creating");
             let destroy = || control.destroy(&config.name);
             if fault.hit(NO_MEMORY, destroy).is_none() {
-                // The device is unchanged.
+                // The failed attempt to destroy the device has left it unchanged.
                 let device = Device::open(&config.name).expect("opening it");
                 device.vq_setup(0, 256).expect("setting a queue up");
                 drop(device);
@@ -171,7 +172,7 @@ fn opening_fails_cleanly_and_closing_succeeds() {
                     drop(opened);
                     Ok(())
                 });
-                // A device can be opened again only if it was closed.
+                // A device can be open only once. So if it can be opened now, `drop` has closed it.
                 drop(fault.again(open));
             }),
         ]
@@ -204,8 +205,8 @@ fn calls_of_a_daemon_fail_cleanly() {
     });
 }
 
-/// Injects each fault into adding a device to the bus. Each fault gets a new device, because a
-/// device keeps the memory that is allocated when it is first added.
+/// Adds a device to the bus with each fault in turn. Uses a new device for each fault, because a
+/// device keeps the memory that is allocated when the device is first added.
 #[track_caller]
 fn adding(path: &str, injection: &Injection, make: impl Fn() -> ReplaceableDaemon) -> Tally {
     let vdpa = bus::vdpa();

@@ -115,7 +115,8 @@ fn the_driver_finds_the_tag_and_the_queues() {
     assert_eq!(instances(fs.device.name()), 1);
     for queue in 0..u32::from(QUEUES) {
         let info = fs.served.0.device().vq_info(queue).unwrap();
-        // virtiofs uses at most one request queue for each CPU that the machine may have.
+        // virtiofs uses no more request queues than the machine can have CPUs. Virtqueue 0 is not a
+        // request queue.
         let wanted = queue < 2 || std::thread::available_parallelism().unwrap().get() > 1;
         assert!(!wanted || info.ready == 1, "{queue}");
     }
@@ -499,8 +500,8 @@ fn a_device_deleted_while_mounted_is_added_and_mounted_again() {
     let mount = fs.mount();
     let (block, data) = open_noise(&fs, &mount);
     bus::vdpa().delete(fs.device.name()).unwrap();
-    // The device that is added again is a new file system, independent of the one that is still
-    // mounted.
+    // Once the device is added again, it has a new file system. The new file system is independent
+    // of the old one, which is still mounted.
     let again = OnBus::add(fs.device.name()).unwrap();
     again.bind(Driver::Virtio).unwrap();
     let mounted_again = fs.mount();

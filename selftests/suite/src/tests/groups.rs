@@ -170,7 +170,8 @@ fn create_dev_is_charged_to_the_memory_cgroup() {
         "0xffff groups and spaces: {} KiB charged",
         charged >> 10
     ));
-    // Every implementation needs at least 256 KiB for so many groups and address spaces.
+    // Any implementation stores at least 4 bytes for each of the 0xffff groups: the number of the
+    // group's address space.
     assert!(charged >= 4 * 0xffff, "{charged} bytes");
     drop(large);
     soon("what was charged is given back", || {
@@ -273,7 +274,7 @@ fn vq_setup_of_version_0_counts_for_the_next_driver() {
     assert_eq!(sizes(&vhost), (64, 64));
     fails(file.vq_setup(0, 0), Errno::INVAL);
     drop(vhost);
-    // This time, the device is not reset after VQ_SETUP.
+    // The next VQ_SETUP takes effect without a reset, when the device is put on the bus again.
     answered.on_bus.unbind(Driver::Vhost).unwrap();
     file.vq_setup(0, 32).unwrap();
     answered.on_bus.delete().unwrap();
@@ -309,8 +310,8 @@ fn get_vq_group_is_what_was_set_up() {
 }
 
 fn the_token_of_a_queue_is_its_groups() {
-    // virtio_blk maps all its memory through the map tokens of its virtqueues. While virtio_blk is
-    // bound, all groups are in address space 0.
+    // virtio_blk maps all its memory through the mapping tokens of its virtqueues. While virtio_blk
+    // is bound, all groups are in address space 0.
     let disk = ServedGroups::new(2, 2);
     disk.on_bus.bind(Driver::Virtio).unwrap();
     soon("the disk appears", || {
@@ -372,8 +373,8 @@ fn set_group_asid_that_the_daemon_refuses_changes_nothing() {
     drop(vhost);
     drop(answered);
 
-    // virtio_blk also works after a refused SET_GROUP_ASID request. This server refuses all address
-    // spaces except 0.
+    // virtio_blk also works after the daemon has refused to move a group. The server below has only
+    // address space 0, and refuses to move a group to any other address space.
     let device = spaces::create(&spaces::config(2, 2, 2)).unwrap();
     let disk = Disk::new(memory_file(1 << 20));
     let queues = [(256, 0), (256, 1)];
@@ -511,14 +512,14 @@ fn moving_groups_interrupts_no_cpus() {
     const MOVES: usize = 40;
     let answered = Answered::new(&[0, 1], 2, 2);
     let vhost = answered.vhost();
-    // The traced function interrupts all CPUs.
+    // `synchronize_rcu_expedited` interrupts all CPUs.
     let trace = Trace::of_function("synchronize_rcu_expedited");
     for n in 0..MOVES {
         vhost.set_group_asid(1, (n as u32 + 1) % 2).unwrap();
     }
     vhost.set_group_asid(1, 1).unwrap();
     vhost.set_status(RESET).unwrap();
-    // Other parts of the kernel may call the function once in a while.
+    // Other parts of the kernel may call `synchronize_rcu_expedited` once in a while.
     let times = trace.events().len();
     assert!(times < MOVES / 4, "{times} times in {MOVES} moves");
 }

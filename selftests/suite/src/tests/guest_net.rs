@@ -136,7 +136,7 @@ struct Region {
     mapping: Mapping,
 }
 
-/// Returns all regions of an address space that the daemon can look up.
+/// Returns all regions that the daemon can look up in an address space.
 #[track_caller]
 fn regions(device: &Device, asid: u32) -> Vec<Region> {
     let mut regions = Vec::new();
@@ -221,7 +221,8 @@ fn assert_isolated(guest: &mut Guest, card: &mut GuestCard, control: u32) {
     assert!(of_guest.iter().all(|region| guests.contains(&region.file)));
     assert!(of_qemu.iter().all(|region| !guests.contains(&region.file)));
 
-    // The two address spaces have different memory at the addresses of the control queue's rings.
+    // At the addresses of the control queue's rings, address spaces 0 and 1 do not have the same
+    // memory.
     let info = device.vq_info(control).expect("the control queue");
     assert_eq!(info.ready, 1);
     let at = |regions: &[Region], iova: u64| {
@@ -318,7 +319,7 @@ struct Stream {
 impl Stream {
     const PORT: u16 = 7777;
 
-    /// Listens on the host, and makes the guest connect and send the lines.
+    /// Listens on the host. Makes the guest connect and send numbered lines.
     #[track_caller]
     fn start(guest: &mut Guest) -> Self {
         let listener = TcpListener::bind((HOST, Self::PORT)).expect("listening");

@@ -35,7 +35,7 @@ const NEGOTIATION: Negotiation = Negotiation {
 /// The number of requests in flight.
 const FLIGHT: usize = 32;
 
-/// A device with its daemon and its vhost-vdpa client. The fields are dropped in this order.
+/// A device with its daemon and its vhost-vdpa client. The fields are dropped in declaration order.
 struct Side {
     vhost: Vhost,
     _on_bus: OnBus,
@@ -88,8 +88,8 @@ fn work(side: &Side, queue: &mut InFlight, random: &mut Random) {
     queue.submit_up_to(FLIGHT);
 }
 
-/// Counts how often each number below `count` occurs in `list`. Returns how many numbers occur
-/// never, once, twice, and so on.
+/// Counts how often each number below `count` occurs in `list`. The returned map has the number of
+/// occurrences as its key, and as its value how many numbers occur that often.
 fn times(list: &[u64], count: u64) -> HashMap<usize, u64> {
     let mut times = HashMap::new();
     for number in 0..count {
@@ -152,7 +152,8 @@ fn a_device_that_is_reset_instead_loses_and_repeats_requests() {
     sides[0].daemon.complete_last(8);
     sides[0].reset();
     queue.reap();
-    // The index of the used ring is the best position that the driver knows.
+    // After the reset, the driver does not know which requests the first device has read. So the
+    // second device begins at the index of the used ring, which is the driver's best guess.
     sides[1].start(&queue, queue.used_index());
     soon("what can come back comes back", || {
         sides[1].daemon.complete_some(FLIGHT);

@@ -106,8 +106,9 @@ fn commands_fail_at_once_until_a_late_answer_has_come() {
     // The daemon has received no further command.
     assert_eq!(ring.take(), None);
     ring.answer(&taken, OK);
-    // During this sleep, the driver regains part of its time budget for commands. If the driver
-    // sends the card's former address first, `next` answers that command.
+    // During this sleep, the VDUSE driver regains part of its time budget for commands. The VDUSE
+    // driver may first restore the card's former address by a command of its own. In that case,
+    // `next` answers this command.
     std::thread::sleep(3 * LIMIT);
     let child = card.set_address(12);
     let taken = next(&mut ring, &address(12));
@@ -123,9 +124,10 @@ fn a_late_answer_brings_the_daemon_up_to_date() {
     let late = next(&mut ring, &[0, 0, 1]);
     std::thread::sleep(2 * LIMIT);
     ring.answer(&late, OK);
-    // The VDUSE driver resends at least the two commands that failed immediately. If its time
-    // budget was already used up, the first command failed immediately as well, and the late answer
-    // was to the resent first command.
+    // The VDUSE driver now resends at least the second and the third command, which failed
+    // immediately. The first command failed immediately as well if the driver's time budget was
+    // already used up. In that case, the driver has resent the first command, and the late answer
+    // was to the resent command.
     let mut seen = Vec::new();
     soon("the others are sent", || {
         while let Some(taken) = ring.take() {
@@ -161,8 +163,8 @@ fn a_daemon_that_dies_with_a_command_is_replaced_by_one_that_answers() {
     });
     let seen = seen.lock().expect("the commands");
     let times = seen.iter().filter(|bytes| **bytes == address(1)).count();
-    // The command fails if the new daemon was too slow. Otherwise, the new daemon has answered the
-    // command. The driver does not keep sending the command.
+    // If the command succeeded, the new daemon has answered it. The command fails if the new daemon
+    // was too slow. In both cases, the VDUSE driver must not send the command again and again.
     if succeeded {
         assert!(times >= 1, "{seen:?}");
     }
@@ -180,7 +182,8 @@ fn a_command_that_was_given_up_is_not_carried_out_by_the_next_daemon() {
     let (available, used) = card.counters();
     assert_eq!(available, used, "nothing is left of it");
     assert_eq!(used, before.wrapping_add(1));
-    // A daemon that continues at its predecessor's position must not find the withdrawn command.
+    // The new daemon continues at the used index of its predecessor. The new daemon must not find
+    // the command that its predecessor left unanswered, because that command has been withdrawn.
     let mut ring = ControlRing::attach(card.file(), INDEX, before).expect("a control queue");
     let mut seen = Vec::new();
     soon("what was set is set again", || {
@@ -254,8 +257,9 @@ fn a_slow_daemon_holds_the_lock_a_tenth_of_the_time() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let held = watch.end();
-    // The lock may be held for the full budget plus a tenth of the elapsed time. Another tenth is
-    // for `ip` itself and for the commands that fail immediately.
+    // The lock may be held for the full time budget (`LIMIT`) plus a tenth of the elapsed time.
+    // Another tenth of the elapsed time is allowed for `ip` itself and for the commands that fail
+    // immediately.
     let most = LIMIT + begin.elapsed() / 10 + begin.elapsed() / 10;
     held.assert("a slow daemon", LIMIT + SLACK, most);
 }
@@ -291,8 +295,8 @@ fn a_daemon_that_scribbles_over_the_queue_harms_itself_only() {
                 let mut bytes = vec![0; 1 + random.below(64) as usize];
                 random.fill(&mut bytes);
                 if random.one_in(4) {
-                    // The driver is likely to take a used index near the available index for an
-                    // answer.
+                    // If the used index is near the available index, the driver is likely to
+                    // believe that the daemon has answered.
                     let available = ring.available();
                     ring.set_used(available.wrapping_add(random.below(3) as u16));
                 } else {
@@ -364,12 +368,12 @@ fn a_stopped_daemon_holds_the_lock_no_longer_than_the_limit() {
         let held = watch.end();
         daemon.signal(rustix::process::Signal::CONT);
         held.assert("a stopped daemon", LIMIT + SLACK, 2 * LIMIT);
-        // The driver sends the daemon the settings that the daemon has missed.
+        // The VDUSE driver sends the daemon the settings that the daemon has missed.
         daemon.says("Done(Promiscuous(false))");
         ip(&format!("neighbour flush dev {}", tap.name()));
         peer.ping_both_ways(64);
         set("allmulticast off");
-        // During this sleep, the driver regains part of its time budget for commands.
+        // During this sleep, the VDUSE driver regains part of its time budget for commands.
         std::thread::sleep(Duration::from_secs(3));
     }
     drop(peer);

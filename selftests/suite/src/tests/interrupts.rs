@@ -337,11 +337,12 @@ fn affinity_of_an_offline_cpu_delivers_all_the_same() {
 fn affinity_is_not_for_vhost() {
     const TIMES: usize = 20;
     let bare = BareDisk::started();
-    // Sets the affinity to CPU 1 only, as it may be left over from a kernel driver. vhost's
-    // callbacks ignore the affinity.
+    // Restrict the affinity to CPU 1, as an earlier kernel driver may have left it. vhost's
+    // callbacks ignore the affinity, so they run on CPU 0, where the interrupts are injected.
     sysfs::write(&sysfs::affinity(bare.device.name(), 0), "2").unwrap();
     cpu::run_on(0);
-    // Both vduse_rs and the in-tree driver signal vhost's eventfd with this function.
+    // `eventfd_signal_mask` signals vhost's eventfd, both with vduse_rs and with the in-tree
+    // driver.
     let trace = Trace::of_function("eventfd_signal_mask");
     for _ in 0..TIMES {
         bare.file.inject_vq_irq(0).unwrap();

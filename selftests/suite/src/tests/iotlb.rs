@@ -53,7 +53,7 @@ tests![
     a_client_that_maps_the_domains_own_file_leaks_nothing,
 ];
 
-/// A device with a vhost-vdpa client. The fields are dropped in this order.
+/// A device with a vhost-vdpa client. The fields are dropped in declaration order.
 struct Client {
     vhost: Vhost,
     _on_bus: OnBus,
@@ -172,7 +172,7 @@ fn get_fd_that_cannot_answer_is_efault_and_makes_no_descriptor() {
     let client = Client::new();
     let _kept = client.map(0x10_0000, 1, access::RW);
     let before = descriptors();
-    // The argument can be read but not written.
+    // The kernel can read the ioctl's argument, but cannot write its answer there.
     let file = memory::file(PAGE);
     let request = raw::Bytes::new()
         .u64(0)
@@ -407,7 +407,8 @@ fn bounce_pages_have_nothing_of_the_kernel_in_them() {
             continue;
         };
         pages += 1;
-        // The disk is all zeroes, so other bytes can only come from request headers.
+        // `MARK` would come from memory that was not zeroed. The disk is all zeroes, so any other
+        // byte that is not 0 comes from a request header.
         assert!(
             !page.contains(&MARK),
             "what was there before, at {offset:#x}"
@@ -440,7 +441,7 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     let used: Vec<usize> = (0..region_pages)
         .filter(|&number| prober.read(page(&all, number), 1).is_ok())
         .collect();
-    // The pages must be consecutive, and the first page must contain the first page of data.
+    // The pages must be consecutive. The first of them must hold the first page of `written`.
     let is_run = |run: &&[usize]| {
         run[count - 1] - run[0] == count - 1
             && prober
@@ -464,7 +465,7 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
         (from..from + count).map(is_present).collect::<Vec<_>>()
     };
     assert_eq!(present(first, count), vec![false; count]);
-    // A fault on the first of these pages maps `AROUND` pages.
+    // A fault on the page `first` maps `AROUND` pages.
     prober.read(page(&area, first), 1).unwrap();
     assert_eq!(present(first, AROUND), [true; AROUND]);
     assert_eq!(
@@ -601,7 +602,7 @@ fn a_ring_that_was_touched_and_freed_can_be_written_to() {
     let byte = prober.read(ring.address(), 1).unwrap()[0];
     prober.write(ring.address(), byte).unwrap();
     disk.on_bus.unbind(Driver::Virtio).unwrap();
-    // If the ring's pages had been freed, the kernel would use some of them for this memory.
+    // If the ring's pages had been freed, the kernel would use some of them for `others`.
     const MARK: u8 = 0xa5;
     let others = std::hint::black_box(vec![MARK; 64 << 20]);
     let scribble = || {

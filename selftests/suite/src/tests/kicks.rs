@@ -97,7 +97,9 @@ fn a_kick_between_two_daemons_reaches_the_second() {
     let responder = Responder::ok(&file);
     let second = EventFd::new().unwrap();
     file.set_kick(0, second.as_fd()).unwrap();
-    // The kick reached one of the two eventfds before `kick_at_once` or `set_kick` returned.
+    // There is no need to wait for the kick. If the kick went to the first eventfd, it arrived
+    // before `kick_at_once` returned. If it went to the second, it arrived before `set_kick`
+    // returned.
     let counts = [&first, &second].map(|event| event.take().unwrap());
     drop(driver);
     drop(on_bus);
@@ -127,7 +129,7 @@ fn a_kick_that_kicks_itself_comes_to_rest() {
     bare.file.set_kick(0, kick.as_fd()).unwrap();
     kick.signal().unwrap();
     comes_to_rest(&[kick]);
-    // With an eventfd that does not kick the device again, kicks still work.
+    // A new kick eventfd, which does not kick the device again, still gets each kick.
     let kicked = bare.kick_fd();
     for _ in 0..5 {
         kick.signal().unwrap();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The requests that the driver side sends to a daemon, and the daemon's answers.
+//! The requests that the kernel sends to a daemon, and the daemon's answers.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -116,7 +116,8 @@ fn virtio_sends_the_steps_of_the_status() {
     drop(autoprobe);
 }
 
-/// A guard that disables the automatic binding of virtio devices to drivers until it is dropped.
+/// A guard that disables the automatic binding of virtio devices to drivers until the guard is
+/// dropped.
 struct VirtioAutoprobe;
 
 impl VirtioAutoprobe {
@@ -175,7 +176,7 @@ fn a_failed_answer_fails_the_reset() {
     let opening = bound.open_vhost();
     bound.answer(Answer::Failed);
     fails(opening.result(), Errno::IO);
-    // The failure does not break the device.
+    // The failed answer has not broken the device: a client can open it again.
     drop(bound.answered_vhost_kept());
 }
 

@@ -110,8 +110,8 @@ fn data_is_intact_when_memory_comes_and_goes_meanwhile() {
             for change in [Handle::register_umem, Handle::deregister_umem] {
                 let start = Instant::now();
                 change(handle).unwrap();
-                // The daemon forwarded nothing during the call, so the traffic now gets the same
-                // amount of time.
+                // The daemon forwarded no frames during the call of `change`. So the traffic now
+                // gets as much time as that call took.
                 std::thread::sleep(start.elapsed());
             }
             if traffic.is_finished() {
@@ -128,7 +128,8 @@ fn a_driver_uses_one_pair_of_two_without_mq() {
     let device = TestDevice::new(&shape.config());
     let served = card::serve(&shape, &device, &tap);
     let peer = Peer::new(device.name());
-    // With two pairs in use, the TAP interface would spread these flows over its queues.
+    // If the daemon had enabled both queues of the TAP interface, the interface would spread these
+    // flows over the queues.
     for _ in 0..4 {
         exchange(&peer, 64 << 10);
     }
@@ -289,7 +290,7 @@ fn without_mq_the_control_queue_is_at_2() {
     assert_eq!(control.command(&mac_set(OTHER)), Some(0));
     let event = card.until(&What::Done(Command::MacAddress(OTHER)));
     assert_eq!(event.settings.mac, OTHER);
-    // The command for the number of pairs requires `NET_MQ`.
+    // The command that sets the number of pairs requires `NET_MQ`, so it fails.
     assert_eq!(control.command(&[4, 0, 2, 0]), Some(1));
 }
 

@@ -24,14 +24,15 @@ tests![
 ];
 
 /// A switch and two cards, each of which virtio_net drives in a separate network namespace. The
-/// fields are dropped in this order.
+/// fields are dropped in declaration order.
 struct Containers {
     peers: [Peer; 2],
     switch: Vswitch,
 }
 
 /// The longest time for which the lock of all network configuration (RTNL) may be held. It is the
-/// time limit of one command plus the time that an idle machine needs for the rest.
+/// time limit of one control command, plus the time that an idle machine needs for everything else
+/// that is done under the lock.
 const LIMIT: Duration = Duration::from_millis(1500);
 
 const ADDRESSES: [&str; 2] = ["10.98.0.1", "10.98.0.2"];
@@ -173,7 +174,7 @@ fn two_containers_reach_each_other_through_four_pairs() {
 }
 
 fn one_pair_works() {
-    // DPDK offers no control queue to a card with one queue pair.
+    // If a card has one queue pair, DPDK gives the card no control queue.
     let containers = Containers::new(1);
     containers.reach_each_other();
     containers.configure();

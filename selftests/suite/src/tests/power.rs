@@ -63,8 +63,8 @@ fn is_asked(file: &Device) {
     assert_eq!(ready, 1, "nobody asks the daemon");
 }
 
-/// A call of a vhost-vdpa client. The function returns the client, unless the call closes the
-/// device.
+/// A function that makes one call of a vhost-vdpa client. Returns the client afterwards, or `None`
+/// if the call has closed the device.
 type Call = fn(Vhost) -> io::Result<Option<Vhost>>;
 
 /// Suspends the machine while a call of a vhost client waits for the daemon, which is this process.
@@ -197,7 +197,8 @@ fn a_client_of_a_stopped_daemon_holds_no_suspend_up() {
 }
 
 /// Suspends the machine while a kernel driver, which is being bound to a device, waits for a
-/// daemon. The bind may fail, but the disk must be usable with a daemon that answers.
+/// daemon. This bind may fail. But once another daemon serves the device and the device is bound
+/// again, the disk must be usable.
 #[track_caller]
 fn driver_waits(depth: Depth) {
     let machine = Machine::new();
@@ -341,9 +342,9 @@ fn a_disk_under_io_goes_on_after_suspend() {
     let machine = Machine::new();
     need("fio", "--version");
     let disk = LiveDisk::new(Shape::default());
-    // While fio waits for its requests, the kernel can freeze it. The kernel could not freeze a
-    // process that waits in read(2), because the daemon that must answer the read is already
-    // frozen.
+    // fio waits for its requests in such a way that the kernel can freeze fio in the meantime. The
+    // kernel could not freeze a process that waits in read(2), because the daemon that must answer
+    // the read is already frozen.
     let mut fio = std::process::Command::new("fio")
         .args([
             "--name=io",

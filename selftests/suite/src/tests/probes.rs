@@ -51,9 +51,9 @@ fn zoned() -> DeviceConfig {
     let mut config = blk::device_config(&unique_name(), BYTES, 1);
     config.features |= feature::BLK_ZONED;
     config.space.resize(96, 0);
-    // These fields are the size of a zone, the maximum numbers of open and active zones, and the
-    // maximum size of an append, with sizes in sectors. The last field is the write granularity in
-    // bytes (virtio 1.3, section 5.2.4).
+    // In this order, the fields are the size of a zone in sectors, the maximum number of open
+    // zones, the maximum number of active zones, the maximum size of an append in sectors, and the
+    // write granularity in bytes (virtio 1.3, section 5.2.4).
     for (offset, value) in [
         (72, 256u32),
         (76, 8),
@@ -192,7 +192,8 @@ fn a_driver_is_not_called_before_its_second_probe_is_done() {
         served.stop();
         assert_eq!(early, 0);
     });
-    // The first status is the reset, which does not take effect until the daemon agrees.
+    // Skip the first status, which is the reset. The reset does not take effect until the daemon
+    // agrees, so the interrupt before that need not be refused.
     for (status, was_refused) in seen.lock().unwrap().iter().skip(1) {
         assert!(was_refused, "an interrupt is let through at {status:#x}");
     }
@@ -286,8 +287,8 @@ fn a_daemon_that_interrupts_a_second_probe_does_no_harm() {
         let ours = (ready.clone(), calm.clone());
         let responder = Responder::new(&file, move |request| {
             if matches!(request.kind, Kind::SetStatus(status) if status & DRIVER_OK != 0) {
-                // After `DRIVER_OK`, the driver may look at the ring, so the answer waits until the
-                // used index is 0.
+                // Once the daemon agrees to `DRIVER_OK`, the driver may look at the ring. So the
+                // daemon agrees only after the test has set the used index back to 0.
                 ours.0.store(true, Ordering::Release);
                 while !ours.1.load(Ordering::Acquire) {
                     std::thread::yield_now();
@@ -297,8 +298,8 @@ fn a_daemon_that_interrupts_a_second_probe_does_no_harm() {
         });
         std::thread::scope(|scope| {
             let probing = scope.spawn(|| failed.probe());
-            // Marks a request as used in the ring of a driver that is still being probed, and keeps
-            // injecting interrupts.
+            // Until the driver sets `DRIVER_OK`, keeps injecting interrupts. Also sets the used
+            // index to 1, as if the daemon had already completed a request.
             let mut ring = None;
             while !ready.load(Ordering::Acquire) {
                 if ring.is_none() {
@@ -448,7 +449,8 @@ fn probes_that_fail_under_interrupts_do_no_harm() {
     let mut failures = 0;
     for _ in 0..ROUNDS {
         let file = Arc::new(device.open_nonblocking());
-        // In this round, the daemon refuses a status with one of these bits in `often` of 8 cases.
+        // In this round, if a status has any of the bits in `bits`, the daemon refuses the status
+        // with a probability of `often` / 8.
         let bits = [0, DRIVER_OK, FEATURES_OK, FAILED, 2, 0xff][random.below(6) as usize];
         let often = 1 + random.below(8);
         let mut ours = Random::new(random.below(u64::MAX));

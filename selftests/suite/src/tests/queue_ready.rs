@@ -296,7 +296,7 @@ fn deleting_a_device_that_nobody_serves_breaks_nothing() {
         let binding = scope.spawn(move || bus::bind(name, Driver::Virtio));
         stays("the driver waits", || !binding.is_finished());
         on_bus.delete().expect("deleting");
-        // The bind may have succeeded or failed by then.
+        // Once the device is deleted, the bind ends. The bind may succeed or fail.
         let _ = binding.join().expect("a thread");
     });
     let broken = sysfs::attribute(device.name(), "broken");

@@ -47,7 +47,7 @@ tests![
     short_control_queues_work_or_are_hidden => 60,
 ];
 
-/// A queue of a TAP interface that counts the frames sent.
+/// A port that uses a queue of a TAP interface, and counts the frames that it sends.
 struct Counted {
     tap: Tap,
     sent: Arc<AtomicU64>,
@@ -363,7 +363,7 @@ fn what_is_offered_is_what_is_known() {
     });
     let ring = feature::RING_EVENT_IDX | feature::RING_INDIRECT_DESC;
     assert_eq!(accepted(card.device.name()), base | ring);
-    // Commands work with both of the accepted ring features, too.
+    // Commands also work when the driver has accepted both ring features.
     assert!(card.ip("up"));
     for last in 1..20 {
         assert!(ended(card.set_address(last)));
@@ -406,8 +406,8 @@ fn a_daemon_never_sees_where_the_drivers_own_queue_is() {
             card.on_bus.bind(Driver::Virtio).expect("binding");
         }
         stop.store(true, Ordering::Relaxed);
-        // The device's address space ends at 1 GiB + 128 MiB. Higher addresses would be kernel
-        // addresses.
+        // The device's address space ends at 1 GiB + 128 MiB. If the daemon has seen a higher
+        // address, a kernel address has leaked to the daemon.
         let seen = watch.join().expect("a thread");
         assert!(seen.len() > 1, "{seen:x?}");
         assert!(
@@ -478,8 +478,9 @@ fn more_commands_than_the_queue_has_descriptors_work() {
     assert!(ended(card.set_address(1)));
 }
 
-/// Checks control queues of sizes that the driver side can use fully, partly, or not at all. A
-/// command has up to five parts, which may be more than the control queue has descriptors.
+/// Checks control queues of various sizes. A control queue of one descriptor is hidden. Of a size
+/// that is not a power of two or is above 1,024, the VDUSE driver uses only a part. A size of 2 is
+/// enough, although a command of virtio_net takes up to five descriptors.
 fn short_control_queues_work_or_are_hidden() {
     for size in [1, 2, 3, 4, 8, 1000, 0x8000] {
         for indirect in [0, feature::RING_INDIRECT_DESC] {

@@ -62,7 +62,8 @@ fn update(asid: u32) -> Kind {
     }
 }
 
-/// Maps a page filled with `byte`, and returns the page, which the caller must keep.
+/// Maps a page filled with `byte` at `iova` in the address space `asid`. Returns the page. The
+/// caller must keep the page as long as it uses the mapping.
 #[track_caller]
 fn map(vhost: &Vhost, asid: u32, iova: u64, byte: u8) -> Mapping {
     let page = page_of(byte);
@@ -342,7 +343,7 @@ fn get_info_and_umem_reserved_fields_must_be_0_in_version_1() {
             ..Default::default()
         };
         umem.reserved[index] = 1;
-        // SAFETY: The driver refuses the registration.
+        // SAFETY: The VDUSE driver refuses the registration.
         fails(unsafe { file.register_umem(&umem) }, Errno::INVAL);
         fails(file.deregister_umem(&umem), Errno::INVAL);
     }
@@ -359,7 +360,7 @@ fn refuses_asid(file: &Device, asid: u32) {
         asid,
         ..Default::default()
     };
-    // SAFETY: The driver refuses the registration.
+    // SAFETY: The VDUSE driver refuses the registration.
     fails_at(unsafe { file.register_umem(&umem) }, Errno::INVAL, asid);
     fails_at(file.deregister_umem(&umem), Errno::INVAL, asid);
 }
@@ -485,13 +486,13 @@ fn neither_group_reaches_the_other_ones_memory() {
     for queue in &mut queues {
         assert_same(&queue.read(1), &[2; 512], "a sector");
     }
-    // A request with a buffer in the other address space fails, and the memory there stays
-    // unchanged.
+    // The buffer `foreign` is mapped in address space 0. A request on queue 1, which uses address
+    // space 1, cannot write to this buffer. The request fails, and the buffer stays unchanged.
     assert_eq!(queues[1].read_to(1, 0x50_0000), None);
     let mut byte = [0];
     vm_memory::Bytes::read_slice(&foreign.bytes(), &mut byte, 0).unwrap();
     assert_eq!(byte, [0x77]);
-    // In the buffer's own address space, the same request is served.
+    // On queue 0, which uses address space 0, the same request succeeds.
     assert_eq!(queues[0].read_to(1, 0x50_0000), Some(0));
     vm_memory::Bytes::read_slice(&foreign.bytes(), &mut byte, 0).unwrap();
     assert_eq!(byte, [2]);
@@ -512,7 +513,7 @@ fn groups_can_share_a_space_that_is_not_0() {
     ring::start(&vhost);
     for queue in &mut queues {
         assert_same(&queue.read(7), &[8; 512], "a sector");
-        // Replaces the memory at these IOVAs with other memory.
+        // Replaces the queue's memory with other memory, at the same IOVAs.
         queue.move_memory(&vhost);
         assert_same(&queue.read(8), &[9; 512], "a sector");
     }
@@ -575,7 +576,7 @@ fn umem_is_registered_for_a_space() {
         asid: 1,
         ..Default::default()
     };
-    // SAFETY: The driver refuses the registration.
+    // SAFETY: The VDUSE driver refuses the registration.
     fails(unsafe { device.register_umem(&umem) }, Errno::INVAL);
     fails(device.deregister_umem(&umem), Errno::NOENT);
     for round in 0..3u8 {
@@ -596,13 +597,13 @@ fn umem_is_registered_for_a_space() {
 }
 
 fn a_space_too_small_for_a_page_is_refused_when_it_is_attached() {
-    // The minimum of `bounce_size` is 1 MiB, which gives each address space one page. That is not
-    // enough, because the first page of an address space is never used.
+    // The minimum of `bounce_size` is 1 MiB, which gives each of the 256 address spaces one page.
+    // One page is not enough, because the first page of an address space is never used.
     let device = spaces::create(&spaces::config(1, 1, 256)).unwrap();
     let file = device.open_ready(1);
     device.set_bounce_size(1 << 20);
     fails(OnBus::add(device.name()).map(drop), Errno::INVAL);
-    // Two pages for each address space are enough.
+    // A `bounce_size` of 2 MiB is enough, because it gives each address space two pages.
     device.set_bounce_size(2 << 20);
     let file = Arc::new(file);
     let responder = crate::lab::daemon::responder::Responder::ok(&file);

@@ -266,7 +266,8 @@ fn nothing_can_be_written() {
     for name in FILES {
         let path = attribute(device.name(), name);
         let before = fs::read(&path).unwrap();
-        // Not even root may open such a file for writing.
+        // The files are read-only, and not even root may open a read-only file of sysfs for
+        // writing.
         for text in ["0", "1\n", "0x0f"] {
             let written = write(&path, text);
             fails_at(written, Errno::ACCESS, name);

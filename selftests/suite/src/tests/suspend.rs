@@ -134,8 +134,8 @@ impl Running {
         ring::start(&self.vhost);
     }
 
-    /// Kicks the device. Returns after the driver has received the kick, even if the driver holds
-    /// the kick back because the device is suspended.
+    /// Kicks the device. Returns once the VDUSE driver has received the kick. While the device is
+    /// suspended, the VDUSE driver holds the kick back from the daemon.
     #[track_caller]
     fn kick(&self) {
         self.queue.kick_at_once(&self.vhost);
@@ -249,7 +249,8 @@ fn a_suspended_device_is_neither_kicked_nor_interrupts() {
 fn a_suspended_device_refuses_interrupts_for_other_cpus_as_well() {
     let setup = Answered::negotiated(SUSPEND, 1, agree);
     let vhost = setup.vhost();
-    // The vhost client sets no callback, because the affinity would not apply to vhost's callback.
+    // The vhost client sets no call eventfd, so vhost sets no callback for the virtqueue. The
+    // affinity would not apply to a callback of vhost.
     ring::agree(&vhost);
     ring::start(&vhost);
     let affinity = sysfs::affinity(setup.device.name(), 0);
@@ -283,7 +284,7 @@ fn a_suspended_device_does_everything_else() {
     );
     vhost.unmap(0x80_0000, 4096).unwrap();
     fails(file.iotlb_fd(0x80_0000, 0x80_0000), Errno::INVAL);
-    // vhost lets the client set up a virtqueue of a suspended device again.
+    // While the device is suspended, vhost lets the client set up a virtqueue anew.
     vhost.set_queue_base(0, 5).unwrap();
     vhost.set_queue_address(0, running.queue.address()).unwrap();
     assert_eq!(file.vq_info(0).unwrap().state.split(), 5);
@@ -322,7 +323,7 @@ fn a_refusal_suspends_nothing() {
     });
     fails(running.vhost.suspend(), Errno::IO);
     running.works();
-    // The refusal has not broken the device, either.
+    // The refusal has not broken the device: the ioctls of its node still work.
     running.setup.file.vq_info(0).unwrap();
     running.vhost.set_status(status::RESET).unwrap();
 }
@@ -353,7 +354,8 @@ fn a_client_that_is_killed_suspends_nothing() {
     soon("the client's reset arrives", || {
         setup.responder.seen().last().map(|request| request.kind) == Some(Kind::SetStatus(0))
     });
-    // The daemon's late agreement fails, so the daemon knows that the device is not suspended.
+    // The daemon agrees too late, so its answer fails. The failure tells the daemon that the device
+    // is not suspended.
     fails(setup.file.answer(&request, Answer::Ok), Errno::NOENT);
     setup.file.vq_info(0).unwrap();
 }
@@ -379,8 +381,8 @@ fn a_reset_ends_it_whatever_the_daemon_says() {
     refuses.store(true, Ordering::Relaxed);
     fails(running.vhost.set_status(status::RESET), Errno::IO);
     refuses.store(false, Ordering::Relaxed);
-    // In the failed reset, vhost set its maximum queue size to 0. The successful reset restores
-    // that size.
+    // In the failed reset, vhost set its maximum queue size to 0. The successful reset in `restart`
+    // sets the size back to the device's maximum.
     running.restart();
     running.works();
 }
@@ -503,9 +505,11 @@ fn nothing_comes_after_the_agreement_in_a_storm_with_resets() {
     storm(SUSPEND, RESETS, Running::restart);
 }
 
-/// Suspends a device and calls `go_on` to make it work again, `rounds` times. Meanwhile, a thread
-/// on each CPU kicks the device and injects interrupts. Returns the numbers of virtqueue interrupts
-/// and of configuration interrupts that arrived, and the numbers that the driver accepted.
+/// Runs `rounds` rounds. Each round suspends a device, and then calls `go_on` to make the device
+/// work again. Meanwhile, a thread on each CPU kicks the device and injects interrupts.
+///
+/// Returns two pairs of numbers: the interrupts that arrived, and the interrupts that the VDUSE
+/// driver accepted. In each pair, virtqueue interrupts come first, then configuration interrupts.
 #[track_caller]
 fn storm(negotiation: Negotiation, rounds: u64, go_on: impl Fn(&Running)) -> [[u64; 2]; 2] {
     let arrived = Arc::new([const { AtomicU64::new(0) }; 3]);
@@ -517,8 +521,8 @@ fn storm(negotiation: Negotiation, rounds: u64, go_on: impl Fn(&Running)) -> [[u
         Kind::Suspend => {
             let (device, eventfds) = within.get().expect("the open device");
             device.answer(request, Answer::Ok).expect("agreeing");
-            // No event may arrive after this answer. The daemon counts the events that arrived
-            // before it.
+            // No event may arrive after the answer to `Kind::Suspend`. This loop counts the events
+            // that arrived before the answer.
             for (eventfd, count) in eventfds.iter().zip(count.iter()) {
                 count.fetch_add(eventfd.take().expect("an eventfd"), Ordering::Relaxed);
             }

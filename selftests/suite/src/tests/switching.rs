@@ -24,7 +24,8 @@ tests![
     switching_10_000_times_under_load_mixes_nothing_up => 150,
 ];
 
-/// A device with two groups, two address spaces and a daemon. The fields are dropped in this order.
+/// A device with two groups, two address spaces and a daemon. The fields are dropped in declaration
+/// order.
 struct Setup {
     _on_bus: OnBus,
     daemon: GroupsDaemon,
@@ -77,13 +78,14 @@ fn a_switch_takes_a_short_time() {
     note(format_args!(
         "with expedited grace periods {other:?} and {same:?}"
     ));
-    // The log shows the times. Only a much slower switch fails the test.
+    // The notes record the times for the reader of the log. The test fails only if a switch is much
+    // slower than usual.
     assert!(other < Duration::from_millis(500));
 }
 
 /// The total number of switches.
 const SWITCHES: u64 = 10_000;
-/// The number of switches after which the rings are used.
+/// The number of switches that [`burst`] makes before it uses the rings.
 const BURST: u64 = 200;
 
 fn switching_10_000_times_under_load_mixes_nothing_up() {

@@ -92,8 +92,8 @@ fn a_disk_that_was_refused_to_be_ready_can_be_taken_away() {
     });
     let on_bus = OnBus::add(device.name()).unwrap();
     std::thread::scope(|scope| {
-        // virtio_blk does not notice that the daemon refused `DRIVER_OK`, and reads the disk's
-        // first sectors.
+        // The daemon refuses `DRIVER_OK`. virtio_blk does not notice the refusal, so it reads the
+        // disk's first sectors.
         let binding = scope.spawn(|| on_bus.bind(Driver::Virtio));
         soon("the driver reads", || {
             responder
@@ -301,7 +301,7 @@ fn deleting_a_device_beside_an_open_that_is_refused_ends() {
     soon("the node goes", || !node.exists());
     deleting.assert_waits();
     file.answer(&request, Answer::Failed).unwrap();
-    // The open may have succeeded or failed.
+    // `Vhost::open` in the other thread may succeed or fail. The test accepts both.
     let _responder = Responder::ok(&file);
     drop(opening.join().unwrap());
     deleting.result().unwrap();

@@ -212,7 +212,8 @@ fn netlink_is_held_for_no_longer_than_the_timeout() {
     } = LiveDisk::new(Shape::default());
     served.stop();
     let file = device.open_nonblocking();
-    // One timeout plus the machine's own time must not be mistaken for two timeouts.
+    // The timeout is several times longer than the deletion itself. So one timeout plus the time
+    // for the deletion is clearly less than two timeouts.
     let timeout = Duration::from_secs(3 + 5 * needs);
     let seconds = timeout.as_secs().to_string();
     sysfs::write(&sysfs::attribute(device.name(), "msg_timeout"), &seconds).unwrap();

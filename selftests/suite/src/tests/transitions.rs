@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! How drivers come and go: by unbinding on either bus, driver overrides, loading and unloading of
-//! modules, and failing probes.
+//! How drivers come and go: by unbinding on the vDPA bus and on the virtio bus, driver overrides,
+//! loading and unloading of modules, and failing probes.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -102,7 +102,7 @@ impl Drop for Loaded {
     }
 }
 
-/// Automatic binding on the vDPA bus, enabled until this value is dropped.
+/// A guard that enables automatic binding on the vDPA bus until the guard is dropped.
 struct Autoprobe;
 
 impl Autoprobe {
@@ -145,7 +145,8 @@ fn unbinding_virtio_blk_from_its_device_under_io_and_binding_again_works() {
     }
 }
 
-/// Sets the only driver that a device on the vDPA bus may be bound to.
+/// Sets a device's driver override: from then on, the vDPA bus may bind the device only to
+/// `driver`.
 #[track_caller]
 fn set_override(name: &str, driver: &str) {
     let path = bus::directory(name).join("driver_override");
@@ -250,8 +251,9 @@ fn unloading_vhost_vdpa_is_refused_while_a_client_has_it_open() {
     works(&disk);
 }
 
-/// Skips the test if a module has more than `own` users. For example, virtio_blk may drive the test
-/// machine's own disks.
+/// Skips the test if a module has users other than the test. For example, virtio_blk may drive the
+/// test machine's own disks. `own` is the number of references to the module that the test itself
+/// causes.
 fn need_unused(module: &str, own: i64) {
     match modules::references(module) {
         None => skip(format!("{module} is no module here")),
@@ -299,7 +301,7 @@ fn unloading_virtio_net_takes_its_interface_away() {
             "0x00000001"
         );
         interrupts_nobody(served.device());
-        // The driver may bind to other devices of this machine as well.
+        // virtio_net binds to the test's card again, and possibly to other cards of this machine.
         modules::tool("modprobe", &["virtio_net"]).unwrap();
         soon("the interface is there again", || {
             bus::interface(device.name()).is_some()
@@ -360,7 +362,7 @@ fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
     .map(Kind::SetStatus);
     assert_eq!(told, told_all);
     interrupts_nobody(&file);
-    // No virtio driver is bound, so unbinding sends no reset.
+    // No virtio driver drives the disk, so unbinding virtio-vdpa sends no reset to the daemon.
     let responder = Responder::ok(&file);
     on_bus.unbind(Driver::Virtio).unwrap();
     interrupts_nobody(&file);
@@ -371,7 +373,7 @@ fn a_disk_that_fails_before_it_is_ready_leaves_nothing_to_interrupt() {
 
 fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
     let mut config = blk::device_config(&unique_name(), 1 << 20, 2);
-    // The library's disk does not support zone reports, so virtio_blk's probe fails.
+    // The disk of the `vduse` library does not support zone reports, so virtio_blk's probe fails.
     config.features |= feature::BLK_ZONED;
     config.space.resize(96, 0);
     // Sets the size of a zone and the maximum size of an append, both in sectors, and the write
@@ -391,15 +393,16 @@ fn a_disk_that_fails_after_it_was_ready_leaves_nothing_to_interrupt() {
         Some(UP_TO_DRIVER_OK | FAILED)
     );
     let interrupts = || {
-        // The driver may accept or refuse these injections, but must not call a callback of a
-        // driver that is gone.
+        // The VDUSE driver may accept or refuse these injections, but must not call the callbacks
+        // of a driver that has failed or was unbound.
         let _ = served.device().inject_vq_irq(0);
         let _ = served.device().inject_vq_irq(1);
         let _ = served.device().inject_config_irq();
     };
     interrupts();
     on_bus.unbind(Driver::Virtio).unwrap();
-    // The virtio device no longer exists, and virtio-vdpa's callbacks would access its memory.
+    // Unbinding has freed the virtio device. A callback of virtio-vdpa would now access the freed
+    // memory.
     interrupts();
     on_bus.bind(Driver::Vhost).unwrap();
     let vhost = Vhost::open(&bus::vhost_path(device.name()).unwrap()).unwrap();
@@ -419,7 +422,8 @@ fn a_file_system_whose_tag_is_taken_fails_and_is_bound_later() {
     config.space[..tag.len()].copy_from_slice(tag.as_bytes());
     let device = TestDevice::new(&config);
     let file = Arc::new(device.open_ready(fs::QUEUES));
-    // virtiofs set `DRIVER_OK` before it found that the tag is taken, and then reset the device.
+    // virtiofs sets `DRIVER_OK`, then finds that another file system has the tag, and resets the
+    // device.
     let (on_bus, told) = fails_to_bind(&file, device.name(), FAILED);
     let told_all = [
         RESET,
@@ -469,7 +473,7 @@ fn a_client_that_gives_up_leaves_nothing_to_interrupt() {
     vhost.set_status(UP_TO_DRIVER_OK | FAILED).unwrap();
     let _ = file.inject_vq_irq(0);
     let _ = file.inject_config_irq();
-    // Without a reset, writing this status again does not make the driver ready.
+    // Without a reset, a failed driver does not become ready when it writes `DRIVER_OK` again.
     vhost.set_status(UP_TO_DRIVER_OK | FAILED).unwrap();
     let _ = file.inject_vq_irq(0);
     let _ = file.inject_config_irq();
@@ -513,7 +517,7 @@ fn deleting_a_disk_of_a_daemon_that_was_killed_does_not_wait_for_one() {
     // virtio_blk has already read the partition table, so the disk is idle.
     assert!(bus::disk_name(&name).is_some());
     daemon.kill();
-    // With this value, requests have no timeout.
+    // If `msg_timeout` is 0, requests have no timeout.
     sysfs::write(&timeout, "0").unwrap();
     let deleting = std::thread::spawn(move || on_bus.delete());
     let begin = Instant::now();

@@ -108,7 +108,8 @@ fn data_goes_through_the_memory() {
     drop(served);
 }
 
-/// Asserts that a registration is refused and leaves nothing pinned.
+/// Asserts that the driver refuses to register `umem`, with the error `errno`, and that no memory
+/// stays pinned.
 #[track_caller]
 fn refused(disk: &LiveDisk, umem: &IovaUmem, errno: Errno) {
     // SAFETY: All access to the memory of the tests' mappings is volatile. If the driver registers
@@ -340,7 +341,8 @@ fn own_mapping(disk: &LiveDisk) -> Mapping {
     Mapping::of_file(region.file.as_fd(), 0, SIZE, ACCESS_RW).expect("mapping it")
 }
 
-/// Overwrites bytes in all accessible pages of the area. Returns the number of these pages.
+/// Overwrites some bytes of each page of the bounce area that can be accessed. Returns the number
+/// of these pages.
 fn scribble(area: &Mapping) -> usize {
     let prober = Prober::new();
     let pages = (0..area.len()).step_by(PAGE as usize);

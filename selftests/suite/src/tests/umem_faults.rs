@@ -20,7 +20,9 @@ tests![
 /// The size of a bounce area, in bytes.
 const AREA: u64 = 1 << 20;
 
-/// Returns a disk with a small bounce area in its first address space, and memory for that area.
+/// Returns a disk whose bounce areas have [`AREA`] bytes each, memory of the same size, and the
+/// argument that registers this memory for the first address space's bounce area. The disk has
+/// `spaces` address spaces. If `spaces` is 0, the disk has API version 0.
 #[track_caller]
 fn disk_and_memory(spaces: u32) -> (LiveDisk, Mapping, IovaUmem) {
     unlimited_memlock();
@@ -63,8 +65,8 @@ fn registering_memory_fails_cleanly() {
             // deregistered.
             let register = || unsafe { file.register_umem(umem) };
             let deregister = || file.deregister_umem(umem);
-            // The disk's daemon does not know of registered memory, so it serves requests only
-            // while none is registered.
+            // The disk's daemon does not know of registered memory, so the daemon can serve
+            // requests only while no memory is registered.
             let works = |fault: &Fault<'_>| {
                 let found = disk.block().read(0, 4096).expect("reading");
                 assert!(found.iter().all(|&byte| byte == 7), "{fault}");

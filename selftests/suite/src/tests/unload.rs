@@ -182,8 +182,8 @@ fn maps_that_there_is_no_room_for_take_no_time() {
     let page = memory::page_of(1);
     let iova = |n: u64| n * 2 * PAGE;
     let mut mapped = 0;
-    // Measures how long the device takes to refuse so many maps. vhost has done its own work before
-    // the measurement.
+    // Measures how long the device takes to refuse a set of `count` maps. vhost has done its own
+    // work before the measurement.
     let [few, many] = [MOST + 1, MANY].map(|count| {
         vhost.batch_begin(0).unwrap();
         for n in mapped..count {

@@ -30,7 +30,7 @@ tests![
     invalidated_memory_is_looked_up_again,
 ];
 
-/// A served disk bound to vhost-vdpa. The fields are dropped in this order.
+/// A served disk bound to vhost-vdpa. The fields are dropped in declaration order.
 struct Machine {
     on_bus: OnBus,
     _served: Served,

@@ -95,7 +95,7 @@ fn mapping_through_vhost_fails_cleanly_and_unmapping_succeeds() {
             .vhost
             .map_in(1, THERE, &other, access::RW)
             .expect("mapping");
-        // Asserts that the other mapping is unchanged.
+        // Asserts that the mapping at `THERE` is unchanged.
         let check = |driven: &Driven, fault: &Fault<'_>| {
             assert_eq!(driven.byte(THERE).expect("another page"), 2, "{fault}");
         };
@@ -188,8 +188,9 @@ fn requests_fail_cleanly() {
                     assert_eq!(now, status, "{fault}");
                 } else {
                     untold[path] += 1;
-                    // The status is 0 in both cases. A write of `ACKNOWLEDGE` has had no effect. A
-                    // reset has taken effect, although the daemon did not receive the request.
+                    // The daemon has not received the request. A write of `ACKNOWLEDGE` has had no
+                    // effect, so the status is still 0. A reset has taken effect nevertheless, so
+                    // the status is 0 as well.
                     assert_eq!(now, 0, "{fault}");
                     fault.again(|| driven.vhost.set_status(status));
                     assert_eq!(
@@ -218,8 +219,9 @@ fn requests_fail_cleanly() {
             }
         });
         let tallies = [set, reset, asked];
-        // A request fails only if the driver's one allocation fails. The other allocations are the
-        // kernel's own, which has fallbacks.
+        // The driver itself makes only one allocation for a request, and the request fails only if
+        // that allocation fails. The kernel makes all other allocations, and has fallbacks for
+        // them.
         assert!(untold.iter().all(|&faults| faults == 1), "{untold:?}");
         tallies
     });
@@ -236,7 +238,7 @@ fn queue_ready_suspend_and_resume_fail_cleanly() {
         let enabled = injection.each(paths[0], |fault| {
             driven.vhost.disable_queue(0).expect("disabling");
             driven.daemon.take_kinds();
-            // vhost does not report a failure, which breaks the device.
+            // If enabling the queue fails, the device breaks, but vhost reports no error.
             fault.hit(NEVER, || driven.vhost.enable_queue(0));
             let asked = Kind::SetVqReady {
                 index: 0,

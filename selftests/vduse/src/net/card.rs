@@ -68,7 +68,8 @@ enum Role {
     Receive(usize),
     Transmit(usize),
     Control,
-    /// The virtqueue has no role with the features that the driver has accepted.
+    /// The virtqueue has no role: the driver has not started, or the driver has accepted features
+    /// with which this virtqueue is not used.
     Unused,
 }
 
@@ -249,8 +250,8 @@ impl<P: Port> Net<P> {
         VIRTIO_NET_ERR
     }
 
-    /// Serves a request. `memory` contains the request's buffers. Its type is generic, so that
-    /// tests need no device.
+    /// Serves a request. `memory` contains the request's buffers. The type of `memory` is generic,
+    /// so that tests need no device.
     fn serve_in<M, T>(
         &mut self,
         queue: u16,

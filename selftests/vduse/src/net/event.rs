@@ -7,8 +7,8 @@ use crate::net::control::{Command, Settings};
 /// An event on a card.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
-    /// A driver that has accepted these features has started, or was running already when the
-    /// server took over.
+    /// The driver has started, or was running already when the server took the card over. The value
+    /// holds the features that the driver has accepted.
     Started(u64),
     /// The driver has reset the card.
     Reset,
@@ -21,9 +21,9 @@ pub enum What {
     Refused,
     /// The driver has moved a virtqueue group to an address space.
     Moved {
-        /// The group.
+        /// The virtqueue group.
         group: u32,
-        /// The address space.
+        /// The group's new address space.
         asid: u32,
     },
 }
@@ -31,9 +31,9 @@ pub enum What {
 /// An event, and the settings after the event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The event.
+    /// What happened.
     pub what: What,
-    /// The settings.
+    /// The card's settings after the event.
     pub settings: Settings,
 }
 

@@ -12,7 +12,7 @@ use crate::net::port::Port;
 /// Maximum number of queued frames. The port drops further frames.
 const ROOM: usize = 4096;
 
-/// A port that receives the frames sent to it.
+/// A port that returns each frame to the card that has sent the frame.
 #[derive(Debug)]
 pub struct Loopback {
     frames: VecDeque<Vec<u8>>,

@@ -30,16 +30,17 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens a TAP interface with this number of queues, one for each queue pair of the card. The
-    /// interface is in the network namespace of the calling thread, and the kernel creates it if it
-    /// does not exist. When the last queue is closed, the kernel removes the interface unless it is
-    /// persistent.
+    /// Opens `queues` queues of the TAP interface `name`, one for each queue pair of the card. The
+    /// interface is in the network namespace of the calling thread. If the interface does not
+    /// exist, the kernel creates it. When the last queue is closed, the kernel removes the
+    /// interface unless it is persistent.
     ///
     /// # Errors
     ///
     /// `ENOENT` or `ENODEV` without the kernel's `tun` module, `EPERM` when the caller lacks
     /// permission, `EBUSY` when another program uses the interface, `EINVAL` when the interface was
-    /// created for one queue and `queues` is larger, or vice versa.
+    /// created for one queue and `queues` is larger, or when it was created for several queues and
+    /// `queues` is 1.
     pub fn open(name: &str, queues: u16) -> io::Result<Vec<Self>> {
         let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
         (0..queues)

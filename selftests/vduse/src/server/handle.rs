@@ -130,13 +130,14 @@ impl Shared {
     }
 }
 
-/// A server's reference to the shared state. Dropping the reference rejects commands, so that the
-/// callers of a [`Handle`] do not wait for a server that has ended.
+/// A server's reference to the shared state. Dropping the reference rejects all waiting and all
+/// later commands, so that the callers of a [`Handle`] do not wait for a server that has ended.
 #[derive(Debug)]
 pub(super) struct Served(Arc<Shared>);
 
 impl Served {
-    /// Creates the shared state. Commands are accepted at once, and wait for the server to run.
+    /// Creates the shared state. From now on, handles can send commands. The commands wait until
+    /// the server runs.
     pub(super) fn new(moved: HashMap<u32, u32>) -> io::Result<Self> {
         Ok(Self(Arc::new(Shared {
             wake: EventFd::new()?,
@@ -152,7 +153,7 @@ impl Served {
         Self(self.0.clone())
     }
 
-    /// Returns a reference for a handle.
+    /// Returns a reference to the shared state, for a handle.
     pub(super) fn share(&self) -> Arc<Shared> {
         self.0.clone()
     }

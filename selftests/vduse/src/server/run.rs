@@ -35,8 +35,8 @@ pub struct Server<B> {
     queues: Vec<VirtQueue>,
     backend: B,
     features: u64,
-    /// Whether the driver has set `DRIVER_OK`. After a take-over, this is false until the next
-    /// status change if the VDUSE driver does not show the status in sysfs.
+    /// Whether the driver has set `DRIVER_OK`. If the VDUSE driver does not show the status in
+    /// sysfs, a server that takes a device over starts with false until the status next changes.
     driver_ok: bool,
     /// Whether the kernel sends a `SET_VQ_READY` request to this server before a virtqueue becomes
     /// ready.
@@ -211,7 +211,8 @@ impl<B: Backend> Server<B> {
     /// `EPERM` when the kernel has marked the device broken; otherwise the error of the call that
     /// failed.
     pub fn run(&mut self) -> io::Result<()> {
-        // However the loop ends, callers get an error for the commands that it has not executed.
+        // Dropping `_accepting` gives an error to the callers whose commands the server has not
+        // executed, for whatever reason `serve` returns.
         let _accepting = self.control.accept();
         self.serve()
     }

@@ -37,12 +37,12 @@ pub(super) fn differ(one: &VqInfo, other: &VqInfo) -> bool {
 /// The event for which an active virtqueue waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waits {
-    /// A kick. The virtqueue has no more requests.
+    /// A kick by the driver, because the virtqueue has no more requests or its source has failed.
     Kick,
-    /// The moment at which the backend's source becomes readable. The driver need not kick.
+    /// The moment at which the backend's source becomes readable. No kick is needed.
     Source,
-    /// The virtqueue's next turn, after the server has served the other virtqueues. The driver need
-    /// not kick.
+    /// The virtqueue's next turn, after the server has served the other virtqueues. No kick is
+    /// needed.
     Turn,
 }
 
@@ -69,8 +69,8 @@ pub(super) fn wants_interrupt(
     if queue.event_idx_enabled() {
         return Ok(true);
     }
-    // Without `VIRTIO_RING_F_EVENT_IDX`, a flag in the available ring decides, which
-    // `needs_notification` does not check.
+    // Without `VIRTIO_RING_F_EVENT_IDX`, a driver that wants no interrupts sets a flag in the
+    // available ring. `needs_notification` does not check this flag.
     let address = vm_memory::GuestAddress(queue.avail_ring());
     let flags: u16 = memory
         .load(address, Ordering::Relaxed)

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-/// A parsed description.
+/// What the parser has read from a file in syzkaller's description language.
 pub struct Description {
     composites: HashMap<String, Composite>,
     /// The type of each alias and resource, keyed by its name.
@@ -44,7 +44,8 @@ fn split(text: &str) -> (&str, Vec<&str>) {
 }
 
 impl Description {
-    /// Parses a description for programs in which 64-bit integers have this alignment in bytes.
+    /// Parses the description `text`. `alignment` is the alignment of 64-bit integers, in bytes, in
+    /// the programs for which the description is parsed.
     pub fn parse(text: &str, alignment: usize) -> Self {
         let mut this = Self {
             composites: HashMap::new(),
@@ -132,7 +133,8 @@ impl Description {
         })
     }
 
-    /// Returns each member's name, type and offset, up to the first member of variable length.
+    /// Returns the name, type and offset of each member that precedes the first member of variable
+    /// length.
     fn places<'a>(&'a self, composite: &'a Composite) -> Vec<(&'a str, &'a str, usize)> {
         let mut end = 0_usize;
         let mut places = Vec::new();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Random single calls of a daemon.
+//! Single random calls that a daemon makes on its device.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -18,7 +18,7 @@ use crate::fuzz::daemon::umem::umem;
 use crate::fuzz::records::Wait;
 use crate::lab::kernel::raw::{Bytes, Edge};
 
-/// Makes a random call of a daemon.
+/// Makes one random call on a device, as the device's daemon.
 pub fn act(actor: &mut Actor, device: &Device) {
     match actor.dice.below(26) {
         0 => torn_read(actor, device),

@@ -16,7 +16,7 @@ use crate::fuzz::records::Wait;
 use crate::fuzz::rings;
 use crate::lab::device::spaces::set_up;
 
-/// Opens a random device, and mostly sets up its virtqueues.
+/// Opens a random device. In 11 of 12 calls, also sets up the device's virtqueues.
 fn open(actor: &mut Actor) -> Option<(&'static str, Arc<Device>)> {
     let name = actor.device();
     let device = actor.call("open a device", Wait::Short, OPEN, || {
@@ -24,8 +24,8 @@ fn open(actor: &mut Actor) -> Option<(&'static str, Arc<Device>)> {
     })?;
     let count = queues(&device);
     if !actor.dice.one_in(12) {
-        // A vhost-vdpa client can use this size of virtqueue. The call fails if the group does not
-        // exist, or if a device with API version 1 is on the bus.
+        // `set_up` sets a size of virtqueue that a vhost-vdpa client can use. The call of `set_up`
+        // fails if the group does not exist, or if a device with API version 1 is on the bus.
         for index in 0..count {
             let group = match name.ends_with('1') {
                 true => actor.dice.below(GROUPS) as u32,

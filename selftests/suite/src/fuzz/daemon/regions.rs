@@ -78,8 +78,8 @@ fn look_at(actor: &mut Actor, region: &Region, may_scribble: bool) {
         let first = actor.dice.pick(&[4, 64, u64::MAX]);
         let page = actor.dice.below(pages.min(first));
         let at = (page * PAGE) as usize;
-        // Bytes outside the region are not inspected: if the file belongs to a vhost-vdpa client,
-        // the daemon may see the whole file.
+        // Only bytes inside the region are inspected. If the file belongs to a vhost-vdpa client,
+        // the daemon can also see the rest of the file, which is allowed.
         let inside = offset + page * PAGE < region.offset.saturating_add(whole);
         match actor.dice.below(12) {
             0..=5 => {
@@ -116,8 +116,8 @@ fn look_at(actor: &mut Actor, region: &Region, may_scribble: bool) {
             _ => actor.pause(20),
         }
     }
-    // A file that belongs to a vhost-vdpa client can be read. A file of the driver cannot be read
-    // at all.
+    // `read_at` can succeed on a file that belongs to a vhost-vdpa client. `read_at` always fails
+    // on a file that the VDUSE driver has created.
     let file = File::from(match region.file.try_clone() {
         Ok(file) => file,
         Err(_) => return,

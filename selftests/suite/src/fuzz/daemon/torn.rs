@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Calls whose buffer is too short, unmapped, or provided late.
+//! Calls whose buffer is too short, unmapped, or a [`LatePage`]. A `LatePage` is memory that is
+//! missing when the kernel begins to access it, and appears later or never.
 
 use std::fs::File;
 
@@ -20,7 +21,7 @@ const REQUEST: usize = size_of::<DevRequest>();
 
 const RESPONSE: usize = size_of::<DevResponse>();
 
-/// Reads a request into a buffer that is too short, partly unmapped, or provided late.
+/// Reads a request into a buffer that is too short, partly unmapped, or a [`LatePage`].
 pub fn torn_read(actor: &mut Actor, device: &Device) {
     let errors = &[BROKEN, Errno::AGAIN, Errno::FAULT];
     match actor.dice.below(3) {
@@ -47,7 +48,7 @@ pub fn torn_read(actor: &mut Actor, device: &Device) {
     }
 }
 
-/// Writes an answer from a buffer that is too short, partly unmapped, or provided late.
+/// Writes an answer from a buffer that is too short, partly unmapped, or a [`LatePage`].
 pub fn torn_write(actor: &mut Actor, device: &Device) {
     let mut bytes = [0; 256];
     bytes[0] = actor.dice.below(32) as u8;
@@ -76,7 +77,7 @@ pub fn torn_write(actor: &mut Actor, device: &Device) {
     }
 }
 
-/// The ioctls of a device that have an argument.
+/// Those ioctls of a device's file that take an argument.
 const IOCTLS: &[u32] = &[
     ioctl::IOTLB_GET_FD,
     ioctl::DEV_GET_FEATURES,
@@ -96,8 +97,9 @@ fn size(number: u32) -> usize {
     (number >> 16) as usize & 0x3fff
 }
 
-/// Calls an ioctl whose argument is unmapped, partly unmapped, provided late, or random, or whose
-/// number is unknown.
+/// Calls an ioctl in one of four ways, chosen at random: with an unmapped argument, with a partly
+/// unmapped argument, with random bytes in a [`LatePage`] as the argument, or with an unknown ioctl
+/// number.
 pub fn torn_ioctl(actor: &mut Actor, device: &Device) {
     let number = actor.dice.pick(IOCTLS);
     let fault = &[BROKEN, Errno::FAULT, Errno::NOTTY];
@@ -130,8 +132,8 @@ pub fn torn_ioctl(actor: &mut Actor, device: &Device) {
             }
         }
         _ => {
-            // Flips one bit of a VDUSE ioctl's number, so that the index, the size or the direction
-            // is wrong.
+            // Flips one bit of a VDUSE ioctl's number. The bit is in one of three parts of the
+            // number: the index of the ioctl, the size of the argument, or the direction.
             let other = number ^ 1 << actor.dice.below(32);
             let kind = (other >> 8) & 0xff;
             if !IOCTLS.contains(&other) && kind == number >> 8 & 0xff {

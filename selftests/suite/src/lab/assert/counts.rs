@@ -197,9 +197,9 @@ impl Allocators {
             .expect("reading what objects there are");
         let mut objects = BTreeMap::new();
         for (cache, active) in counted(&table) {
-            // The kmalloc caches also contain the allocator's own records, in which the kernel
-            // stores the control groups to which it charges the objects of a slab. The kernel may
-            // allocate such a record for a slab of any cache.
+            // The kmalloc caches also contain the allocator's own records. A record holds the
+            // control groups to which the kernel charges the objects of one slab. The kernel may
+            // allocate a record for a slab of any cache, so new records do not mean a leak.
             if self.tracked && cache.starts_with("kmalloc") {
                 continue;
             }

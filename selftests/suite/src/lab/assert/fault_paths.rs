@@ -12,10 +12,11 @@ use rustix::io::Errno;
 use crate::lab::assert::counts::times_leave_nothing;
 use crate::lab::kernel::fault_injection::Tally;
 
-/// Number of times that each path is run.
+/// The `times` of [`several`] for paths that are fast. Each measurement of leaks runs a path this
+/// many times.
 pub const TIMES: i64 = 4;
 
-/// Number of times that a slow path is run.
+/// The `times` of [`several`] for paths that are slow.
 pub const FEW: i64 = 1;
 
 /// The errors that a call may return if an allocation fails.

@@ -3,10 +3,10 @@
 //! Time limits that only guard against hangs.
 //!
 //! The limits are chosen for an emulated machine without any other load. While a limit runs,
-//! [`Pace`] repeatedly measures how long a fixed piece of work takes. If the work takes longer than
-//! on such a machine, because this machine is slower or other processes use its CPUs, the limit is
-//! extended by the same factor. So a limit is not too short on a busy machine, and is not extended
-//! on an idle one.
+//! [`Pace`] repeatedly measures how long a fixed piece of work takes. The work may take longer than
+//! on an idle machine, because this machine is slower or other processes use its CPUs. If the work
+//! takes three times as long, for example, the limit becomes three times as long, too. So a limit
+//! is not too short on a busy machine, and is not extended on an idle one.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -44,7 +44,8 @@ impl Pace {
         }
     }
 
-    /// Measures the machine's speed now. Used for an operation that has already ended.
+    /// Measures the machine's speed now, and returns a value with these measurements. Used for an
+    /// operation that has already ended.
     pub fn measured() -> Self {
         let mut pace = Self::new();
         for _ in 0..MEASUREMENTS {

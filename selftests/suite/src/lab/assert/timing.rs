@@ -17,9 +17,11 @@ pub fn soon(what: &str, condition: impl FnMut() -> bool) {
     within(AT_ONCE, what, condition);
 }
 
-/// Waits until `condition` holds. Meant for a condition that takes long by nature, for example that
-/// a guest has booted. Panics if the condition does not hold within `limit`. On a slow machine,
-/// [`Limit`] extends that time.
+/// Waits until `condition` holds. Panics if `condition` does not hold within `limit`, which
+/// [`Limit`] extends on a slow machine.
+///
+/// Meant for conditions that by nature take long to become true, for example that a guest has
+/// booted.
 #[track_caller]
 pub fn within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let mut running = Limit::new(limit);

@@ -16,7 +16,7 @@ pub struct Waiting<T> {
 }
 
 impl<T: Send + 'static> Waiting<T> {
-    /// Calls `call` in a new thread. Returns when that thread runs.
+    /// Calls `call` in a new thread. Returns once the thread is running.
     #[track_caller]
     pub fn new(call: impl FnOnce() -> io::Result<T> + Send + 'static) -> Self {
         let (sender, returned) = mpsc::channel();

@@ -47,8 +47,8 @@ pub struct Example {
 }
 
 impl Example {
-    /// Starts the example for the card `name` and returns at once. The example creates the card if
-    /// it does not exist, then serves it.
+    /// Starts the `net` example for the card `name`, and returns at once. The example creates the
+    /// card if the card does not exist, and then serves the card.
     #[track_caller]
     pub fn start(name: &str, tap: &TapInterface, options: &[&str]) -> Self {
         let mut child = Command::new("/proc/self/exe")

@@ -26,7 +26,8 @@ const TAG: usize = 36;
 /// the device's name.
 pub fn device_config(name: &str) -> DeviceConfig {
     let mut config = DeviceConfig::new(name, id::FS);
-    // Offers only the features of the transport, and none that are specific to disks.
+    // Bits 0 to 23 of `blk::FEATURES` are specific to disks, so this device does not offer them.
+    // The other bits are features of the transport.
     config.features = blk::FEATURES & !0xff_ffff;
     config.queues = QUEUES;
     config.space = name.as_bytes().to_vec();

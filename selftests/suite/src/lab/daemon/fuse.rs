@@ -355,7 +355,8 @@ impl Directory {
     }
 }
 
-/// Negotiates the version and the maximum number of data bytes in a request.
+/// Returns the answer to `INIT`, which negotiates the version of the FUSE protocol and the maximum
+/// number of data bytes in a request.
 fn init(body: &[u8]) -> Reply {
     let (theirs, _) = arguments::<abi::fuse_init_in>(body)?;
     if theirs.major != abi::FUSE_KERNEL_VERSION {

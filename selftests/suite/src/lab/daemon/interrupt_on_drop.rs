@@ -4,9 +4,9 @@
 
 use vduse::Device;
 
-/// A guard that, on drop, interrupts the driver once for each of the first virtqueues of a device,
-/// provided that no daemon has the device open. A failed test then leaves no driver that waits for
-/// an interrupt.
+/// A guard for the case that a test fails while the driver of a device waits for an interrupt. When
+/// the guard is dropped, it interrupts the driver once for each of the first `queues` virtqueues,
+/// unless a daemon has the device open.
 #[derive(Debug)]
 pub struct InterruptOnDrop {
     /// The device's name.

@@ -3,8 +3,8 @@
 //! Blocking of a daemon in the ioctl with which it interrupts the driver. A test can kill the
 //! daemon while the daemon is blocked.
 //!
-//! The blocker works with any daemon program, because it uses seccomp: the kernel notifies this
-//! process before each such ioctl of the daemon.
+//! The blocker works with any daemon program, because the blocker uses seccomp: the kernel notifies
+//! the test process before the kernel executes the ioctl.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,8 +20,8 @@ use vduse_uapi::ioctl::VQ_INJECT_IRQ;
 
 use crate::lab::kernel::raw::{self, number, Bytes, READ, WRITE};
 
-/// Number of the seccomp listener's file descriptor in the daemon process. This process copies the
-/// descriptor from there.
+/// Number that the seccomp listener's file descriptor has in the daemon process. The test process
+/// copies the descriptor from the daemon process.
 const LISTENER: i32 = 100;
 
 /// Type byte of the listener's ioctls (`include/uapi/linux/seccomp.h`).
@@ -98,8 +98,8 @@ fn ask() -> io::Result<()> {
     if listener < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: The process is about to execute another program, and has no open file with that
-    // number.
+    // SAFETY: The process is about to execute another program, and has no open file with the number
+    // `LISTENER`.
     if unsafe { libc::dup2(listener as i32, LISTENER) } < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -156,7 +156,7 @@ fn reply(listener: &OwnedFd, shared: &Shared) {
             continue;
         }
         let mut question = [0; QUESTION];
-        // This fails if the calling process has ended.
+        // `RECEIVE` fails if the process that made the system call has ended.
         if raw::call(listener, RECEIVE, &mut question).is_err() {
             continue;
         }

@@ -195,8 +195,8 @@ impl Shared {
                 Answer::Ok
             }
             Kind::Suspend => {
-                // A device to which the driver moves after the suspend does not learn about
-                // requests in flight. So the daemon completes all requests before the suspend.
+                // After the suspend, the driver may go on with another device, which does not learn
+                // about requests in flight. So the daemon completes all requests first.
                 while !state.taken.is_empty() {
                     let most = state.taken.len() as u64;
                     let at = state.random.below(most) as usize;

@@ -51,8 +51,8 @@ impl RefusingDaemon {
             let (name, stop, handle) = (name.to_owned(), stop.clone(), handle.clone());
             move || {
                 while !stop.load(Ordering::Acquire) {
-                    // This fails if the device is gone, broken, or open elsewhere. The next attempt
-                    // may succeed.
+                    // `serve` fails if the device is gone, broken, or open elsewhere. The next
+                    // attempt may succeed.
                     let _ = serve(&name, &handle, &stop);
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -74,8 +74,8 @@ fn serve(name: &str, current: &Mutex<Option<Handle>>, stop: &AtomicBool) -> io::
         .count();
     let mut server = Server::take_over(device, queues, Refuse)?;
     *lock(current) = Some(server.handle());
-    // `drop` sets `stop` before it looks for the handle. So either this check or `drop` stops the
-    // server.
+    // `RefusingDaemon::drop` sets `stop` first, and then stops the server if `current` has a
+    // handle. So either this check finds `stop` set, or `drop` finds the handle.
     let result = if stop.load(Ordering::SeqCst) {
         Ok(())
     } else {

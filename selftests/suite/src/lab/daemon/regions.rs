@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The regions that a daemon finds at an IOVA of an address space.
+//! Functions with which a daemon looks up the memory region at an IOVA of an address space.
 
 use std::io;
 use std::os::fd::AsFd;

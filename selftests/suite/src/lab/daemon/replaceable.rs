@@ -84,9 +84,9 @@ impl ReplaceableDaemon {
         self.device.name()
     }
 
-    /// Starts another daemon if the device is broken, which is the case after the kernel failed to
-    /// allocate a request to the daemon. The new daemon opens the device again, which makes the
-    /// device usable again.
+    /// Starts another daemon if the device is broken. A device breaks when the kernel has no memory
+    /// for a request to the daemon. The new daemon opens the device again, which makes the device
+    /// usable again.
     #[track_caller]
     pub fn replace_if_broken(&mut self) {
         if let Err(error) = self.file().features() {
@@ -96,7 +96,8 @@ impl ReplaceableDaemon {
         }
     }
 
-    /// Returns the kinds of the requests since the last call.
+    /// Returns the kinds of the requests that the daemon has received since the last call of this
+    /// function.
     pub fn take_kinds(&self) -> Vec<Kind> {
         self.running.as_ref().expect("a daemon").0.take_kinds()
     }
@@ -118,7 +119,8 @@ impl Driven {
         Self::of(ReplaceableDaemon::of_groups(&[0], 1, spaces))
     }
 
-    /// Binds the device of a daemon to vhost-vdpa, and opens it.
+    /// Puts the daemon's device on the bus, binds it to vhost-vdpa, and opens the vhost-vdpa
+    /// device.
     #[track_caller]
     pub fn of(daemon: ReplaceableDaemon) -> Self {
         let on_bus = OnBus::add(daemon.name()).expect("adding");
@@ -133,9 +135,9 @@ impl Driven {
     /// Starts another daemon if the device is broken. The new daemon opens the device again, which
     /// makes the device usable again.
     ///
-    /// This function returns only once the new daemon's thread answers requests. If the thread had
-    /// not started before the next map, the map would hang: while vhost-vdpa waits for the answer
-    /// to a map, it holds this process's mmap lock, and the process cannot start a thread.
+    /// This function returns only once the new daemon's thread answers requests. If a test mapped
+    /// memory before that, the call would hang: while vhost-vdpa waits for the daemon's answer,
+    /// vhost-vdpa holds this process's mmap lock, so the process cannot start a thread.
     #[track_caller]
     pub fn replace_if_broken(&mut self) {
         self.daemon.replace_if_broken();

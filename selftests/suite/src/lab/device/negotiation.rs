@@ -19,8 +19,8 @@ pub struct Negotiation {
     pub extensions: u64,
 }
 
-/// Negotiates the values in `negotiation`, then creates a device. Features or extensions that are 0
-/// are not negotiated, because a driver that cannot negotiate them returns an error.
+/// Negotiates the values in `negotiation`, then creates a device. If `features` or `extensions` is
+/// 0, skips that negotiation, because a VDUSE driver that does not support it returns an error.
 pub fn create(config: &DeviceConfig, negotiation: Negotiation) -> io::Result<TestDevice> {
     let control = Control::open()?;
     control.set_api_version(negotiation.version)?;

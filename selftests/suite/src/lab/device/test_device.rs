@@ -15,8 +15,8 @@ use crate::lab::kernel::sysfs;
 
 /// A device that is destroyed on drop.
 ///
-/// Declare a `TestDevice` before the values that use the device, because Rust drops the values in
-/// reverse order.
+/// Declare a `TestDevice` before the values that use the device, because Rust drops local variables
+/// in the reverse order of their declaration.
 #[derive(Debug)]
 pub struct TestDevice {
     name: String,

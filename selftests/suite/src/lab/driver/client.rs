@@ -80,7 +80,8 @@ impl Drop for Client {
     }
 }
 
-/// Runs the helper process `client PATH SPACES`.
+/// Runs in the helper process `client PATH SPACES`. Maps a page in each of the `SPACES` address
+/// spaces of the device at `PATH`, and then waits until the process is killed.
 pub fn run(path: &Path, spaces: u32) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;
@@ -94,21 +95,23 @@ pub fn run(path: &Path, spaces: u32) -> io::Result<()> {
     }
 }
 
-/// Runs the helper process `moves PATH SPACES`, which moves group 0 to each address space in turn.
+/// Runs in the helper process `moves PATH SPACES`. Moves virtqueue group 0 of the device at `PATH`
+/// to each of the `SPACES` address spaces in turn.
 pub fn move_through(path: &Path, spaces: u32) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;
     (0..spaces).try_for_each(|asid| vhost.set_group_asid(0, asid))
 }
 
-/// Runs the helper process `enable PATH`.
+/// Runs in the helper process `enable PATH`. Enables virtqueue 0 of the device at `PATH`.
 pub fn enable(path: &Path) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;
     vhost.enable_queue(0)
 }
 
-/// Runs the helper process `suspend PATH`.
+/// Runs in the helper process `suspend PATH`. Sets `DRIVER_OK`, and then suspends the device at
+/// `PATH`.
 pub fn suspend(path: &Path) -> io::Result<()> {
     let vhost = Vhost::open(path)?;
     vhost.set_owner()?;

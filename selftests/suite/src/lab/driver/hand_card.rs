@@ -114,7 +114,8 @@ impl HandCard {
         bus::interface(self.device.name()).expect("an interface")
     }
 
-    /// Returns the indices of the control queue's available ring and used ring.
+    /// Returns the number of commands that the driver has made available in the control queue, and
+    /// the number of commands that the device has completed. Both numbers are modulo 2^16.
     #[track_caller]
     pub fn counters(&self) -> (u16, u16) {
         let ring = ControlRing::look(self.file(), INDEX).expect("a control queue");

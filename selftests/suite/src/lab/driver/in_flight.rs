@@ -143,8 +143,8 @@ impl InFlight {
         self.kick.signal().expect("kicking");
     }
 
-    /// Takes the requests that the device has used. Asserts that each of them was in flight and
-    /// that the device has written its number.
+    /// Takes the requests that the device has completed. Asserts that each request was in flight,
+    /// and that the device has written the request's number.
     #[track_caller]
     pub fn reap(&mut self) {
         let index = u16::from_le_bytes(self.load(USED + 2));

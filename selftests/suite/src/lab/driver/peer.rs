@@ -80,8 +80,8 @@ impl Peer {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Sends `flows` UDP packets to `to` from each CPU. Each packet is a flow of its own, with its
-    /// own source port. Returns the source ports.
+    /// Sends `flows` UDP packets to `to` from each CPU. Each packet has its own source port, and so
+    /// is a flow of its own. Returns the source ports.
     #[track_caller]
     pub fn send_flows(&self, to: &'static str, port: u16, flows: usize) -> Vec<u16> {
         let threads: Vec<_> = cpu::online()

@@ -49,7 +49,8 @@ pub struct HandQueue {
 }
 
 impl HandQueue {
-    /// Creates virtqueue `index`, and maps its memory at `iova` of an address space.
+    /// Creates virtqueue `index`, and maps the virtqueue's memory at `iova` in the address space
+    /// `asid`.
     #[track_caller]
     pub fn prepare(vhost: &Vhost, index: u32, asid: u32, iova: u64) -> Self {
         let memory = new_memory();
@@ -67,7 +68,8 @@ impl HandQueue {
         }
     }
 
-    /// Replaces the memory with new memory that has the same contents and the same IOVAs.
+    /// Replaces the virtqueue's memory with new memory that has the same contents and the same
+    /// IOVAs.
     #[track_caller]
     pub fn move_memory(&mut self, vhost: &Vhost) {
         let other = new_memory();
@@ -108,12 +110,13 @@ impl HandQueue {
         vhost.enable_queue(index).expect("enabling the queue");
     }
 
-    /// Kicks the device for the first time. Returns once the kernel has delivered the kick.
+    /// Kicks the device. Returns once the kernel has delivered the kick.
     ///
     /// If vhost-vdpa already has the eventfd when the eventfd is signalled, the kernel delivers the
     /// kick later, from a workqueue. If the eventfd is signalled first and then passed to
     /// vhost-vdpa, the kernel delivers the kick before the ioctl returns. This function therefore
-    /// signals the eventfd first.
+    /// takes the eventfd away from vhost-vdpa, signals the eventfd, and passes it to vhost-vdpa
+    /// again.
     #[track_caller]
     pub fn kick_at_once(&self, vhost: &Vhost) {
         let other = EventFd::new().expect("an eventfd");
@@ -251,7 +254,7 @@ impl HandQueue {
         ]);
     }
 
-    /// Returns the index of the used ring, which the device writes.
+    /// Returns the `idx` field of the used ring. The device writes this field.
     pub fn used_index(&self) -> u16 {
         let mut bytes = [0; 2];
         self.part(USED)
@@ -313,7 +316,8 @@ impl HandDriver {
         Self { vhost, queue }
     }
 
-    /// Replaces the memory with new memory that has the same contents and the same IOVAs.
+    /// Replaces the memory of virtqueue 0 with new memory that has the same contents and the same
+    /// IOVAs.
     #[track_caller]
     pub fn move_memory(&mut self) {
         self.queue.move_memory(&self.vhost);

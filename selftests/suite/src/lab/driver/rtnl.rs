@@ -23,7 +23,7 @@ const FREE: Duration = Duration::from_millis(5);
 /// waits for the daemon to carry out a command.
 pub const LIMIT: Duration = Duration::from_secs(1);
 
-/// Maximum time that an idle machine needs in addition to [`LIMIT`].
+/// Maximum time for which RTNL may be held in addition to [`LIMIT`], if the machine is idle.
 pub const SLACK: Duration = Duration::from_millis(500);
 
 /// The times for which other threads held RTNL.

@@ -226,9 +226,9 @@ impl Guest {
         self.child.id()
     }
 
-    /// Migrates the guest to a QEMU that was started with `-incoming defer`, and ends this QEMU.
-    /// When this function returns, the guest runs in the other QEMU. Returns the downtime that QEMU
-    /// has measured, which is the time during which the guest ran in neither QEMU.
+    /// Migrates the guest to the QEMU `there`, which was started with `-incoming defer`. Then ends
+    /// the QEMU from which the guest has migrated. Returns the downtime that QEMU has measured,
+    /// which is the time during which the guest ran in neither QEMU.
     #[track_caller]
     pub fn migrate_to(mut self, there: &mut Self) -> Duration {
         let uri = json!({ "uri": format!("unix:{}", there.socket.with_extension("in").display()) });

@@ -18,7 +18,8 @@ pub struct Low {
 }
 
 impl Low {
-    /// Allocates the page. Skips the test if the kernel does not support 32-bit system calls.
+    /// Allocates a page below 4 GiB. Skips the test if the kernel does not support 32-bit system
+    /// calls.
     #[track_caller]
     pub fn new() -> Self {
         if !available() {

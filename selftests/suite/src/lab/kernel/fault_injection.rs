@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Fault injection, which makes allocations or copies of user memory fail one at a time.
+//! Fault injection. It makes single memory allocations fail, or single copies from and to user
+//! memory.
 //!
 //! For each thread, the kernel counts the points at which it can inject a fault, and injects a
 //! fault at the nth point (`/proc/thread-self/fail-nth`, Documentation/fault-injection). A test
-//! performs an operation with a fault at the first point, then at the second point, and so on,
-//! until the operation ends without reaching the point.
+//! performs an operation with a fault at the first point, then at the second point, and so on. The
+//! test is complete when the operation ends before it reaches the point of the fault.
 
 use std::cell::Cell;
 use std::fmt::Debug;
@@ -27,7 +28,8 @@ const SLAB: &str = "failslab";
 const PAGES: &str = "fail_page_alloc";
 const COPIES: &str = "fail_usercopy";
 
-/// Maximum number of faults on a path. A path with more faults makes the test fail.
+/// Maximum number of points of an operation at which faults are tried. If the operation has more
+/// points, the test fails.
 const MOST: u32 = 2000;
 
 /// An address range without code. Faults limited to such a range never occur.
@@ -35,9 +37,10 @@ const NOWHERE: Range<u64> = 0..1;
 /// All addresses. With this range, the kernel does not check the stack.
 const EVERYWHERE: Range<u64> = 0..u64::MAX;
 
-/// A kernel function that the driver calls, and in which no fault may be injected. If this function
-/// fails to create its caches for the second time, its error path destroys a cache that
-/// `iova_cache_put` has already destroyed (7.2, `drivers/iommu/iova.c`).
+/// A kernel function that the driver calls, and in which no fault may be injected. The reason is a
+/// kernel bug (7.2, `drivers/iommu/iova.c`): suppose that `iova_cache_put` has destroyed the
+/// caches, and that the next call of this function fails to create them again. Then its error path
+/// destroys a cache that `iova_cache_put` has already destroyed.
 const FREED_TWICE: &str = "iova_cache_get";
 
 /// The code that must be on the stack for a fault to occur.
@@ -63,14 +66,14 @@ impl Below {
     }
 }
 
-/// Fault injection for this thread, which ends when this value is dropped.
+/// Fault injection for the current thread. The injection ends when this value is dropped.
 #[derive(Debug)]
 pub struct Injection {
     nth: File,
     /// The previous values of the changed settings, by path.
     before: Vec<(PathBuf, String)>,
-    /// Keeps this value in its thread, because `fail-nth` belongs to the thread that opened the
-    /// file.
+    /// Keeps this value in the thread that created it, because the file `fail-nth` belongs to the
+    /// thread that opened the file.
     _thread: PhantomData<*const ()>,
 }
 
@@ -115,7 +118,8 @@ impl Injection {
         let Ok(nth) = file else {
             skip("no fault injection here");
         };
-        // Without stack filters, faults cannot be limited to one kind.
+        // To limit faults to one kind, the stack filters of the other kinds are set to `NOWHERE`.
+        // Some kernels have no stack filters.
         if ![SLAB, PAGES, COPIES]
             .iter()
             .all(|kind| directory(kind).join("require-start").exists())
@@ -146,8 +150,9 @@ impl Injection {
         self.range(kind, "require", addresses);
     }
 
-    /// Sets an address range for faults of `kind`. If `what` is `require`, a fault needs an address
-    /// in the range on the stack. If `what` is `reject`, such an address prevents the fault.
+    /// Limits faults of `kind` by the addresses on the call stack. If `what` is `require`, a fault
+    /// occurs only if the stack contains an address in the range `addresses`. If `what` is
+    /// `reject`, a fault occurs only if the stack contains no address in that range.
     #[track_caller]
     fn range(&mut self, kind: &str, what: &str, addresses: &Range<u64>) {
         let text = |address: u64| format!("{address:#x}");
@@ -283,13 +288,13 @@ impl std::fmt::Display for Fault<'_> {
     }
 }
 
-/// The outcome of the faults on a path.
+/// The outcome of an operation that was performed with a fault at each of its points.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Number of faults that occurred.
     pub faults: u32,
-    /// Number of faults that made the operation fail. The operation succeeded in spite of each
-    /// other fault.
+    /// Number of faults that made the operation fail. With the rest of the faults, the operation
+    /// succeeded.
     pub failures: u32,
 }
 
@@ -317,7 +322,8 @@ fn address(text: &str) -> Option<u64> {
 #[track_caller]
 fn text_of(module: &str) -> Range<u64> {
     let table = fs::read_to_string("/proc/modules").expect("reading /proc/modules");
-    // The fields are the name, the size, three others, and the address of the code.
+    // The fields of a line are the module's name, its size, three that are not needed here, and the
+    // address of its code.
     let modules = table.lines().filter_map(|line| {
         let mut fields = line.split_whitespace();
         let (name, size) = (fields.next()?, fields.next()?.parse::<u64>().ok()?);
@@ -333,12 +339,12 @@ fn text_of(module: &str) -> Range<u64> {
     start..next.min().unwrap_or(u64::MAX).min(start + size)
 }
 
-/// Returns the address range of a function, which ends at the next symbol. The function belongs to
-/// the kernel or to a module.
+/// Returns the address range of the function `name` of the kernel or of a module. The range ends at
+/// the next symbol.
 #[track_caller]
 fn function(name: &str) -> Range<u64> {
     let table = fs::read_to_string("/proc/kallsyms").expect("reading /proc/kallsyms");
-    // The fields are the address, the type and the name.
+    // The fields of a line are the symbol's address, its type and its name.
     let symbols = || {
         table.lines().filter_map(|line| {
             let mut fields = line.split_whitespace();

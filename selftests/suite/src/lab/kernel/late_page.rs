@@ -92,8 +92,8 @@ impl LatePage {
         Ok(busy)
     }
 
-    /// Calls an ioctl with the page as its argument. When the page is provided, it contains
-    /// `bytes`, followed by zeroes.
+    /// Calls an ioctl with the page as its argument. If the thread provides the page, the page
+    /// contains `bytes`, followed by zeroes.
     pub fn call(
         &self,
         fd: impl AsFd,
@@ -135,7 +135,7 @@ fn answer(uffd: OwnedFd, page: usize, next: &Next) -> io::Result<()> {
         if manner.comes {
             bytes.resize(PAGE as usize, 0);
             let range = Bytes::new().u64(page as u64).u64(bytes.as_ptr() as u64);
-            // This fails if the page was already provided after an earlier fault.
+            // `COPY` fails if an earlier fault already made this thread provide the page.
             let _ = raw::call(&uffd, COPY, &mut range.u64(PAGE).zeroes(16).0);
         } else {
             let address = std::ptr::with_exposed_provenance_mut(page);

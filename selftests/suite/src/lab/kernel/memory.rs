@@ -21,7 +21,8 @@ pub fn file(bytes: u64) -> File {
     File::from(fd)
 }
 
-/// Creates a file of one page in memory that is filled with `byte`. Returns a mapping of the page.
+/// Creates a file in memory (memfd) that consists of one page filled with `byte`. Returns a mapping
+/// of this page.
 #[track_caller]
 pub fn page_of(byte: u8) -> Mapping {
     let file = file(PAGE);

@@ -32,7 +32,8 @@ impl Missing {
         use rustix::mm::{mmap_anonymous, userfaultfd, MapFlags, ProtFlags, UserfaultfdFlags};
         // Only a non-blocking userfaultfd can be polled.
         let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-        // SAFETY: Only the page below is registered, and no references to the page exist.
+        // SAFETY: The descriptor handles only the faults of the page that this function maps and
+        // registers. No references to that page exist.
         let Ok(faults) = (unsafe { userfaultfd(flags) }) else {
             skip("no userfaultfd here");
         };

@@ -56,8 +56,8 @@ pub fn tool(program: &str, arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// Modules that the tests need in addition to the driver's. The runner loads them in this order.
-/// For a new device, the vDPA bus tries its drivers in the same order.
+/// Modules that the tests need in addition to the driver's module. The runner loads the modules in
+/// this order. So the vDPA bus offers a new device to virtio_vdpa first, and then to vhost_vdpa.
 pub const BUS: &[&str] = &["virtio_vdpa", "vhost_vdpa", "virtio_blk"];
 
 /// Loads the modules in [`BUS`].

@@ -16,8 +16,8 @@ struct Call {
     argument: *mut c_void,
 }
 
-// SAFETY: The callers below ensure that the kernel may write to the memory to which the argument
-// points, or that no memory is mapped there.
+// SAFETY: Each function that makes a `Call` ensures that the kernel may write to the memory to
+// which `argument` points, or that no memory is mapped there.
 unsafe impl Ioctl for Call {
     type Output = i32;
 
@@ -52,7 +52,7 @@ pub const WRITE: u32 = 1;
 /// Direction for [`number`]: the kernel writes to the argument.
 pub const READ: u32 = 2;
 
-/// Calls an ioctl. `argument` must be at least as long as the ioctl's number encodes.
+/// Calls an ioctl. `argument` must be at least as long as the size that the ioctl's number encodes.
 pub fn call(fd: impl AsFd, number: u32, argument: &mut [u8]) -> io::Result<i32> {
     assert!(argument.len() >= size_of_argument(number));
     let argument = argument.as_mut_ptr().cast();
@@ -130,7 +130,8 @@ impl Edge {
         // SAFETY: The page has at least that many bytes, and no references to it exist.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), argument, bytes.len()) };
         let argument = argument.cast();
-        // SAFETY: The kernel writes to the page, which is ours, and to unmapped memory.
+        // SAFETY: The kernel can write only to the page, which is ours. The memory after the page
+        // is unmapped.
         Ok(unsafe { rustix::ioctl::ioctl(fd, Call { number, argument }) }?)
     }
 

@@ -54,7 +54,8 @@ impl ReservedRange {
         Ok(())
     }
 
-    /// Removes the mappings in `len` bytes of the range from offset `at` on.
+    /// Removes all file mappings from `len` bytes of the range. These bytes begin at offset `at` of
+    /// the range, and stay reserved.
     pub fn clear(&self, at: usize, len: usize) -> io::Result<()> {
         assert!(at + len <= self.len);
         // SAFETY: As in `put`.

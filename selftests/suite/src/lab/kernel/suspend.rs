@@ -29,11 +29,12 @@ pub enum Sleep {
 pub enum Depth {
     /// The kernel freezes the processes.
     Freezer,
-    /// In addition, the kernel suspends the devices.
+    /// The kernel freezes the processes and suspends the devices.
     Devices,
-    /// In addition, the kernel prepares the platform firmware.
+    /// The kernel does the same as for `Devices`, and prepares the platform firmware.
     Platform,
-    /// In addition, the kernel takes all CPUs but one offline and disables interrupts.
+    /// The kernel does the same as for `Platform`, takes all CPUs but one offline, and disables
+    /// interrupts.
     Core,
 }
 
@@ -60,7 +61,7 @@ impl Machine {
         Self(())
     }
 
-    /// Returns whether the machine supports the sleep state `sleep` up to `depth`.
+    /// Returns whether the machine supports these arguments of [`suspend`](Self::suspend).
     pub fn can(&self, sleep: Sleep, depth: Depth) -> bool {
         let has = |file: &str, word: &str| {
             let text = std::fs::read_to_string(Path::new(POWER).join(file)).unwrap_or_default();
@@ -69,16 +70,17 @@ impl Machine {
         };
         match (sleep, depth) {
             (Sleep::Idle, _) => has("state", "freeze"),
-            // Without firmware support, this state is suspend-to-idle, which does not take CPUs
-            // offline.
+            // Without firmware support for suspend-to-RAM, writing `mem` to `/sys/power/state`
+            // begins a suspend-to-idle, which does not take CPUs offline.
             (Sleep::Ram, Depth::Core) => has("mem_sleep", "deep"),
             (Sleep::Ram, _) => has("state", "mem"),
             (Sleep::Disk, _) => has("state", "disk"),
         }
     }
 
-    /// Suspends the machine, which resumes after one second. If the machine would not survive
-    /// `depth`, the kernel only freezes tasks.
+    /// Begins to put the machine into the sleep state `sleep`, but goes only as far as `depth`. The
+    /// machine resumes after one second. If the machine would not survive `depth`, the kernel only
+    /// freezes tasks.
     ///
     /// # Errors
     ///

@@ -12,7 +12,7 @@ const ROOT: &str = "/sys/kernel/tracing";
 /// Group and name of the kprobe. Only one kprobe exists at a time.
 const PROBE: &str = "vduse_selftests/entered";
 
-/// A traced kernel event, which is disabled on drop.
+/// A kernel event that is traced until this value is dropped.
 #[derive(Debug)]
 pub struct Trace {
     directory: PathBuf,
@@ -75,7 +75,7 @@ impl Trace {
     }
 
     /// Traces the calls of a function, such as `virtio_vdpa:virtio_vdpa_config_cb`. Skips the test
-    /// if the kernel has no kprobes, or if it disables interrupts while a kprobe runs.
+    /// if the kernel has no kprobes, or if the kernel disables interrupts while a kprobe runs.
     #[track_caller]
     pub fn of_function(function: &str) -> Self {
         let probe = format!("p:{PROBE} {function}");

@@ -11,7 +11,7 @@ use crate::lab::kernel::memory::PAGE;
 use crate::tests::model::expected::Model;
 use crate::tests::model::operation::{offered, Op, FILES, GROUPS, QUEUES, SPACES};
 
-/// The status values among which a client's write of the device status is chosen at random.
+/// The values that a client may write to the device status. Each write takes one of them at random.
 const STATUSES: [u8; 6] = [
     RESET,
     RESET,
@@ -94,8 +94,9 @@ impl Model {
                     31 => Op::State { queue },
                     32..=33 => Op::Suspend,
                     34 => Op::Resume,
-                    // The daemon must agree to the next request, because a refusal would break the
-                    // device.
+                    // While the daemon refuses requests, a client must not enable or disable a
+                    // virtqueue, because a refusal would break the device. So let the daemon agree
+                    // to requests again.
                     _ if self.refuse => Op::Refuse(false),
                     _ => Op::Enable {
                         queue,

@@ -69,8 +69,8 @@ pub(super) struct Client {
     pub(super) wanted: [Option<Maps>; SPACES as usize],
     pub(super) batch: Option<u32>,
     pub(super) max_size: u16,
-    /// Whether vhost regards the device as suspended. vhost then lets the client set up virtqueues
-    /// again.
+    /// Whether vhost regards the device as suspended. After `DRIVER_OK`, vhost lets the client
+    /// change the addresses and positions of virtqueues only while this flag is set.
     pub(super) suspended: bool,
 }
 
@@ -108,7 +108,8 @@ impl Model {
         }
     }
 
-    /// Sends a request to the daemon, and returns whether the daemon agrees.
+    /// Adds a request to those that the daemon is expected to receive. Returns whether the daemon
+    /// agrees to the request.
     fn ask(&mut self, kind: Kind) -> bool {
         self.requests.push(kind);
         !self.refuse
@@ -383,7 +384,8 @@ impl Model {
                 if client.batch.is_none() && !self.set_map(asid as u32) {
                     let wanted = &mut self.client().wanted[asid];
                     wanted.as_mut().expect("an address space").remove(&iova);
-                    // vhost passes the remaining mappings to the device.
+                    // vhost drops the refused mapping, and passes the other mappings to the device
+                    // once more.
                     self.set_map(asid as u32);
                     return Err(Errno::FAULT);
                 }

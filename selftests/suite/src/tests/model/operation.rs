@@ -121,7 +121,7 @@ pub(super) enum Op {
 }
 
 /// The outcome of an operation: its result, which is either numbers or an error, and the requests
-/// that the driver sent to the daemon meanwhile.
+/// that the kernel sent to the daemon during the operation.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) answer: Result<Vec<u64>, Errno>,

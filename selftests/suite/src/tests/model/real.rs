@@ -23,7 +23,7 @@ use crate::lab::driver::vhost::{RingAddress, Vhost};
 use crate::lab::kernel::memory::{self, PAGE};
 use crate::tests::model::operation::{Op, Outcome, Support, FILES, GROUPS, QUEUES, SPACES};
 
-/// The real device. The fields are dropped in this order.
+/// The real device. The fields are dropped in declaration order.
 pub(super) struct Real {
     vhost: Option<Vhost>,
     on_bus: Option<OnBus>,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Tests that a command through a handle is answered, however the server ends. A socket takes the
-//! place of the device.
+//! Tests of commands that are given through a `Handle`. Each command gets an answer, even if the
+//! server is stopped, fails, panics or is dropped. In these tests, a socket takes the place of the
+//! device.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -31,7 +32,8 @@ impl<F: FnMut()> Backend for OnReset<F> {
     }
 }
 
-/// Returns a server without virtqueues, and the kernel's end of its device.
+/// Returns a server without virtqueues, whose device is one end of a socket. Also returns the other
+/// end, at which the test acts as the kernel.
 fn server<F: FnMut()>(on_reset: F) -> (Server<OnReset<F>>, UnixStream) {
     let (device, kernel) = UnixStream::pair().unwrap();
     let server = Server {
@@ -49,7 +51,8 @@ fn server<F: FnMut()>(on_reset: F) -> (Server<OnReset<F>>, UnixStream) {
     (server, kernel)
 }
 
-/// Gives a command from another thread, and returns where its result arrives.
+/// Gives the server a command (`register_umem`) from a new thread. Returns the receiver of the
+/// command's result.
 fn command(handle: &Handle) -> Receiver<io::Result<()>> {
     let handle = handle.clone();
     let (sender, receiver) = mpsc::channel();
@@ -57,7 +60,7 @@ fn command(handle: &Handle) -> Receiver<io::Result<()>> {
     receiver
 }
 
-/// Gives a command, and waits until it is in the server's queue.
+/// Does the same as [`command`], and waits until the command is in the server's queue.
 fn queued_command(handle: &Handle) -> Receiver<io::Result<()>> {
     let result = command(handle);
     while handle.control.pending() == 0 {
@@ -93,7 +96,7 @@ fn a_command_before_the_loop_is_executed_by_it() {
     let handle = server.handle();
     let result = queued_command(&handle);
     let thread = thread::spawn(move || server.run());
-    // The command is executed, and its ioctl fails on a socket.
+    // The server executes the command. The command's ioctl fails, because the device is a socket.
     let result = result.recv_timeout(PATIENCE).unwrap();
     let enotty = rustix::io::Errno::NOTTY.raw_os_error();
     assert_eq!(result.unwrap_err().raw_os_error(), Some(enotty));
@@ -117,7 +120,8 @@ fn a_command_is_rejected_after_an_error() {
     let (mut server, kernel) = server(|| {});
     let handle = server.handle();
     let before = queued_command(&handle);
-    // The kernel's end closes, as when the kernel marks a device broken.
+    // Closes the kernel's end of the socket. The server then stops with an error, as it does when
+    // the kernel marks the device as broken.
     drop(kernel);
     server.run().unwrap_err();
     is_rejected(&before);
@@ -156,7 +160,7 @@ fn a_command_is_rejected_when_the_server_is_dropped() {
 fn a_server_that_runs_again_executes_commands_again() {
     let (mut server, kernel) = server(|| {});
     let handle = server.handle();
-    // A part of a request ends the loop with an error.
+    // Sends only the first byte of a request. The server's loop then ends with an error.
     (&kernel).write_all(&[0]).unwrap();
     server.run().unwrap_err();
     is_rejected(&command(&handle));
