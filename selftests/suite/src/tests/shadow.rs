@@ -475,7 +475,11 @@ fn more_commands_than_the_queue_has_descriptors_work() {
         let (available, used) = card.counters();
         available == used && available > 256
     });
-    assert!(ended(card.set_address(1)));
+    // On a busy machine, so many commands may use up the time that virtio_net is ready to wait in
+    // all. Some of that time comes back every second.
+    soon("another command is carried out", || {
+        ended(card.set_address(1))
+    });
 }
 
 /// Checks control queues of various sizes. A control queue of one descriptor is hidden. Of a size
