@@ -29,6 +29,7 @@ tests![
     get_info_tells_packed_state,
     packed_state_is_asked_for_and_masked,
     a_reset_clears_queues_and_features,
+    a_reset_that_the_daemon_refuses_clears_queues_and_features,
     vq_setup_can_be_repeated_on_a_queue_in_use,
     get_info_shows_addresses_that_were_set_together => 40,
     queues_enabled_after_driver_ok_are_served,
@@ -144,6 +145,24 @@ fn packed_state_is_asked_for_and_masked() {
 fn a_reset_clears_queues_and_features() {
     let bare = BareDisk::started();
     bare.driver.vhost.set_status(RESET).unwrap();
+    is_cleared(&bare);
+}
+
+fn a_reset_that_the_daemon_refuses_clears_queues_and_features() {
+    let mut bare = BareDisk::started();
+    // The old responder must end before the new one reads requests.
+    let file = bare.file.clone();
+    drop(std::mem::replace(
+        &mut bare.responder,
+        Responder::new(&file, |_| Some(Answer::Failed)),
+    ));
+    fails(bare.driver.vhost.set_status(RESET), Errno::IO);
+    is_cleared(&bare);
+    drop(std::mem::replace(&mut bare.responder, Responder::ok(&file)));
+}
+
+/// Asserts that nothing of what the driver has set is left.
+fn is_cleared(bare: &BareDisk) {
     let info = bare.file.vq_info(0).unwrap();
     assert_eq!((info.num, info.ready), (0, 0));
     assert_eq!((info.desc_addr, info.driver_addr), (0, 0));
