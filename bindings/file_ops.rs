@@ -124,8 +124,8 @@ pub(crate) trait FileOperations: Sized + 'static {
 
     /// Handles an ioctl.
     ///
-    /// Must return `ENOTTY` or `ENOIOCTLCMD` for an unknown `cmd`: userspace sees `ENOTTY` either
-    /// way.
+    /// For an unknown `cmd`, a new interface returns `ENOTTY` or `ENOIOCTLCMD`: userspace sees
+    /// `ENOTTY` either way.
     fn ioctl(
         _data: <Self::Data as ForeignOwnable>::Borrowed<'_>,
         _file: &File,

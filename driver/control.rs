@@ -182,6 +182,7 @@ impl FileOperations for ControlFile {
             }
             cmd::CREATE_DEV => control.create(arg)?,
             cmd::DESTROY_DEV => control.destroy(arg)?,
+            // As the in-tree driver does, which programs rely on. On a device, it is `ENOTTY`.
             _ => return Err(EINVAL),
         }
 
