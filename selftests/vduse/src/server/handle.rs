@@ -70,6 +70,11 @@ impl Handle {
     /// As [`Umem::register`](crate::umem::Umem::register); `EEXIST` when the server has registered
     /// memory already; `BrokenPipe` when the server has ended, or ends without registering the
     /// memory.
+    ///
+    /// # Context
+    ///
+    /// Waits for the server's thread, so a [`Backend`](crate::server::Backend) that calls this
+    /// function from that thread waits forever.
     pub fn register_umem(&self) -> io::Result<()> {
         self.ask(Command::RegisterUmem)
     }
@@ -81,6 +86,10 @@ impl Handle {
     ///
     /// As [`Umem::deregister`](crate::umem::Umem::deregister); `ENOENT` when no memory is
     /// registered; `BrokenPipe` when the server has ended, or ends without deregistering the memory.
+    ///
+    /// # Context
+    ///
+    /// As [`register_umem`](Self::register_umem).
     pub fn deregister_umem(&self) -> io::Result<()> {
         self.ask(Command::DeregisterUmem)
     }
