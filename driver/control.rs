@@ -3,10 +3,10 @@
 //! The control node, `/dev/vduse/control`.
 
 use super::{
-    config,
-    dev::Negotiated,
+    device::Negotiated,
     registry::Registry,
-    user::Argument, //
+    user::Argument,
+    validate, //
 };
 use crate::{
     bindings::{
@@ -111,7 +111,7 @@ impl Control {
     fn create(&self, arg: Argument) -> Result {
         let config: DevConfig = arg.read()?;
         let negotiated = self.negotiated()?;
-        if !config::is_valid(&config, negotiated.api_version, PAGE_SIZE as u32) {
+        if !validate::device_is_valid(&config, negotiated.api_version, PAGE_SIZE as u32) {
             return Err(EINVAL);
         }
         let name = Self::name(&config.name)?;
@@ -128,7 +128,7 @@ impl Control {
 
     /// Returns a device's name as a string, or [`EINVAL`] if no device can have that name.
     fn name(bytes: &[u8]) -> Result<CString> {
-        let name = config::name(bytes).ok_or(EINVAL)?;
+        let name = validate::name(bytes).ok_or(EINVAL)?;
 
         Ok(CString::try_from(name)?)
     }

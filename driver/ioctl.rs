@@ -6,7 +6,7 @@
 //! ioctl that returns a file descriptor does more after that: it installs the descriptor.
 
 use super::{
-    dev::Dev,
+    device::Dev,
     domain::Region,
     registry::Registry,
     user::Argument,
@@ -320,12 +320,13 @@ fn set_config(dev: &Dev, arg: Argument) -> Result {
     let (offset, length) = (header.offset as usize, header.length as usize);
     // The range is checked before the bytes are copied in, for two reasons: no more bytes are
     // copied than the configuration space can hold, and a wrong range is reported even if the
-    // address of the bytes is bad as well. `write_config` checks the range again.
-    if length == 0 || !dev.has_config(offset, length) {
+    // address of the bytes is bad as well. `write` checks the range again.
+    if length == 0 || !dev.config.has(offset, length) {
         return Err(EINVAL);
     }
 
-    dev.write_config(offset, &arg.read_after::<ConfigData>(length)?)
+    dev.config
+        .write(offset, &arg.read_after::<ConfigData>(length)?)
 }
 
 fn inject_config_irq(dev: &Dev) -> Result {

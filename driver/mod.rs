@@ -2,7 +2,7 @@
 
 //! The driver: all rules of the VDUSE protocol, in safe Rust and without C types.
 //!
-//! A daemon creates a *device* ([`dev`]) through the control node ([`control`]), and serves the
+//! A daemon creates a *device* ([`device`]) through the control node ([`control`]), and serves the
 //! device through the device's own node ([`ioctl`], [`msg`]). Once the device is added to the vDPA
 //! bus, a driver on that bus uses the device ([`vdpa`]). Virtqueues are in [`vq`]. The memory of
 //! virtqueues and buffers is mapped into address spaces ([`spaces`]), each of which has a
@@ -10,7 +10,8 @@
 //!
 //! # Lock order
 //!
-//! 1. The vDPA core's device lock, then the lock of the [registry], then [`Dev::usage`](dev::Dev).
+//! 1. The vDPA core's device lock, then the lock of the [registry], then the lock of a device's
+//!    [usage].
 //! 2. The vDPA core's locks, then the wait for the daemon's answer to a [message](msg).
 //! 3. `mmap_lock` of a vhost client whose memory is being mapped, then the lock of the [address
 //!    spaces](spaces) or the mutex of the [message queue](msg). The lock under which user pages are
@@ -28,9 +29,9 @@ pub(crate) mod nodes;
 pub(crate) mod registry;
 
 mod budget;
-mod config;
+mod config_space;
 mod control;
-mod dev;
+mod device;
 mod domain;
 mod ioctl;
 mod mapping;
@@ -40,7 +41,10 @@ mod quirks;
 mod shadow;
 mod spaces;
 mod sysfs;
+mod usage;
 mod user;
+mod validate;
 mod vdpa;
+mod virtio;
 mod vq;
 mod vq_state;

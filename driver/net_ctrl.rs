@@ -6,7 +6,7 @@
 //! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
 //! on the host as well.
 
-use super::config::feature;
+use super::virtio::feature;
 use core::ops::DerefMut;
 
 /// Maximum length of a command in bytes. A command of this length has room for 1,363 MAC addresses

@@ -3,13 +3,13 @@
 //! The module's registrations: its character devices, and the management device of the vDPA bus.
 
 use super::{
-    config,
     control::ControlFile,
     ioctl::DevFile,
     registry::{
         Registry,
         CONTROL_INDEX, //
     },
+    validate,
     vdpa::DriverSide, //
 };
 use crate::bindings::{
@@ -39,7 +39,7 @@ impl Management {
 }
 
 impl ManagementOperations for Management {
-    const DEVICE_IDS: &'static [u32] = config::device_id::ALLOWED;
+    const DEVICE_IDS: &'static [u32] = validate::DEVICE_IDS;
 
     type Device = DriverSide;
 

@@ -7,11 +7,11 @@
 //! on the host as well.
 
 use super::{
-    config::{
+    net_ctrl,
+    virtio::{
         device_id,
         feature, //
     },
-    net_ctrl, //
 };
 
 /// The offset of the link status in a network card's configuration space, in bytes.

@@ -11,8 +11,7 @@
 //! attribute.
 
 use super::{
-    config,
-    dev::{
+    device::{
         Attached,
         Dev,
         Negotiated,
@@ -22,6 +21,7 @@ use super::{
         DevAttributes,
         VqAttributes, //
     },
+    virtio,
     vq::Vq, //
 };
 use crate::{
@@ -193,7 +193,7 @@ impl Registry {
         space: KVVec<u8>,
         negotiated: Negotiated,
     ) -> Result {
-        if config.device_id == config::device_id::NET && !capable(Capability::NetAdmin) {
+        if config.device_id == virtio::device_id::NET && !capable(Capability::NetAdmin) {
             return Err(EPERM);
         }
 

@@ -35,12 +35,12 @@
 //!
 //! # Lock order
 //!
-//! The locks of virtio_net or [`Dev::usage`](super::dev::Dev), then [`Shadow::state`], then the
-//! lock of a virtqueue, of a domain's mappings, or of the [map of the driver's memory](DirectMap).
+//! The locks of virtio_net or the lock of the device's [usage](super::usage), then
+//! [`Shadow::state`], then the lock of a virtqueue, of a domain's mappings, or of the [map of the
+//! driver's memory](DirectMap).
 
 use super::{
     budget::Budget,
-    config::feature,
     domain::Domain,
     net_ctrl::{
         self,
@@ -48,6 +48,7 @@ use super::{
         Outcome,
         Settings, //
     },
+    virtio::feature,
     vq::Vq, //
 };
 use crate::bindings::{

@@ -3,7 +3,7 @@
 //! The attributes of a device in `/sys/class/vduse/NAME`.
 
 use super::{
-    dev::Dev,
+    device::Dev,
     vq::Vq, //
 };
 use crate::bindings::{
@@ -111,13 +111,13 @@ impl BinaryAttribute for Config {
     const MODE: u16 = 0o400;
 
     fn size(dev: &Dev) -> usize {
-        dev.config_size()
+        dev.config.size()
     }
 
     fn read(dev: &Dev, offset: usize, buf: &mut [u8]) -> Result<usize> {
         dev.read_config(offset, buf, false);
 
-        Ok(dev.config_size().saturating_sub(offset).min(buf.len()))
+        Ok(dev.config.size().saturating_sub(offset).min(buf.len()))
     }
 }
 

@@ -8,7 +8,7 @@
 //! queries them.
 
 use super::{
-    dev::{
+    device::{
         Attached,
         Dev, //
     },
@@ -377,7 +377,7 @@ impl Operations for DriverSide {
     }
 
     fn config_size(&self) -> usize {
-        self.dev.config_size()
+        self.dev.config.size()
     }
 
     fn get_config(&self, offset: usize, buf: &mut [u8], driver: BusDriver) {
@@ -391,7 +391,7 @@ impl Operations for DriverSide {
     }
 
     fn generation(&self) -> u32 {
-        self.dev.generation()
+        self.dev.config.generation()
     }
 
     fn set_map(&self, asid: u32, iotlb: &Iotlb, driver: BusDriver) -> Result {

@@ -218,22 +218,35 @@ impl Vq {
         state.group = config.group;
     }
 
-    /// Returns whether the virtqueue is set up as `config` says.
-    pub(super) fn is_set_up_as(&self, config: &VqConfig) -> bool {
-        let state = self.state.lock();
+    /// Changes the setup of the virtqueue of a device that is on the bus, as far as that is allowed.
+    ///
+    /// With version 1 of the API, nothing may change. With version 0, `config` gives the largest
+    /// size that the next driver may choose, in descriptors: the current driver has already read
+    /// the largest size. The new one takes effect at the next reset or call of
+    /// [`settle_max_size`](Self::settle_max_size). The group cannot change, because a device with
+    /// version 0 of the API has only one group.
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if `is_v1` is set and `config` differs from the setup in effect.
+    /// - [`EINVAL`] if `is_v1` is not set and the largest size is 0.
+    pub(super) fn change_setup(&self, config: &VqConfig, is_v1: bool) -> Result {
+        let mut state = self.state.lock();
 
-        state.max_size == config.max_size && state.group == config.group
+        if is_v1 {
+            let is_same = state.max_size == config.max_size && state.group == config.group;
+            return is_same.then_some(()).ok_or(EINVAL);
+        }
+        if config.max_size == 0 {
+            return Err(EINVAL);
+        }
+
+        state.next_max_size = Some(config.max_size);
+
+        Ok(())
     }
 
-    /// Sets the largest size that the next driver may choose, in descriptors. For the current
-    /// driver, the largest size stays the same. The new largest size takes effect at the next reset
-    /// or call of [`settle_max_size`](Self::settle_max_size).
-    pub(super) fn set_next_max_size(&self, max_size: u16) {
-        self.state.lock().next_max_size = Some(max_size);
-    }
-
-    /// Puts the largest size from [`set_next_max_size`](Self::set_next_max_size) into effect, if
-    /// one was set. Must be called only while no driver uses the virtqueue.
+    /// Puts the largest size from [`change_setup`](Self::change_setup) into effect, if one was set. Must be called only while no driver uses the virtqueue.
     pub(super) fn settle_max_size(&self) {
         let mut state = self.state.lock();
 
@@ -417,7 +430,7 @@ impl Vq {
     }
 
     /// Discards the driver's settings and the kick eventfd. The daemon's setup stays. If
-    /// [`set_next_max_size`](Self::set_next_max_size) has set a largest size, that size takes
+    /// [`change_setup`](Self::change_setup) has set a largest size, that size takes
     /// effect.
     pub(super) fn reset(&self) {
         let mut state = self.state.lock();

@@ -12,16 +12,20 @@ pub use vduse_uapi as uapi;
 mod budget;
 
 #[allow(dead_code)]
-#[path = "../../driver/config.rs"]
-mod config;
-
-#[allow(dead_code)]
 #[path = "../../driver/net_ctrl.rs"]
 mod net_ctrl;
 
 #[allow(dead_code)]
 #[path = "../../driver/quirks.rs"]
 mod quirks;
+
+#[allow(dead_code)]
+#[path = "../../driver/validate.rs"]
+mod validate;
+
+#[allow(dead_code)]
+#[path = "../../driver/virtio.rs"]
+mod virtio;
 
 #[allow(dead_code)]
 #[path = "../../bindings/vdpa/status.rs"]

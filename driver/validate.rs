@@ -1,94 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The rules for the configuration with which a daemon creates a device.
+//! The rules for the configuration of a device and of its virtqueues, which a daemon chooses.
 //!
 //! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
 //! on the host as well.
 
+use super::virtio::{
+    device_id,
+    feature, //
+};
 use crate::uapi::{
     DevConfig,
+    VqConfig,
     API_VERSION_1, //
 };
 use core::ffi::CStr;
 
-/// Virtio device ids (virtio 1.3, section 5).
-pub(crate) mod device_id {
-    /// A network card.
-    pub(crate) const NET: u32 = 1;
-    /// A block device.
-    pub(crate) const BLOCK: u32 = 2;
-    /// A file system.
-    pub(crate) const FS: u32 = 26;
-
-    /// Ids that a device may have. The kernel drivers of these device types cope with anything that
-    /// a daemon may do.
-    pub(crate) const ALLOWED: &[u32] = &[NET, BLOCK, FS];
-}
-
-/// Feature bits (virtio 1.3, sections 5.1.3, 5.2.3 and 6).
-pub(crate) mod feature {
-    /// Block: the driver may switch between write-back and write-through caching, by writing to the
-    /// configuration space.
-    pub(crate) const BLK_CONFIG_WCE: u64 = 1 << 11;
-    /// Net: the configuration space has the card's MAC address.
-    pub(crate) const NET_MAC: u64 = 1 << 5;
-    /// Net: there is a control virtqueue.
-    pub(crate) const NET_CTRL_VQ: u64 = 1 << 17;
-    /// Net: the driver may set receive modes and filter tables of MAC addresses.
-    pub(crate) const NET_CTRL_RX: u64 = 1 << 18;
-    /// Net: the driver may set a filter of VLAN ids.
-    pub(crate) const NET_CTRL_VLAN: u64 = 1 << 19;
-    /// Net: the driver may set the receive modes that `NET_CTRL_RX` does not cover.
-    pub(crate) const NET_CTRL_RX_EXTRA: u64 = 1 << 20;
-    /// Net: the device may ask the driver to announce itself on the network. The driver
-    /// acknowledges the request.
-    pub(crate) const NET_GUEST_ANNOUNCE: u64 = 1 << 21;
-    /// Net: there can be more than one pair of virtqueues.
-    pub(crate) const NET_MQ: u64 = 1 << 22;
-    /// Net: the driver may set the card's MAC address.
-    pub(crate) const NET_CTRL_MAC_ADDR: u64 = 1 << 23;
-    /// Net: the control virtqueue, and all features that use it (section 5.1.3.1, and later
-    /// additions). With some of these bits, virtio_net uses the control virtqueue without checking
-    /// that the device has one, and hits its own `BUG_ON`.
-    pub(crate) const NET_CONTROL: u64 = NET_CTRL_VQ
-        | NET_CTRL_RX
-        | NET_CTRL_VLAN
-        | NET_CTRL_RX_EXTRA
-        | NET_GUEST_ANNOUNCE
-        | NET_MQ
-        | NET_CTRL_MAC_ADDR
-        | NET_CTRL_OTHERS;
-    /// Net: the features of [`NET_CONTROL`] whose commands the daemon must carry out, or must
-    /// answer with data on which the driver relies.
-    pub(crate) const NET_CTRL_OTHERS: u64 = 1 << 2 // offloads that change at run time
-        | 1 << 50 // device statistics
-        | 1 << 52 // interrupt coalescing of one virtqueue
-        | 1 << 53 // interrupt coalescing
-        | 1 << 57 // hash reports
-        | 1 << 60; // receive side scaling
-    /// Net: the features that allow the driver to receive packets larger than the MTU of the link
-    /// (section 5.1.3).
-    pub(crate) const NET_LARGE_PACKETS: u64 = 1 << 7 // TCP over IPv4
-        | 1 << 8 // TCP over IPv6
-        | 1 << 9 // TCP with ECN
-        | 1 << 10 // UDP fragments
-        | 1 << 54 // UDP segments over IPv4
-        | 1 << 55; // UDP segments over IPv6
-    /// Net: a packet may be spread over several buffers.
-    pub(crate) const NET_MERGEABLE_BUFFERS: u64 = 1 << 15;
-    /// Net: the card is a standby for another card with the same MAC address (section 5.1.3).
-    pub(crate) const NET_STANDBY: u64 = 1 << 62;
-    /// Any device: a request may have a descriptor table of its own, outside the virtqueue.
-    pub(crate) const INDIRECT_DESC: u64 = 1 << 28;
-    /// Any device: the device follows virtio 1.0 or later, and not the legacy interface.
-    pub(crate) const VERSION_1: u64 = 1 << 32;
-    /// Any device: the device accesses memory through address translation.
-    pub(crate) const ACCESS_PLATFORM: u64 = 1 << 33;
-    /// Any device: virtqueues have the packed layout.
-    pub(crate) const RING_PACKED: u64 = 1 << 34;
-    /// Any device: the device uses buffers in the order in which the driver made them available.
-    pub(crate) const IN_ORDER: u64 = 1 << 35;
-}
+/// Ids that a device may have. The kernel drivers of these device types cope with anything that a
+/// daemon may do.
+pub(crate) const DEVICE_IDS: &[u32] = &[device_id::NET, device_id::BLOCK, device_id::FS];
 
 /// Maximum number of virtqueues of a device.
 pub(crate) const MAX_VQS: u32 = 0xffff;
@@ -178,7 +108,7 @@ fn features_are_valid(device_id: u32, features: u64) -> bool {
 ///
 /// The device's name must be [valid](name), and must differ from the names of the virtqueues' sysfs
 /// directories.
-pub(crate) fn is_valid(config: &DevConfig, api_version: u64, page_size: u32) -> bool {
+pub(crate) fn device_is_valid(config: &DevConfig, api_version: u64, page_size: u32) -> bool {
     let counts_are_valid = if api_version < API_VERSION_1 {
         config.ngroups == 0 && config.nas == 0
     } else {
@@ -193,8 +123,16 @@ pub(crate) fn is_valid(config: &DevConfig, api_version: u64, page_size: u32) -> 
         && config.config_size <= page_size
         // The in-tree driver accepts a device without virtqueues, but such a device is of no use.
         && (1..=MAX_VQS).contains(&config.vq_num)
-        && device_id::ALLOWED.contains(&config.device_id)
+        && DEVICE_IDS.contains(&config.device_id)
         && features_are_valid(config.device_id, config.features)
+}
+
+/// Returns whether a virtqueue of a device with `ngroups` virtqueue groups may be set up as `config`
+/// says.
+pub(crate) fn vq_is_valid(config: &VqConfig, ngroups: u32) -> bool {
+    config.group < ngroups
+        && config.reserved1 == 0
+        && config.reserved2.iter().all(|&word| word == 0)
 }
 
 #[cfg(test)]
@@ -228,7 +166,7 @@ mod tests {
     fn check(api_version: u64, expected: bool, change: impl FnOnce(&mut DevConfig)) {
         let mut config = valid();
         change(&mut config);
-        assert_eq!(is_valid(&config, api_version, PAGE_SIZE), expected);
+        assert_eq!(device_is_valid(&config, api_version, PAGE_SIZE), expected);
     }
 
     #[test]
@@ -355,5 +293,36 @@ mod tests {
                 config.vq_num = 10;
             });
         }
+    }
+
+    #[test]
+    fn a_virtqueue_is_in_a_group_of_its_device() {
+        let config = VqConfig {
+            index: 0,
+            max_size: 256,
+            reserved1: 0,
+            group: 1,
+            reserved2: [0; 10],
+        };
+
+        assert!(vq_is_valid(&config, 2));
+        assert!(!vq_is_valid(&config, 1));
+    }
+
+    #[test]
+    fn reserved_fields_of_a_virtqueue_are_zero() {
+        let mut config = VqConfig {
+            index: 0,
+            max_size: 256,
+            reserved1: 1,
+            group: 0,
+            reserved2: [0; 10],
+        };
+
+        assert!(!vq_is_valid(&config, 1));
+        config.reserved1 = 0;
+        assert!(vq_is_valid(&config, 1));
+        config.reserved2[9] = 1;
+        assert!(!vq_is_valid(&config, 1));
     }
 }

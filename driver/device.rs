@@ -4,12 +4,11 @@
 //!
 //! # Lock order
 //!
-//! [`Dev::usage`], then the mutex of the [message queue](super::msg) or of the
-//! [shadow](super::shadow), then the lock of a callback slot or of a virtqueue. No other lock is
-//! taken while the mutex of the configuration space is held.
+//! The lock of the [usage](super::usage), then the mutex of the [message queue](super::msg) or of
+//! the [shadow](super::shadow), then the lock of a callback slot or of a virtqueue.
 
 use super::{
-    config,
+    config_space::ConfigSpace,
     msg::MessageQueue,
     quirks::{
         self,
@@ -22,6 +21,9 @@ use super::{
         Shadow, //
     },
     spaces::Spaces,
+    usage::Usage,
+    validate,
+    virtio::feature,
     vq::Vq, //
 };
 use crate::{
@@ -30,7 +32,6 @@ use crate::{
         nospec::get_nospec,
         page::PAGE_SHIFT,
         pm::SuspendWatch,
-        sched,
         vdpa::{
             status,
             Callbacks,
@@ -53,7 +54,7 @@ use crate::{
 };
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
-    fmt, new_mutex,
+    fmt,
     prelude::*,
     sync::{
         atomic::{
@@ -61,19 +62,10 @@ use kernel::{
             AtomicFlag,
             Relaxed, //
         },
-        Arc,
-        Mutex, //
+        Arc, //
     },
-    time::{
-        Delta,
-        Instant,
-        Monotonic, //
-    },
+    time::Delta,
 };
-
-/// Minimum time between two writes to a configuration space. Between two writes, a driver has time
-/// to read all fields that belong together: some tens of bytes, which it reads one by one.
-const CONFIG_PAUSE: Delta = Delta::from_millis(5);
 
 /// The resources that all devices share.
 pub(crate) struct Shared {
@@ -90,17 +82,6 @@ pub(crate) struct Shared {
     pub(super) control_timeout: Delta,
 }
 
-/// Whether a device is open, is on the vDPA bus, or was destroyed.
-#[derive(Default)]
-struct Usage {
-    /// Whether a daemon has the device open.
-    open: bool,
-    /// Whether the device is on the vDPA bus.
-    attached: bool,
-    /// Whether the device was destroyed.
-    destroyed: bool,
-}
-
 /// The API version, features and extensions that a client has negotiated for the devices that it
 /// creates.
 #[derive(Clone, Copy, Default)]
@@ -111,13 +92,6 @@ pub(super) struct Negotiated {
     pub(super) features: u64,
     /// The extensions: [`F_RESUME`](extension::F_RESUME) or 0.
     pub(super) extensions: u64,
-}
-
-/// A device's configuration space.
-struct ConfigSpace {
-    bytes: KVVec<u8>,
-    /// The time of the last write by the daemon, if there was one.
-    written: Option<Instant<Monotonic>>,
 }
 
 /// A network card's control virtqueue, and its shadow.
@@ -176,12 +150,10 @@ pub(crate) struct Dev {
     #[pin]
     pub(super) spaces: Spaces,
     #[pin]
-    usage: Mutex<Usage>,
-    /// The configuration space.
+    usage: Usage,
+    /// The configuration space, as the daemon has written it.
     #[pin]
-    config: Mutex<ConfigSpace>,
-    /// A number that changes whenever the configuration space may have changed.
-    generation: Atomic<u32>,
+    pub(super) config: ConfigSpace,
     /// The device status, in the low 8 bits.
     status: Atomic<u32>,
     /// Whether a kernel driver set `DRIVER_OK` but the daemon did not acknowledge that bit.
@@ -196,7 +168,7 @@ pub(crate) struct Dev {
 }
 
 impl Dev {
-    /// Creates a device. `config` must be [valid](config::is_valid). `space` is the initial content
+    /// Creates a device. `config` must be [valid](validate::device_is_valid). `space` is the initial content
     /// of the configuration space.
     ///
     /// # Context
@@ -251,9 +223,8 @@ impl Dev {
                     shared.iova_cache.clone(),
                     shared.max_iotlb_entries,
                 ),
-                usage <- new_mutex!(Usage::default()),
-                config <- new_mutex!(ConfigSpace { bytes: space, written: None }),
-                generation: Atomic::new(0),
+                usage <- Usage::new(),
+                config <- ConfigSpace::new(space),
                 status: Atomic::new(0),
                 driver_ok_refused: AtomicFlag::new(false),
                 driver_features: Atomic::new(0),
@@ -273,28 +244,18 @@ impl Dev {
     ///
     /// # Errors
     ///
-    /// - [`EBUSY`] if another daemon has the device open.
-    /// - [`ENODEV`] if the device was destroyed.
+    /// Those of [`Usage::open`].
     pub(super) fn open(&self) -> Result {
-        let mut usage = self.usage.lock();
-        if usage.destroyed {
-            return Err(ENODEV);
-        }
-        if usage.open {
-            return Err(EBUSY);
-        }
-
-        usage.open = true;
-        self.messages.daemon_opened(|| {
-            for vq in &self.vqs {
-                vq.settle_ready();
+        self.usage.open(|| {
+            self.messages.daemon_opened(|| {
+                for vq in &self.vqs {
+                    vq.settle_ready();
+                }
+            });
+            if let Some(control) = &self.control {
+                control.shadow.opened();
             }
-        });
-        if let Some(control) = &self.control {
-            control.shadow.opened();
-        }
-
-        Ok(())
+        })
     }
 
     /// Marks the device as closed, after its daemon has closed the device or died. Deregisters user
@@ -308,27 +269,26 @@ impl Dev {
         if let Some(control) = &self.control {
             control.shadow.closed();
         }
-        self.usage.lock().open = false;
+        self.usage.close();
     }
 
     /// Marks the device as being on the vDPA bus, until the returned [`Attached`] is dropped.
     ///
     /// # Errors
     ///
-    /// - [`EEXIST`] if the device is on the bus already.
-    /// - [`EINVAL`] if not all virtqueues are set up, or if the device was destroyed.
+    /// - Those of [`Usage::attach`].
+    /// - [`EINVAL`] if not all virtqueues are set up.
     pub(super) fn attach(self: &Arc<Self>) -> Result<Attached> {
-        let mut usage = self.usage.lock();
-        if usage.attached {
-            return Err(EEXIST);
-        }
-        self.settle_vq_sizes();
-        if usage.destroyed || self.vqs.iter().any(|vq| vq.max_size() == 0) {
-            return Err(EINVAL);
-        }
+        self.usage.attach(|| {
+            self.settle_vq_sizes();
+            if self.vqs.iter().any(|vq| vq.max_size() == 0) {
+                return Err(EINVAL);
+            }
 
-        usage.attached = true;
-        self.messages.attach();
+            self.messages.attach();
+
+            Ok(())
+        })?;
 
         Ok(Attached(self.clone()))
     }
@@ -337,16 +297,9 @@ impl Dev {
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if the device is open or on the bus.
+    /// Those of [`Usage::destroy`].
     pub(super) fn destroy(&self) -> Result {
-        let mut usage = self.usage.lock();
-        if usage.open || usage.attached {
-            return Err(EBUSY);
-        }
-
-        usage.destroyed = true;
-
-        Ok(())
+        self.usage.destroy()
     }
 
     /// Returns the virtqueue with the given index, which may come from userspace, or [`EINVAL`] if
@@ -376,39 +329,24 @@ impl Dev {
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] if there is no such virtqueue or group, or if a reserved field is not 0.
-    /// - [`EINVAL`] if the device is on the bus and the maximum size is 0.
-    /// - [`EINVAL`] if the device is on the bus and speaks version 1 of the API, and `config`
-    ///   differs from the setup in effect.
+    /// - [`EINVAL`] if there is no such virtqueue, or if `config` is not
+    ///   [valid](validate::vq_is_valid).
+    /// - Those of [`Vq::change_setup`], if the device is on the bus.
     pub(super) fn set_up_vq(&self, config: &VqConfig) -> Result {
         let vq = self.vq(config.index)?;
 
-        if config.group >= self.ngroups
-            || config.reserved1 != 0
-            || config.reserved2.iter().any(|&word| word != 0)
-        {
+        if !validate::vq_is_valid(config, self.ngroups) {
             return Err(EINVAL);
         }
 
-        // `usage` stays locked until the virtqueue is set up, so that the device cannot be put on
-        // the bus before that.
-        let usage = self.usage.lock();
-        if !usage.attached {
-            vq.set_up(config);
-        } else if self.is_v1() {
-            if !vq.is_set_up_as(config) {
-                return Err(EINVAL);
+        self.usage.with_attached(|attached| {
+            if attached {
+                vq.change_setup(config, self.is_v1())
+            } else {
+                vq.set_up(config);
+                Ok(())
             }
-        } else if config.max_size != 0 {
-            // The current driver has already read the maximum size, so the new maximum size applies
-            // only to the next driver. The group cannot change, because a device with version 0 of
-            // the API has only one group.
-            vq.set_next_max_size(config.max_size);
-        } else {
-            return Err(EINVAL);
-        }
-
-        Ok(())
+        })
     }
 
     /// Puts into effect the maximum sizes that [`set_up_vq`](Self::set_up_vq) has recorded for the
@@ -419,32 +357,11 @@ impl Dev {
         }
     }
 
-    /// Returns the size of the configuration space in bytes.
-    pub(super) fn config_size(&self) -> usize {
-        self.config.lock().bytes.len()
-    }
-
-    /// Returns whether `len` bytes from `offset` on are within the configuration space. The size of
-    /// the configuration space never changes.
-    pub(super) fn has_config(&self, offset: usize, len: usize) -> bool {
-        offset
-            .checked_add(len)
-            .is_some_and(|end| end <= self.config_size())
-    }
-
     /// Reads the configuration space from byte `offset` on. If `to_kernel` is set, the reader is a
     /// kernel driver, and values that kernel drivers cannot handle are replaced. Bytes of `buf`
     /// beyond the end of the configuration space are left unchanged.
     pub(super) fn read_config(&self, offset: usize, buf: &mut [u8], to_kernel: bool) {
-        {
-            let config = self.config.lock();
-
-            if let Some(from) = config.bytes.get(offset..) {
-                for (to, from) in buf.iter_mut().zip(from) {
-                    *to = *from;
-                }
-            }
-        }
+        self.config.read(offset, buf);
 
         if to_kernel {
             quirks::hide_from_kernel(self.device_id, self, offset, buf);
@@ -475,44 +392,6 @@ impl Dev {
         } else {
             size
         })
-    }
-
-    /// Waits until [`CONFIG_PAUSE`] has passed since the previous write, then writes to the
-    /// configuration space on behalf of the daemon.
-    ///
-    /// # Context
-    ///
-    /// May sleep.
-    ///
-    /// # Errors
-    ///
-    /// - [`EINVAL`] if the range is not entirely within the configuration space.
-    /// - [`EINTR`] if the task is killed.
-    pub(super) fn write_config(&self, offset: usize, buf: &[u8]) -> Result {
-        // A driver that reads fields while they change reads all of them again, however often they
-        // change. Only the pause between writes ensures that this loop of the driver ends.
-        loop {
-            let mut config = self.config.lock();
-            let ConfigSpace { bytes, written } = &mut *config;
-            let to = bytes
-                .get_mut(offset..)
-                .and_then(|space| space.get_mut(..buf.len()))
-                .ok_or(EINVAL)?;
-
-            if written.is_none_or(|written| written.elapsed() >= CONFIG_PAUSE) {
-                to.copy_from_slice(buf);
-                *written = Some(Instant::now());
-                let _ = self.generation.fetch_add(1, Relaxed);
-                return Ok(());
-            }
-            drop(config);
-            sched::sleep_killable(CONFIG_PAUSE)?;
-        }
-    }
-
-    /// Returns a number that changes whenever the configuration space may have changed.
-    pub(super) fn generation(&self) -> u32 {
-        self.generation.load(Relaxed)
     }
 
     /// Returns the device status.
@@ -613,7 +492,7 @@ impl Dev {
 
     /// Returns whether the virtqueues have the packed layout.
     pub(super) fn is_packed(&self) -> bool {
-        self.driver_features() & config::feature::RING_PACKED != 0
+        self.driver_features() & feature::RING_PACKED != 0
     }
 
     /// Returns whether [`F_QUEUE_READY`] was negotiated. If so, the daemon gets a [`SET_VQ_READY`]
@@ -682,7 +561,7 @@ impl Dev {
         self.set_status(0);
         self.set_driver_ok_refused(false);
         self.driver_features.store(0, Relaxed);
-        let _ = self.generation.fetch_add(1, Relaxed);
+        self.config.change_generation();
         for vq in &self.vqs {
             vq.reset();
         }
@@ -717,7 +596,7 @@ impl KernelView for Dev {
             pages: area.map_or(0, |area| area.size() >> PAGE_SHIFT),
             mappings: area.map_or(0, |area| area.max_mappings()),
             shortest_vq: shortest.unwrap_or(0),
-            indirect: self.features & config::feature::INDIRECT_DESC != 0,
+            indirect: self.features & feature::INDIRECT_DESC != 0,
         }
     }
 
@@ -745,6 +624,6 @@ impl core::ops::Deref for Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        self.0.usage.lock().attached = false;
+        self.0.usage.detach();
     }
 }
