@@ -6,10 +6,15 @@ use super::{
     device::Negotiated,
     registry::Registry,
     user::Argument,
-    validate, //
+    validate,
+    virtio::device_id, //
 };
 use crate::{
     bindings::{
+        capability::{
+            capable,
+            Capability, //
+        },
         chrdev::CharDevice,
         file_ops::FileOperations,
         page::PAGE_SIZE, //
@@ -116,6 +121,10 @@ impl Control {
         }
         let name = Self::name(&config.name)?;
         let space = arg.read_after::<DevConfig>(config.config_size as usize)?;
+
+        if config.device_id == device_id::NET && !capable(Capability::NetAdmin) {
+            return Err(EPERM);
+        }
 
         self.registry.create(&name, &config, space, negotiated)
     }

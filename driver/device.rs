@@ -9,6 +9,7 @@
 
 use super::{
     config_space::ConfigSpace,
+    groups::GroupAsids,
     msg::MessageQueue,
     quirks::{
         self,
@@ -21,6 +22,7 @@ use super::{
         Shadow, //
     },
     spaces::Spaces,
+    umem,
     usage::Usage,
     validate,
     virtio::feature,
@@ -137,7 +139,7 @@ pub(crate) struct Dev {
     pub(super) ngroups: u32,
     vqs: KVVec<Arc<Vq>>,
     /// The address space of each virtqueue group.
-    group_asids: KVVec<Atomic<u32>>,
+    pub(super) group_asids: GroupAsids,
     /// The control virtqueue and its shadow, if the device has a control virtqueue that kernel
     /// drivers may use.
     control: Option<Control>,
@@ -168,8 +170,8 @@ pub(crate) struct Dev {
 }
 
 impl Dev {
-    /// Creates a device. `config` must be [valid](validate::device_is_valid). `space` is the initial content
-    /// of the configuration space.
+    /// Creates a device. `config` must be [valid](validate::device_is_valid). `space` is the initial
+    /// content of the configuration space.
     ///
     /// # Context
     ///
@@ -198,11 +200,7 @@ impl Dev {
             )?;
         }
 
-        let mut group_asids = KVVec::with_capacity(ngroups as usize, GFP_KERNEL_ACCOUNT)?;
-        for _ in 0..ngroups {
-            group_asids.push(Atomic::new(0), GFP_KERNEL_ACCOUNT)?;
-        }
-
+        let group_asids = GroupAsids::new(ngroups)?;
         let control = Control::new(config, &space, shared.control_timeout)?;
 
         Arc::pin_init(
@@ -261,7 +259,7 @@ impl Dev {
     /// Marks the device as closed, after its daemon has closed the device or died. Deregisters user
     /// pages, removes the kick eventfds, and queues unanswered requests again for the next daemon.
     pub(super) fn close(&self) {
-        self.spaces.dereg_all_umem();
+        umem::deregister_all(&self.spaces);
         for vq in &self.vqs {
             vq.abandon_kickfd();
         }
@@ -311,18 +309,6 @@ impl Dev {
     /// Returns all virtqueues.
     pub(super) fn vqs(&self) -> &[Arc<Vq>] {
         &self.vqs
-    }
-
-    /// Returns the address space of a virtqueue group, or [`None`] if there is no such group.
-    pub(super) fn group_asid(&self, group: usize) -> Option<u32> {
-        Some(self.group_asids.get(group)?.load(Relaxed))
-    }
-
-    /// Records the address space of a virtqueue group.
-    pub(super) fn set_group_asid(&self, group: usize, asid: u32) {
-        if let Some(at) = self.group_asids.get(group) {
-            at.store(asid, Relaxed);
-        }
     }
 
     /// Sets up a virtqueue.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Domains: the mappings of one address space, and the file through which the daemon accesses the
-//! mapped memory.
+//! Domains: the memory that is mapped into one address space, as the daemon accesses it.
 //!
 //! At any time, the mappings of a domain belong to one of two kinds of owner:
 //!

@@ -9,6 +9,7 @@ use super::{
     device::Dev,
     domain::Region,
     registry::Registry,
+    umem,
     user::Argument,
     vq_state, //
 };
@@ -182,13 +183,20 @@ fn dispatch(dev: &Dev, cmd: u32, arg: Argument) -> Result<isize> {
         cmd::VQ_SETUP_KICKFD => setup_kickfd(dev, arg.read()?)?,
         cmd::VQ_INJECT_IRQ => inject_vq_irq(dev, arg.read()?)?,
         cmd::IOTLB_REG_UMEM => {
-            let umem = umem(arg)?;
-            dev.spaces
-                .reg_umem(umem.asid, umem.iova, umem.uaddr, umem.size)?
+            let IovaUmem {
+                asid,
+                iova,
+                uaddr,
+                size,
+                ..
+            } = read_umem(arg)?;
+            umem::register(&dev.spaces, asid, iova, uaddr, size)?
         }
         cmd::IOTLB_DEREG_UMEM => {
-            let umem = umem(arg)?;
-            dev.spaces.dereg_umem(umem.asid, umem.iova, umem.size)?
+            let IovaUmem {
+                asid, iova, size, ..
+            } = read_umem(arg)?;
+            umem::deregister(&dev.spaces, asid, iova, size)?
         }
         cmd::IOTLB_GET_INFO => iotlb_get_info(dev, arg)?,
         _ => return Err(ENOTTY),
@@ -306,7 +314,7 @@ fn iotlb_get_info(dev: &Dev, arg: Argument) -> Result {
     })
 }
 
-fn umem(arg: Argument) -> Result<IovaUmem> {
+fn read_umem(arg: Argument) -> Result<IovaUmem> {
     let umem: IovaUmem = arg.read()?;
     if umem.reserved.iter().any(|&word| word != 0) {
         return Err(EINVAL);

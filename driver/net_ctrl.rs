@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The commands of a network card's control virtqueue (virtio 1.3, section 5.1.6.5), with a record
-//! of the settings that the driver has made by these commands.
+//! The commands of a network card's control virtqueue (virtio 1.3, section 5.1.6.5).
+//!
+//! [`Settings`] records what the driver has set by these commands.
 //!
 //! This module uses no kernel facilities, so that `selftests/driver-logic` can compile and test it
 //! on the host as well.

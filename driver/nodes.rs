@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The module's registrations: its character devices, and the management device of the vDPA bus.
+//! What the module registers with the kernel when it is loaded.
 
 use super::{
     control::ControlFile,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The registry of all devices, by minor number.
+//! The registry of all devices, which creates and destroys them.
 //!
 //! # Lock order
 //!
@@ -21,15 +21,10 @@ use super::{
         DevAttributes,
         VqAttributes, //
     },
-    virtio,
     vq::Vq, //
 };
 use crate::{
     bindings::{
-        capability::{
-            capable,
-            Capability, //
-        },
         chrdev::{
             DeviceNumbers,
             Node, //
@@ -183,7 +178,6 @@ impl Registry {
     ///
     /// # Errors
     ///
-    /// - [`EPERM`] if the device is a network card and the caller does not have `CAP_NET_ADMIN`.
     /// - [`EEXIST`] if there is a device of that name, including one that is being destroyed.
     /// - [`ENOSPC`] if there are too many devices.
     pub(super) fn create(
@@ -193,10 +187,6 @@ impl Registry {
         space: KVVec<u8>,
         negotiated: Negotiated,
     ) -> Result {
-        if config.device_id == virtio::device_id::NET && !capable(Capability::NetAdmin) {
-            return Err(EPERM);
-        }
-
         let mut entries = self.entries.lock();
         if Self::find(&entries, name).is_some() {
             return Err(EEXIST);

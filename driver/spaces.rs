@@ -19,11 +19,7 @@ use super::domain::{
 use crate::bindings::{
     iova,
     nospec::get_nospec,
-    page::{
-        PAGE_SHIFT,
-        PAGE_SIZE, //
-    },
-    pin::PinnedPages,
+    page::PAGE_SIZE,
     vhost_iotlb, //
 };
 use kernel::{
@@ -195,7 +191,7 @@ impl Spaces {
     }
 
     /// Returns the domains that have been created.
-    fn allocated(&self) -> impl Iterator<Item = &DomainHandle> {
+    pub(super) fn allocated(&self) -> impl Iterator<Item = &DomainHandle> {
         self.all.iter().filter_map(|space| space.0.as_ref())
     }
 
@@ -235,75 +231,6 @@ impl Spaces {
     pub(super) fn reset_map(&self, asid: u32) {
         if let Ok(handle) = self.get(asid) {
             handle.domain.owner().drop_files();
-        }
-    }
-
-    /// Registers memory of the current process (umem) as the bounce pages of an address space.
-    /// `iova` and `size` must be those of the whole bounce area. `uaddr` is the address of the
-    /// memory.
-    ///
-    /// # Context
-    ///
-    /// May sleep.
-    ///
-    /// # Errors
-    ///
-    /// - [`EINVAL`] if there is no such address space, if its bounce area is not mapped, if the
-    ///   range is not exactly that area, or if the memory is not aligned to pages.
-    /// - [`EEXIST`] if memory is registered already.
-    /// - Those of [`PinnedPages::pin_current`].
-    pub(super) fn reg_umem(&self, asid: u32, iova: u64, uaddr: u64, size: u64) -> Result {
-        let domain = &self.get(asid)?.domain;
-        let area = domain.bounce();
-
-        if !domain.owner().is_bounce_mapped() || iova != 0 || size != area.size() as u64 {
-            return Err(EINVAL);
-        }
-        let uaddr = usize::try_from(uaddr)?;
-        if uaddr % PAGE_SIZE != 0 {
-            return Err(EINVAL);
-        }
-        if area.has_umem() {
-            return Err(EEXIST);
-        }
-
-        area.register_umem(PinnedPages::pin_current(uaddr, area.size() >> PAGE_SHIFT)?)
-    }
-
-    /// Deregisters the memory of a process (umem) from an address space's bounce area. `iova` and
-    /// `size` must be those of the whole bounce area.
-    ///
-    /// # Context
-    ///
-    /// May sleep.
-    ///
-    /// # Errors
-    ///
-    /// - [`ENOENT`] if no memory is registered.
-    /// - [`EINVAL`] if there is no such address space, or if the range is not exactly its bounce
-    ///   area.
-    pub(super) fn dereg_umem(&self, asid: u32, iova: u64, size: u64) -> Result {
-        if asid as usize >= self.all.len() {
-            return Err(EINVAL);
-        }
-        let area = self.get(asid).map_err(|_| ENOENT)?.domain.bounce();
-
-        if !area.has_umem() {
-            return Err(ENOENT);
-        }
-        if iova != 0 || size != area.size() as u64 {
-            return Err(EINVAL);
-        }
-
-        area.deregister_umem().map(drop)
-    }
-
-    /// Deregisters the memory of processes (umem) from all bounce areas, after the daemon is gone.
-    /// May sleep.
-    pub(super) fn dereg_all_umem(&self) {
-        for handle in self.allocated() {
-            // If an area has no registered memory, the call fails, which does not matter.
-            let _ = handle.domain.bounce().deregister_umem();
         }
     }
 }

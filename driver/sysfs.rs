@@ -226,7 +226,7 @@ impl BinaryAttribute for Groups {
 
     fn read(dev: &Dev, offset: usize, buf: &mut [u8]) -> Result<usize> {
         let line = |group: usize, line: &mut [u8; Self::LEN]| {
-            let asid = dev.group_asid(group)?;
+            let asid = dev.group_asids.get(group)?;
             // A device has fewer than 2^16 groups.
             write_decimal(&mut line[..5], group as u32);
             write_decimal(&mut line[6..11], asid);

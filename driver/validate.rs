@@ -127,8 +127,7 @@ pub(crate) fn device_is_valid(config: &DevConfig, api_version: u64, page_size: u
         && features_are_valid(config.device_id, config.features)
 }
 
-/// Returns whether a virtqueue of a device with `ngroups` virtqueue groups may be set up as `config`
-/// says.
+/// Returns whether `config` may set up a virtqueue of a device with `ngroups` virtqueue groups.
 pub(crate) fn vq_is_valid(config: &VqConfig, ngroups: u32) -> bool {
     config.group < ngroups
         && config.reserved1 == 0

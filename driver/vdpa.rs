@@ -13,6 +13,7 @@ use super::{
         Dev, //
     },
     domain::Mappings,
+    groups::GroupTokens,
     msg::Suspending,
     shadow::Shadow,
     vq_state, //
@@ -21,7 +22,6 @@ use crate::{
     bindings::{
         atomic_cpumask::AtomicCpumask,
         chrdev::Node,
-        nospec::get_nospec,
         vdpa::{
             status::{
                 Phase,
@@ -58,7 +58,7 @@ use kernel::{
 /// The driver side of a device.
 pub(crate) struct DriverSide {
     /// The mapping tokens, by virtqueue group.
-    tokens: KVVec<Token<Mappings>>,
+    tokens: GroupTokens,
     /// The mapping token of the virtqueue that is [shadowed](super::shadow), if the device has a
     /// shadow. Boxed, as few devices have a shadow.
     shadowed_token: Option<KBox<Token<Mappings>>>,
@@ -82,11 +82,7 @@ impl DriverSide {
     /// - [`ENOMEM`] if memory is short.
     pub(super) fn new(dev: Attached) -> Result<Self> {
         let space = &dev.spaces.get_or_alloc(0)?.domain;
-        let mut tokens = KVVec::with_capacity(dev.ngroups as usize, GFP_KERNEL_ACCOUNT)?;
-        for _ in 0..dev.ngroups {
-            tokens.push(Token::new(space.clone()), GFP_KERNEL_ACCOUNT)?;
-        }
-
+        let tokens = GroupTokens::new(dev.ngroups, space)?;
         let new_direct = |shadow: &Shadow| {
             let token = Token::new_direct(space.clone(), shadow.memory().clone());
 
@@ -121,17 +117,8 @@ impl DriverSide {
     /// Moves all groups back to address space 0, where drivers expect them after a reset.
     fn reset_groups(&self) {
         // Address space 0 was created before the device was put on the bus.
-        let Ok(handle) = self.dev.spaces.get(0) else {
-            return;
-        };
-
-        // Only a process can move a group out of address space 0. So no kernel driver has mapped
-        // anything in the address spaces that the groups leave now.
-        Token::retarget_all(&self.tokens, &handle.domain);
-        for (group, token) in self.tokens.iter().enumerate() {
-            if token.points_to(&handle.domain) {
-                self.dev.set_group_asid(group, 0);
-            }
+        if let Ok(handle) = self.dev.spaces.get(0) {
+            self.tokens.reset(&self.dev.group_asids, &handle.domain);
         }
     }
 
@@ -248,7 +235,7 @@ impl Operations for DriverSide {
 
     fn vq_token(&self, vq: u16) -> Option<&Token<Mappings>> {
         match self.dev.shadow_at(vq.into()) {
-            None => self.tokens.get(self.vq_group(vq) as usize),
+            None => self.tokens.get(self.vq_group(vq)),
             Some(_) => self.shadowed_token.as_deref(),
         }
     }
@@ -419,24 +406,17 @@ impl Operations for DriverSide {
             return Err(EINVAL);
         }
 
-        let token = get_nospec(&self.tokens, group as usize).ok_or(EINVAL)?;
+        if group >= self.dev.ngroups {
+            return Err(EINVAL);
+        }
+
         let space = &self.dev.spaces.get_or_alloc(asid)?.domain;
-        let ask = || {
+        let asids = &self.dev.group_asids;
+
+        self.tokens.set_asid(asids, group, asid, space, || {
             let body = RequestBody::from_group_asid(group, asid);
 
-            self.send(uapi::SET_VQ_GROUP_ASID, body, driver)
-        };
-
-        if token.points_to(space) {
-            ask()?;
-        } else {
-            let quiesced = token.quiesce()?;
-
-            ask()?;
-            quiesced.retarget(space.clone());
-        }
-        self.dev.set_group_asid(group as usize, asid);
-
-        Ok(())
+            self.send(uapi::SET_VQ_GROUP_ASID, body, driver).map(drop)
+        })
     }
 }

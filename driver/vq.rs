@@ -218,7 +218,7 @@ impl Vq {
         state.group = config.group;
     }
 
-    /// Changes the setup of the virtqueue of a device that is on the bus, as far as that is allowed.
+    /// Changes the setup of a virtqueue whose device is on the bus, as far as that is allowed.
     ///
     /// With version 1 of the API, nothing may change. With version 0, `config` gives the largest
     /// size that the next driver may choose, in descriptors: the current driver has already read
@@ -246,7 +246,8 @@ impl Vq {
         Ok(())
     }
 
-    /// Puts the largest size from [`change_setup`](Self::change_setup) into effect, if one was set. Must be called only while no driver uses the virtqueue.
+    /// Puts the largest size from [`change_setup`](Self::change_setup) into effect, if one was set.
+    /// Must be called only while no driver uses the virtqueue.
     pub(super) fn settle_max_size(&self) {
         let mut state = self.state.lock();
 
