@@ -2,8 +2,9 @@
 
 //! The address spaces of a device.
 //!
-//! Each address space has a [domain](super::domain). The domain is created when it is first needed,
-//! and exists as long as the device.
+//! Each address space has a [domain](super::domain) with a part of the device's bounce area. The
+//! domain is created when it is first needed, and exists as long as the device. The size of the
+//! bounce area can change until then.
 //!
 //! # Lock order
 //!
