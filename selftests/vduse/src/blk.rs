@@ -21,11 +21,15 @@ use virtio_bindings::virtio_config::{VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use crate::server::{Backend, Chain, Memory};
+use crate::server::Backend;
+use crate::virtqueue::{Chain, Reader, Writer};
 use crate::{Device, DeviceConfig};
 
 /// Size of a sector in bytes. A disk's addresses count sectors.
 pub const SECTOR: u64 = 512;
+
+/// Length of a request's header in bytes: a type, an unused word, and a sector.
+const HEADER: usize = 16;
 
 /// Maximum number of data descriptors in one request.
 const SEG_MAX: u32 = 126;
@@ -154,12 +158,15 @@ impl Disk {
 
     /// Executes a request, but does not write its status to the driver's memory. Returns the
     /// status, and the number of bytes written to `output`.
-    fn request(&mut self, input: &mut impl Read, output: &mut impl Write, data: Data) -> (u8, u32) {
-        let mut header = [0; 16];
-        if input.read_exact(&mut header).is_err() {
+    fn request(
+        &mut self,
+        input: &mut Reader<'_>,
+        output: &mut Writer<'_>,
+        data: Data,
+    ) -> (u8, u32) {
+        let Some(header) = input.read_array::<HEADER>() else {
             return (VIRTIO_BLK_S_IOERR as u8, 0);
-        }
-        // The header consists of a type, an unused word, and a sector.
+        };
         let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
         let sector = header[8..]
             .iter()
@@ -188,7 +195,7 @@ impl Disk {
         }
     }
 
-    fn read(&mut self, sector: u64, output: &mut impl Write, len: usize) -> Option<usize> {
+    fn read(&mut self, sector: u64, output: &mut Writer<'_>, len: usize) -> Option<usize> {
         let start = self.range(sector, len as u64)?;
         self.buffer.resize(len, 0);
         self.file.read_exact_at(&mut self.buffer, start).ok()?;
@@ -197,7 +204,7 @@ impl Disk {
         Some(len)
     }
 
-    fn write(&mut self, sector: u64, input: &mut impl Read, len: usize) -> Option<usize> {
+    fn write(&mut self, sector: u64, input: &mut Reader<'_>, len: usize) -> Option<usize> {
         let start = self.range(sector, len as u64)?;
         self.buffer.resize(len, 0);
         input.read_exact(&mut self.buffer).ok()?;
@@ -214,105 +221,54 @@ struct Data {
 }
 
 impl Backend for Disk {
-    fn serve(&mut self, _queue: u16, chain: Chain, memory: &Memory) -> u32 {
-        serve(self, chain, &**memory)
+    fn serve(&mut self, _queue: u16, chain: &Chain) -> u32 {
+        let (mut input, mut output) = (chain.reader(), chain.writer());
+        // The last device-writable byte is the status.
+        let status = output
+            .available_bytes()
+            .checked_sub(1)
+            .and_then(|writable| output.split_at(writable));
+        let Some(mut status) = status else {
+            self.stats.errors += 1;
+            return 0;
+        };
+        let data = Data {
+            readable: input.available_bytes().saturating_sub(HEADER),
+            writable: output.available_bytes(),
+        };
+        let (result, written) = self.request(&mut input, &mut output, data);
+        if u32::from(result) != VIRTIO_BLK_S_OK {
+            self.stats.errors += 1;
+        }
+        if status.write_all(&[result]).is_err() {
+            self.stats.errors += 1;
+            return written;
+        }
+        written + 1
     }
-}
-
-/// Serves a request. `memory` contains the request's buffers. Its type is generic, so that tests
-/// need no device.
-fn serve<M, T>(disk: &mut Disk, chain: virtio_queue::DescriptorChain<T>, memory: &M) -> u32
-where
-    M: vm_memory::GuestMemory<Bitmap = ()>,
-    T: std::ops::Deref<Target = M> + Clone,
-{
-    let (Ok(mut input), Ok(mut output)) = (
-        virtio_queue::Reader::<()>::new(memory, chain.clone()),
-        virtio_queue::Writer::<()>::new(memory, chain),
-    ) else {
-        disk.stats.errors += 1;
-        return 0;
-    };
-    // The last device-writable byte is the status.
-    let Some(writable) = output.available_bytes().checked_sub(1) else {
-        disk.stats.errors += 1;
-        return 0;
-    };
-    let Ok(mut status) = output.split_at(writable) else {
-        disk.stats.errors += 1;
-        return 0;
-    };
-    let data = Data {
-        readable: input.available_bytes().saturating_sub(16),
-        writable,
-    };
-    let (result, written) = disk.request(&mut input, &mut output, data);
-    if u32::from(result) != VIRTIO_BLK_S_OK {
-        disk.stats.errors += 1;
-    }
-    if status.write_all(&[result]).is_err() {
-        disk.stats.errors += 1;
-        return written;
-    }
-    written + 1
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-    use virtio_queue::{Queue, QueueT};
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-
-    const DESC: u64 = 0;
-    const AVAIL: u64 = 0x1000;
-    const USED: u64 = 0x2000;
-    const HEADER: u64 = 0x10000;
-    const DATA: u64 = 0x11000;
-    const STATUS: u64 = 0x13000;
+    use crate::virtqueue::testing::{self, Buffer};
 
     /// Sends one request to a disk. Returns the status and the number of bytes that the disk wrote.
     fn ask(disk: &mut Disk, kind: u32, sector: u64, data: &mut [u8], to_device: bool) -> (u8, u32) {
-        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x20000)]).unwrap();
-        let mut header = [0; 16];
+        let mut header = [0; HEADER];
         header[0..4].copy_from_slice(&kind.to_le_bytes());
         header[8..16].copy_from_slice(&sector.to_le_bytes());
-        memory.write_slice(&header, GuestAddress(HEADER)).unwrap();
-        memory.write_slice(data, GuestAddress(DATA)).unwrap();
-        memory.write_obj(0xffu8, GuestAddress(STATUS)).unwrap();
-        let (next, write) = (VRING_DESC_F_NEXT as u16, VRING_DESC_F_WRITE as u16);
-        let data_flags = if to_device { next } else { next | write };
-        for (i, (address, len, flags)) in [
-            (HEADER, 16, next),
-            (DATA, data.len() as u32, data_flags),
-            (STATUS, 1, write),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            // A descriptor: address, length, flags, and the next descriptor's index (virtio 1.3,
-            // 2.7.5).
-            let at = DESC + 16 * i as u64;
-            memory.write_obj(address, GuestAddress(at)).unwrap();
-            memory.write_obj(len, GuestAddress(at + 8)).unwrap();
-            memory.write_obj(flags, GuestAddress(at + 12)).unwrap();
-            memory
-                .write_obj(i as u16 + 1, GuestAddress(at + 14))
-                .unwrap();
+        let (header, status) = (Buffer::Read(&header), Buffer::Write(1));
+        let buffers = match to_device {
+            true => [header, Buffer::Read(data), status],
+            false => [header, Buffer::Write(data.len()), status],
+        };
+        let (written, mut found) = testing::ask(&buffers, |chain| disk.serve(0, chain));
+        let status = found.pop().unwrap();
+        if !to_device {
+            data.copy_from_slice(&found);
         }
-        // The driver area has flags, an index, and the heads of the chains. The index is 1, and the
-        // head of the only chain is descriptor 0.
-        memory.write_obj(1u16, GuestAddress(AVAIL + 2)).unwrap();
-
-        let mut queue = Queue::new(16).unwrap();
-        queue.set_desc_table_address(Some(DESC as u32), None);
-        queue.set_avail_ring_address(Some(AVAIL as u32), None);
-        queue.set_used_ring_address(Some(USED as u32), None);
-        queue.set_ready(true);
-        let chain = queue.pop_descriptor_chain(&memory).unwrap();
-        let written = serve(disk, chain, &memory);
-        memory.read_slice(data, GuestAddress(DATA)).unwrap();
-        (memory.read_obj(GuestAddress(STATUS)).unwrap(), written)
+        (status, written)
     }
 
     #[test]

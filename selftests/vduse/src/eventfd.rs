@@ -7,20 +7,33 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{eventfd, EventfdFlags};
 
-/// An eventfd whose reads do not block.
+/// An eventfd.
 #[derive(Debug)]
 pub struct EventFd {
     fd: OwnedFd,
 }
 
 impl EventFd {
-    /// Creates an eventfd with a counter of 0.
+    /// Creates an eventfd with a counter of 0, whose reads do not block.
     ///
     /// # Errors
     ///
     /// Returns the error of the `eventfd` system call.
     pub fn new() -> io::Result<Self> {
-        let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Self::with_flags(EventfdFlags::NONBLOCK)
+    }
+
+    /// Creates an eventfd with a counter of 0. A read waits while the counter is 0.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the `eventfd` system call.
+    pub fn blocking() -> io::Result<Self> {
+        Self::with_flags(EventfdFlags::empty())
+    }
+
+    fn with_flags(flags: EventfdFlags) -> io::Result<Self> {
+        let fd = eventfd(0, flags | EventfdFlags::CLOEXEC)?;
         Ok(Self { fd })
     }
 
@@ -44,17 +57,20 @@ impl EventFd {
         Ok(())
     }
 
-    /// Reads the counter and resets it to 0.
+    /// Reads the counter and resets it to 0. If reads do not block, the counter may be 0.
     ///
     /// # Errors
     ///
-    /// Returns the error of the `read` system call. A counter of 0 is not an error.
+    /// Returns the error of the `read` system call.
     pub fn take(&self) -> io::Result<u64> {
         let mut count = [0; 8];
-        match rustix::io::read(&self.fd, &mut count) {
-            Ok(_) => Ok(u64::from_ne_bytes(count)),
-            Err(rustix::io::Errno::AGAIN) => Ok(0),
-            Err(errno) => Err(errno.into()),
+        loop {
+            match rustix::io::read(&self.fd, &mut count) {
+                Ok(_) => return Ok(u64::from_ne_bytes(count)),
+                Err(rustix::io::Errno::AGAIN) => return Ok(0),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
     }
 }

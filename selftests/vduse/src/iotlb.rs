@@ -59,7 +59,7 @@ impl Source for SpaceOf {
 
 /// A mapped region.
 #[derive(Debug)]
-struct Mapped {
+pub(crate) struct Mapped {
     first: u64,
     last: u64,
     access: u8,
@@ -67,11 +67,33 @@ struct Mapped {
 }
 
 impl Mapped {
-    fn contains(&self, iova: u64) -> bool {
+    #[inline]
+    pub(crate) fn contains(&self, iova: u64) -> bool {
         (self.first..=self.last).contains(&iova)
     }
 
-    fn allows(&self, access: Permissions) -> bool {
+    /// Returns the address of an IOVA that the region [contains](Self::contains), and the number of
+    /// bytes from there to the end of the region.
+    #[inline]
+    pub(crate) fn from(&self, iova: u64) -> (*mut u8, usize) {
+        // The whole region is mapped, so the offset is smaller than the mapping's length, which
+        // fits `usize`.
+        let offset = (iova - self.first) as usize;
+        let address = self.mapping.address().wrapping_add(offset);
+        (address, self.mapping.len() - offset)
+    }
+
+    /// Returns the first IOVA.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
+    }
+
+    pub(crate) fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
+    #[inline]
+    pub(crate) fn allows(&self, access: Permissions) -> bool {
         let has = match self.access {
             uapi::ACCESS_RO => Permissions::Read,
             uapi::ACCESS_WO => Permissions::Write,
@@ -129,10 +151,14 @@ impl AddressSpace {
         new
     }
 
-    /// Maps memory at the IOVAs from `first` to `last` without a lookup in the source. The memory
-    /// must be as long as that range, and the range must not overlap a region that is mapped
-    /// already.
+    /// Maps memory at the IOVAs from `first` to `last` without a lookup in the source. The range
+    /// must not overlap a region that is mapped already.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the memory is not as long as the range.
     pub fn map(&mut self, first: u64, last: u64, mapping: Arc<Mapping>) {
+        assert_eq!(last - first, mapping.len() as u64 - 1);
         self.append(Arc::new(Mapped {
             first,
             last,
@@ -147,7 +173,7 @@ impl AddressSpace {
 
     /// Appends a region. No other thread may append at the same time: the caller must hold
     /// `growing`, or be the only user of `self`.
-    fn append(&self, region: Arc<Mapped>) -> &Mapped {
+    fn append(&self, region: Arc<Mapped>) -> &Arc<Mapped> {
         let mut slot = &self.head;
         while let Some(link) = slot.get() {
             slot = &link.next;
@@ -162,14 +188,12 @@ impl AddressSpace {
             .region
     }
 
-    fn mapped(&self, iova: u64) -> Option<&Mapped> {
-        self.regions()
-            .find(|region| region.contains(iova))
-            .map(|region| &**region)
+    fn mapped(&self, iova: u64) -> Option<&Arc<Mapped>> {
+        self.regions().find(|region| region.contains(iova))
     }
 
     /// Finds the region that contains an IOVA. Maps the region if it is not mapped yet.
-    fn region(&self, iova: u64) -> io::Result<&Mapped> {
+    fn region(&self, iova: u64) -> io::Result<&Arc<Mapped>> {
         if let Some(region) = self.mapped(iova) {
             return Ok(region);
         }
@@ -198,6 +222,16 @@ impl AddressSpace {
         }
     }
 
+    /// Finds the region that contains an IOVA, and checks that its permissions allow `access`.
+    pub(crate) fn find(&self, iova: u64, access: Permissions) -> io::Result<&Arc<Mapped>> {
+        let region = self.region(iova)?;
+        if region.allows(access) {
+            Ok(region)
+        } else {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+    }
+
     /// Returns the bytes from `iova` to the end of the region, but at most `len` bytes.
     fn chunk(
         &self,
@@ -205,14 +239,8 @@ impl AddressSpace {
         len: usize,
         access: Permissions,
     ) -> Result<VolatileSlice<'_>, GuestMemoryError> {
-        let region = self.region(iova).map_err(GuestMemoryError::IOError)?;
-        if !region.allows(access) {
-            return Err(GuestMemoryError::IOError(
-                io::ErrorKind::PermissionDenied.into(),
-            ));
-        }
-        // The whole region is mapped, so the offset is smaller than the mapping's length, which
-        // fits `usize`.
+        let region = self.find(iova, access).map_err(GuestMemoryError::IOError)?;
+        // As in `Mapped::from`.
         let offset = (iova - region.first) as usize;
         let len = len.min(region.mapping.len() - offset);
         Ok(region.mapping.slice(offset, len)?)

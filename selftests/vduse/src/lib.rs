@@ -9,6 +9,7 @@
 //!
 //! - [`control`] and [`device`] wrap the ioctls and messages in types.
 //! - [`iotlb`] maps the driver's memory on first access.
+//! - [`virtqueue`] is the device side of a virtqueue.
 //! - [`server`] runs a whole device: requests, virtqueues, kicks, interrupts. The program only
 //!   provides a [`server::Backend`], which receives descriptor chains.
 //! - [`blk`] is a backend for a disk, [`net`] one for a network card.
@@ -31,6 +32,7 @@ pub mod server;
 pub mod state;
 mod sys;
 pub mod umem;
+pub mod virtqueue;
 
 pub use control::{Control, DeviceConfig};
 pub use device::Device;

@@ -3,15 +3,19 @@
 //! A server that runs a whole device: it answers the kernel's requests, serves the virtqueues on
 //! kicks, and interrupts the driver.
 //!
-//! A server uses a single thread and completes the requests of a virtqueue in order of arrival.
-//! This order makes it simple to take over a device in use. The new server resumes where the used
+//! [`Server`] serves all virtqueues in one thread, request by request. [`Threads`] has a thread for
+//! each virtqueue, which may execute many requests at a time.
+//!
+//! A [`Server`] completes the requests of a virtqueue in order of arrival. This order makes it
+//! simple to take over a device in use. The new server resumes where the used
 //! ring ends, and so repeats the requests that its predecessor began but did not complete. When the
 //! new server starts, it interrupts the driver once for each virtqueue in use. The predecessor may
 //! have ended after it added an entry to the used ring but before it interrupted the driver, and
 //! nothing records the missing interrupt. A spurious interrupt only makes the driver check its used
 //! ring, but a driver that misses an interrupt waits forever.
 //!
-//! A server supports only split virtqueues: do not offer `VIRTIO_F_RING_PACKED`.
+//! Virtqueues may be split or packed. A packed virtqueue does not show how far the device has come,
+//! so a server cannot take over a device with packed virtqueues while a driver uses them.
 //!
 //! After each reset, the virtqueue groups of a version 1 device ([`Server::with_groups`]) are in
 //! address space 0. The driver can move groups to other address spaces before it sets `DRIVER_OK`.
@@ -28,8 +32,11 @@
 mod backend;
 mod handle;
 mod run;
+mod session;
+mod threads;
 mod virtqueue;
 
-pub use backend::{Backend, Chain, Memory};
+pub use backend::Backend;
 pub use handle::Handle;
 pub use run::Server;
+pub use threads::{ServedQueue, Threads, Worker};

@@ -3,26 +3,25 @@
 //! A null network card. It only counts the frames that the driver sends. When the driver receives a
 //! frame, the card writes only the frame's headers.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use rustix::event::{eventfd, EventfdFlags};
 use vduse::net::{Groups, Shape};
-use vduse::server::Chain;
+use vduse::virtqueue::Chain;
 use vduse::Control;
 use vduse_selftests::lab::daemon::card::MAC;
 use vduse_selftests::lab::device::test_device::{unique_name, TestDevice};
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::Queue;
-use vm_memory::Bytes;
 
 use crate::clock;
 use crate::null::device::{NullDevice, Work};
 
 /// Index of the receive virtqueue. The transmit virtqueue has the next index.
-const RECEIVE: u32 = 0;
+const RECEIVE: u16 = 0;
 
 /// Length in bytes of `struct virtio_net_hdr`, which precedes a frame. All of its bytes are 0,
 /// except in `num_buffers`.
@@ -99,7 +98,7 @@ impl NullCard {
     pub fn receive(&self, count: u64, bytes: u32) {
         self.frames.bytes.store(bytes, Ordering::Relaxed);
         self.frames.to_receive.store(count, Ordering::Release);
-        self.device.shared.wake(RECEIVE);
+        self.device.wake(RECEIVE);
     }
 }
 
@@ -119,7 +118,7 @@ struct Frames {
 impl Frames {
     /// Returns the counter of a virtqueue's remaining frames. Only the virtqueue's thread
     /// decrements the counter.
-    fn left(&self, index: u32) -> &AtomicU64 {
+    fn left(&self, index: u16) -> &AtomicU64 {
         match index {
             RECEIVE => &self.to_receive,
             _ => &self.to_send,
@@ -128,20 +127,15 @@ impl Frames {
 }
 
 impl Work for Frames {
-    fn wants(&self, index: u32) -> bool {
+    fn wants(&self, index: u16) -> bool {
         index != RECEIVE || self.to_receive.load(Ordering::Acquire) != 0
     }
 
-    fn serve(
-        &self,
-        index: u32,
-        _queue: &Queue,
-        mut chain: Chain,
-    ) -> Result<u32, virtio_queue::Error> {
+    fn serve(&self, index: u16, chain: &Chain) -> u32 {
         let left = self.left(index);
         let last = match left.load(Ordering::Acquire) {
             // The frame is not part of the measurement.
-            0 => return Ok(0),
+            0 => return 0,
             count => {
                 left.store(count - 1, Ordering::Release);
                 count == 1
@@ -151,16 +145,13 @@ impl Work for Frames {
             if last {
                 rustix::io::write(&self.all_sent, &1u64.to_ne_bytes()).expect("telling of it");
             }
-            return Ok(0);
+            return 0;
         }
         let mut headers = [0; HEADER + ETHERNET];
         headers[NUM_BUFFERS] = 1;
         headers[HEADER..].copy_from_slice(&ethernet(if last { LAST } else { OTHER }));
-        let buffer = chain.next().ok_or(virtio_queue::Error::InvalidChain)?;
-        let memory = chain.memory();
-        memory
-            .write_slice(&headers, buffer.addr())
-            .map_err(virtio_queue::Error::GuestMemoryError)?;
-        Ok(HEADER as u32 + self.bytes.load(Ordering::Relaxed))
+        let mut buffer = chain.writer();
+        buffer.write_all(&headers).expect("a buffer for a frame");
+        HEADER as u32 + self.bytes.load(Ordering::Relaxed)
     }
 }

@@ -4,23 +4,15 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use rustix::event::{eventfd, EventfdFlags};
-use vduse::iotlb::{AddressSpace, SpaceOf};
-use vduse::request::{Answer, Kind, Request};
-use vduse::server::Chain;
+use vduse::eventfd::EventFd;
+use vduse::server::{Handle, ServedQueue, Threads, Worker};
+use vduse::virtqueue::Chain;
 use vduse::Device;
-use vduse_selftests::lab::daemon::responder::Responder;
 use vduse_selftests::lab::device::bus::{Driver, OnBus};
 use vduse_selftests::lab::device::test_device::TestDevice;
-use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestAddress;
 
 use crate::null::pause::Pause;
 use crate::null::stamps::Stamps;
@@ -31,12 +23,12 @@ const QUEUE_SIZE: u16 = 256;
 /// The part of a null device that serves the requests of its virtqueues.
 pub(super) trait Work: Send + Sync + Debug {
     /// Returns whether the device should serve the next request of a virtqueue now.
-    fn wants(&self, _index: u32) -> bool {
+    fn wants(&self, _index: u16) -> bool {
         true
     }
 
     /// Serves a request of a virtqueue. Returns the number of bytes written to the chain.
-    fn serve(&self, index: u32, queue: &Queue, chain: Chain) -> Result<u32, virtio_queue::Error>;
+    fn serve(&self, index: u16, chain: &Chain) -> u32;
 }
 
 /// A null device that is bound to the kernel's virtio driver. The fields are dropped in this order.
@@ -44,8 +36,7 @@ pub(super) trait Work: Send + Sync + Debug {
 pub(super) struct NullDevice {
     /// The device on the vDPA bus.
     _on_bus: OnBus,
-    /// The thread that answers the kernel's requests and starts the virtqueues' threads.
-    _responder: Responder,
+    server: Server,
     pub(super) shared: Arc<Shared>,
     /// The created device.
     pub(super) device: TestDevice,
@@ -54,162 +45,71 @@ pub(super) struct NullDevice {
 /// The state that the threads of a device share.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) device: Arc<Device>,
     work: Arc<dyn Work>,
-    queues: u16,
-    threads: Mutex<Vec<QueueThread>>,
     pub(super) stamps: Stamps,
     pub(super) pause: Pause,
 }
 
-/// The thread of a virtqueue, and the means to wake and stop it.
+/// The server of a device, with a thread that answers the kernel's requests. Dropping a `Server`
+/// stops it.
 #[derive(Debug)]
-struct QueueThread {
-    index: u32,
-    stop: Arc<AtomicBool>,
-    kick: Arc<OwnedFd>,
-    thread: JoinHandle<()>,
+struct Server {
+    handle: Handle,
+    kicks: Vec<Arc<EventFd>>,
+    thread: Option<JoinHandle<io::Result<()>>>,
 }
 
-impl QueueThread {
-    fn wake(&self) {
-        rustix::io::write(&self.kick, &1u64.to_ne_bytes()).expect("waking a thread");
-    }
-}
-
-impl Shared {
-    fn answer(self: &Arc<Self>, request: &Request) -> Answer {
-        match request.kind {
-            Kind::GetVqState { index } => Answer::SplitState {
-                index,
-                next_avail: 0,
-            },
-            Kind::SetStatus(0) => {
-                self.stop();
-                Answer::Ok
-            }
-            Kind::SetStatus(status) if u32::from(status) & VIRTIO_CONFIG_S_DRIVER_OK != 0 => {
-                self.start().map_or(Answer::Failed, |()| Answer::Ok)
-            }
-            _ => Answer::Ok,
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.handle.stop();
+        let served = self.thread.take().map(JoinHandle::join);
+        if !std::thread::panicking() {
+            let served = served.expect("a thread").expect("the server's thread");
+            served.expect("serving a null device");
         }
     }
+}
 
-    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<QueueThread>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// The worker of a virtqueue.
+#[derive(Debug)]
+struct Served {
+    shared: Arc<Shared>,
+    chain: Chain,
+}
 
-    /// Starts a thread for each virtqueue that the driver has enabled.
-    fn start(self: &Arc<Self>) -> io::Result<()> {
-        let memory = Arc::new(AddressSpace::new(Arc::new(SpaceOf {
-            device: self.device.clone(),
-            asid: 0,
-        })));
-        let event_idx = self.device.features()? & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        for index in 0..self.queues {
-            let info = self.device.vq_info(index.into())?;
-            if info.ready == 0 {
-                continue;
+impl Worker for Served {
+    fn serve(&mut self, queue: &mut ServedQueue) -> io::Result<()> {
+        self.process(queue)?;
+        while !queue.is_stopped() {
+            queue.wait()?;
+            self.shared.stamps.take_woken();
+            if queue.is_stopped() {
+                break;
             }
-            let mut queue = Queue::new(QUEUE_SIZE).map_err(io::Error::other)?;
-            queue.set_size(info.num as u16);
-            for (set, address) in [
-                (
-                    Queue::try_set_desc_table_address as fn(&mut Queue, _) -> _,
-                    info.desc_addr,
-                ),
-                (Queue::try_set_avail_ring_address, info.driver_addr),
-                (Queue::try_set_used_ring_address, info.device_addr),
-            ] {
-                set(&mut queue, GuestAddress(address)).map_err(io::Error::other)?;
-            }
-            queue.set_event_idx(event_idx);
-            queue.set_ready(true);
-
-            let kick = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
-            self.device.set_kick(index, kick.as_fd())?;
-            let stop = Arc::new(AtomicBool::new(false));
-            let served = Served {
-                shared: self.clone(),
-                memory: memory.clone(),
-                index: index.into(),
-                queue,
-                kick: kick.clone(),
-                stop: stop.clone(),
-            };
-            self.threads().push(QueueThread {
-                index: index.into(),
-                stop,
-                kick,
-                thread: std::thread::spawn(move || served.run()),
-            });
+            self.shared.pause.wait();
+            self.process(queue)?;
         }
         Ok(())
     }
-
-    /// Wakes a virtqueue's thread, so that it looks for requests.
-    pub(super) fn wake(&self, index: u32) {
-        let threads = self.threads();
-        let thread = threads.iter().find(|thread| thread.index == index);
-        thread.expect("a virtqueue that is served").wake();
-    }
-
-    /// Stops the virtqueues' threads and waits until they have ended.
-    fn stop(&self) {
-        for queue in std::mem::take(&mut *self.threads()) {
-            queue.stop.store(true, Ordering::Release);
-            queue.wake();
-            queue.thread.join().expect("a virtqueue's thread");
-        }
-    }
-}
-
-/// The data that a virtqueue's thread owns.
-struct Served {
-    shared: Arc<Shared>,
-    memory: Arc<AddressSpace>,
-    index: u32,
-    queue: Queue,
-    kick: Arc<OwnedFd>,
-    stop: Arc<AtomicBool>,
 }
 
 impl Served {
-    fn run(mut self) {
+    fn process(&mut self, queue: &mut ServedQueue) -> io::Result<()> {
+        let index = queue.index();
+        let work = &self.shared.work;
         loop {
-            rustix::io::read(&self.kick, &mut [0; 8]).expect("waiting for a kick");
-            self.shared.stamps.take_woken();
-            if self.stop.load(Ordering::Acquire) {
-                return;
+            queue.vq.disable_kicks();
+            while work.wants(index) && queue.vq.pop(&mut self.chain)? {
+                let written = work.serve(index, &self.chain);
+                queue.vq.push(&self.chain, written);
             }
-            self.shared.pause.wait();
-            self.process().expect("serving a virtqueue");
-        }
-    }
-
-    fn process(&mut self) -> Result<(), virtio_queue::Error> {
-        let memory = &*self.memory;
-        loop {
-            self.queue.disable_notification(memory)?;
-            let mut any = false;
-            let work = &self.shared.work;
-            while work.wants(self.index) {
-                let Some(chain) = self.queue.iter(self.memory.clone())?.next() else {
-                    break;
-                };
-                let head = chain.head_index();
-                let written = work.serve(self.index, &self.queue, chain)?;
-                self.queue.add_used(memory, head, written)?;
-                any = true;
-            }
-            let more = self.queue.enable_notification(memory)?;
-            if any && self.queue.needs_notification(memory)? {
+            let wants_interrupt = queue.vq.publish();
+            let more = queue.vq.enable_kicks();
+            if wants_interrupt {
                 self.shared.stamps.take_injecting();
-                // The ioctl fails while the driver resets the device. The driver needs no interrupt
-                // then.
-                let _ = self.shared.device.inject_vq_irq(self.index);
+                queue.interrupt();
             }
-            if !(more && self.shared.work.wants(self.index)) {
+            if !(more && self.shared.work.wants(index)) {
                 return Ok(());
             }
         }
@@ -220,27 +120,42 @@ impl NullDevice {
     /// Serves a created device with `queues` virtqueues, adds it to the vDPA bus, and binds it to
     /// the kernel's virtio driver.
     pub(super) fn new(device: TestDevice, queues: u16, work: Arc<dyn Work>) -> Self {
-        let file = Arc::new(device.open_nonblocking());
-        for index in 0..queues {
-            file.vq_setup(index, QUEUE_SIZE).expect("a virtqueue");
-        }
         let shared = Arc::new(Shared {
-            device: file.clone(),
             work,
-            queues,
-            threads: Mutex::default(),
             stamps: Stamps::default(),
             pause: Pause::default(),
         });
-        let ours = shared.clone();
-        let responder = Responder::new(&file, move |request| Some(ours.answer(request)));
+        let workers = (0..queues).map(|_| Served {
+            shared: shared.clone(),
+            chain: Chain::new(),
+        });
+        let shape = vec![(QUEUE_SIZE, 0); queues.into()];
+        let file = device.open_nonblocking();
+        let server = Threads::with_groups(file, &shape, 1, workers.collect());
+        let mut server = server.expect("serving a device");
+        let server = Server {
+            handle: server.handle(),
+            kicks: server.kicks(),
+            thread: Some(std::thread::spawn(move || server.run())),
+        };
         let on_bus = OnBus::add(device.name()).expect("adding a device");
         on_bus.bind(Driver::Virtio).expect("binding a device");
         Self {
             _on_bus: on_bus,
-            _responder: responder,
+            server,
             shared,
             device,
         }
+    }
+
+    /// Returns the daemon's open device.
+    pub(super) fn file(&self) -> &Device {
+        self.server.handle.device()
+    }
+
+    /// Wakes a virtqueue's thread, so that it looks for requests.
+    pub(super) fn wake(&self, index: u16) {
+        let kick = &self.server.kicks[usize::from(index)];
+        kick.signal().expect("waking a thread");
     }
 }

@@ -2,16 +2,13 @@
 
 //! A null disk, which reports success for each request without accessing the data.
 
+use std::io::Write;
 use std::sync::Arc;
 
-use vduse::iotlb::AddressSpace;
-use vduse::server::Chain;
+use vduse::virtqueue::Chain;
 use vduse::{blk, Control, Device, DeviceConfig};
 use vduse_selftests::lab::device::test_device::{unique_name, TestDevice};
 use vduse_selftests::lab::kernel::sysfs;
-use virtio_queue::desc::split::Descriptor;
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
 
 use crate::null::device::{NullDevice, Work};
 use crate::null::pause::Paused;
@@ -92,7 +89,7 @@ impl NullDisk {
 
     /// Returns the daemon's open device.
     pub fn device(&self) -> &Device {
-        &self.0.shared.device
+        self.0.file()
     }
 }
 
@@ -101,35 +98,12 @@ impl NullDisk {
 struct Success;
 
 impl Work for Success {
-    fn serve(&self, _index: u32, queue: &Queue, chain: Chain) -> Result<u32, virtio_queue::Error> {
-        let memory = chain.memory();
-        memory
-            .write_obj(0u8, status(queue, memory, chain.head_index())?)
-            .map_err(virtio_queue::Error::GuestMemoryError)?;
-        Ok(1)
+    fn serve(&self, _index: u16, chain: &Chain) -> u32 {
+        // The last device-writable byte is the status.
+        let mut output = chain.writer();
+        let data = output.available_bytes() - 1;
+        let mut status = output.split_at(data).expect("a status");
+        status.write_all(&[0]).expect("writing the status");
+        1
     }
-}
-
-/// Returns the address of a request's status, which is the last byte of the last descriptor. If the
-/// request has an indirect table, finding the address takes the same time for any number of
-/// descriptors.
-fn status(
-    queue: &Queue,
-    memory: &AddressSpace,
-    head: u16,
-) -> Result<GuestAddress, virtio_queue::Error> {
-    let read = |address| {
-        memory
-            .read_obj::<Descriptor>(GuestAddress(address))
-            .map_err(virtio_queue::Error::GuestMemoryError)
-    };
-    let size = size_of::<Descriptor>() as u64;
-    let mut last = read(queue.desc_table() + u64::from(head) * size)?;
-    if last.refers_to_indirect_table() {
-        last = read(last.addr().0 + u64::from(last.len()) - size)?;
-    }
-    while last.has_next() {
-        last = read(queue.desc_table() + u64::from(last.next()) * size)?;
-    }
-    Ok(GuestAddress(last.addr().0 + u64::from(last.len()) - 1))
 }

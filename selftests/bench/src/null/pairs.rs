@@ -3,18 +3,17 @@
 //! A null network card with several queue pairs. It counts the frames that the driver sends through
 //! all pairs.
 
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::Arc;
 
 use rustix::event::{eventfd, EventfdFlags};
 use vduse::net::{Groups, Shape};
-use vduse::server::Chain;
+use vduse::virtqueue::Chain;
 use vduse_selftests::lab::daemon::card::MAC;
 use vduse_selftests::lab::device::test_device::{unique_name, TestDevice};
 use virtio_bindings::virtio_net::VIRTIO_NET_OK;
-use virtio_queue::Queue;
-use vm_memory::Bytes;
 
 use crate::clock;
 use crate::null::device::{NullDevice, Work};
@@ -42,7 +41,7 @@ impl NullPairs {
             shape.create().expect("creating a card");
         }
         let frames = Arc::new(Frames {
-            control: shape.control.then_some(2 * u32::from(pairs)),
+            control: shape.control.then_some(2 * pairs),
             left: AtomicI64::new(0),
             all_sent: eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd"),
         });
@@ -73,7 +72,7 @@ impl NullPairs {
 #[derive(Debug)]
 struct Frames {
     /// Index of the control queue, if the card has one.
-    control: Option<u32>,
+    control: Option<u16>,
     /// Number of frames that the driver still has to send. The number can become negative, because
     /// frames outside a measurement are subtracted too.
     left: AtomicI64,
@@ -82,23 +81,18 @@ struct Frames {
 }
 
 impl Work for Frames {
-    fn wants(&self, index: u32) -> bool {
+    fn wants(&self, index: u16) -> bool {
         index % 2 != 0 || self.control == Some(index)
     }
 
-    fn serve(&self, index: u32, _queue: &Queue, chain: Chain) -> Result<u32, virtio_queue::Error> {
+    fn serve(&self, index: u16, chain: &Chain) -> u32 {
         if self.control == Some(index) {
-            let answer = chain.clone().writable().next();
-            let answer = answer.ok_or(virtio_queue::Error::InvalidChain)?;
-            chain
-                .memory()
-                .write_obj(VIRTIO_NET_OK as u8, answer.addr())
-                .map_err(virtio_queue::Error::GuestMemoryError)?;
-            return Ok(1);
+            let answer = chain.writer().write(&[VIRTIO_NET_OK as u8]);
+            return answer.map_or(0, |written| written as u32);
         }
         if self.left.fetch_sub(1, Ordering::SeqCst) == 1 {
             rustix::io::write(&self.all_sent, &1u64.to_ne_bytes()).expect("telling of it");
         }
-        Ok(0)
+        0
     }
 }

@@ -16,7 +16,8 @@ use virtio_bindings::virtio_net::{
 use crate::net::control::{Command, Mac, Settings};
 use crate::net::event::{Event, Observer, What};
 use crate::net::port::Port;
-use crate::server::{Backend, Chain, Memory};
+use crate::server::Backend;
+use crate::virtqueue::Chain;
 use crate::Device;
 
 /// Length in bytes of `struct virtio_net_hdr`, which precedes each frame in a virtqueue.
@@ -249,59 +250,37 @@ impl<P: Port> Net<P> {
         self.tell(What::Refused);
         VIRTIO_NET_ERR
     }
-
-    /// Serves a request. `memory` contains the request's buffers. The type of `memory` is generic,
-    /// so that tests need no device.
-    fn serve_in<M, T>(
-        &mut self,
-        queue: u16,
-        chain: virtio_queue::DescriptorChain<T>,
-        memory: &M,
-    ) -> u32
-    where
-        M: vm_memory::GuestMemory<Bitmap = ()>,
-        T: std::ops::Deref<Target = M> + Clone,
-    {
-        let input = virtio_queue::Reader::<()>::new(memory, chain.clone());
-        let output = virtio_queue::Writer::<()>::new(memory, chain);
-        match (self.role(queue), input, output) {
-            (Role::Transmit(pair), Ok(mut input), _) => {
-                let len = input.available_bytes();
-                self.transmit(pair, &mut input, len);
-                0
-            }
-            (Role::Receive(pair), _, Ok(mut output)) => {
-                let room = output.available_bytes();
-                self.receive(pair, &mut output, room)
-            }
-            (Role::Control, input, Ok(mut output)) if output.available_bytes() > 0 => {
-                // The driver must provide exactly one device-writable byte, for the command's
-                // status.
-                let fits = output.available_bytes() == 1;
-                let mut bytes = Vec::new();
-                let read = input.ok().filter(|_| fits).and_then(|mut input| {
-                    bytes.resize(input.available_bytes().min(LONGEST_COMMAND + 1), 0);
-                    input.read_exact(&mut bytes).ok()
-                });
-                let answer = match read {
-                    Some(()) if bytes.len() <= LONGEST_COMMAND => self.command(&bytes),
-                    _ => self.refuse(),
-                };
-                output.write(&[answer as u8]).map_or(0, |n| n as u32)
-            }
-            // A command without space for its status is not executed.
-            (Role::Control, _, _) => {
-                self.refuse();
-                0
-            }
-            _ => 0,
-        }
-    }
 }
 
 impl<P: Port> Backend for Net<P> {
-    fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32 {
-        self.serve_in(queue, chain, &**memory)
+    fn serve(&mut self, queue: u16, chain: &Chain) -> u32 {
+        let (mut input, mut output) = (chain.reader(), chain.writer());
+        let (len, room) = (input.available_bytes(), output.available_bytes());
+        match self.role(queue) {
+            Role::Transmit(pair) => {
+                self.transmit(pair, &mut input, len);
+                0
+            }
+            Role::Receive(pair) => self.receive(pair, &mut output, room),
+            // A command without space for its status is not executed.
+            Role::Control if room == 0 => {
+                self.refuse();
+                0
+            }
+            Role::Control => {
+                // The driver must provide exactly one device-writable byte, for the command's
+                // status.
+                let mut bytes = vec![0; len.min(LONGEST_COMMAND + 1)];
+                let fits = room == 1 && input.read_exact(&mut bytes).is_ok();
+                let answer = if fits && bytes.len() <= LONGEST_COMMAND {
+                    self.command(&bytes)
+                } else {
+                    self.refuse()
+                };
+                output.write(&[answer as u8]).map_or(0, |n| n as u32)
+            }
+            Role::Unused => 0,
+        }
     }
 
     fn ready(&mut self, queue: u16) -> bool {

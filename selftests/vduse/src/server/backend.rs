@@ -3,25 +3,16 @@
 //! The trait by which a device serves the requests of its virtqueues.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 
-use virtio_queue::DescriptorChain;
-
-use crate::iotlb::AddressSpace;
-
-/// The driver's memory, as passed to a [`Backend`].
-pub type Memory = Arc<AddressSpace>;
-
-/// A request of the driver: a chain of descriptors.
-pub type Chain = DescriptorChain<Memory>;
+use crate::virtqueue::Chain;
 
 /// The part of a device that serves the requests of its virtqueues.
 pub trait Backend {
-    /// Serves a request of virtqueue `queue`. The request's buffers are in `memory`. Returns the
-    /// number of bytes that the device has written to these buffers.
+    /// Serves a request of virtqueue `queue`. Returns the number of bytes that the device has
+    /// written to the request's buffers.
     ///
-    /// The chain comes from the driver and can contain anything.
-    fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32;
+    /// The request comes from the driver and can contain anything.
+    fn serve(&mut self, queue: u16, chain: &Chain) -> u32;
 
     /// Returns whether the backend can serve the next request of a virtqueue now. If not, the
     /// request stays in the virtqueue until the virtqueue's [source](Self::source) is readable.

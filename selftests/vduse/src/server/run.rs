@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! The loop of a server, which waits for requests and kicks.
+//! A server that serves all virtqueues in one thread, request by request.
 
 #[cfg(test)]
 mod tests;
@@ -8,43 +8,38 @@ mod tests;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
 
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use crate::eventfd::EventFd;
-use crate::iotlb::{AddressSpace, SpaceOf};
-use crate::request::{Answer, Kind, Request};
-use crate::server::backend::{Backend, Memory};
-use crate::server::handle::{Command, Handle, Served};
-use crate::server::virtqueue::{differ, wants_interrupt, State, VirtQueue, Waits};
-use crate::state::DeviceState;
-use crate::umem::Umem;
+use crate::server::backend::Backend;
+use crate::server::handle::Handle;
+use crate::server::session::{interrupt, Event, Session, Shape};
+use crate::virtqueue::{Chain, Error};
 use crate::Device;
 
 /// A server of a device. It answers the kernel's requests to the device, and passes the requests in
 /// the virtqueues to a [`Backend`].
 #[derive(Debug)]
 pub struct Server<B> {
-    device: Arc<Device>,
-    /// The address spaces, indexed by ASID.
-    spaces: Vec<Memory>,
-    queues: Vec<VirtQueue>,
+    session: Session,
     backend: B,
-    features: u64,
-    /// Whether the driver has set `DRIVER_OK`. If the VDUSE driver does not show the status in
-    /// sysfs, a server that takes a device over starts with false until the status next changes.
-    driver_ok: bool,
-    /// Whether the kernel sends a `SET_VQ_READY` request to this server before a virtqueue becomes
-    /// ready.
-    asked: bool,
-    /// Whether the driver has suspended the device.
-    suspended: bool,
-    umem: Option<Umem>,
-    control: Served,
+    /// For each virtqueue, the event for which it waits.
+    waits: Vec<Waits>,
+    /// The request that is being served.
+    chain: Chain,
+}
+
+/// The event for which a virtqueue waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Waits {
+    /// A kick by the driver, because the virtqueue has no more requests or its source has failed.
+    Kick,
+    /// The moment at which the backend's source becomes readable. No kick is needed.
+    Source,
+    /// The virtqueue's next turn, after the server has served the other virtqueues. No kick is
+    /// needed.
+    Turn,
 }
 
 /// Maximum number of requests of one virtqueue that the server serves before it serves the other
@@ -56,26 +51,29 @@ const AT_ONCE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// Interval at which the server checks whether the driver has enabled further virtqueues.
-const NOT_READY: Timespec = Timespec {
+/// Interval at which a server checks whether the driver has enabled further virtqueues.
+pub(super) const NOT_READY: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 10_000_000,
 };
 
-/// Maximum size of a split virtqueue (virtio 1.3, section 2.7).
-const LARGEST: u16 = 0x8000;
-
-/// Sets up a device's virtqueues. `queues` has the maximum size and the group of each virtqueue.
-fn set_up(device: &Device, queues: &[(u16, u32)]) -> io::Result<()> {
-    for (index, &(max_size, group)) in (0..).zip(queues) {
-        device.vq_setup_raw(&crate::uapi::VqConfig {
-            index,
-            max_size,
-            group,
-            ..Default::default()
-        })?;
+/// Passes an event to a backend.
+fn tell(backend: &mut impl Backend, event: Event) {
+    match event {
+        Event::Started(features) => backend.start(features),
+        Event::Moved { group, asid } => backend.moved(group, asid),
+        Event::Suspending => backend.drain(),
+        Event::Reset => backend.reset(),
     }
-    Ok(())
+}
+
+/// Writes a backend's changes to the configuration space.
+fn write_config(device: &Device, backend: &mut impl Backend) {
+    for (offset, data) in backend.config_changes() {
+        if let Err(error) = device.set_config(offset, &data) {
+            eprintln!("configuration space, {offset}: {error}");
+        }
+    }
 }
 
 impl<B: Backend> Server<B> {
@@ -85,8 +83,7 @@ impl<B: Backend> Server<B> {
     ///
     /// # Errors
     ///
-    /// Returns the error of the ioctl that failed; an error of kind `Other` when a size is not
-    /// valid.
+    /// Returns the error of the ioctl that failed.
     ///
     /// # Examples
     ///
@@ -103,11 +100,7 @@ impl<B: Backend> Server<B> {
     /// # }
     /// ```
     pub fn new(device: Device, sizes: &[u16], backend: B) -> io::Result<Self> {
-        let queues: Vec<_> = sizes.iter().map(|&size| (size, 0)).collect();
-        let device = Arc::new(device);
-        let memory = Arc::new(AddressSpace::new(device.clone()));
-        set_up(&device, &queues)?;
-        Self::with_memory(device, &queues, vec![memory], backend)
+        Self::with(device, Shape::Sizes(sizes), backend)
     }
 
     /// Creates a server of a device that is on the vDPA bus and has `queues` virtqueues, without
@@ -119,9 +112,7 @@ impl<B: Backend> Server<B> {
     ///
     /// Returns the error of the ioctl that failed.
     pub fn take_over(device: Device, queues: usize, backend: B) -> io::Result<Self> {
-        let device = Arc::new(device);
-        let memory = Arc::new(AddressSpace::new(device.clone()));
-        Self::with_memory(device, &vec![(LARGEST, 0); queues], vec![memory], backend)
+        Self::with(device, Shape::TakeOver(queues), backend)
     }
 
     /// Variant of [`new`](Self::new) for a device of version 1. `queues` has the maximum size and
@@ -136,62 +127,23 @@ impl<B: Backend> Server<B> {
         spaces: u32,
         backend: B,
     ) -> io::Result<Self> {
-        let device = Arc::new(device);
-        let space = |asid| {
-            let device = device.clone();
-            Arc::new(AddressSpace::new(Arc::new(SpaceOf { device, asid })))
-        };
-        let spaces = (0..spaces).map(space).collect();
-        set_up(&device, queues)?;
-        Self::with_memory(device, queues, spaces, backend)
+        Self::with(device, Shape::Groups(queues, spaces), backend)
     }
 
-    fn with_memory(
-        device: Arc<Device>,
-        queues: &[(u16, u32)],
-        spaces: Vec<Memory>,
-        backend: B,
-    ) -> io::Result<Self> {
-        let queues = queues
-            .iter()
-            .map(|&(size, group)| {
-                Ok(VirtQueue {
-                    queue: Queue::new(size).map_err(io::Error::other)?,
-                    group,
-                    kick: EventFd::new()?,
-                    state: State::Idle,
-                    waits: Waits::Kick,
-                    enabled: None,
-                    settings: None,
-                })
-            })
-            .collect::<io::Result<_>>()?;
-        let known = DeviceState::read(device.name())?.unwrap_or_default();
-        let moved = (0..).zip(known.asids.iter().copied());
-        let moved = moved.filter(|&(_, asid)| (asid as usize) < spaces.len());
-        let moved = moved.collect();
-        let mut server = Self {
-            device,
-            spaces,
-            queues,
+    fn with(device: Device, shape: Shape<'_>, mut backend: B) -> io::Result<Self> {
+        let on = &mut |event| tell(&mut backend, event);
+        let session = Session::new(device, shape, EventFd::new, on)?;
+        Ok(Self {
+            waits: vec![Waits::Kick; session.queues.len()],
+            session,
             backend,
-            features: 0,
-            driver_ok: u32::from(known.status) & VIRTIO_CONFIG_S_DRIVER_OK != 0,
-            asked: known.asks_for_ready(),
-            suspended: known.suspended,
-            umem: None,
-            control: Served::new(moved)?,
-        };
-        server.activate(true)?;
-        Ok(server)
+            chain: Chain::new(),
+        })
     }
 
     /// Returns a handle for another thread.
     pub fn handle(&self) -> Handle {
-        Handle {
-            device: self.device.clone(),
-            control: self.control.share(),
-        }
+        self.session.handle()
     }
 
     /// Returns the backend.
@@ -213,154 +165,109 @@ impl<B: Backend> Server<B> {
     pub fn run(&mut self) -> io::Result<()> {
         // Dropping `_accepting` gives an error to the callers whose commands the server has not
         // executed, for whatever reason `serve` returns.
-        let _accepting = self.control.accept();
+        let _accepting = self.session.control.accept();
         self.serve()
     }
 
     fn serve(&mut self) -> io::Result<()> {
-        for index in 0..self.queues.len() {
+        for index in 0..self.waits.len() {
             // Serve requests that the driver made available before the kick eventfd was set.
             self.process(index);
-            // An earlier server may have added entries to the used ring and ended before it
-            // interrupted the driver. Nothing records that, so interrupt the driver now.
-            if self.queues[index].state == State::Active && !self.suspended {
-                // The ioctl fails before the driver has set DRIVER_OK. The used ring is empty then.
-                let _ = self.device.inject_vq_irq(index as u32);
-            }
         }
-        while !self.control.stop.load(Ordering::Acquire) {
-            let device = PollFd::from_borrowed_fd(self.device.as_fd(), PollFlags::IN);
-            let wake = PollFd::from_borrowed_fd(self.control.wake.as_fd(), PollFlags::IN);
-            let mut fds = vec![device, wake];
-            fds.extend(
-                self.queues
-                    .iter()
-                    .map(|vq| PollFd::from_borrowed_fd(vq.kick.as_fd(), PollFlags::IN)),
-            );
-            let waiting = self.driver_ok
-                && !self.asked
-                && self.queues.iter().any(|vq| vq.state == State::Idle);
-            let sources = self.sources();
-            fds.extend(
-                sources
-                    .iter()
-                    .map(|(_, source)| PollFd::from_borrowed_fd(*source, PollFlags::IN)),
-            );
-            let timeout = if self.any_waits_for(Waits::Turn) {
-                Some(&AT_ONCE)
-            } else {
-                waiting.then_some(&NOT_READY)
-            };
-            match poll(&mut fds, timeout) {
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(errno) => return Err(errno.into()),
-            }
-            let on_device = fds[0].revents();
-            let queues = 0..self.queues.len();
-            let kicked: Vec<usize> = queues
-                .filter(|index| fds[index + 2].revents().contains(PollFlags::IN))
-                .collect();
-            // A failed source counts as readable, so that the backend detects the failure.
-            let fed: Vec<(usize, bool)> = sources
-                .iter()
-                .zip(&fds[2 + self.queues.len()..])
-                .filter(|(_, fd)| !fd.revents().is_empty())
-                .map(|(&(index, _), fd)| (index, fd.revents().contains(PollFlags::IN)))
-                .collect();
-            if on_device.intersects(PollFlags::ERR | PollFlags::HUP) {
-                return Err(rustix::io::Errno::PERM.into());
-            }
-            self.control.wake.take()?;
-            for (command, reply) in self.control.take_commands() {
-                // Sending fails if the thread that gave the command no longer waits.
-                let _ = reply.send(match command {
-                    Command::RegisterUmem => self.register_umem(),
-                    Command::DeregisterUmem => self.deregister_umem(),
-                });
-            }
-            // Serve kicks before requests. A driver stops kicking a virtqueue before it asks for
-            // the virtqueue's state, so the state must include the last kick.
-            for &index in &kicked {
-                self.queues[index].kick.take()?;
-                self.process(index);
-            }
-            for (index, readable) in fed {
-                self.process(index);
-                // Stop polling a failed source, because `poll` would return at once each time.
-                if !readable && self.queues[index].waits == Waits::Source {
-                    self.queues[index].waits = Waits::Kick;
-                }
-            }
-            for index in 0..self.queues.len() {
-                if self.queues[index].waits == Waits::Turn && !kicked.contains(&index) {
-                    self.process(index);
-                }
-            }
-            if waiting {
-                // The driver may enable virtqueues after DRIVER_OK too, and the kernel sends no
-                // message about that.
-                for index in self.activate(false)? {
-                    self.process(index);
-                }
-            }
-            if on_device.contains(PollFlags::IN) {
-                match self.device.read_request() {
-                    Ok(request) => self.request(request)?,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error),
-                }
-            }
+        self.session.interrupt_all();
+        while !self.session.control.stop.load(Ordering::Acquire) {
+            self.turn()?;
         }
         Ok(())
     }
 
-    fn request(&mut self, request: Request) -> io::Result<()> {
+    /// Waits for events, and handles them.
+    fn turn(&mut self) -> io::Result<()> {
+        let session = &self.session;
+        let device = PollFd::from_borrowed_fd(session.device.as_fd(), PollFlags::IN);
+        let wake = PollFd::from_borrowed_fd(session.control.wake.as_fd(), PollFlags::IN);
+        let mut fds = vec![device, wake];
+        fds.extend(
+            session
+                .queues
+                .iter()
+                .map(|vq| PollFd::from_borrowed_fd(vq.kick.as_fd(), PollFlags::IN)),
+        );
+        let sources = self.sources();
+        fds.extend(
+            sources
+                .iter()
+                .map(|(_, source)| PollFd::from_borrowed_fd(*source, PollFlags::IN)),
+        );
+        let may_grow = session.may_grow();
+        let timeout = if self.waits.contains(&Waits::Turn) {
+            Some(&AT_ONCE)
+        } else {
+            may_grow.then_some(&NOT_READY)
+        };
+        match poll(&mut fds, timeout) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+        let on_device = fds[0].revents();
+        let queues = 0..self.waits.len();
+        let kicked: Vec<usize> = queues
+            .filter(|index| fds[index + 2].revents().contains(PollFlags::IN))
+            .collect();
+        // A failed source counts as readable, so that the backend detects the failure.
+        let fed: Vec<(usize, bool)> = sources
+            .iter()
+            .zip(&fds[2 + self.waits.len()..])
+            .filter(|(_, fd)| !fd.revents().is_empty())
+            .map(|(&(index, _), fd)| (index, fd.revents().contains(PollFlags::IN)))
+            .collect();
+        if on_device.intersects(PollFlags::ERR | PollFlags::HUP) {
+            return Err(rustix::io::Errno::PERM.into());
+        }
+        self.session.control.wake.take()?;
+        self.session.execute_commands();
+        // Serve kicks before requests. A driver stops kicking a virtqueue before it asks for the
+        // virtqueue's state, so the state must include the last kick.
+        for &index in &kicked {
+            self.session.queues[index].kick.take()?;
+            self.process(index);
+        }
+        for (index, readable) in fed {
+            self.process(index);
+            // Stop polling a failed source, because `poll` would return at once each time.
+            if !readable && self.waits[index] == Waits::Source {
+                self.waits[index] = Waits::Kick;
+            }
+        }
+        for index in 0..self.waits.len() {
+            if self.waits[index] == Waits::Turn && !kicked.contains(&index) {
+                self.process(index);
+            }
+        }
+        let backend = &mut self.backend;
         let mut started = Vec::new();
-        let answer = match request.kind {
-            Kind::GetVqState { index } => self.vq_state(index),
-            Kind::SetStatus(0) => {
-                self.reset();
-                Answer::Ok
-            }
-            Kind::SetStatus(status) => {
-                if u32::from(status) & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !self.driver_ok {
-                    self.driver_ok = true;
-                    started = self.activate(false)?;
+        if may_grow {
+            // The driver may enable virtqueues after DRIVER_OK too, and the kernel sends no message
+            // about that.
+            started.extend(
+                self.session
+                    .activate(false, &mut |event| tell(backend, event))?,
+            );
+        }
+        if on_device.contains(PollFlags::IN) {
+            let device = self.session.device.clone();
+            started.extend(self.session.answer_next(&mut |event| {
+                tell(backend, event);
+                if event == Event::Reset {
+                    write_config(&device, backend);
                 }
-                Answer::Ok
+            })?);
+        }
+        for index in 0..self.waits.len() {
+            if !self.session.is_served(index) || started.contains(&index) {
+                self.waits[index] = Waits::Kick;
             }
-            Kind::UpdateIotlb { first, last, asid } => {
-                self.forget(asid, first, last);
-                Answer::Ok
-            }
-            Kind::SetGroupAsid { group, asid } => self.move_group(group, asid),
-            Kind::SetVqReady { index, ready } => {
-                self.asked = true;
-                self.enable(index, ready);
-                if self.driver_ok {
-                    started = self.activate(false)?;
-                }
-                Answer::Ok
-            }
-            Kind::Suspend => {
-                self.backend.drain();
-                self.suspended = true;
-                Answer::Ok
-            }
-            Kind::Resume => Answer::Ok,
-            Kind::Unknown(_) => Answer::Failed,
-        };
-        let too_late = match self.device.answer(&request, answer) {
-            Ok(()) => false,
-            // The request has timed out, so the kernel discards the answer.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
-            Err(error) => return Err(error),
-        };
-        match request.kind {
-            Kind::Suspend if too_late => started = self.resume()?,
-            Kind::Resume if !too_late => started = self.resume()?,
-            _ => (),
         }
         for index in started {
             self.process(index);
@@ -368,244 +275,57 @@ impl<B: Backend> Server<B> {
         Ok(())
     }
 
-    /// Records that the driver has enabled or disabled a virtqueue.
-    fn enable(&mut self, index: u32, ready: bool) {
-        let Some(vq) = self.queues.get_mut(index as usize) else {
-            return;
-        };
-        vq.enabled = Some(ready);
-        if !ready && vq.state == State::Active {
-            vq.state = State::Idle;
-            vq.waits = Waits::Kick;
-        }
-    }
-
-    /// Resumes serving the virtqueues. Returns the indices of the virtqueues that may have
-    /// requests.
-    fn resume(&mut self) -> io::Result<Vec<usize>> {
-        self.suspended = false;
-        // The driver may have changed settings while the device was suspended.
-        for vq in &mut self.queues {
-            if vq.state == State::Active {
-                vq.state = State::Idle;
-            }
-        }
-        self.activate(false)
-    }
-
-    fn vq_state(&self, index: u32) -> Answer {
-        usize::try_from(index)
-            .ok()
-            .and_then(|index| self.queues.get(index))
-            .map_or(Answer::Failed, |vq| Answer::SplitState {
-                index,
-                next_avail: vq.queue.next_avail(),
-            })
-    }
-
-    /// Moves a virtqueue group to another address space. Fails if a virtqueue of the group is in
-    /// use.
-    fn move_group(&mut self, group: u32, asid: u32) -> Answer {
-        let mut members = self.queues.iter().filter(|vq| vq.group == group);
-        if members.any(|vq| vq.state != State::Idle) || self.spaces.get(asid as usize).is_none() {
-            return Answer::Failed;
-        }
-        self.control.moved().insert(group, asid);
-        self.backend.moved(group, asid);
-        Answer::Ok
-    }
-
-    /// Returns the address space that a virtqueue is in.
-    fn memory(&self, index: usize) -> &Memory {
-        let asid = self.control.address_space(self.queues[index].group);
-        &self.spaces[asid as usize]
-    }
-
-    fn reset(&mut self) {
-        self.driver_ok = false;
-        self.suspended = false;
-        self.features = 0;
-        self.control.moved().clear();
-        for vq in &mut self.queues {
-            vq.state = State::Idle;
-            vq.waits = Waits::Kick;
-            vq.enabled = None;
-            vq.settings = None;
-            vq.queue.reset();
-        }
-        // The next driver may map other memory at the same IOVAs.
-        for asid in 0..self.spaces.len() as u32 {
-            self.forget(asid, 0, u64::MAX);
-        }
-        self.backend.reset();
-        self.publish();
-    }
-
-    /// Writes the backend's changes to the configuration space.
-    fn publish(&mut self) {
-        for (offset, data) in self.backend.config_changes() {
-            if let Err(error) = self.device.set_config(offset, &data) {
-                eprintln!("configuration space, {offset}: {error}");
-            }
-        }
-    }
-
-    fn any_waits_for(&self, what: Waits) -> bool {
-        self.queues.iter().any(|vq| vq.waits == what)
-    }
-
     /// Returns the index and the source of each virtqueue that waits for its source.
     fn sources(&self) -> Vec<(usize, BorrowedFd<'_>)> {
-        (0..self.queues.len())
-            .filter(|&index| self.queues[index].waits == Waits::Source)
+        (0..self.waits.len())
+            .filter(|&index| self.waits[index] == Waits::Source)
             .filter_map(|index| Some((index, self.backend.source(index as u16)?)))
             .collect()
     }
 
-    /// Drops the mappings of the IOVAs from `first` to `last` in an address space, so that the next
-    /// access maps them again.
-    fn forget(&mut self, asid: u32, first: u64, last: u64) {
-        let Some(space) = self.spaces.get_mut(asid as usize) else {
-            return;
-        };
-        let mut memory = space.without(first, last);
-        if let Some(umem) = self.umem.as_ref().filter(|umem| umem.region().asid == asid) {
-            let region = umem.region();
-            let last = region.iova + region.size - 1;
-            memory = memory.without(region.iova, last);
-            memory.map(region.iova, last, umem.memory().clone());
-        }
-        *space = Arc::new(memory);
-    }
-
-    fn register_umem(&mut self) -> io::Result<()> {
-        if self.umem.is_some() {
-            return Err(rustix::io::Errno::EXIST.into());
-        }
-        self.umem = Some(Umem::register(self.device.clone())?);
-        self.forget(0, 0, 0);
-        Ok(())
-    }
-
-    fn deregister_umem(&mut self) -> io::Result<()> {
-        let umem = self.umem.take().ok_or(rustix::io::Errno::NOENT)?;
-        let region = *umem.region();
-        umem.deregister()?;
-        self.forget(region.asid, region.iova, region.iova + region.size - 1);
-        Ok(())
-    }
-
-    /// Starts to serve the virtqueues that the driver has enabled since the last call. Returns the
-    /// indices of these virtqueues.
-    fn activate(&mut self, take_over: bool) -> io::Result<Vec<usize>> {
-        self.features = self.device.features()?;
-        let mut activated = Vec::new();
-        for index in 0..self.queues.len() {
-            if self.queues[index].state != State::Idle {
-                continue;
-            }
-            let info = self.device.vq_info(index as u32)?;
-            if !self.queues[index].enabled.unwrap_or(info.ready != 0) {
-                continue;
-            }
-            // A virtqueue whose settings are unchanged continues where it stopped.
-            let settings = self.queues[index].settings.as_ref();
-            let changed = settings.is_none_or(|settings| differ(settings, &info));
-            if changed && self.set_up(index, &info, take_over).is_none() {
-                eprintln!("virtqueue {index}: the driver's set-up makes no sense: {info:?}");
-                self.queues[index].state = State::Broken;
-                continue;
-            }
-            let vq = &mut self.queues[index];
-            vq.state = State::Active;
-            vq.settings = Some(info);
-            if take_over {
-                let next = vq.queue.next_avail();
-                eprintln!("virtqueue {index}: goes on with the available entry {next}");
-            }
-            self.device.set_kick(index as u16, vq.kick.as_fd())?;
-            activated.push(index);
-        }
-        if !activated.is_empty() {
-            self.backend.start(self.features);
-        }
-        Ok(activated)
-    }
-
-    fn set_up(&mut self, index: usize, info: &crate::uapi::VqInfo, take_over: bool) -> Option<()> {
-        let memory = self.memory(index).clone();
-        let queue = &mut self.queues[index].queue;
-        queue.try_set_size(u16::try_from(info.num).ok()?).ok()?;
-        let address = vm_memory::GuestAddress;
-        queue
-            .try_set_desc_table_address(address(info.desc_addr))
-            .ok()?;
-        queue
-            .try_set_avail_ring_address(address(info.driver_addr))
-            .ok()?;
-        queue
-            .try_set_used_ring_address(address(info.device_addr))
-            .ok()?;
-        queue.set_event_idx(self.features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
-        queue.set_ready(true);
-        if !queue.is_valid(&*memory) {
-            queue.set_ready(false);
-            return None;
-        }
-        let used = queue.used_idx(&*memory, Ordering::Acquire).ok()?.0;
-        queue.set_next_used(used);
-        queue.set_next_avail(if take_over { used } else { info.state.split() });
-        Some(())
-    }
-
     /// Serves the pending requests of a virtqueue.
     fn process(&mut self, index: usize) {
-        if self.queues[index].state != State::Active || self.suspended {
-            return;
-        }
+        self.waits[index] = Waits::Kick;
         match self.try_process(index) {
-            Ok(waits) => self.queues[index].waits = waits,
-            Err(error) => {
-                eprintln!("virtqueue {index}: {error}; it is not served any more");
-                self.queues[index].state = State::Broken;
-                self.queues[index].waits = Waits::Kick;
-            }
+            Ok(waits) => self.waits[index] = waits,
+            Err(error) => self.session.break_queue(index, &error),
         }
     }
 
-    fn try_process(&mut self, index: usize) -> Result<Waits, virtio_queue::Error> {
-        let memory = self.memory(index).clone();
+    fn try_process(&mut self, index: usize) -> Result<Waits, Error> {
+        let Some((vq, device)) = self.session.rings(index) else {
+            return Ok(Waits::Kick);
+        };
+        let backend = &mut self.backend;
         let mut served = 0;
         loop {
-            self.queues[index].queue.disable_notification(&*memory)?;
+            vq.disable_kicks();
             let before = served;
+            let mut wants_interrupt = false;
             let waits = loop {
                 if served >= TURN {
                     break Waits::Turn;
                 }
-                if !self.backend.ready(index as u16) {
+                if !backend.ready(index as u16) {
                     break Waits::Source;
                 }
-                let queue = &mut self.queues[index].queue;
-                let Some(chain) = queue.iter(memory.clone())?.next() else {
+                if !vq.pop(&mut self.chain)? {
                     break Waits::Kick;
-                };
-                let head = chain.head_index();
-                let written = self.backend.serve(index as u16, chain, &memory);
-                self.publish();
-                let queue = &mut self.queues[index].queue;
-                queue.add_used(&*memory, head, written)?;
+                }
+                let written = backend.serve(index as u16, &self.chain);
+                write_config(device, backend);
+                vq.push(&self.chain, written);
+                // Publish each request, so that a server that takes the device over repeats only
+                // the request in which this one ended.
+                wants_interrupt |= vq.publish();
                 served += 1;
             };
-            let queue = &mut self.queues[index].queue;
-            let more = waits == Waits::Kick && queue.enable_notification(&*memory)?;
+            let more = waits == Waits::Kick && vq.enable_kicks();
+            if wants_interrupt {
+                interrupt(device, index as u32);
+            }
             if served != before {
-                if wants_interrupt(queue, &memory)? {
-                    // The ioctl fails while the driver resets the device. The driver needs no
-                    // interrupt then.
-                    let _ = self.device.inject_vq_irq(index as u32);
-                }
-                self.backend.answered();
+                backend.answered();
             }
             if !more {
                 return Ok(waits);

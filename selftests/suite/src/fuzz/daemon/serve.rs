@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vduse::blk::Disk;
-use vduse::server::{Backend, Chain, Memory, Server};
+use vduse::server::{Backend, Server};
+use vduse::virtqueue::Chain;
 use vduse::Device;
 
 use crate::fuzz::actor::Actor;
@@ -25,7 +26,7 @@ pub fn queues(device: &Device) -> u32 {
 struct Sink;
 
 impl Backend for Sink {
-    fn serve(&mut self, _queue: u16, _chain: Chain, _memory: &Memory) -> u32 {
+    fn serve(&mut self, _queue: u16, _chain: &Chain) -> u32 {
         0
     }
 }

@@ -6,7 +6,8 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vduse::server::{Backend, Chain, Memory};
+use vduse::server::Backend;
+use vduse::virtqueue::Chain;
 use vduse::{blk, DeviceConfig};
 
 use crate::lab::daemon::fuse::{Directory, MAX_REQUEST};
@@ -95,9 +96,8 @@ impl Files {
         &self.log
     }
 
-    fn try_serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> io::Result<u32> {
-        let mut input = chain.clone().reader(memory).map_err(io::Error::other)?;
-        let mut output = chain.writer(memory).map_err(io::Error::other)?;
+    fn try_serve(&mut self, queue: u16, chain: &Chain) -> io::Result<u32> {
+        let (mut input, mut output) = (chain.reader(), chain.writer());
         // A request longer than `MAX_REQUEST` is truncated. The length in its header is then wrong,
         // so the answer is an error.
         let len = input.available_bytes().min(MAX_REQUEST);
@@ -117,7 +117,7 @@ impl Files {
 }
 
 impl Backend for Files {
-    fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32 {
-        self.try_serve(queue, chain, memory).unwrap_or(0)
+    fn serve(&mut self, queue: u16, chain: &Chain) -> u32 {
+        self.try_serve(queue, chain).unwrap_or(0)
     }
 }

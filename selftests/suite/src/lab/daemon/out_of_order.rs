@@ -7,6 +7,7 @@
 //! the requests when the test tells it to, and all of them when the device is suspended. A reset of
 //! the device drops the requests.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -15,9 +16,8 @@ use rustix::event::{poll, PollFd, PollFlags};
 use vduse::eventfd::EventFd;
 use vduse::iotlb::AddressSpace;
 use vduse::request::{Answer, Kind};
+use vduse::virtqueue::{Chain, Memory, Position, Settings, Virtqueue};
 use vduse::Device;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
 
 use crate::lab::assert::random::Random;
 use crate::lab::assert::timing::soon;
@@ -28,20 +28,19 @@ pub const SIZE: u16 = 128;
 /// A request that the daemon holds.
 #[derive(Debug)]
 struct Taken {
-    head: u16,
     number: u64,
-    to: GuestAddress,
+    chain: Chain,
 }
 
 #[derive(Debug)]
 struct State {
-    queue: Queue,
-    memory: Arc<AddressSpace>,
+    /// The virtqueue, if the driver has enabled it.
+    vq: Option<Virtqueue>,
+    memory: Memory,
     taken: Vec<Taken>,
     random: Random,
     /// Whether the device is suspended. A suspended device does not process its virtqueue.
     suspended: bool,
-    ready: bool,
 }
 
 #[derive(Debug)]
@@ -76,12 +75,11 @@ impl OutOfOrder {
         let device = Arc::new(device);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                queue: Queue::new(SIZE).expect("a queue"),
+                vq: None,
                 memory: Arc::new(AddressSpace::new(device.clone())),
                 taken: Vec::new(),
                 random: Random::new(seed),
                 suspended: false,
-                ready: false,
             }),
             device,
             done: done.clone(),
@@ -172,26 +170,32 @@ impl Shared {
         };
         let mut state = self.state();
         let answer = match request.kind {
-            Kind::GetVqState { index } => Answer::SplitState {
-                index,
-                next_avail: state.queue.next_avail(),
-            },
+            Kind::GetVqState { index } => {
+                let next_avail = match state.vq.as_ref().map(Virtqueue::position) {
+                    Some(Position::Split { next_avail, .. }) => next_avail,
+                    _ => 0,
+                };
+                Answer::SplitState { index, next_avail }
+            }
             Kind::SetStatus(0) => {
                 // A reset drops the requests that the daemon holds.
                 state.taken.clear();
-                state.queue.reset();
-                (state.ready, state.suspended) = (false, false);
+                (state.vq, state.suspended) = (None, false);
                 state.memory = Arc::new(AddressSpace::new(self.device.clone()));
                 Answer::Ok
             }
             Kind::SetStatus(status) => {
-                if status & 4 != 0 && !state.ready {
+                if status & 4 != 0 && state.vq.is_none() {
                     self.start(&mut state);
                 }
                 Answer::Ok
             }
             Kind::UpdateIotlb { first, last, .. } => {
                 state.memory = Arc::new(state.memory.without(first, last));
+                let memory = state.memory.clone();
+                if let Some(vq) = &mut state.vq {
+                    vq.set_memory(memory).expect("the rings");
+                }
                 Answer::Ok
             }
             Kind::Suspend => {
@@ -220,24 +224,10 @@ impl Shared {
         use std::os::fd::AsFd;
 
         let info = self.device.vq_info(0).expect("the queue");
-        let queue = &mut state.queue;
-        queue.set_size(info.num as u16);
-        queue
-            .try_set_desc_table_address(GuestAddress(info.desc_addr))
-            .expect("the descriptors");
-        queue
-            .try_set_avail_ring_address(GuestAddress(info.driver_addr))
-            .expect("the driver's ring");
-        queue
-            .try_set_used_ring_address(GuestAddress(info.device_addr))
-            .expect("the device's ring");
-        queue.set_ready(true);
-        let used = queue
-            .used_idx(&*state.memory, Ordering::Acquire)
-            .expect("the used index");
-        queue.set_next_used(used.0);
-        queue.set_next_avail(info.state.split());
-        state.ready = true;
+        let features = self.device.features().expect("the features");
+        let settings = Settings::new(&info, features).expect("a size");
+        let memory = state.memory.clone();
+        state.vq = Some(Virtqueue::new(&settings, &info.state, memory).expect("the rings"));
         self.device
             .set_kick(0, self.kick.as_fd())
             .expect("the kick eventfd");
@@ -246,40 +236,34 @@ impl Shared {
     /// Takes all requests that are available.
     fn take(&self) {
         let mut state = self.state();
-        if !state.ready || state.suspended {
+        let state = &mut *state;
+        let Some(vq) = state.vq.as_mut().filter(|_| !state.suspended) else {
             return;
-        }
-        let memory = state.memory.clone();
+        };
         loop {
-            let Ok(mut chains) = state.queue.iter(memory.clone()) else {
+            let mut chain = Chain::new();
+            if !matches!(vq.pop(&mut chain), Ok(true)) {
                 return;
-            };
-            let Some(chain) = chains.next() else {
-                return;
-            };
-            let head = chain.head_index();
-            let descriptors: Vec<_> = chain.collect();
-            let number: u64 = memory
-                .read_obj(descriptors[0].addr())
-                .expect("a request's number");
-            let to = descriptors[1].addr();
-            state.taken.push(Taken { head, number, to });
+            }
+            let number = chain.reader().read_array().expect("a request's number");
+            let number = u64::from_le_bytes(number);
+            state.taken.push(Taken { number, chain });
         }
     }
 
     fn complete(&self, state: &mut State, taken: Taken) {
-        let memory = state.memory.clone();
         self.done
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(taken.number);
-        memory
-            .write_obj(taken.number, taken.to)
+        taken
+            .chain
+            .writer()
+            .write_all(&taken.number.to_le_bytes())
             .expect("writing the answer");
-        state
-            .queue
-            .add_used(&*memory, taken.head, 8)
-            .expect("adding to the used ring");
+        let vq = state.vq.as_mut().expect("a virtqueue");
+        vq.push(&taken.chain, 8);
+        vq.publish();
         // This fails while the device is being reset or is suspended.
         let _ = self.device.inject_vq_irq(0);
     }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use rustix::process::{kill_process, Pid, Signal};
 use vduse::blk::Disk;
-use vduse::server::{Backend, Chain, Memory, Server};
+use vduse::server::{Backend, Server};
+use vduse::virtqueue::Chain;
 use vduse::{Control, Device, DeviceConfig};
 
 use crate::lab::assert::timing::soon;
@@ -137,7 +138,7 @@ struct Stalling<B> {
 }
 
 impl<B: Backend> Backend for Stalling<B> {
-    fn serve(&mut self, queue: u16, chain: Chain, memory: &Memory) -> u32 {
+    fn serve(&mut self, queue: u16, chain: &Chain) -> u32 {
         if self.left == 0 {
             let _ = std::fs::write(&self.mark, "");
             loop {
@@ -145,7 +146,7 @@ impl<B: Backend> Backend for Stalling<B> {
             }
         }
         self.left -= 1;
-        self.backend.serve(queue, chain, memory)
+        self.backend.serve(queue, chain)
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use vduse::server::{Backend, Chain, Handle, Memory, Server};
+use vduse::server::{Backend, Handle, Server};
+use vduse::virtqueue::Chain;
 use vduse::Device;
 
 /// Backend that makes every request to a disk fail. It writes an error to the last device-writable
@@ -17,15 +18,11 @@ use vduse::Device;
 struct Refuse;
 
 impl Backend for Refuse {
-    fn serve(&mut self, _queue: u16, chain: Chain, memory: &Memory) -> u32 {
+    fn serve(&mut self, _queue: u16, chain: &Chain) -> u32 {
         use std::io::Write;
-        let Ok(mut output) = chain.writer(memory) else {
-            return 0;
-        };
-        let Some(before) = output.available_bytes().checked_sub(1) else {
-            return 0;
-        };
-        let Ok(mut status) = output.split_at(before) else {
+        let mut output = chain.writer();
+        let before = output.available_bytes().checked_sub(1);
+        let Some(mut status) = before.and_then(|before| output.split_at(before)) else {
             return 0;
         };
         let _ = status.write_all(&[1]);

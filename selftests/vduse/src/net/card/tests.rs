@@ -1,75 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Tests of the network card. The virtqueues are in the test's own memory.
+//! Tests of the network card.
 
 use std::sync::mpsc::{self, Receiver};
-
-use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::*;
 use crate::net::loopback::Loopback;
 use crate::net::shape::{self, Shape};
+use crate::virtqueue::testing::{self, Buffer};
 
 const OURS: Mac = [2, 0, 0, 0, 0, 1];
 const OTHER: Mac = [2, 0, 0, 0, 0, 2];
 
-const AVAIL: u64 = 0x1000;
-const USED: u64 = 0x2000;
-const BUFFERS: u64 = 0x1_0000;
-const STEP: u64 = 0x1_0000;
-
-/// A buffer of a request: the bytes that the device reads, or the number of bytes it may write.
-enum Buffer<'a> {
-    Read(&'a [u8]),
-    Write(usize),
-}
-
 /// Sends one request to a card. Returns the number of bytes that the card reports as written, and
 /// the contents of the device-writable buffers. The buffers initially contain 0xee.
 fn ask<P: Port>(card: &mut Net<P>, queue: u16, buffers: &[Buffer<'_>]) -> (u32, Vec<u8>) {
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x8_0000)]).unwrap();
-    for (index, buffer) in (0..).zip(buffers) {
-        let at = BUFFERS + STEP * index;
-        let (len, write) = match buffer {
-            Buffer::Read(bytes) => {
-                memory.write_slice(bytes, GuestAddress(at)).unwrap();
-                (bytes.len(), 0)
-            }
-            Buffer::Write(len) => {
-                let bytes = vec![0xee; *len];
-                memory.write_slice(&bytes, GuestAddress(at)).unwrap();
-                (*len, VRING_DESC_F_WRITE)
-            }
-        };
-        let last = index as usize + 1 == buffers.len();
-        let flags = write | if last { 0 } else { VRING_DESC_F_NEXT };
-        let descriptor = GuestAddress(16 * index);
-        memory.write_obj(at, descriptor).unwrap();
-        let rest = [len as u32, flags | (index as u32 + 1) << 16];
-        memory
-            .write_obj(rest, GuestAddress(16 * index + 8))
-            .unwrap();
-    }
-    memory.write_obj(1u16, GuestAddress(AVAIL + 2)).unwrap();
-    let mut ring = Queue::new(16).unwrap();
-    ring.set_desc_table_address(Some(0), None);
-    ring.set_avail_ring_address(Some(AVAIL as u32), None);
-    ring.set_used_ring_address(Some(USED as u32), None);
-    ring.set_ready(true);
-    let chain = ring.pop_descriptor_chain(&memory).unwrap();
-    let written = card.serve_in(queue, chain, &memory);
-    let mut found = Vec::new();
-    for (index, buffer) in (0..).zip(buffers) {
-        if let Buffer::Write(len) = buffer {
-            let mut bytes = vec![0; *len];
-            let at = GuestAddress(BUFFERS + STEP * index);
-            memory.read_slice(&mut bytes, at).unwrap();
-            found.extend(bytes);
-        }
-    }
-    (written, found)
+    testing::ask(buffers, |chain| card.serve(queue, chain))
 }
 
 /// A loopback port that records whether it is enabled.

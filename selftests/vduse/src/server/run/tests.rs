@@ -13,7 +13,6 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::server::backend::Chain;
 use crate::{sys, uapi};
 
 /// Longest time that a test waits. A command that is never answered fails the test.
@@ -23,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 struct OnReset<F>(F);
 
 impl<F: FnMut()> Backend for OnReset<F> {
-    fn serve(&mut self, _queue: u16, _chain: Chain, _memory: &Memory) -> u32 {
+    fn serve(&mut self, _queue: u16, _chain: &Chain) -> u32 {
         0
     }
 
@@ -36,17 +35,12 @@ impl<F: FnMut()> Backend for OnReset<F> {
 /// end, at which the test acts as the kernel.
 fn server<F: FnMut()>(on_reset: F) -> (Server<OnReset<F>>, UnixStream) {
     let (device, kernel) = UnixStream::pair().unwrap();
+    let device = Device::of_file(OwnedFd::from(device).into());
     let server = Server {
-        device: Arc::new(Device::of_file(OwnedFd::from(device).into())),
-        spaces: Vec::new(),
-        queues: Vec::new(),
+        session: Session::without_queues(device),
         backend: OnReset(on_reset),
-        features: 0,
-        driver_ok: false,
-        asked: false,
-        suspended: false,
-        umem: None,
-        control: Served::new(Default::default()).unwrap(),
+        waits: Vec::new(),
+        chain: Chain::new(),
     };
     (server, kernel)
 }

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A server that serves each virtqueue in a thread of its own.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use rustix::event::{poll, PollFd, PollFlags};
+
+use crate::eventfd::EventFd;
+use crate::server::handle::Handle;
+use crate::server::run::NOT_READY;
+use crate::server::session::{interrupt, Session, Shape};
+use crate::virtqueue::Virtqueue;
+use crate::Device;
+
+/// Serves one virtqueue in a thread of its own.
+///
+/// The worker decides how requests are executed: one after the other, or many at a time, completed
+/// in any order. It must complete them in the order of arrival only if a successor of the program
+/// is to [take the device over](crate::server).
+pub trait Worker: Send + 'static {
+    /// Serves the virtqueue until the queue [is stopped](ServedQueue::is_stopped). Then completes
+    /// the requests that it has taken, and returns.
+    ///
+    /// The first thing to do is to look for requests, of which the driver may not kick. The server
+    /// stops a queue whenever the driver changes something, and calls this function again later.
+    ///
+    /// # Errors
+    ///
+    /// After an error, the virtqueue is not served until the driver has reset the device.
+    fn serve(&mut self, queue: &mut ServedQueue) -> io::Result<()>;
+}
+
+/// A virtqueue that a [`Worker`] serves.
+#[derive(Debug)]
+pub struct ServedQueue {
+    /// The device side of the virtqueue.
+    pub vq: Virtqueue,
+    index: u16,
+    device: Arc<Device>,
+    kick: Arc<EventFd>,
+    stop: Arc<AtomicBool>,
+}
+
+impl ServedQueue {
+    /// Returns the index of the virtqueue.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Returns whether the worker must return.
+    #[inline]
+    pub fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Waits for the next kick, or until the queue is stopped.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the `read` system call.
+    #[inline]
+    pub fn wait(&self) -> io::Result<()> {
+        self.kick.take().map(drop)
+    }
+
+    /// Returns the eventfd of the kicks, which is also signalled when the queue is stopped. Reads
+    /// from it block.
+    pub fn kick(&self) -> BorrowedFd<'_> {
+        self.kick.as_fd()
+    }
+
+    /// Publishes the requests that were pushed, and interrupts the driver if it wants that.
+    #[inline]
+    pub fn complete(&mut self) {
+        if self.vq.publish() {
+            self.interrupt();
+        }
+    }
+
+    /// Interrupts the driver.
+    #[inline]
+    pub fn interrupt(&self) {
+        interrupt(&self.device, self.index.into());
+    }
+}
+
+/// A thread that serves a virtqueue.
+#[derive(Debug)]
+struct Running<W> {
+    thread: JoinHandle<(W, Virtqueue, io::Result<()>)>,
+    stop: Arc<AtomicBool>,
+}
+
+/// A worker, or the thread that runs it.
+#[derive(Debug)]
+enum Slot<W> {
+    Parked(W),
+    Running(Running<W>),
+    /// While a slot changes.
+    Empty,
+}
+
+/// A server of a device. It answers the kernel's requests to the device, and serves each virtqueue
+/// in a thread of its own.
+///
+/// Whenever the kernel asks something of the device, the server stops all threads first: there are
+/// no requests in progress while the driver changes a virtqueue, its memory or the device.
+#[derive(Debug)]
+pub struct Threads<W> {
+    session: Session,
+    slots: Vec<Slot<W>>,
+}
+
+impl<W: Worker> Threads<W> {
+    /// Creates a server of a device, with one virtqueue of group 0 for each worker, of at most
+    /// `size` descriptors. If a driver uses the device already, the server resumes where its
+    /// predecessor stopped.
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of the ioctl that failed.
+    pub fn new(device: Device, size: u16, workers: Vec<W>) -> io::Result<Self> {
+        let sizes = vec![size; workers.len()];
+        Self::with(device, Shape::Sizes(&sizes), workers)
+    }
+
+    /// Variant of [`new`](Self::new) for a device of version 1. `queues` has the maximum size and
+    /// the group of the virtqueue of each worker, and `spaces` is the number of address spaces.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); `InvalidInput` when there are not as many workers as virtqueues.
+    pub fn with_groups(
+        device: Device,
+        queues: &[(u16, u32)],
+        spaces: u32,
+        workers: Vec<W>,
+    ) -> io::Result<Self> {
+        if queues.len() != workers.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Self::with(device, Shape::Groups(queues, spaces), workers)
+    }
+
+    fn with(device: Device, shape: Shape<'_>, workers: Vec<W>) -> io::Result<Self> {
+        Ok(Self {
+            session: Session::new(device, shape, EventFd::blocking, &mut |_| ())?,
+            slots: workers.into_iter().map(Slot::Parked).collect(),
+        })
+    }
+
+    /// Returns a handle for another thread.
+    pub fn handle(&self) -> Handle {
+        self.session.handle()
+    }
+
+    /// Returns the eventfds with which the driver kicks the virtqueues. Signalling one makes the
+    /// worker look at its virtqueue.
+    pub fn kicks(&self) -> Vec<Arc<EventFd>> {
+        let queues = self.session.queues.iter();
+        queues.map(|vq| vq.kick.clone()).collect()
+    }
+
+    /// Serves the device until a [`Handle`] stops the server.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` when the kernel has marked the device broken; otherwise the error of the call that
+    /// failed.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a worker panics.
+    pub fn run(&mut self) -> io::Result<()> {
+        // As in `Server::run`.
+        let _accepting = self.session.control.accept();
+        let served = self.serve();
+        self.stop_all();
+        served
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        self.session.interrupt_all();
+        while !self.session.control.stop.load(Ordering::Acquire) {
+            self.start_all()?;
+            let device = PollFd::from_borrowed_fd(self.session.device.as_fd(), PollFlags::IN);
+            let wake = PollFd::from_borrowed_fd(self.session.control.wake.as_fd(), PollFlags::IN);
+            let mut fds = [device, wake];
+            let may_grow = self.session.may_grow();
+            match poll(&mut fds, may_grow.then_some(&NOT_READY)) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            }
+            let on_device = fds[0].revents();
+            if on_device.intersects(PollFlags::ERR | PollFlags::HUP) {
+                return Err(rustix::io::Errno::PERM.into());
+            }
+            if !fds[1].revents().is_empty() {
+                self.session.control.wake.take()?;
+                self.stop_all();
+                self.session.execute_commands();
+            }
+            if may_grow {
+                // The driver may enable virtqueues after DRIVER_OK too, and the kernel sends no
+                // message about that. The virtqueues that are served already do not change.
+                self.session.activate(false, &mut |_| ())?;
+            }
+            if on_device.contains(PollFlags::IN) {
+                self.stop_all();
+                self.session.answer_next(&mut |_| ())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a thread for each virtqueue that should be served.
+    fn start_all(&mut self) -> io::Result<()> {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if !matches!(slot, Slot::Parked(_)) {
+                continue;
+            }
+            let Some(vq) = self.session.take_rings(index) else {
+                continue;
+            };
+            if let Slot::Parked(worker) = std::mem::replace(slot, Slot::Empty) {
+                // CAST: A device has fewer than 2^16 virtqueues.
+                *slot = Slot::Running(start(&self.session, index as u16, vq, worker)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all threads, and waits until they have completed the requests that they have taken.
+    fn stop_all(&mut self) {
+        for (slot, vq) in self.slots.iter().zip(&self.session.queues) {
+            if let Slot::Running(running) = slot {
+                running.stop.store(true, Ordering::Release);
+                // If the counter is at its maximum, the eventfd is readable all the same.
+                let _ = vq.kick.signal();
+            }
+        }
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if !matches!(slot, Slot::Running(_)) {
+                continue;
+            }
+            let Slot::Running(running) = std::mem::replace(slot, Slot::Empty) else {
+                continue;
+            };
+            let (worker, vq, served) = match running.thread.join() {
+                Ok(ended) => ended,
+                Err(panic) => resume_unwind(panic),
+            };
+            *slot = Slot::Parked(worker);
+            self.session.queues[index].rings = Some(vq);
+            if let Err(error) = served {
+                self.session.break_queue(index, &error);
+            }
+        }
+    }
+}
+
+/// Starts a thread that serves a virtqueue.
+fn start<W: Worker>(
+    session: &Session,
+    index: u16,
+    vq: Virtqueue,
+    mut worker: W,
+) -> io::Result<Running<W>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut queue = ServedQueue {
+        vq,
+        index,
+        device: session.device.clone(),
+        kick: session.queues[usize::from(index)].kick.clone(),
+        stop: stop.clone(),
+    };
+    let thread = thread::Builder::new()
+        .name(format!("vq{index}"))
+        .spawn(move || {
+            let served = worker.serve(&mut queue);
+            if let Err(error) = &served {
+                eprintln!("virtqueue {index}: {error}");
+            }
+            (worker, queue.vq, served)
+        })?;
+    Ok(Running { thread, stop })
+}
