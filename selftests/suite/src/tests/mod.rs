@@ -5,6 +5,7 @@
 #[macro_use]
 mod registry;
 
+mod blk_daemon;
 mod bus;
 mod card_faults;
 mod compat;
@@ -106,6 +107,7 @@ const GROUPS: &[Group] = groups![
     model,
     compat,
     disk,
+    blk_daemon,
     fs,
     net,
     shadow,

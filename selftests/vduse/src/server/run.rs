@@ -132,7 +132,7 @@ impl<B: Backend> Server<B> {
 
     fn with(device: Device, shape: Shape<'_>, mut backend: B) -> io::Result<Self> {
         let on = &mut |event| tell(&mut backend, event);
-        let session = Session::new(device, shape, EventFd::new, on)?;
+        let session = Session::new(device, shape, None, EventFd::new, on)?;
         Ok(Self {
             waits: vec![Waits::Kick; session.queues.len()],
             session,

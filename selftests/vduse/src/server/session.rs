@@ -17,7 +17,7 @@ use crate::server::virtqueue::{differ, State, VirtQueue};
 use crate::state::DeviceState;
 use crate::uapi;
 use crate::umem::Umem;
-use crate::virtqueue::{Memory, Position, Settings, Virtqueue, MAX_SIZE};
+use crate::virtqueue::{InFlightLog, Memory, Position, Settings, Virtqueue, MAX_SIZE};
 use crate::Device;
 
 /// An event that concerns the whole device.
@@ -66,6 +66,8 @@ pub(super) struct Session {
     /// Whether the driver has suspended the device.
     suspended: bool,
     umem: Option<Umem>,
+    /// The log of the requests in flight, if the server completes requests in any order.
+    log: Option<InFlightLog>,
     pub(super) control: Served,
 }
 
@@ -74,6 +76,7 @@ impl Session {
     pub(super) fn new(
         device: Device,
         shape: Shape<'_>,
+        log: Option<InFlightLog>,
         kick: fn() -> io::Result<EventFd>,
         on: OnEvent<'_>,
     ) -> io::Result<Self> {
@@ -95,13 +98,14 @@ impl Session {
         if !matches!(shape, Shape::TakeOver(_)) {
             set_up(&device, &queues)?;
         }
-        Self::with_memory(device, &queues, spaces, kick, on)
+        Self::with_memory(device, &queues, spaces, log, kick, on)
     }
 
     fn with_memory(
         device: Arc<Device>,
         queues: &[(u16, u32)],
         spaces: Vec<Memory>,
+        log: Option<InFlightLog>,
         kick: fn() -> io::Result<EventFd>,
         on: OnEvent<'_>,
     ) -> io::Result<Self> {
@@ -132,6 +136,7 @@ impl Session {
             asked: known.asks_for_ready(),
             suspended: known.suspended,
             umem: None,
+            log,
             control: Served::new(moved)?,
         };
         session.activate(true, on)?;
@@ -150,6 +155,7 @@ impl Session {
             asked: false,
             suspended: false,
             umem: None,
+            log: None,
             control: Served::new(Default::default()).unwrap(),
         }
     }
@@ -425,11 +431,16 @@ impl Session {
             .filter(|settings| settings.size <= self.queues[index].max_size)
             // CAST: Only shown in the message.
             .ok_or(crate::virtqueue::Error::Size(info.num as u16))?;
-        if take_over {
-            Virtqueue::take_over(&settings, memory)
+        let mut rings = if take_over {
+            Virtqueue::take_over(&settings, memory)?
         } else {
-            Virtqueue::new(&settings, &info.state, memory)
+            Virtqueue::new(&settings, &info.state, memory)?
+        };
+        if let Some(log) = &self.log {
+            // CAST: A device has fewer than 2^16 virtqueues.
+            rings.set_log(log, index as u16, take_over);
         }
+        Ok(rings)
     }
 
     /// Returns the rings of a virtqueue, with the memory as it is now, and the device. Returns `None`

@@ -15,7 +15,7 @@ use crate::eventfd::EventFd;
 use crate::server::handle::Handle;
 use crate::server::run::NOT_READY;
 use crate::server::session::{interrupt, Session, Shape};
-use crate::virtqueue::Virtqueue;
+use crate::virtqueue::{InFlightLog, Virtqueue};
 use crate::Device;
 
 /// Serves one virtqueue in a thread of its own.
@@ -75,6 +75,12 @@ impl ServedQueue {
         self.kick.as_fd()
     }
 
+    /// Signals the eventfd of the kicks, to end an operation that waits for a kick.
+    pub fn kick_self(&self) {
+        // If the counter is at its maximum, the eventfd is readable all the same.
+        let _ = self.kick.signal();
+    }
+
     /// Publishes the requests that were pushed, and interrupts the driver if it wants that.
     #[inline]
     pub fn complete(&mut self) {
@@ -120,14 +126,24 @@ pub struct Threads<W> {
 impl<W: Worker> Threads<W> {
     /// Creates a server of a device, with one virtqueue of group 0 for each worker, of at most
     /// `size` descriptors. If a driver uses the device already, the server resumes where its
-    /// predecessor stopped.
+    /// predecessor stopped. `log` must be the log of that predecessor. Without a log, the workers
+    /// must complete requests in order of arrival.
     ///
     /// # Errors
     ///
     /// Returns the error of the ioctl that failed.
-    pub fn new(device: Device, size: u16, workers: Vec<W>) -> io::Result<Self> {
+    ///
+    /// # Panics
+    ///
+    /// Panics if the log is of fewer virtqueues.
+    pub fn new(
+        device: Device,
+        size: u16,
+        workers: Vec<W>,
+        log: Option<InFlightLog>,
+    ) -> io::Result<Self> {
         let sizes = vec![size; workers.len()];
-        Self::with(device, Shape::Sizes(&sizes), workers)
+        Self::with(device, Shape::Sizes(&sizes), workers, log)
     }
 
     /// Variant of [`new`](Self::new) for a device of version 1. `queues` has the maximum size and
@@ -145,12 +161,17 @@ impl<W: Worker> Threads<W> {
         if queues.len() != workers.len() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        Self::with(device, Shape::Groups(queues, spaces), workers)
+        Self::with(device, Shape::Groups(queues, spaces), workers, None)
     }
 
-    fn with(device: Device, shape: Shape<'_>, workers: Vec<W>) -> io::Result<Self> {
+    fn with(
+        device: Device,
+        shape: Shape<'_>,
+        workers: Vec<W>,
+        log: Option<InFlightLog>,
+    ) -> io::Result<Self> {
         Ok(Self {
-            session: Session::new(device, shape, EventFd::blocking, &mut |_| ())?,
+            session: Session::new(device, shape, log, EventFd::blocking, &mut |_| ())?,
             slots: workers.into_iter().map(Slot::Parked).collect(),
         })
     }

@@ -21,4 +21,5 @@ pub mod served_groups;
 pub mod serving;
 pub mod tap;
 pub mod unanswered;
+pub mod vduse_blk;
 pub mod vswitch;

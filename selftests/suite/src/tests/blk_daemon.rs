@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Disks that our own daemon, `vduse-blk`, serves.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::lab::assert::data::assert_same;
+use crate::lab::assert::random::Random;
+use crate::lab::assert::timing::soon;
+use crate::lab::assert::waiting::Waiting;
+use crate::lab::daemon::vduse_blk::{open, program, VduseBlk};
+use crate::lab::device::bus::{self, Driver};
+use crate::lab::device::test_device::{unique_name, TestDevice};
+use crate::lab::driver::bare_disk::open_vhost;
+use crate::lab::driver::block::{sectors, SECTOR};
+use crate::lab::driver::exerciser::{exercise, Exerciser};
+use crate::lab::driver::ring::HandDriver;
+use crate::lab::guest::qsd::tool;
+use crate::lab::kernel::sysfs;
+use crate::lab::run::report::need;
+use crate::lab::run::scratch::Scratch;
+
+tests![
+    data_is_intact_with_and_without_the_page_cache,
+    an_image_on_a_file_system_and_a_block_device_are_served_directly => 60,
+    fio_verifies_mixed_sizes_on_two_queues => 90,
+    discarded_and_zeroed_sectors_are_zero,
+    a_resize_is_seen,
+    the_driver_sees_the_serial_number_and_the_limits,
+    a_read_only_disk_rejects_writes,
+    a_killed_daemon_is_taken_over_under_io => 60,
+    a_daemon_that_was_told_to_end_leaves_its_disk_to_a_successor,
+    a_request_beyond_the_end_is_an_error,
+    buffers_at_any_address_are_read_to,
+    a_suspended_disk_goes_on_after_it_was_resumed,
+    what_cannot_be_served_is_said,
+];
+
+/// Runs two exercisers on a disk for some time. Returns what they have written, checked by reading.
+#[track_caller]
+fn exercise_disk(disk: &str, image: Option<&Path>, steps: u64) {
+    let block = open(disk);
+    let mut exercisers: Vec<Exerciser> = (0..2)
+        .map(|n| Exerciser::new(&block, n << 20, 1 << 20, 128 << 10, n + 1))
+        .collect();
+    exercise(&mut exercisers, |all| all.go_on(steps));
+    for exerciser in &exercisers {
+        exerciser.check_disk();
+        if let Some(image) = image {
+            exerciser.check_file(&File::open(image).unwrap());
+        }
+    }
+    block.flush().unwrap();
+}
+
+fn data_is_intact_with_and_without_the_page_cache() {
+    for options in [&["--buffered"][..], &[]] {
+        let scratch = Scratch::new();
+        let image = scratch.file("image", 4 << 20);
+        let name = unique_name();
+        let mut daemon = VduseBlk::start(&name, &image, options);
+        let (on_bus, disk) = daemon.attach();
+        exercise_disk(&disk, Some(&image), 200);
+        daemon.detach(on_bus);
+        // No log is left of a device that is gone.
+        assert!(!scratch.path("image.log").exists());
+    }
+}
+
+/// A loop device on a file, detached on drop.
+struct Loop(String);
+
+impl Loop {
+    #[track_caller]
+    fn new(file: &Path) -> Self {
+        tool("modprobe", &["loop"]);
+        let output = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+            .expect("losetup");
+        let device = String::from_utf8(output.stdout).expect("text");
+        assert!(output.status.success(), "losetup failed");
+        Self(device.trim().to_owned())
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// A file system that is mounted, unmounted on drop.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    #[track_caller]
+    fn new(device: &str, at: PathBuf) -> Self {
+        std::fs::create_dir(&at).unwrap();
+        tool("mount", &[device, at.to_str().unwrap()]);
+        Self(at)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// Direct I/O on these goes straight to and from the bounce area, unlike on a file in memory.
+fn an_image_on_a_file_system_and_a_block_device_are_served_directly() {
+    need("mkfs.ext4", "-V");
+    need("losetup", "--version");
+    let scratch = Scratch::new();
+    let device = Loop::new(&scratch.file("device", 64 << 20));
+    {
+        let name = unique_name();
+        let mut daemon = VduseBlk::start(&name, Path::new(&device.0), &[]);
+        let (on_bus, disk) = daemon.attach();
+        exercise_disk(&disk, None, 100);
+        daemon.detach(on_bus);
+    }
+    tool("mkfs.ext4", &["-q", "-F", &device.0]);
+    let mounted = Mounted::new(&device.0, scratch.path("mounted"));
+    let image = mounted.0.join("image");
+    File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    let mut daemon = VduseBlk::start(&unique_name(), &image, &[]);
+    let (on_bus, disk) = daemon.attach();
+    exercise_disk(&disk, Some(&image), 100);
+    daemon.detach(on_bus);
+}
+
+fn fio_verifies_mixed_sizes_on_two_queues() {
+    need("fio", "--version");
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 32 << 20);
+    let mut daemon = VduseBlk::start(&unique_name(), &image, &["--queues", "2"]);
+    let (on_bus, disk) = daemon.attach();
+    tool(
+        "fio",
+        &[
+            "--name=verify",
+            &format!("--filename=/dev/{disk}"),
+            "--rw=randwrite",
+            "--bsrange=512-256k",
+            "--blockalign=512",
+            "--iodepth=16",
+            "--ioengine=libaio",
+            "--direct=1",
+            "--numjobs=2",
+            "--offset_increment=16m",
+            "--size=12m",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--do_verify=1",
+            "--randseed=1",
+        ],
+    );
+    daemon.detach(on_bus);
+}
+
+fn discarded_and_zeroed_sectors_are_zero() {
+    need("blkdiscard", "--version");
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 4 << 20);
+    let mut daemon = VduseBlk::start(&unique_name(), &image, &[]);
+    let (on_bus, disk) = daemon.attach();
+    let node = format!("/dev/{disk}");
+    let block = open(&disk);
+    let mut expected = vec![0; 4 << 20];
+    Random::new(1).fill(&mut expected);
+    let blocks = || std::fs::metadata(&image).unwrap().blocks();
+    for (options, is_hole) in [(&[][..], true), (&["--zeroout"], false)] {
+        block.write(0, &expected).unwrap();
+        let before = blocks();
+        let range = ["--offset", "1048576", "--length", "1048576"];
+        let arguments: Vec<&str> = options
+            .iter()
+            .copied()
+            .chain(range)
+            .chain([&*node])
+            .collect();
+        tool("blkdiscard", &arguments);
+        let mut found = vec![0xee; 4 << 20];
+        File::open(&image)
+            .unwrap()
+            .read_exact_at(&mut found, 0)
+            .unwrap();
+        let mut zeroed = expected.clone();
+        zeroed[1 << 20..2 << 20].fill(0);
+        assert_same(&found, &zeroed, "the image");
+        let freed = before - blocks();
+        assert_eq!(
+            freed >= (1 << 20) / 512,
+            is_hole,
+            "{options:?}: {freed} blocks"
+        );
+    }
+    daemon.detach(on_bus);
+}
+
+fn a_resize_is_seen() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 16 << 20);
+    let mut daemon = VduseBlk::start(&unique_name(), &image, &[]);
+    let (on_bus, disk) = daemon.attach();
+    let file = OpenOptions::new().write(true).open(&image).unwrap();
+    for mebibytes in [32u64, 24] {
+        file.set_len(mebibytes << 20).unwrap();
+        daemon.signal(Signal::HUP);
+        soon("the new size is seen", || {
+            sectors(&disk) == Some((mebibytes << 20) / SECTOR)
+        });
+        let block = open(&disk);
+        block.write((mebibytes << 20) - 4096, &[9; 4096]).unwrap();
+    }
+    // The file has become shorter, and the driver does not know yet.
+    file.set_len(1 << 20).unwrap();
+    let block = open(&disk);
+    assert!(block.read(2 << 20, 4096).is_err());
+    assert!(block.read(0, 4096).is_ok());
+    daemon.detach(on_bus);
+}
+
+fn the_driver_sees_the_serial_number_and_the_limits() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image", (1 << 20) + 100);
+    let serial = "a serial number that is too long";
+    let options = ["--serial", serial, "--queues", "3", "--queue-size", "64"];
+    let mut daemon = VduseBlk::start(&unique_name(), &image, &options);
+    let (on_bus, disk) = daemon.attach();
+    let attribute = |name: &str| {
+        let path = Path::new("/sys/block").join(&disk).join(name);
+        sysfs::read(&path).expect("an attribute")
+    };
+    assert_eq!(attribute("serial").trim_end(), &serial[..20]);
+    assert_eq!(sectors(&disk), Some((1 << 20) / SECTOR));
+    assert_eq!(attribute("queue/max_segments").trim(), "62");
+    assert_eq!(attribute("queue/optimal_io_size").trim(), "65536");
+    assert_eq!(
+        attribute("queue/discard_max_hw_bytes").trim(),
+        (1u64 << 30).to_string()
+    );
+    assert_eq!(
+        std::fs::read_dir(format!("/sys/block/{disk}/mq"))
+            .unwrap()
+            .count(),
+        {
+            // The driver uses no more queues than there are CPUs.
+            std::thread::available_parallelism().unwrap().get().min(3)
+        }
+    );
+    daemon.detach(on_bus);
+}
+
+fn a_read_only_disk_rejects_writes() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 1 << 20);
+    let mut daemon = VduseBlk::start(&unique_name(), &image, &["--read-only"]);
+    let on_bus = daemon.add();
+    on_bus.bind(Driver::Virtio).expect("binding");
+    let name = on_bus.name().to_owned();
+    soon("the disk appears", || bus::disk_name(&name).is_some());
+    let disk = bus::disk_name(&name).expect("a disk");
+    let path = Path::new("/sys/block").join(&disk);
+    assert_eq!(sysfs::read(&path.join("ro")).unwrap().trim(), "1");
+    assert_eq!(
+        sysfs::read(&path.join("queue/discard_max_hw_bytes"))
+            .unwrap()
+            .trim(),
+        "0"
+    );
+    let mut first = [1; 512];
+    let node = File::open(format!("/dev/{disk}")).unwrap();
+    node.read_exact_at(&mut first, 0).unwrap();
+    assert_eq!(first, [0; 512]);
+    drop(node);
+    daemon.detach(on_bus);
+}
+
+fn a_killed_daemon_is_taken_over_under_io() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 4 << 20);
+    let name = unique_name();
+    let device = TestDevice::adopt(&name);
+    let mut daemon = VduseBlk::start(&name, &image, &["--queues", "2"]);
+    let (on_bus, disk) = daemon.attach();
+    let block = open(&disk);
+    let mut exercisers: Vec<Exerciser> = (0..4)
+        .map(|n| Exerciser::new(&block, n << 20, 1 << 20, 64 << 10, n + 1))
+        .collect();
+    exercise(&mut exercisers, |all| {
+        for _ in 0..20 {
+            all.go_on(3);
+            daemon.kill();
+            daemon.start_again();
+        }
+        all.go_on(5);
+    });
+    for exerciser in &exercisers {
+        exerciser.check_disk();
+        exerciser.check_file(&File::open(&image).unwrap());
+    }
+    drop(exercisers);
+    drop(block);
+    daemon.detach(on_bus);
+    drop(device);
+}
+
+fn a_daemon_that_was_told_to_end_leaves_its_disk_to_a_successor() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 1 << 20);
+    let name = unique_name();
+    let device = TestDevice::adopt(&name);
+    let mut daemon = VduseBlk::start(&name, &image, &[]);
+    let (on_bus, disk) = daemon.attach();
+    let block = open(&disk);
+    block.write(0, &[7; 4096]).unwrap();
+    assert!(daemon.stop().success());
+    let reading = Waiting::new(move || block.read(0, 4096));
+    reading.assert_waits();
+    // The successor finds a larger image.
+    let file = OpenOptions::new().write(true).open(&image).unwrap();
+    file.set_len(2 << 20).unwrap();
+    daemon.start_again();
+    assert_same(&reading.result().unwrap(), &[7; 4096], "what was read");
+    soon("the new size is seen", || {
+        sectors(&disk) == Some((2 << 20) / SECTOR)
+    });
+    daemon.detach(on_bus);
+    drop(device);
+}
+
+/// Starts the daemon for a disk of 1 MiB whose sectors have their number as contents, and passes a
+/// driver of its first virtqueue to `test`.
+#[track_caller]
+fn with_hand_driver(options: &[&str], test: impl FnOnce(&mut HandDriver)) {
+    const IOVA: u64 = 0x10_0000;
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    let contents: Vec<u8> = (0..2048u32)
+        .flat_map(|sector| [sector as u8; 512])
+        .collect();
+    std::fs::write(&image, contents).unwrap();
+    let mut daemon = VduseBlk::start(&unique_name(), &image, options);
+    let on_bus = daemon.add();
+    on_bus.bind(Driver::Vhost).expect("binding");
+    let mut driver = HandDriver::prepare(open_vhost(on_bus.name()), IOVA);
+    driver.set_queue_up();
+    driver.start();
+    test(&mut driver);
+    drop(driver);
+    daemon.detach(on_bus);
+}
+
+fn a_request_beyond_the_end_is_an_error() {
+    const IO_ERROR: u8 = 1;
+    with_hand_driver(&["--queues", "1"], |driver| {
+        assert_same(&driver.read(2047), &[255; 512], "the last sector");
+        for sector in [2048, u64::MAX / 512, u64::MAX] {
+            driver.submit_read(sector);
+            assert_eq!(driver.finish_read().1, IO_ERROR, "sector {sector}");
+        }
+        assert_same(&driver.read(3), &[3; 512], "sector 3");
+    });
+}
+
+fn buffers_at_any_address_are_read_to() {
+    const OTHER: u64 = 0x20_0000;
+    for options in [&["--queues", "1"][..], &["--queues", "1", "--buffered"]] {
+        with_hand_driver(options, |driver| {
+            let memory = crate::lab::kernel::memory::file(0x2000);
+            let memory =
+                vduse::Mapping::of_file(memory.as_fd(), 0, 0x2000, vduse_uapi::ACCESS_RW).unwrap();
+            driver.vhost.map(OTHER, &memory, 3).expect("mapping");
+            for offset in [0, 1, 0xfff, 0x1e00] {
+                assert_eq!(driver.read_to(5, OTHER + offset), Some(0));
+                let mut found = vec![0; 512];
+                let bytes = memory.slice(offset as usize, 512).unwrap();
+                bytes.copy_to(&mut found);
+                assert_same(&found, &[5; 512], &format!("at {offset:#x}"));
+                bytes.copy_from(&[0xee; 512]);
+            }
+        });
+    }
+}
+
+fn a_suspended_disk_goes_on_after_it_was_resumed() {
+    with_hand_driver(&["--queues", "1"], |driver| {
+        for sector in 0..3 {
+            assert_same(&driver.read(sector), &[sector as u8; 512], "before");
+            driver.vhost.suspend().expect("suspending");
+            let used = driver.used_index();
+            driver.submit_read(sector + 10);
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            assert_eq!(driver.used_index(), used);
+            driver.vhost.resume().expect("resuming");
+            let (data, status) = driver.finish_read();
+            assert_eq!(status, 0);
+            assert_same(&data, &[sector as u8 + 10; 512], "after");
+        }
+    });
+}
+
+/// Runs the program, which must fail with an exit status of `status`. Returns what it says.
+#[track_caller]
+fn fails(arguments: &[&str], status: i32) -> String {
+    let output = Command::new(program()).args(arguments).output();
+    let output = output.expect("running vduse-blk");
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}");
+    String::from_utf8(output.stderr).expect("text")
+}
+
+fn what_cannot_be_served_is_said() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 1 << 20);
+    let path = image.to_str().unwrap();
+    assert!(fails(&["--name", "d", "--fast", path], 2).contains("--fast"));
+    assert!(fails(&[path], 2).contains("--name"));
+    let missing = scratch.path("missing");
+    let missing = missing.to_str().unwrap();
+    assert!(fails(&["--name", "d", missing], 1).contains(missing));
+    assert!(fails(&["--name", "d", "/dev/null"], 1).contains("neither"));
+
+    let name = unique_name();
+    let mut daemon = VduseBlk::start(&name, &image, &["--queues", "2"]);
+    let (on_bus, _) = daemon.attach();
+    assert!(fails(&["--name", "other", path], 1).contains("another program uses it"));
+    assert!(fails(&["--name", "other", "--read-only", path], 1).contains("another program"));
+    let second = scratch.file("second", 1 << 20);
+    let second = second.to_str().unwrap();
+    let log = scratch.path("log");
+    let log = log.to_str().unwrap();
+    let busy = fails(&["--name", &name, "--log", log, second], 1);
+    assert!(busy.contains("taking over"), "{busy}");
+    assert!(daemon.stop().success());
+    let three = ["--name", &name, "--log", log, "--queues", "3", path];
+    assert!(fails(&three, 1).contains("2 virtqueues"));
+    daemon.start_again();
+    daemon.detach(on_bus);
+}

@@ -1,0 +1,441 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! A request in progress: its buffers, and how far it has come.
+
+use std::io::{Read, Write};
+
+use io_uring::squeue::Entry;
+use io_uring::{opcode, types};
+use vduse::blk::{self, Operation, Segments, Status, SECTOR};
+use vduse::virtqueue::Chain;
+
+use crate::aligned::Aligned;
+use crate::image::Image;
+
+/// The image's index among the files that are registered with the ring.
+const IMAGE: types::Fixed = types::Fixed(0);
+
+/// The operation that a request waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Read,
+    Write,
+    Flush,
+    /// To make a hole, which reads as zeroes.
+    Discard,
+    /// To write zeroes without a hole.
+    Zero,
+    /// To make a hole, because the file system cannot do [`Zero`](Self::Zero), and then to
+    /// [`Allocate`](Self::Allocate) its blocks again.
+    Punch,
+    Allocate,
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The operation of [`Slot::entry`] follows.
+    Operation,
+    /// The request is complete, and this number of bytes was written to its buffers.
+    Done(Status, u32),
+}
+
+/// What all requests of a virtqueue share.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk<'a> {
+    /// The image.
+    pub image: &'a Image,
+    /// The serial number.
+    pub serial: &'a str,
+    /// Whether a write is complete only when it is persistent, because the driver does not flush.
+    pub write_through: bool,
+}
+
+/// A slot for a request. One slot serves many requests, one after the other.
+#[derive(Debug)]
+pub struct Slot {
+    /// The request.
+    pub chain: Chain,
+    step: Step,
+    /// Position in the image of the first byte that is left.
+    offset: u64,
+    /// Number of bytes that are left.
+    left: u64,
+    /// Number of bytes that are written to the request's buffers.
+    written: u32,
+    /// Whether the result must be made persistent before the request is complete.
+    write_through: bool,
+    /// The memory that is left to read or write.
+    vectors: Vec<libc::iovec>,
+    /// A copy of the data, if the driver's buffers are not aligned as direct I/O needs it.
+    copy: Option<Aligned>,
+}
+
+// SAFETY: The vectors point to the buffers of `chain` or to `copy`, which move with them.
+unsafe impl Send for Slot {}
+
+impl Slot {
+    /// Creates a slot without a request.
+    pub fn new() -> Self {
+        Self {
+            chain: Chain::new(),
+            step: Step::Flush,
+            offset: 0,
+            left: 0,
+            written: 0,
+            write_through: false,
+            vectors: Vec::new(),
+            copy: None,
+        }
+    }
+
+    /// Begins to execute the request that is in `chain`.
+    #[inline]
+    pub fn begin(&mut self, disk: Disk<'_>) -> Next {
+        self.written = 0;
+        self.copy = None;
+        self.vectors.clear();
+        self.write_through = disk.write_through;
+        let image = disk.image;
+        match blk::parse(&self.chain) {
+            Some(Operation::Read { sector, to }) => {
+                let len = to.available_bytes();
+                self.vectors.extend(
+                    to.slices()
+                        .map(|slice| vector(slice.ptr_guard_mut().as_ptr(), slice.len())),
+                );
+                if !self.set_range(image, Step::Read, sector, len as u64) {
+                    return Next::Done(Status::IoError, 0);
+                }
+                // CAST: A request has less than 2^32 bytes.
+                self.written = len as u32;
+                if !is_aligned(&self.vectors, image.alignment()) {
+                    self.use_copy(Aligned::new(len));
+                }
+            }
+            Some(Operation::Write { sector, mut from }) => {
+                let len = from.available_bytes();
+                self.vectors.extend(
+                    from.slices()
+                        .map(|slice| vector(slice.ptr_guard_mut().as_ptr(), slice.len())),
+                );
+                let mut copy = None;
+                if len != 0 && !is_aligned(&self.vectors, image.alignment()) {
+                    let mut aligned = Aligned::new(len);
+                    if from.read_exact(aligned.bytes_mut()).is_err() {
+                        return Next::Done(Status::IoError, 0);
+                    }
+                    copy = Some(aligned);
+                }
+                if image.is_read_only() || !self.set_range(image, Step::Write, sector, len as u64) {
+                    return Next::Done(Status::IoError, 0);
+                }
+                if let Some(copy) = copy {
+                    self.use_copy(copy);
+                }
+            }
+            Some(Operation::Flush) => {
+                self.step = Step::Flush;
+                return Next::Operation;
+            }
+            Some(Operation::Id(mut to)) => {
+                return match to.write_id(disk.serial.as_bytes()) {
+                    // CAST: At most 20 bytes.
+                    Ok(written) => Next::Done(Status::Ok, written as u32),
+                    Err(_) => Next::Done(Status::IoError, 0),
+                };
+            }
+            Some(Operation::Discard(segments)) => {
+                return match segment(segments, image) {
+                    // A driver must not set this flag in a request to discard.
+                    Ok((_, _, true)) => Next::Done(Status::Unsupported, 0),
+                    Ok((sector, len, _)) => self.begin_range(image, Step::Discard, sector, len),
+                    Err(status) => Next::Done(status, 0),
+                };
+            }
+            Some(Operation::WriteZeroes(segments)) => {
+                return match segment(segments, image) {
+                    Ok((sector, len, true)) => self.begin_range(image, Step::Discard, sector, len),
+                    Ok((sector, len, false)) => self.begin_range(image, Step::Zero, sector, len),
+                    Err(status) => Next::Done(status, 0),
+                };
+            }
+            Some(Operation::Unsupported) => return Next::Done(Status::Unsupported, 0),
+            None => return Next::Done(Status::IoError, 0),
+        }
+        if self.left == 0 {
+            return Next::Done(Status::Ok, 0);
+        }
+        Next::Operation
+    }
+
+    fn begin_range(&mut self, image: &Image, step: Step, sector: u64, len: u64) -> Next {
+        if !self.set_range(image, step, sector, len) {
+            Next::Done(Status::IoError, 0)
+        } else if len == 0 {
+            Next::Done(Status::Ok, 0)
+        } else {
+            Next::Operation
+        }
+    }
+
+    /// Sets the part of the image that the request is about. Returns whether the image has it, and
+    /// whether it is of whole sectors.
+    fn set_range(&mut self, image: &Image, step: Step, sector: u64, len: u64) -> bool {
+        let Some(offset) = sector.checked_mul(SECTOR) else {
+            return false;
+        };
+        let end = offset.checked_add(len);
+        if len % SECTOR != 0 || end.is_none_or(|end| end > image.size()) {
+            return false;
+        }
+        self.step = step;
+        self.offset = offset;
+        self.left = len;
+        true
+    }
+
+    /// Makes the operation read into or write from `copy`.
+    #[cold]
+    fn use_copy(&mut self, mut copy: Aligned) {
+        let bytes = copy.bytes_mut();
+        self.vectors.clear();
+        self.vectors.push(vector(bytes.as_mut_ptr(), bytes.len()));
+        self.copy = Some(copy);
+    }
+
+    /// Returns the next operation for the ring.
+    ///
+    /// # Safety
+    ///
+    /// Until the operation is complete, the slot must be neither dropped nor changed.
+    #[inline]
+    pub unsafe fn entry(&self) -> Entry {
+        // CAST: A request has less than 2^32 bytes, and far fewer vectors.
+        match (self.step, &self.vectors[..]) {
+            (Step::Read, [one]) => {
+                opcode::Read::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
+                    .offset(self.offset)
+                    .build()
+            }
+            (Step::Read, many) => opcode::Readv::new(IMAGE, many.as_ptr(), many.len() as u32)
+                .offset(self.offset)
+                .build(),
+            (Step::Write, [one]) => {
+                opcode::Write::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
+                    .offset(self.offset)
+                    .rw_flags(self.write_flags())
+                    .build()
+            }
+            (Step::Write, many) => opcode::Writev::new(IMAGE, many.as_ptr(), many.len() as u32)
+                .offset(self.offset)
+                .rw_flags(self.write_flags())
+                .build(),
+            (Step::Flush, _) => opcode::Fsync::new(IMAGE)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+            (Step::Discard | Step::Punch, _) => {
+                self.fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+            }
+            (Step::Zero, _) => {
+                self.fallocate(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE)
+            }
+            (Step::Allocate, _) => self.fallocate(libc::FALLOC_FL_KEEP_SIZE),
+        }
+    }
+
+    #[inline]
+    fn write_flags(&self) -> i32 {
+        if self.write_through {
+            libc::RWF_DSYNC
+        } else {
+            0
+        }
+    }
+
+    fn fallocate(&self, mode: i32) -> Entry {
+        opcode::Fallocate::new(IMAGE, self.left)
+            .offset(self.offset)
+            .mode(mode)
+            .build()
+    }
+
+    /// Goes on with the request after an operation has completed with `result`: a number of bytes,
+    /// 0, or a negative error number.
+    #[inline]
+    pub fn go_on(&mut self, result: i32) -> Next {
+        let unsupported = result == -libc::EOPNOTSUPP;
+        match (self.step, result) {
+            (Step::Read | Step::Write, 1..) => self.transferred(result as u64),
+            (_, _) if result == -libc::EINTR || result == -libc::EAGAIN => Next::Operation,
+            (Step::Zero, _) if unsupported => self.then(Step::Punch),
+            (Step::Punch, 0) => self.then(Step::Allocate),
+            (Step::Discard, _) if unsupported => Next::Done(Status::Unsupported, 0),
+            (Step::Flush, 0) => Next::Done(Status::Ok, self.written),
+            (Step::Discard | Step::Zero | Step::Allocate, 0) if self.write_through => {
+                self.then(Step::Flush)
+            }
+            (Step::Discard | Step::Zero | Step::Allocate, 0) => Next::Done(Status::Ok, 0),
+            // Also a read or a write of 0 bytes: the file has become shorter.
+            _ => Next::Done(Status::IoError, 0),
+        }
+    }
+
+    fn then(&mut self, step: Step) -> Next {
+        self.step = step;
+        Next::Operation
+    }
+
+    /// Records that `count` bytes were read or written, at least 1.
+    #[inline]
+    fn transferred(&mut self, count: u64) -> Next {
+        self.left = self.left.saturating_sub(count);
+        if self.left != 0 {
+            self.offset += count;
+            skip(&mut self.vectors, count as usize);
+            return Next::Operation;
+        }
+        if let (Step::Read, Some(copy)) = (self.step, &self.copy) {
+            if self.chain.writer().write_all(copy.bytes()).is_err() {
+                return Next::Done(Status::IoError, 0);
+            }
+        }
+        Next::Done(Status::Ok, self.written)
+    }
+}
+
+/// Returns the only segment of a request as a sector, a length in bytes, and whether its blocks may
+/// be deallocated. Fails with the request's status.
+fn segment(mut segments: Segments<'_>, image: &Image) -> Result<(u64, u64, bool), Status> {
+    if !image.discards() {
+        return Err(Status::Unsupported);
+    }
+    let segment = segments.next().ok_or(Status::IoError)?;
+    if segment.unknown_flags || segments.next().is_some() {
+        return Err(Status::Unsupported);
+    }
+    let len = u64::from(segment.sectors) * SECTOR;
+    Ok((segment.sector, len, segment.unmap))
+}
+
+fn vector(start: *mut u8, len: usize) -> libc::iovec {
+    libc::iovec {
+        iov_base: start.cast(),
+        iov_len: len,
+    }
+}
+
+/// Returns whether each vector begins and ends at a multiple of `alignment`, a power of 2.
+#[inline]
+fn is_aligned(vectors: &[libc::iovec], alignment: usize) -> bool {
+    let bits = vectors.iter().fold(0, |bits, vector| {
+        bits | vector.iov_base as usize | vector.iov_len
+    });
+    bits & (alignment - 1) == 0
+}
+
+/// Removes the first `count` bytes from `vectors`.
+fn skip(vectors: &mut Vec<libc::iovec>, mut count: usize) {
+    let whole = vectors
+        .iter()
+        .take_while(|vector| {
+            let fits = vector.iov_len <= count;
+            count -= if fits { vector.iov_len } else { 0 };
+            fits
+        })
+        .count();
+    vectors.drain(..whole);
+    if let Some(first) = vectors.first_mut() {
+        let start = first.iov_base.cast::<u8>().wrapping_add(count);
+        *first = vector(start, first.iov_len - count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the offsets and lengths of vectors, relative to `start`.
+    fn relative(vectors: &[libc::iovec], start: *mut u8) -> Vec<(usize, usize)> {
+        vectors
+            .iter()
+            .map(|vector| (vector.iov_base as usize - start as usize, vector.iov_len))
+            .collect()
+    }
+
+    #[test]
+    fn a_short_transfer_goes_on_where_it_ended() {
+        let mut bytes = [0u8; 30];
+        let start = bytes.as_mut_ptr();
+        let at = |offset, len| vector(start.wrapping_add(offset), len);
+        for (count, expected) in [
+            (1, vec![(1, 9), (10, 10), (20, 10)]),
+            (10, vec![(10, 10), (20, 10)]),
+            (19, vec![(19, 1), (20, 10)]),
+            (29, vec![(29, 1)]),
+        ] {
+            let mut vectors = vec![at(0, 10), at(10, 10), at(20, 10)];
+            skip(&mut vectors, count);
+            assert_eq!(relative(&vectors, start), expected);
+        }
+    }
+
+    #[test]
+    fn each_start_and_each_length_must_be_aligned() {
+        let at = |start: usize, len| vector(start as *mut u8, len);
+        assert!(is_aligned(&[at(4096, 512), at(8192, 4096)], 512));
+        assert!(!is_aligned(&[at(4096, 512), at(8192, 4096)], 4096));
+        assert!(!is_aligned(&[at(4096, 512), at(8193, 512)], 512));
+        assert!(is_aligned(&[at(1, 3)], 1));
+    }
+
+    fn slot(step: Step, left: u64) -> Slot {
+        Slot {
+            step,
+            left,
+            written: left as u32,
+            ..Slot::new()
+        }
+    }
+
+    #[test]
+    fn zeroes_are_written_where_the_file_system_cannot() {
+        let mut slot = slot(Step::Zero, 4096);
+        assert_eq!(slot.go_on(-libc::EOPNOTSUPP), Next::Operation);
+        assert_eq!(slot.step, Step::Punch);
+        assert_eq!(slot.go_on(0), Next::Operation);
+        assert_eq!(slot.step, Step::Allocate);
+        slot.write_through = true;
+        assert_eq!(slot.go_on(0), Next::Operation);
+        assert_eq!(slot.step, Step::Flush);
+        slot.written = 0;
+        assert_eq!(slot.go_on(0), Next::Done(Status::Ok, 0));
+    }
+
+    #[test]
+    fn an_error_is_the_status() {
+        let failed = Next::Done(Status::IoError, 0);
+        for step in [Step::Read, Step::Write] {
+            assert_eq!(slot(step, 512).go_on(-libc::EIO), failed);
+            // The file has become shorter.
+            assert_eq!(slot(step, 512).go_on(0), failed);
+            assert_eq!(slot(step, 512).go_on(-libc::EINTR), Next::Operation);
+        }
+        assert_eq!(slot(Step::Flush, 0).go_on(-libc::EIO), failed);
+        assert_eq!(slot(Step::Punch, 512).go_on(-libc::EOPNOTSUPP), failed);
+        let unsupported = Next::Done(Status::Unsupported, 0);
+        assert_eq!(
+            slot(Step::Discard, 512).go_on(-libc::EOPNOTSUPP),
+            unsupported
+        );
+    }
+
+    #[test]
+    fn a_transfer_is_done_when_nothing_is_left() {
+        let mut slot = slot(Step::Read, 1024);
+        slot.vectors = vec![vector(std::ptr::null_mut(), 1024)];
+        assert_eq!(slot.go_on(512), Next::Operation);
+        assert_eq!((slot.offset, slot.left), (512, 512));
+        assert_eq!(slot.go_on(512), Next::Done(Status::Ok, 1024));
+    }
+}

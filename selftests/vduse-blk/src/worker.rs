@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+
+//! The worker of a virtqueue: it executes requests with io_uring, many at a time.
+//!
+//! Requests, completions and kicks are handled in batches: a turn of the loop takes all available
+//! requests, submits their operations with one system call, and publishes all that are complete
+//! with one interrupt at most. While nothing is in progress, the worker waits for the kick itself,
+//! which is cheaper than to wait through the ring.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use io_uring::{opcode, types, IoUring};
+use vduse::blk::{complete, Status};
+use vduse::server::{self, ServedQueue};
+
+use crate::flight::{Disk, Next, Slot};
+use crate::image::Image;
+
+/// The feature bit of disks whose driver flushes.
+const FLUSH: u64 = 1 << 9;
+
+/// The kick's index among the files that are registered with the ring.
+const KICK: types::Fixed = types::Fixed(1);
+
+/// The tag of the operation that waits for a kick. The tags of others are indices of slots.
+const KICKED: u64 = u64::MAX;
+
+/// A worker that serves one virtqueue of a disk.
+pub struct Worker {
+    image: Arc<Image>,
+    serial: String,
+    slots: Vec<Slot>,
+}
+
+impl Worker {
+    /// Creates a worker.
+    pub fn new(image: Arc<Image>, serial: &str) -> Self {
+        Self {
+            image,
+            serial: serial.to_owned(),
+            slots: Vec::new(),
+        }
+    }
+}
+
+impl server::Worker for Worker {
+    fn serve(&mut self, queue: &mut ServedQueue) -> io::Result<()> {
+        let size = queue.vq.settings().size;
+        // As many requests as the virtqueue has entries can be in progress.
+        self.slots.resize_with(size.into(), Slot::new);
+        let ring = new_ring(u32::from(size) + 1)?;
+        let files = [self.image.fd(), queue.kick().as_raw_fd()];
+        ring.submitter().register_files(&files)?;
+        let mut progress = Progress {
+            disk: Disk {
+                image: &self.image,
+                serial: &self.serial,
+                write_through: queue.vq.settings().features & FLUSH == 0,
+            },
+            free: (0..self.slots.len()).rev().collect(),
+            slots: &mut self.slots,
+            ring,
+            queue,
+            count: Box::new(0),
+            waits_for_kick: false,
+            at_once: true,
+        };
+        let served = progress.serve();
+        // The kernel may still use the slots' buffers: complete what was begun, whatever happened.
+        progress.drain();
+        served
+    }
+}
+
+/// Creates a ring for operations of this thread.
+fn new_ring(entries: u32) -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder.setup_clamp();
+    let mut of_this_thread = builder.clone();
+    of_this_thread.setup_single_issuer().setup_defer_taskrun();
+    // Linux before 6.1 has no such rings.
+    of_this_thread
+        .build(entries)
+        .or_else(|_| builder.build(entries))
+}
+
+/// The requests in progress.
+struct Progress<'a> {
+    disk: Disk<'a>,
+    slots: &'a mut [Slot],
+    /// The slots without a request.
+    free: Vec<usize>,
+    ring: IoUring,
+    queue: &'a mut ServedQueue,
+    /// Where an operation that waits for a kick puts the eventfd's counter.
+    count: Box<u64>,
+    /// Whether there is such an operation.
+    waits_for_kick: bool,
+    /// Whether the last operations were complete when the system call that began them returned, as
+    /// with a file in memory.
+    at_once: bool,
+}
+
+impl Progress<'_> {
+    fn in_progress(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Serves requests until the queue is stopped.
+    fn serve(&mut self) -> io::Result<()> {
+        while !self.queue.is_stopped() {
+            self.take()?;
+            if self.in_progress() == 0 && !self.waits_for_kick {
+                if !self.queue.vq.enable_kicks() {
+                    self.queue.wait()?;
+                    self.queue.vq.disable_kicks();
+                }
+                continue;
+            }
+            if self.at_once {
+                self.submit(0)?;
+                self.reap();
+                if self.in_progress() == 0 {
+                    continue;
+                }
+                self.at_once = false;
+            }
+            if !self.waits_for_kick {
+                if self.queue.vq.enable_kicks() {
+                    continue;
+                }
+                self.wait_for_kick();
+            }
+            self.submit(1)?;
+            self.reap();
+            if self.in_progress() == 0 {
+                self.at_once = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes all available requests, and begins them.
+    fn take(&mut self) -> io::Result<()> {
+        while let Some(&index) = self.free.last() {
+            let slot = &mut self.slots[index];
+            if !self.queue.vq.pop(&mut slot.chain)? {
+                break;
+            }
+            match slot.begin(self.disk) {
+                Next::Operation => {
+                    self.free.pop();
+                    self.push(index);
+                }
+                Next::Done(status, written) => self.finish(index, status, written),
+            }
+        }
+        self.queue.complete();
+        Ok(())
+    }
+
+    /// Adds the operation of a slot to the ring.
+    fn push(&mut self, index: usize) {
+        // SAFETY: The slot stays in `slots`, and is not free before the operation is complete.
+        let entry = unsafe { self.slots[index].entry() }.user_data(index as u64);
+        // SAFETY: The operation's buffers are the slot's. `serve` of the worker does not return
+        // before the operation is complete.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.expect("an entry for each slot");
+    }
+
+    /// Adds the operation that waits for a kick.
+    fn wait_for_kick(&mut self) {
+        let into = (&raw mut *self.count).cast::<u8>();
+        let entry = opcode::Read::new(KICK, into, size_of::<u64>() as u32)
+            .build()
+            .user_data(KICKED);
+        // SAFETY: `count` is as long as the operation says, and is dropped after `drain`, which
+        // waits for the operation.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.expect("an entry for the kick");
+        self.waits_for_kick = true;
+    }
+
+    /// Submits the operations that were added, and waits until at least `least` are complete.
+    fn submit(&mut self, least: usize) -> io::Result<()> {
+        match self.ring.submit_and_wait(least) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Handles the operations that are complete, and publishes the requests that are.
+    fn reap(&mut self) {
+        loop {
+            let Some(done) = self.ring.completion().next() else {
+                break;
+            };
+            if done.user_data() == KICKED {
+                self.waits_for_kick = false;
+                self.queue.vq.disable_kicks();
+                continue;
+            }
+            // CAST: The tag is the index of a slot.
+            let index = done.user_data() as usize;
+            match self.slots[index].go_on(done.result()) {
+                Next::Operation => self.push(index),
+                Next::Done(status, written) => {
+                    self.finish(index, status, written);
+                    self.free.push(index);
+                }
+            }
+        }
+        self.queue.complete();
+    }
+
+    /// Completes a request. The driver sees that when the queue's requests are next published.
+    fn finish(&mut self, index: usize, status: Status, written: u32) {
+        let chain = &self.slots[index].chain;
+        let written = complete(chain, status, written);
+        self.queue.vq.push(chain, written);
+    }
+
+    /// Completes all requests in progress.
+    fn drain(&mut self) {
+        while self.in_progress() != 0 || self.waits_for_kick {
+            if self.waits_for_kick && self.in_progress() == 0 {
+                // A queue that is stopped was kicked, so that this operation ends. After an error,
+                // it is ended here.
+                self.queue.kick_self();
+            }
+            if let Err(error) = self.submit(1) {
+                // The kernel may write to memory that would be freed.
+                eprintln!("io_uring: {error}");
+                std::process::abort();
+            }
+            self.reap();
+        }
+    }
+}
