@@ -11,12 +11,14 @@
 //! - `null` has the devices of most measurements. `aio` and `packet` generate the load.
 //! - `probes` counts the instructions of functions with kernel probes. `profile` lets QEMU count
 //!   them.
+//! - `daemons` measures daemons of disks, with the same image.
 //! - `ublk` has a disk that is served through ublk, for comparison with the null disk.
 //! - `drivers` loads the drivers. `measurement`, `options` and `table` are the rows, the command
 //!   line and the printed table.
 
 mod aio;
 mod clock;
+mod daemons;
 mod drivers;
 mod measurement;
 mod null;
@@ -47,6 +49,21 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(directory) = &options.profile {
+        profile::start(directory.clone(), options.patterns.clone());
+    }
+    if let Some(rublk) = &options.rublk {
+        return match daemons::measure(&options, rublk) {
+            Ok(table) => {
+                print!("{table}");
+                ExitCode::SUCCESS
+            }
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get());
     let mut benches = rows::all(cpus);
     benches.retain(|bench| bench.rows.iter().any(|row| options.wants(&row.name)));
@@ -78,9 +95,6 @@ fn main() -> ExitCode {
 
 /// Measures all rows with all drivers. Returns the results, and whether a measurement failed.
 fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), String> {
-    if let Some(directory) = &options.profile {
-        profile::start(directory.clone(), options.patterns.clone());
-    }
     drivers::load_bus()?;
     bus::set_autoprobe(false)?;
     let mut results = Results::default();
@@ -111,11 +125,11 @@ fn measure(options: &Options, benches: &[Bench]) -> Result<(Results, bool), Stri
         };
         for &driver in &options.drivers {
             drivers::load(driver, &options.module)?;
-            profile::next_driver();
+            profile::next();
             for bench in benches {
                 run(bench, drivers::title(driver), &bench.run);
             }
-            profile::tell(driver);
+            profile::tell(drivers::title(driver));
             drivers::unload(driver)?;
         }
         if options.ublk {

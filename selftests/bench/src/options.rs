@@ -20,6 +20,7 @@ As root, with neither of them loaded.
   --rounds N               how often each driver is loaded and measured (2)
   --driver-only rust|c     one driver only, to look at it with a profiler
   --ublk                   measure the rows of disks on one of ublk, too
+  --daemons RUBLK          measure disk daemons instead: qemu-storage-daemon, vduse-blk, and rublk, whose program is RUBLK
   --profile DIRECTORY         mark what the machine counts the instructions of, in one round, and tell it about that there;
                            not of memory, nor of how long virtio-blk's kicks and interrupts take
   --csv                    print the figures once more, as comma-separated values
@@ -37,6 +38,8 @@ pub struct Options {
     pub drivers: Vec<Driver>,
     /// Whether to measure ublk, in addition to the drivers.
     pub ublk: bool,
+    /// Path of rublk, if daemons are to be measured.
+    pub rublk: Option<PathBuf>,
     /// Directory in which `qemu-test/profiler.rs` finds the symbols of each driver. `None` if no
     /// profile is wanted.
     pub profile: Option<PathBuf>,
@@ -81,6 +84,7 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
         rounds: 2,
         drivers: drivers::ALL.to_vec(),
         ublk: false,
+        rublk: None,
         profile: None,
         csv: false,
         list: false,
@@ -109,6 +113,7 @@ pub fn parse(arguments: &[String]) -> Result<Options, String> {
                 }
             }
             "--ublk" => options.ublk = true,
+            "--daemons" => options.rublk = Some(value()?.into()),
             "--profile" => options.profile = Some(value()?.into()),
             "--csv" => options.csv = true,
             "--list" => options.list = true,

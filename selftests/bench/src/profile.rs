@@ -8,9 +8,6 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::OnceLock;
 
-use vduse_selftests::differences::Driver;
-
-use crate::drivers;
 use crate::options::Patterns;
 
 /// The state of a profile.
@@ -20,8 +17,8 @@ struct Profile {
     directory: PathBuf,
     /// The patterns for the names of the rows to profile.
     patterns: Patterns,
-    /// Number of the loaded driver's *window*. The profiler counts separately for each window. Each
-    /// driver is loaded once and has its own window. The windows are numbered from 1.
+    /// Number of the open *window*. The profiler counts separately for each window. Each driver or
+    /// daemon is measured once and has its own window. The windows are numbered from 1.
     window: AtomicUsize,
     /// Number of operations that the profiled rows have done in the window number `window`.
     times: AtomicUsize,
@@ -41,22 +38,21 @@ pub fn start(directory: PathBuf, patterns: Patterns) {
     PROFILE.set(profile).expect("one profile");
 }
 
-/// Selects the profiler's next window, for a driver that has just been loaded.
-pub fn next_driver() {
+/// Selects the profiler's next window, for a driver or a daemon.
+pub fn next() {
     if let Some(profile) = PROFILE.get() {
         profile.window.fetch_add(1, SeqCst);
         profile.times.store(0, SeqCst);
     }
 }
 
-/// Writes a file about the driver's window for the profiler. The file has the driver's title, the
-/// number of operations in the window, and the kernel's symbols. The driver must still be loaded.
-pub fn tell(driver: Driver) {
+/// Writes a file about the window for the profiler. The file has the window's title, the number of
+/// operations in the window, and the kernel's symbols. The driver must still be loaded.
+pub fn tell(title: &str) {
     let Some(profile) = PROFILE.get() else {
         return;
     };
     let symbols = std::fs::read_to_string("/proc/kallsyms").expect("the kernel's functions");
-    let title = drivers::title(driver);
     let times = profile.times.load(SeqCst);
     let file = format!("symbols.{}", profile.window.load(SeqCst));
     std::fs::write(
@@ -77,6 +73,8 @@ pub fn begin(row: &str) {
         match profile.window.load(SeqCst) {
             1 => mark::<1>(),
             2 => mark::<2>(),
+            3 => mark::<3>(),
+            4 => mark::<4>(),
             window => panic!("window {window}"),
         }
     }

@@ -81,7 +81,8 @@ fn reaches(row: &Row, ratio: f64) -> bool {
     }
 }
 
-fn figure(value: Option<f64>) -> String {
+/// Formats a figure, or `-` if there is none.
+pub fn figure(value: Option<f64>) -> String {
     match value {
         None => "-".to_owned(),
         Some(value) if value.abs() < 100.0 => format!("{value:.2}"),
@@ -89,7 +90,8 @@ fn figure(value: Option<f64>) -> String {
     }
 }
 
-fn ratio(value: Option<f64>) -> String {
+/// Formats a ratio, or `-` if there is none.
+pub fn ratio(value: Option<f64>) -> String {
     value.map_or("-".to_owned(), |ratio| format!("{ratio:.2}"))
 }
 
@@ -121,14 +123,21 @@ pub fn text(rows: &[&Row], results: &Results) -> String {
         }
         lines.push(cells);
     }
+    aligned(&lines, |column| column < 2 || column == 6)
+}
+
+/// Formats lines of cells, aligned in columns. `is_text` tells which columns are aligned to the
+/// left. All lines must have as many cells as the first one.
+pub fn aligned(lines: &[Vec<String>], is_text: impl Fn(usize) -> bool) -> String {
+    let columns = lines.first().map_or(0, Vec::len);
     let width = |column: usize| lines.iter().map(|line| line[column].len()).max();
-    let widths: Vec<usize> = (0..lines[0].len()).filter_map(width).collect();
+    let widths: Vec<usize> = (0..columns).filter_map(width).collect();
     let mut text = String::new();
-    for line in &lines {
+    for line in lines {
         let mut shown = String::new();
         for (column, (cell, &width)) in line.iter().zip(&widths).enumerate() {
             // Align text to the left and figures to the right. Writing to a string cannot fail.
-            let _ = if column < 2 || column == 6 {
+            let _ = if is_text(column) {
                 write!(shown, "{cell:<width$}  ")
             } else {
                 write!(shown, "{cell:>width$}  ")

@@ -28,7 +28,7 @@ pub fn open(device: &str) -> Block {
 
 /// Opens a block device by its name. Disables its I/O scheduler, so that requests go straight to
 /// the driver.
-fn open_block(name: &str) -> Block {
+pub fn open_block(name: &str) -> Block {
     let block = Block::open(name).expect("opening a disk");
     let directory = Path::new("/sys/block").join(block.name());
     sysfs::write(&directory.join("queue/scheduler"), "none").expect("choosing no scheduler");
@@ -53,18 +53,36 @@ pub fn per_second(
     count as f64 * 1e9 / took as f64
 }
 
-/// Returns a generator of requests with one size at random offsets.
+/// Returns a generator of requests with one size at random offsets in a null disk.
 pub fn random(direction: Direction, bytes: usize) -> impl FnMut() -> (Direction, u64, usize) {
+    random_in(CAPACITY, direction, bytes)
+}
+
+/// Returns a generator of requests with one size at random offsets in a disk of `capacity` bytes.
+pub fn random_in(
+    capacity: u64,
+    direction: Direction,
+    bytes: usize,
+) -> impl FnMut() -> (Direction, u64, usize) {
     let mut random = Random::new(1);
-    let places = CAPACITY / bytes as u64;
+    let places = capacity / bytes as u64;
     move || (direction, random.below(places) * bytes as u64, bytes)
 }
 
-/// Returns a generator of consecutive requests with one size.
+/// Returns a generator of consecutive requests with one size in a null disk.
 fn sequential(direction: Direction, bytes: usize) -> impl FnMut() -> (Direction, u64, usize) {
+    sequential_in(CAPACITY, direction, bytes)
+}
+
+/// Returns a generator of consecutive requests with one size in a disk of `capacity` bytes.
+pub fn sequential_in(
+    capacity: u64,
+    direction: Direction,
+    bytes: usize,
+) -> impl FnMut() -> (Direction, u64, usize) {
     let mut next = 0;
     move || {
-        let offset = next % CAPACITY;
+        let offset = next % capacity;
         next += bytes as u64;
         (direction, offset, bytes)
     }

@@ -2,7 +2,7 @@
 
 //! The measurements.
 
-mod disk;
+pub mod disk;
 mod growth;
 mod latency;
 mod life;

@@ -44,6 +44,14 @@ impl Qsd {
         Self::start_with(name, file, &["--blockdev", &image])
     }
 
+    /// Variant of [`start`](Self::start) with another block device: `image` is the value of the
+    /// option `--blockdev`, which must define the node `d`. `file` need not exist; the program's
+    /// socket is beside it.
+    #[track_caller]
+    pub fn start_image(name: &str, file: &Path, image: &str) -> Self {
+        Self::start_with(name, file, &["--blockdev", image])
+    }
+
     /// Variant of [`start`](Self::start) that serves at most 50 requests per second, so that some
     /// requests are always in progress.
     #[track_caller]
