@@ -29,7 +29,7 @@ const MARK: [u8; 8] = [0x0f, 0x1f, 0x84, 0x00, 0, 0x55, 0x44, 0x56];
 const WINDOW: usize = 4;
 
 /// Number of window numbers. The windows are numbered from 1. Number 0 means no window.
-const WINDOWS: usize = 5;
+const WINDOWS: usize = 7;
 
 /// Number of rows that a table of the report shows.
 const SHOWN: usize = 60;

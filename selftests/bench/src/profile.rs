@@ -75,6 +75,8 @@ pub fn begin(row: &str) {
             2 => mark::<2>(),
             3 => mark::<3>(),
             4 => mark::<4>(),
+            5 => mark::<5>(),
+            6 => mark::<6>(),
             window => panic!("window {window}"),
         }
     }

@@ -6,7 +6,7 @@
 //! Any other behaviour is a failure, so that the table stays correct.
 
 /// A VDUSE kernel driver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Driver {
     /// The driver of this project, `vduse_rs`.
     Rust,

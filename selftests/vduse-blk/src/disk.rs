@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::Arc;
 
+use rustix::process::{setrlimit, Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vduse::blk::{self, Geometry};
@@ -22,6 +23,12 @@ const MAX_DISCARD: u32 = 1 << 21;
 
 /// The length of a request in bytes from which on the disk is fastest.
 const OPTIMAL: u32 = 1 << 16;
+
+/// No limit of a resource.
+const UNLIMITED: Rlimit = Rlimit {
+    current: None,
+    maximum: None,
+};
 
 /// Returns an error with a prefix that says what failed.
 fn context(what: &str) -> impl FnOnce(io::Error) -> io::Error + '_ {
@@ -43,6 +50,11 @@ pub fn serve(options: &Options) -> io::Result<()> {
     let worker = |_| Worker::new(image.clone(), &options.serial);
     let workers = (0..queues).map(worker).collect();
     let mut server = Threads::new(device, options.queue_size, workers, Some(log))?;
+    if options.pinned {
+        // If this is not allowed, the limit may be high enough all the same.
+        let _ = setrlimit(Resource::Memlock, UNLIMITED);
+        server.use_umem();
+    }
 
     let handle = server.handle();
     let closer = signals.handle();

@@ -49,7 +49,36 @@ pub struct Disk<'a> {
     pub serial: &'a str,
     /// Whether a write is complete only when it is persistent, because the driver does not flush.
     pub write_through: bool,
+    /// The memory that is registered with the ring.
+    pub fixed: Fixed,
 }
+
+/// Memory that is registered with the ring as its first buffer. The kernel need not pin the pages
+/// of each request there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fixed {
+    /// Address of the first byte.
+    pub start: usize,
+    /// Length in bytes; 0 if no memory is registered.
+    pub len: usize,
+    /// Whether the kernel can also read into and write from several parts of it at once.
+    pub vectored: bool,
+}
+
+impl Fixed {
+    /// Returns whether all vectors are in the memory, and the kernel can use them so.
+    #[inline]
+    fn has(&self, vectors: &[libc::iovec]) -> bool {
+        (self.vectored || vectors.len() == 1)
+            && vectors.iter().all(|vector| {
+                let offset = (vector.iov_base as usize).wrapping_sub(self.start);
+                offset < self.len && vector.iov_len <= self.len - offset
+            })
+    }
+}
+
+/// The index of the registered memory.
+const FIXED: u16 = 0;
 
 /// A slot for a request. One slot serves many requests, one after the other.
 #[derive(Debug)]
@@ -67,6 +96,8 @@ pub struct Slot {
     write_through: bool,
     /// The memory that is left to read or write.
     vectors: Vec<libc::iovec>,
+    /// Whether the vectors are in memory that is registered with the ring.
+    fixed: bool,
     /// A copy of the data, if the driver's buffers are not aligned as direct I/O needs it.
     copy: Option<Aligned>,
 }
@@ -85,6 +116,7 @@ impl Slot {
             written: 0,
             write_through: false,
             vectors: Vec::new(),
+            fixed: false,
             copy: None,
         }
     }
@@ -166,6 +198,7 @@ impl Slot {
         if self.left == 0 {
             return Next::Done(Status::Ok, 0);
         }
+        self.fixed = disk.fixed.has(&self.vectors);
         Next::Operation
     }
 
@@ -213,6 +246,28 @@ impl Slot {
     pub unsafe fn entry(&self) -> Entry {
         // CAST: A request has less than 2^32 bytes, and far fewer vectors.
         match (self.step, &self.vectors[..]) {
+            (Step::Read, [one]) if self.fixed => {
+                opcode::ReadFixed::new(IMAGE, one.iov_base.cast(), one.iov_len as u32, FIXED)
+                    .offset(self.offset)
+                    .build()
+            }
+            (Step::Read, many) if self.fixed => {
+                opcode::ReadvFixed::new(IMAGE, many.as_ptr(), many.len() as u32, FIXED)
+                    .offset(self.offset)
+                    .build()
+            }
+            (Step::Write, [one]) if self.fixed => {
+                opcode::WriteFixed::new(IMAGE, one.iov_base.cast(), one.iov_len as u32, FIXED)
+                    .offset(self.offset)
+                    .rw_flags(self.write_flags())
+                    .build()
+            }
+            (Step::Write, many) if self.fixed => {
+                opcode::WritevFixed::new(IMAGE, many.as_ptr(), many.len() as u32, FIXED)
+                    .offset(self.offset)
+                    .rw_flags(self.write_flags())
+                    .build()
+            }
             (Step::Read, [one]) => {
                 opcode::Read::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
                     .offset(self.offset)
@@ -378,6 +433,25 @@ mod tests {
             skip(&mut vectors, count);
             assert_eq!(relative(&vectors, start), expected);
         }
+    }
+
+    #[test]
+    fn registered_memory_has_all_vectors_or_is_not_used() {
+        let at = |start: usize, len| vector(start as *mut u8, len);
+        let mut fixed = Fixed {
+            start: 0x1000,
+            len: 0x2000,
+            vectored: true,
+        };
+        assert!(fixed.has(&[at(0x1000, 0x2000)]));
+        assert!(fixed.has(&[at(0x1000, 1), at(0x2fff, 1)]));
+        assert!(!fixed.has(&[at(0x1000, 1), at(0xfff, 1)]));
+        assert!(!fixed.has(&[at(0x3000, 1)]));
+        assert!(!fixed.has(&[at(0x2fff, 2)]));
+        fixed.vectored = false;
+        assert!(fixed.has(&[at(0x1000, 1)]));
+        assert!(!fixed.has(&[at(0x1000, 1), at(0x2fff, 1)]));
+        assert!(!Fixed::default().has(&[at(0, 1)]));
     }
 
     #[test]

@@ -25,6 +25,9 @@ the kernel's virtio_blk or a virtual machine uses it.
   -r, --read-only       reject writes
       --buffered        use the page cache; without this option, data goes
                         straight between FILE and the driver's buffers
+      --pinned          lock memory for the whole bounce area (64 MiB, unless
+                        bounce_size in sysfs has another size) and register it
+                        with io_uring: the fastest way
       --log FILE        where the requests in flight are recorded, for a
                         successor (default: /run/vduse-blk-NAME.log)
   -h, --help            print this text
@@ -75,6 +78,8 @@ pub struct Options {
     pub read_only: bool,
     /// Whether the page cache is used.
     pub buffered: bool,
+    /// Whether the bounce area is in locked memory of this program.
+    pub pinned: bool,
     /// Path of the log of requests in flight.
     pub log: PathBuf,
 }
@@ -89,7 +94,7 @@ pub fn default_queues() -> u16 {
 /// Parses the command line, without the program's name.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, lexopt::Error> {
     let (mut name, mut file, mut queues, mut serial, mut log) = (None, None, None, None, None);
-    let (mut queue_size, mut read_only, mut buffered) = (256, false, false);
+    let (mut queue_size, mut read_only, mut buffered, mut pinned) = (256, false, false, false);
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -110,6 +115,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, le
             Long("serial") => serial = Some(parser.value()?.string()?),
             Short('r') | Long("read-only") => read_only = true,
             Long("buffered") => buffered = true,
+            Long("pinned") => pinned = true,
             Long("log") => log = Some(parser.value()?.into()),
             Short('h') | Long("help") => return Ok(Action::Help),
             Short('V') | Long("version") => return Ok(Action::Version),
@@ -128,6 +134,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, le
         serial: serial.unwrap_or_else(|| name.clone()),
         read_only,
         buffered,
+        pinned,
         log: log.unwrap_or_else(|| format!("/run/vduse-blk-{name}.log").into()),
         name,
     }))
@@ -154,6 +161,7 @@ mod tests {
             serial: "disk0".into(),
             read_only: false,
             buffered: false,
+            pinned: false,
             log: "/run/vduse-blk-disk0.log".into(),
         };
         assert_eq!(options, expected);
@@ -161,7 +169,7 @@ mod tests {
 
     #[test]
     fn all_options_are_taken() {
-        let line = "/i -nd -q4 --queue-size=1024 --serial s -r --buffered --log /l";
+        let line = "/i -nd -q4 --queue-size=1024 --serial s -r --buffered --pinned --log /l";
         let Ok(Action::Serve(options)) = parse(line) else {
             panic!("a disk");
         };
@@ -170,7 +178,7 @@ mod tests {
             (options.serial.as_str(), options.log.to_str()),
             ("s", Some("/l"))
         );
-        assert!(options.read_only && options.buffered);
+        assert!(options.read_only && options.buffered && options.pinned);
         assert_eq!(parse("--help").unwrap(), Action::Help);
         assert_eq!(parse("-V").unwrap(), Action::Version);
     }

@@ -11,11 +11,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use io_uring::{opcode, types, IoUring};
+use io_uring::{opcode, types, EnterFlags, IoUring, Probe};
 use vduse::blk::{complete, Status};
 use vduse::server::{self, ServedQueue};
+use vduse::Mapping;
 
-use crate::flight::{Disk, Next, Slot};
+use crate::flight::{Disk, Fixed, Next, Slot};
 use crate::image::Image;
 
 /// The feature bit of disks whose driver flushes.
@@ -23,6 +24,9 @@ const FLUSH: u64 = 1 << 9;
 
 /// The kick's index among the files that are registered with the ring.
 const KICK: types::Fixed = types::Fixed(1);
+
+/// How many turns pass until the worker tries again whether operations are complete at once.
+const RETRY: u32 = 64;
 
 /// The tag of the operation that waits for a kick. The tags of others are indices of slots.
 const KICKED: u64 = u64::MAX;
@@ -53,11 +57,14 @@ impl server::Worker for Worker {
         let ring = new_ring(u32::from(size) + 1)?;
         let files = [self.image.fd(), queue.kick().as_raw_fd()];
         ring.submitter().register_files(&files)?;
+        let fixed = queue.umem().map(|umem| register(&ring, umem));
+        let fixed = fixed.unwrap_or_default();
         let mut progress = Progress {
             disk: Disk {
                 image: &self.image,
                 serial: &self.serial,
                 write_through: queue.vq.settings().features & FLUSH == 0,
+                fixed,
             },
             free: (0..self.slots.len()).rev().collect(),
             slots: &mut self.slots,
@@ -66,11 +73,42 @@ impl server::Worker for Worker {
             count: Box::new(0),
             waits_for_kick: false,
             at_once: true,
+            turns: 0,
         };
         let served = progress.serve();
         // The kernel may still use the slots' buffers: complete what was begun, whatever happened.
         progress.drain();
         served
+    }
+}
+
+/// Registers memory with a ring. If the kernel refuses that, the memory is used without.
+fn register(ring: &IoUring, umem: &Arc<Mapping>) -> Fixed {
+    let vector = libc::iovec {
+        iov_base: umem.address().cast(),
+        iov_len: umem.len(),
+    };
+    // SAFETY: The kernel pins the pages, so that they exist as long as the ring may use them.
+    if let Err(error) = unsafe { ring.submitter().register_buffers(&[vector]) } {
+        eprintln!("io_uring: registering memory: {error}");
+        return Fixed::default();
+    }
+    let mut probe = Probe::new();
+    let probed = ring.submitter().register_probe(&mut probe);
+    let codes = [opcode::ReadvFixed::CODE, opcode::WritevFixed::CODE];
+    Fixed {
+        start: umem.address() as usize,
+        len: umem.len(),
+        // Linux before 6.15 has no such operations.
+        vectored: probed.is_ok() && codes.iter().all(|&code| probe.is_supported(code)),
+    }
+}
+
+/// Returns the error of a system call, unless a signal interrupted it.
+fn uninterrupted(result: io::Result<usize>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -101,6 +139,8 @@ struct Progress<'a> {
     /// Whether the last operations were complete when the system call that began them returned, as
     /// with a file in memory.
     at_once: bool,
+    /// Number of turns in which operations were submitted.
+    turns: u32,
 }
 
 impl Progress<'_> {
@@ -119,27 +159,31 @@ impl Progress<'_> {
                 }
                 continue;
             }
-            if self.at_once {
-                self.submit(0)?;
+            if self.in_progress() != 0 && self.expects_at_once() {
+                self.submit()?;
                 self.reap();
-                if self.in_progress() == 0 {
+                self.at_once = self.in_progress() == 0;
+                if self.at_once {
                     continue;
                 }
-                self.at_once = false;
+            }
+            if self.queue.vq.enable_kicks() {
+                continue;
             }
             if !self.waits_for_kick {
-                if self.queue.vq.enable_kicks() {
-                    continue;
-                }
                 self.wait_for_kick();
             }
-            self.submit(1)?;
+            self.submit_and_wait()?;
             self.reap();
-            if self.in_progress() == 0 {
-                self.at_once = true;
-            }
         }
         Ok(())
+    }
+
+    /// Returns whether the operations that were added are likely to be complete once they are
+    /// submitted. If so, the worker need not wait for kicks through the ring meanwhile.
+    fn expects_at_once(&mut self) -> bool {
+        self.turns = self.turns.wrapping_add(1);
+        self.at_once || self.turns % RETRY == 0
     }
 
     /// Takes all available requests, and begins them.
@@ -184,12 +228,25 @@ impl Progress<'_> {
         self.waits_for_kick = true;
     }
 
-    /// Submits the operations that were added, and waits until at least `least` are complete.
-    fn submit(&mut self, least: usize) -> io::Result<()> {
-        match self.ring.submit_and_wait(least) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-            _ => Ok(()),
-        }
+    /// Submits the operations that were added. Those that can be are complete when this returns.
+    fn submit(&mut self) -> io::Result<()> {
+        // CAST: The ring has fewer entries than 2^32.
+        let count = self.ring.submission().len() as u32;
+        // SAFETY: The ring's queues are as the kernel expects them, and there is no argument.
+        let result = unsafe {
+            self.ring.submitter().enter::<libc::sigset_t>(
+                count,
+                0,
+                EnterFlags::GETEVENTS.bits(),
+                None,
+            )
+        };
+        uninterrupted(result)
+    }
+
+    /// Submits the operations that were added, and waits until at least one is complete.
+    fn submit_and_wait(&mut self) -> io::Result<()> {
+        uninterrupted(self.ring.submit_and_wait(1))
     }
 
     /// Handles the operations that are complete, and publishes the requests that are.
@@ -231,7 +288,7 @@ impl Progress<'_> {
                 // it is ended here.
                 self.queue.kick_self();
             }
-            if let Err(error) = self.submit(1) {
+            if let Err(error) = self.submit_and_wait() {
                 // The kernel may write to memory that would be freed.
                 eprintln!("io_uring: {error}");
                 std::process::abort();

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The daemons, and how each is started. Each gets the options that make it fastest: direct I/O by
-//! io_uring.
+//! The daemons, and how each is started.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use vduse_selftests::differences::Driver;
 use vduse_selftests::lab::assert::timing::soon;
 use vduse_selftests::lab::daemon::vduse_blk::VduseBlk;
-use vduse_selftests::lab::device::bus::Driver;
+use vduse_selftests::lab::device::bus;
 use vduse_selftests::lab::device::test_device::unique_name;
 use vduse_selftests::lab::driver::block::Block;
 use vduse_selftests::lab::guest::qsd::{tool, Qsd};
@@ -20,28 +20,52 @@ use crate::rows::disk::{open, open_block};
 /// A daemon, with the driver through which it serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Contender {
-    /// qemu-storage-daemon on the in-tree driver.
-    QsdOnC,
-    /// qemu-storage-daemon on our driver.
-    QsdOnOurs,
+    /// qemu-storage-daemon on a driver. It uses the page cache and threads, which is what it does
+    /// without options.
+    Qsd(Driver),
+    /// qemu-storage-daemon on a driver, with direct I/O by io_uring.
+    DirectQsd(Driver),
     /// vduse-blk on our driver. A null disk is that of this benchmark, as in the other rows.
     VduseBlk,
-    /// rublk on ublk.
+    /// rublk on ublk, with direct I/O by io_uring.
     Rublk,
 }
 
 impl Contender {
     /// All daemons, in the order of the table's columns.
-    pub const ALL: [Self; 4] = [Self::QsdOnC, Self::QsdOnOurs, Self::VduseBlk, Self::Rublk];
+    pub const ALL: [Self; 6] = [
+        Self::Qsd(Driver::C),
+        Self::Qsd(Driver::Rust),
+        Self::DirectQsd(Driver::C),
+        Self::DirectQsd(Driver::Rust),
+        Self::VduseBlk,
+        Self::Rublk,
+    ];
 
     /// Returns the title of the daemon's column.
     pub fn title(self) -> &'static str {
         match self {
-            Self::QsdOnC => "qsd, C",
-            Self::QsdOnOurs => "qsd, ours",
+            Self::Qsd(Driver::C) => "qsd, C",
+            Self::Qsd(Driver::Rust) => "qsd, ours",
+            Self::DirectQsd(Driver::C) => "direct qsd, C",
+            Self::DirectQsd(Driver::Rust) => "direct qsd, ours",
             Self::VduseBlk => "vduse-blk",
             Self::Rublk => "rublk",
         }
+    }
+
+    /// Returns the VDUSE driver that must be loaded.
+    pub fn driver(self) -> Option<Driver> {
+        match self {
+            Self::Qsd(driver) | Self::DirectQsd(driver) => Some(driver),
+            Self::VduseBlk => Some(Driver::Rust),
+            Self::Rublk => None,
+        }
+    }
+
+    /// Returns whether the daemon is measured with such a disk.
+    pub fn has(self, media: Media) -> bool {
+        !matches!((self, media), (Self::DirectQsd(_), Media::Null))
     }
 }
 
@@ -65,12 +89,14 @@ impl Contender {
         work: &mut dyn FnMut(&Block),
     ) {
         match (self, media) {
-            (Self::QsdOnC | Self::QsdOnOurs, _) => {
+            (Self::Qsd(_) | Self::DirectQsd(_), _) => {
+                let file = directory.image().display().to_string();
+                let direct = match self {
+                    Self::DirectQsd(_) => ",cache.direct=on,aio=io_uring",
+                    _ => "",
+                };
                 let image = match media {
-                    Media::File => format!(
-                        "driver=file,node-name=d,cache.direct=on,aio=io_uring,filename={}",
-                        directory.image().display()
-                    ),
+                    Media::File => format!("driver=file,node-name=d,filename={file}{direct}"),
                     Media::Null => {
                         "driver=null-co,node-name=d,read-zeroes=off,size=1073741824".to_owned()
                     }
@@ -78,14 +104,14 @@ impl Contender {
                 let name = unique_name();
                 let mut daemon = Qsd::start_image(&name, &directory.other("qsd"), &image);
                 let on_bus = daemon.add(&name);
-                on_bus.bind(Driver::Virtio).expect("binding a disk");
+                on_bus.bind(bus::Driver::Virtio).expect("binding a disk");
                 work(&open(&name));
                 drop(on_bus);
                 daemon.stop();
             }
             (Self::VduseBlk, Media::File) => {
                 let name = unique_name();
-                let mut daemon = VduseBlk::start(&name, &directory.image(), &[]);
+                let mut daemon = VduseBlk::start(&name, &directory.image(), &["--pinned"]);
                 let (on_bus, disk) = daemon.attach();
                 work(&open_block(&disk));
                 daemon.detach(on_bus);

@@ -39,18 +39,12 @@ pub fn measure(options: &Options, rublk: &Path) -> Result<String, String> {
     let directory = ImageDirectory::new();
     let mut figures = Figures::new();
     for _ in 0..options.rounds {
-        for (driver, contenders) in [
-            (Some(Driver::C), &[Contender::QsdOnC][..]),
-            (
-                Some(Driver::Rust),
-                &[Contender::QsdOnOurs, Contender::VduseBlk],
-            ),
-            (None, &[Contender::Rublk]),
-        ] {
+        for driver in [Some(Driver::C), Some(Driver::Rust), None] {
             if let Some(driver) = driver {
                 drivers::load(driver, &options.module)?;
             }
-            for &contender in contenders {
+            let its_own = |contender: &Contender| contender.driver() == driver;
+            for contender in Contender::ALL.into_iter().filter(its_own) {
                 profile::next();
                 for media in [Media::File, Media::Null] {
                     run(contender, media, &works, &directory, rublk, &mut figures);
@@ -75,7 +69,7 @@ fn run(
     figures: &mut Figures,
 ) {
     let mut works = works.iter().filter(|work| work.media == media).peekable();
-    if works.peek().is_none() {
+    if works.peek().is_none() || !contender.has(media) {
         return;
     }
     contender.serve(media, directory, rublk, &mut |block| {
@@ -98,7 +92,7 @@ fn table(works: &[Work], figures: &Figures) -> String {
         let mut cells = vec![work.name(), work.unit().to_owned()];
         cells.extend(Contender::ALL.map(|contender| figure(of(contender))));
         for (other, target) in [
-            (Contender::QsdOnC, work.to_qsd),
+            (Contender::Qsd(Driver::C), work.to_qsd),
             (Contender::Rublk, work.to_rublk),
         ] {
             let found = to(other);
@@ -113,5 +107,5 @@ fn table(works: &[Work], figures: &Figures) -> String {
         }
         lines.push(cells);
     }
-    aligned(&lines, |column| matches!(column, 0 | 1 | 8 | 11))
+    aligned(&lines, |column| matches!(column, 0 | 1 | 10 | 13))
 }

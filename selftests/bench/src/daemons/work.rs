@@ -115,8 +115,8 @@ pub fn all() -> Vec<Work> {
         row(Media::File, Read, Random, MIB, 4, 1.3, 1.2),
         row(Media::File, Read, Sequential, MIB, 4, 1.3, 1.2),
         row(Media::File, Write, Sequential, MIB, 4, 1.3, 1.2),
-        row(Media::Null, Read, Random, small, 1, 2.0, 0.9),
-        row(Media::Null, Read, Random, small, 16, 2.0, 0.8),
+        row(Media::Null, Read, Random, small, 1, 1.0, 0.9),
+        row(Media::Null, Read, Random, small, 16, 1.0, 0.8),
         row(Media::Null, Read, Sequential, MIB, 4, 1.0, 1.0),
     ]
 }

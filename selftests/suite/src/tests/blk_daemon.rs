@@ -35,6 +35,7 @@ tests![
     the_driver_sees_the_serial_number_and_the_limits,
     a_read_only_disk_rejects_writes,
     a_killed_daemon_is_taken_over_under_io => 60,
+    a_killed_daemon_with_pinned_memory_is_taken_over_under_io => 60,
     a_daemon_that_was_told_to_end_leaves_its_disk_to_a_successor,
     a_request_beyond_the_end_is_an_error,
     buffers_at_any_address_are_read_to,
@@ -60,12 +61,22 @@ fn exercise_disk(disk: &str, image: Option<&Path>, steps: u64) {
 }
 
 fn data_is_intact_with_and_without_the_page_cache() {
-    for options in [&["--buffered"][..], &[]] {
+    for options in [
+        &["--buffered"][..],
+        &[],
+        &["--pinned"],
+        &["--buffered", "--pinned"],
+    ] {
         let scratch = Scratch::new();
         let image = scratch.file("image", 4 << 20);
         let name = unique_name();
         let mut daemon = VduseBlk::start(&name, &image, options);
         let (on_bus, disk) = daemon.attach();
+        if options.contains(&"--pinned") {
+            // The bounce area is in memory of the daemon, from the first request on.
+            open(&disk).read(0, 4096).unwrap();
+            soon("the memory is pinned", || daemon.pinned() >= 64 << 10);
+        }
         exercise_disk(&disk, Some(&image), 200);
         daemon.detach(on_bus);
         // No log is left of a device that is gone.
@@ -130,12 +141,14 @@ fn an_image_on_a_file_system_and_a_block_device_are_served_directly() {
     }
     tool("mkfs.ext4", &["-q", "-F", &device.0]);
     let mounted = Mounted::new(&device.0, scratch.path("mounted"));
-    let image = mounted.0.join("image");
-    File::create(&image).unwrap().set_len(8 << 20).unwrap();
-    let mut daemon = VduseBlk::start(&unique_name(), &image, &[]);
-    let (on_bus, disk) = daemon.attach();
-    exercise_disk(&disk, Some(&image), 100);
-    daemon.detach(on_bus);
+    for options in [&[][..], &["--pinned"]] {
+        let image = mounted.0.join(format!("image{}", options.len()));
+        File::create(&image).unwrap().set_len(8 << 20).unwrap();
+        let mut daemon = VduseBlk::start(&unique_name(), &image, options);
+        let (on_bus, disk) = daemon.attach();
+        exercise_disk(&disk, Some(&image), 100);
+        daemon.detach(on_bus);
+    }
 }
 
 fn fio_verifies_mixed_sizes_on_two_queues() {
@@ -287,11 +300,21 @@ fn a_read_only_disk_rejects_writes() {
 }
 
 fn a_killed_daemon_is_taken_over_under_io() {
+    takes_over(&["--queues", "2"]);
+}
+
+/// The requests in flight are in memory of the daemon that is killed.
+fn a_killed_daemon_with_pinned_memory_is_taken_over_under_io() {
+    takes_over(&["--queues", "2", "--pinned"]);
+}
+
+#[track_caller]
+fn takes_over(options: &[&str]) {
     let scratch = Scratch::new();
     let image = scratch.file("image", 4 << 20);
     let name = unique_name();
     let device = TestDevice::adopt(&name);
-    let mut daemon = VduseBlk::start(&name, &image, &["--queues", "2"]);
+    let mut daemon = VduseBlk::start(&name, &image, options);
     let (on_bus, disk) = daemon.attach();
     let block = open(&disk);
     let mut exercisers: Vec<Exerciser> = (0..4)

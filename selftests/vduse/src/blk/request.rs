@@ -91,7 +91,7 @@ fn word(bytes: &[u8]) -> u32 {
 pub fn parse(chain: &Chain) -> Option<Operation<'_>> {
     let (mut input, mut output) = (chain.reader(), chain.writer());
     // The last device-writable byte is the status.
-    output.split_at(output.available_bytes().checked_sub(1)?)?;
+    output.limit(output.available_bytes().checked_sub(1)?);
     let header = input.read_array::<HEADER>()?;
     let sector = u64::from(word(&header[8..12])) | u64::from(word(&header[12..])) << 32;
     Some(match word(&header[..4]) {
@@ -124,19 +124,15 @@ pub enum Status {
 /// needs it.
 #[inline]
 pub fn complete(chain: &Chain, status: Status, written: u32) -> u32 {
-    let mut output = chain.writer();
-    let end = output.available_bytes().checked_sub(1);
-    let Some(mut last) = end.and_then(|end| output.split_at(end)) else {
-        return 0;
-    };
     let status = match status {
         Status::Ok => VIRTIO_BLK_S_OK,
         Status::IoError => VIRTIO_BLK_S_IOERR,
         Status::Unsupported => VIRTIO_BLK_S_UNSUPP,
     };
-    match last.write(&[status as u8]) {
-        Ok(1) => written + 1,
-        _ => written,
+    if chain.write_last(status as u8) {
+        written + 1
+    } else {
+        0
     }
 }
 

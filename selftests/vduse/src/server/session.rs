@@ -18,7 +18,7 @@ use crate::state::DeviceState;
 use crate::uapi;
 use crate::umem::Umem;
 use crate::virtqueue::{InFlightLog, Memory, Position, Settings, Virtqueue, MAX_SIZE};
-use crate::Device;
+use crate::{Device, Mapping};
 
 /// An event that concerns the whole device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +66,10 @@ pub(super) struct Session {
     /// Whether the driver has suspended the device.
     suspended: bool,
     umem: Option<Umem>,
+    /// Whether the server still has to register memory of its own, once that is possible.
+    umem_is_due: bool,
+    /// Whether the server registers memory of its own for each driver.
+    uses_umem: bool,
     /// The log of the requests in flight, if the server completes requests in any order.
     log: Option<InFlightLog>,
     pub(super) control: Served,
@@ -136,6 +140,8 @@ impl Session {
             asked: known.asks_for_ready(),
             suspended: known.suspended,
             umem: None,
+            umem_is_due: false,
+            uses_umem: false,
             log,
             control: Served::new(moved)?,
         };
@@ -155,6 +161,8 @@ impl Session {
             asked: false,
             suspended: false,
             umem: None,
+            umem_is_due: false,
+            uses_umem: false,
             log: None,
             control: Served::new(Default::default()).unwrap(),
         }
@@ -321,6 +329,7 @@ impl Session {
         self.driver_ok = false;
         self.suspended = false;
         self.features = 0;
+        self.umem_is_due = self.uses_umem;
         self.control.moved().clear();
         for vq in &mut self.queues {
             vq.state = State::Idle;
@@ -360,6 +369,43 @@ impl Session {
                 Command::DeregisterUmem => self.deregister_umem(),
             });
         }
+    }
+
+    /// Makes the server register memory of its own as soon as the driver has mapped the bounce area.
+    pub(super) fn use_umem(&mut self) {
+        self.uses_umem = true;
+        self.umem_is_due = true;
+    }
+
+    /// Returns whether the server should [try](Self::umem_is_possible) to register memory from time
+    /// to time. The kernel does not say when the driver has mapped the bounce area.
+    pub(super) fn looks_for_umem(&self) -> bool {
+        self.umem_is_due && self.driver_ok && self.umem.is_none()
+    }
+
+    /// Returns whether memory can be registered now. If the region at IOVA 0 is not a bounce area,
+    /// it never can be for this driver.
+    pub(super) fn umem_is_possible(&mut self) -> bool {
+        match self.device.iotlb_info(uapi::IovaInfo::default()) {
+            Ok(info) => {
+                self.umem_is_due = info.capability & uapi::IOVA_CAP_UMEM != 0;
+                self.umem_is_due
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Registers the memory that is due. No virtqueue may be served meanwhile.
+    pub(super) fn register_due_umem(&mut self) {
+        self.umem_is_due = false;
+        if let Err(error) = self.register_umem() {
+            eprintln!("{}: registering memory: {error}", self.device.name());
+        }
+    }
+
+    /// Returns the memory that is registered, if there is any.
+    pub(super) fn umem(&self) -> Option<&Arc<Mapping>> {
+        self.umem.as_ref().map(Umem::memory)
     }
 
     fn register_umem(&mut self) -> io::Result<()> {

@@ -16,7 +16,7 @@ use crate::server::handle::Handle;
 use crate::server::run::NOT_READY;
 use crate::server::session::{interrupt, Session, Shape};
 use crate::virtqueue::{InFlightLog, Virtqueue};
-use crate::Device;
+use crate::{Device, Mapping};
 
 /// Serves one virtqueue in a thread of its own.
 ///
@@ -45,6 +45,7 @@ pub struct ServedQueue {
     device: Arc<Device>,
     kick: Arc<EventFd>,
     stop: Arc<AtomicBool>,
+    umem: Option<Arc<Mapping>>,
 }
 
 impl ServedQueue {
@@ -67,6 +68,13 @@ impl ServedQueue {
     #[inline]
     pub fn wait(&self) -> io::Result<()> {
         self.kick.take().map(drop)
+    }
+
+    /// Returns the program's memory in which a kernel driver's buffers are, if the server
+    /// [uses such memory](Threads::use_umem) and has registered it. A virtual machine's buffers are
+    /// elsewhere.
+    pub fn umem(&self) -> Option<&Arc<Mapping>> {
+        self.umem.as_ref()
     }
 
     /// Returns the eventfd of the kicks, which is also signalled when the queue is stopped. Reads
@@ -176,6 +184,14 @@ impl<W: Worker> Threads<W> {
         })
     }
 
+    /// Makes the server register memory of this program as the bounce area, as soon as a kernel
+    /// driver uses it. The memory is locked, and is as large as the bounce area: 64 MiB, if nothing
+    /// else was set. Workers can register it with io_uring, which then need not pin the pages of
+    /// each request.
+    pub fn use_umem(&mut self) {
+        self.session.use_umem();
+    }
+
     /// Returns a handle for another thread.
     pub fn handle(&self) -> Handle {
         self.session.handle()
@@ -214,7 +230,8 @@ impl<W: Worker> Threads<W> {
             let wake = PollFd::from_borrowed_fd(self.session.control.wake.as_fd(), PollFlags::IN);
             let mut fds = [device, wake];
             let may_grow = self.session.may_grow();
-            match poll(&mut fds, may_grow.then_some(&NOT_READY)) {
+            let looks_for_umem = self.session.looks_for_umem();
+            match poll(&mut fds, (may_grow || looks_for_umem).then_some(&NOT_READY)) {
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
@@ -227,6 +244,10 @@ impl<W: Worker> Threads<W> {
                 self.session.control.wake.take()?;
                 self.stop_all();
                 self.session.execute_commands();
+            }
+            if looks_for_umem && self.session.umem_is_possible() {
+                self.stop_all();
+                self.session.register_due_umem();
             }
             if may_grow {
                 // The driver may enable virtqueues after DRIVER_OK too, and the kernel sends no
@@ -301,6 +322,7 @@ fn start<W: Worker>(
         device: session.device.clone(),
         kick: session.queues[usize::from(index)].kick.clone(),
         stop: stop.clone(),
+        umem: session.umem().cloned(),
     };
     let thread = thread::Builder::new()
         .name(format!("vq{index}"))

@@ -13,8 +13,8 @@ use crate::virtqueue::{Error, Memory};
 ///
 /// # Invariants
 ///
-/// The memory is mapped, with the permissions that the request needs, as long as the memory of the
-/// chain exists.
+/// `len` is not 0. The memory is mapped, with the permissions that the request needs, as long as the
+/// memory of the chain exists.
 #[derive(Clone, Copy, Debug)]
 struct Buffer {
     address: *mut u8,
@@ -68,7 +68,7 @@ impl Chain {
         }
     }
 
-    /// Adds a part of a buffer: `len` bytes at `address`, less than 2^32.
+    /// Adds a part of a buffer: `len` bytes at `address`, at least 1 and less than 2^32.
     ///
     /// # Safety
     ///
@@ -81,17 +81,32 @@ impl Chain {
         address: *mut u8,
         len: usize,
     ) -> Result<(), Error> {
-        let bytes = if writable {
-            &mut self.writable_bytes
-        } else if self.readable == self.buffers.len() {
-            self.readable += 1;
-            &mut self.readable_bytes
-        } else {
+        if !writable && self.readable != self.buffers.len() {
             return Err(Error::ReadableAfterWritable);
+        }
+        let (bytes, is_first) = if writable {
+            (
+                &mut self.writable_bytes,
+                self.buffers.len() == self.readable,
+            )
+        } else {
+            (&mut self.readable_bytes, self.buffers.is_empty())
         };
+        // CAST: Less than 2^32, by the requirements of this function.
         *bytes = bytes.checked_add(len as u32).ok_or(Error::TooLong)?;
-        // INVARIANT: By the requirements of this function.
-        self.buffers.push(Buffer { address, len });
+        match self.buffers.last_mut() {
+            // The pages of a kernel driver's buffers are often adjacent in the bounce area. As one
+            // buffer, they take less work in system calls.
+            // INVARIANT: Both parts are mapped, and have the same permissions.
+            Some(last) if !is_first && last.address.wrapping_add(last.len) == address => {
+                last.len += len;
+            }
+            // INVARIANT: By the requirements of this function.
+            _ => {
+                self.buffers.push(Buffer { address, len });
+                self.readable += usize::from(!writable);
+            }
+        }
         Ok(())
     }
 
@@ -110,6 +125,18 @@ impl Chain {
     #[inline]
     pub(super) fn entries(&self) -> u16 {
         self.entries
+    }
+
+    /// Writes the last byte that the device may write, where the drivers of some devices expect a
+    /// request's status. Returns whether there is such a byte.
+    #[inline]
+    pub fn write_last(&self, byte: u8) -> bool {
+        let Some(last) = self.buffers[self.readable..].last() else {
+            return false;
+        };
+        // SAFETY: By the type invariants of `Buffer`, which is not empty.
+        unsafe { last.address.wrapping_add(last.len - 1).write_volatile(byte) };
+        true
     }
 
     /// Returns a reader of all bytes that the driver has provided.
@@ -252,6 +279,14 @@ impl<'a> Reader<'a> {
     /// Reads `N` bytes. Returns `None` if there are fewer bytes.
     #[inline]
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        if let Some(first) = self.0.first().filter(|first| first.len() >= N) {
+            let at = first.ptr_guard().as_ptr().cast::<[u8; N]>();
+            // SAFETY: The slice has `N` bytes, which any array may have. An array of bytes has no
+            // alignment.
+            let bytes = unsafe { at.read_volatile() };
+            self.0.advance(N);
+            return Some(bytes);
+        }
         let mut bytes = [0; N];
         (self.read_bytes(&mut bytes) == N).then_some(bytes)
     }
@@ -276,6 +311,14 @@ impl<'a> Writer<'a> {
     #[inline]
     pub fn available_bytes(&self) -> usize {
         self.0.left
+    }
+
+    /// Limits the writer to its next `len` bytes. Returns `false` if there are fewer bytes.
+    #[inline]
+    pub fn limit(&mut self, len: usize) -> bool {
+        let fits = len <= self.0.left;
+        self.0.left = self.0.left.min(len);
+        fits
     }
 
     /// Limits the writer to its next `at` bytes. Returns a writer to the bytes after them, or `None`

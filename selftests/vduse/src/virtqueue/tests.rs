@@ -444,6 +444,48 @@ fn readers_and_writers_are_split_anywhere() {
 }
 
 #[test]
+fn the_last_byte_is_where_the_device_may_write() {
+    let buffers = [
+        Buffer::Read(b"x"),
+        Buffer::Write(3),
+        Buffer::Write(0),
+        Buffer::Write(2),
+    ];
+    let done = testing::ask(&buffers, |chain| {
+        assert!(chain.write_last(7));
+        let mut writer = chain.writer();
+        assert!(writer.limit(4));
+        assert!(!writer.limit(5));
+        assert_eq!(writer.write(&[1; 5]).unwrap(), 4);
+        5
+    });
+    assert_eq!(done, (5, vec![1, 1, 1, 1, 7]));
+    testing::ask(&[Buffer::Read(b"x")], |chain| {
+        assert!(!chain.write_last(7));
+        0
+    });
+}
+
+#[test]
+fn adjacent_buffers_are_one() {
+    let data = [1; 16];
+    let buffers = [
+        Buffer::Read(&data),
+        Buffer::Read(&data),
+        Buffer::Write(16),
+        Buffer::Write(8),
+    ];
+    testing::ask(&buffers, |chain| {
+        // The last readable buffer and the first writable one are adjacent as well.
+        assert_eq!(chain.reader().slices().count(), 1);
+        assert_eq!(chain.writer().slices().count(), 1);
+        assert_eq!(chain.reader().available_bytes(), 32);
+        assert_eq!(chain.writer().available_bytes(), 24);
+        0
+    });
+}
+
+#[test]
 fn a_buffer_may_be_in_several_regions() {
     let mut driver = Driver::new(4, INDIRECT, true);
     let mut device = driver.device();

@@ -19,14 +19,7 @@ struct Refuse;
 
 impl Backend for Refuse {
     fn serve(&mut self, _queue: u16, chain: &Chain) -> u32 {
-        use std::io::Write;
-        let mut output = chain.writer();
-        let before = output.available_bytes().checked_sub(1);
-        let Some(mut status) = before.and_then(|before| output.split_at(before)) else {
-            return 0;
-        };
-        let _ = status.write_all(&[1]);
-        1
+        u32::from(chain.write_last(1))
     }
 }
 

@@ -72,6 +72,16 @@ impl VduseBlk {
         on_bus.expect("added just now")
     }
 
+    /// Returns how much memory of the program is pinned, in KiB.
+    #[track_caller]
+    pub fn pinned(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("a process");
+        let pinned = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
+        let number = pinned.and_then(|pinned| pinned.split_whitespace().next());
+        number.expect("VmPin").parse().expect("a number")
+    }
+
     /// Sends a signal.
     #[track_caller]
     pub fn signal(&self, signal: Signal) {
