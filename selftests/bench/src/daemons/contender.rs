@@ -133,6 +133,11 @@ struct Rublk<'a> {
     program: &'a Path,
 }
 
+/// Returns the number of queues of a disk: one for each CPU, as vduse-blk has them.
+fn default_queues() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// Number of rublk's disk.
 const NUMBER: &str = "7";
 
@@ -142,7 +147,8 @@ impl<'a> Rublk<'a> {
         tool("modprobe", &["ublk_drv"]);
         let mut command = Command::new(program);
         command.args(["add", if media == Media::File { "loop" } else { "null" }]);
-        command.args(["--number", NUMBER, "--queue", "1", "--quiet"]);
+        let queues = default_queues().to_string();
+        command.args(["--number", NUMBER, "--queue", &queues, "--quiet"]);
         // Requests as large as those of the other daemons.
         command.args(["--io-buf-size", "1MiB"]);
         if media == Media::File {

@@ -30,7 +30,8 @@ type Figures = HashMap<(String, Contender), Vec<f64>>;
 
 /// Measures all daemons. Returns the table. `rublk` is the path of rublk.
 pub fn measure(options: &Options, rublk: &Path) -> Result<String, String> {
-    let works: Vec<Work> = work::all()
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let works: Vec<Work> = work::all(cpus)
         .into_iter()
         .filter(|work| options.wants(&work.name()))
         .collect();

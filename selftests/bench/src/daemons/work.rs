@@ -8,6 +8,7 @@ use crate::aio::Direction;
 use crate::daemons::contender::Media;
 use crate::daemons::image::SIZE;
 use crate::rows::disk::{per_second, random_in, sequential_in};
+use crate::rows::parallel::at_once;
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -30,8 +31,10 @@ pub struct Work {
     bytes: usize,
     /// Number of requests in flight.
     depth: usize,
-    /// Number of requests.
+    /// Number of requests of each thread.
     count: usize,
+    /// Number of threads that send requests, each on a CPU and so on a virtqueue of its own.
+    threads: usize,
     /// Target for the ratio of vduse-blk to qemu-storage-daemon on the in-tree driver.
     pub to_qsd: f64,
     /// Target for the ratio of vduse-blk to rublk.
@@ -54,7 +57,11 @@ impl Work {
             Direction::Write => "write",
         };
         let (kib, depth) = (self.bytes / KIB, self.depth);
-        format!("{media}: {kib} KiB {order} {direction}, depth {depth}")
+        let threads = match self.threads {
+            1 => String::new(),
+            threads => format!(" each of {threads} threads"),
+        };
+        format!("{media}: {kib} KiB {order} {direction}, depth {depth}{threads}")
     }
 
     /// Returns the unit of the figures.
@@ -73,6 +80,10 @@ impl Work {
         let run = |what: &mut dyn FnMut() -> (Direction, u64, usize)| {
             per_second(&row, block, self.depth, bytes, self.count, what)
         };
+        if self.threads > 1 {
+            let what = || random_in(SIZE, self.direction, bytes);
+            return at_once(&vec![block; self.threads], self.depth, self.count, what);
+        }
         let per_second = match self.order {
             Order::Random => run(&mut random_in(SIZE, self.direction, bytes)),
             Order::Sequential => run(&mut sequential_in(SIZE, self.direction, bytes)),
@@ -85,8 +96,8 @@ impl Work {
     }
 }
 
-/// Returns all rows.
-pub fn all() -> Vec<Work> {
+/// Returns all rows that are useful on `cpus` CPUs.
+pub fn all(cpus: usize) -> Vec<Work> {
     use Direction::{Read, Write};
     use Order::{Random, Sequential};
     let row = |media, direction, order, bytes, depth, to_qsd, to_rublk| Work {
@@ -100,10 +111,21 @@ pub fn all() -> Vec<Work> {
             (_, 1) => 2000,
             _ => 4000,
         },
+        threads: 1,
         to_qsd,
         to_rublk,
     };
     let small = 4 * KIB;
+    if cpus > 1 {
+        let parallel = |direction, depth: usize| Work {
+            count: 2000 * depth.min(4),
+            threads: cpus,
+            ..row(Media::File, direction, Random, small, depth, 1.0, 1.0)
+        };
+        return [(Read, 1), (Write, 1), (Read, 16), (Write, 16)]
+            .map(|(direction, depth)| parallel(direction, depth))
+            .to_vec();
+    }
     vec![
         row(Media::File, Read, Random, small, 1, 2.0, 1.0),
         row(Media::File, Write, Random, small, 1, 2.0, 1.0),

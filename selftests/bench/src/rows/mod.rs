@@ -8,7 +8,7 @@ mod latency;
 mod life;
 mod memory;
 mod net;
-mod parallel;
+pub mod parallel;
 mod segments;
 
 use crate::measurement::Bench;

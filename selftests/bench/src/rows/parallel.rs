@@ -7,6 +7,7 @@
 use std::sync::Barrier;
 
 use vduse_selftests::lab::device::bus;
+use vduse_selftests::lab::driver::block::Block;
 use vduse_selftests::lab::kernel::{cpu, modules};
 
 use crate::aio::{Direction, Flight};
@@ -30,27 +31,42 @@ fn reads(row: &str, queues: usize, depth: usize, count: usize) -> f64 {
         })
         .collect();
     let blocks: Vec<_> = disks.iter().map(|disk| disk::open(disk.name())).collect();
-    let ready = Barrier::new(queues + 1);
-    let done = Barrier::new(queues + 1);
+    let blocks: Vec<_> = (0..queues).map(|queue| &blocks[queue / 2]).collect();
+    let what = || disk::random(Direction::Read, 4096);
+    profile::watch(row, queues * count, || at_once(&blocks, depth, count, what))
+}
+
+/// Returns how many requests of at most 4 KiB complete per second, with one thread for each entry
+/// of `blocks`, which sends `count` requests to that disk. The threads are on the CPUs in turn.
+/// `what` returns a generator of requests.
+pub fn at_once<W: FnMut() -> (Direction, u64, usize)>(
+    blocks: &[&Block],
+    depth: usize,
+    count: usize,
+    what: impl Fn() -> W + Sync,
+) -> f64 {
+    let cpus = cpu::online().len();
+    let ready = Barrier::new(blocks.len() + 1);
+    let done = Barrier::new(blocks.len() + 1);
     let took = std::thread::scope(|scope| {
-        for queue in 0..queues {
-            let (block, ready, done) = (&blocks[queue / 2], &ready, &done);
+        for (index, block) in blocks.iter().enumerate() {
+            let (what, ready, done) = (&what, &ready, &done);
             scope.spawn(move || {
-                cpu::run_on(queue % 2);
+                cpu::run_on(index % cpus);
                 let mut flight = Flight::new(depth, 4096).expect("asynchronous I/O");
-                let mut what = disk::random(Direction::Read, 4096);
-                flight.run(block, 100, &mut what).expect("reading");
+                let mut what = what();
+                flight.run(*block, 100, &mut what).expect("I/O");
                 ready.wait();
-                flight.run(block, count, &mut what).expect("reading");
+                flight.run(*block, count, &mut what).expect("I/O");
                 done.wait();
             });
         }
         ready.wait();
         clock::time(|| {
-            profile::watch(row, queues * count, || done.wait());
+            done.wait();
         })
     });
-    (queues * count) as f64 * 1e9 / took as f64
+    (blocks.len() * count) as f64 * 1e9 / took as f64
 }
 
 /// Number of frames that each CPU sends.

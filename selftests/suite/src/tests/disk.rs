@@ -36,6 +36,7 @@ tests![
     random_requests_are_intact,
     random_requests_are_intact_without_event_index,
     random_requests_of_several_threads_on_several_queues_are_intact => 40,
+    random_requests_on_packed_queues_are_intact => 60,
     large_requests_are_intact,
     more_data_than_the_bounce_area_is_intact,
     a_request_of_half_the_bounce_area_ends,
@@ -104,11 +105,35 @@ fn parts(block: &Block, count: u64) -> Vec<Exerciser<'_>> {
 }
 
 fn random_requests_of_several_threads_on_several_queues_are_intact() {
-    let disk = LiveDisk::new(Shape {
-        queues: 2,
-        ..Default::default()
-    });
+    in_several_threads(Shape::default());
+}
+
+fn random_requests_on_packed_queues_are_intact() {
+    let both = feature::RING_EVENT_IDX | feature::RING_INDIRECT_DESC;
+    for without in [
+        0,
+        feature::RING_EVENT_IDX,
+        feature::RING_INDIRECT_DESC,
+        both,
+    ] {
+        in_several_threads(Shape {
+            with: feature::RING_PACKED,
+            without,
+            // The ring starts again often.
+            queue_size: 32,
+            seg_max: 16,
+            ..Default::default()
+        });
+    }
+}
+
+/// Runs four exercisers on two virtqueues for some time.
+#[track_caller]
+fn in_several_threads(shape: Shape) {
+    let disk = LiveDisk::new(Shape { queues: 2, ..shape });
     let block = disk.block();
+    let features = disk.vduse().features().unwrap();
+    assert_eq!(features & shape.with, shape.with);
     let mut exercisers = parts(&block, 4);
     exercise(&mut exercisers, |all| {
         std::thread::sleep(Duration::from_secs(3));

@@ -29,6 +29,8 @@ pub struct Shape {
     pub spaces: u32,
     /// Features that the disk does not offer.
     pub without: u64,
+    /// Features that the disk offers in addition.
+    pub with: u64,
     /// Size of the bounce area in bytes. If 0, the size is the default.
     pub bounce: u64,
 }
@@ -42,6 +44,7 @@ impl Default for Shape {
             seg_max: 126,
             spaces: 0,
             without: 0,
+            with: 0,
             bounce: 0,
         }
     }
@@ -70,6 +73,7 @@ impl LiveDisk {
     pub fn new(shape: Shape) -> Self {
         let mut config = blk::device_config(&unique_name(), shape.bytes, shape.queues);
         config.features &= !shape.without;
+        config.features |= shape.with;
         config.space[12..16].copy_from_slice(&shape.seg_max.to_le_bytes());
         let device = TestDevice::with_spaces(config, shape.spaces);
         if shape.bounce != 0 {
