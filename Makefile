@@ -100,6 +100,10 @@ vng: $(if $(filter rust,$(DRIVER)),modules)
 
 bench: modules
 	@./qemu-test/bench $(if $(SMP),--smp $(SMP)) $(if $(CSV),--csv $(CSV)) $(ROWS)
+ifeq ($(SMP)$(ROWS),)
+	@echo && ./qemu-test/bench --daemons --rep-good
+	@echo && ./qemu-test/bench --daemons --smp 2 --rounds 5
+endif
 
 help:
 	@sed -n 's/^#: \?//p' $(firstword $(MAKEFILE_LIST))

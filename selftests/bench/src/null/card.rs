@@ -64,6 +64,7 @@ impl NullCard {
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_NET_F_MRG_RXBUF;
         let control = Control::open_v1().expect("the control device");
+        control.offer_all().expect("the features of VDUSE");
         control.create(&config).expect("creating a card");
         let frames = Arc::new(Frames {
             to_send: AtomicU64::new(0),

@@ -7,7 +7,6 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use vduse::eventfd::EventFd;
 use vduse::server::{Handle, ServedQueue, Threads, Worker};
 use vduse::virtqueue::Chain;
 use vduse::Device;
@@ -55,7 +54,6 @@ pub(super) struct Shared {
 #[derive(Debug)]
 struct Server {
     handle: Handle,
-    kicks: Vec<Arc<EventFd>>,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
@@ -99,11 +97,13 @@ impl Served {
         let work = &self.shared.work;
         loop {
             queue.vq.disable_kicks();
+            let mut wants_interrupt = false;
             while work.wants(index) && queue.vq.pop(&mut self.chain)? {
                 let written = work.serve(index, &self.chain);
                 queue.vq.push(&self.chain, written);
+                // A card's driver frees what was sent while it sends more.
+                wants_interrupt |= queue.vq.publish();
             }
-            let wants_interrupt = queue.vq.publish();
             let more = queue.vq.enable_kicks();
             if wants_interrupt {
                 self.shared.stamps.take_injecting();
@@ -135,7 +135,6 @@ impl NullDevice {
         let mut server = server.expect("serving a device");
         let server = Server {
             handle: server.handle(),
-            kicks: server.kicks(),
             thread: Some(std::thread::spawn(move || server.run())),
         };
         let on_bus = OnBus::add(device.name()).expect("adding a device");
@@ -155,7 +154,6 @@ impl NullDevice {
 
     /// Wakes a virtqueue's thread, so that it looks for requests.
     pub(super) fn wake(&self, index: u16) {
-        let kick = &self.server.kicks[usize::from(index)];
-        kick.signal().expect("waking a thread");
+        self.server.handle.kick(index);
     }
 }

@@ -47,6 +47,8 @@ impl Shape {
         config.groups = self.groups;
         config.address_spaces = self.spaces;
         let control = Control::open_v1().expect("the control device");
+        // The server is told of each virtqueue that becomes ready, and need not look for them.
+        control.offer_all().expect("the features of VDUSE");
         control.create(&config).expect("creating a device");
         let device = TestDevice::adopt(&config.name);
         if self.bounce != 0 {

@@ -20,6 +20,8 @@ pub(super) struct Shared {
     /// The address space of each virtqueue group, keyed by group. A group without an entry is in
     /// address space 0.
     moved: Mutex<HashMap<u32, u32>>,
+    /// The kick eventfd of each virtqueue that the driver has enabled.
+    kicks: Mutex<HashMap<u16, Arc<EventFd>>>,
     /// The commands that the server has not taken yet. `None` when the server has ended and so takes
     /// no more commands.
     commands: Mutex<Option<Vec<Pending>>>,
@@ -50,6 +52,15 @@ impl Handle {
         // If the counter is at its maximum, `signal` fails, but the eventfd is readable and wakes
         // the server all the same.
         let _ = self.control.wake.signal();
+    }
+
+    /// Makes the server look for requests of a virtqueue, as if the driver had kicked it. Does
+    /// nothing if the driver has never enabled the virtqueue.
+    pub fn kick(&self, queue: u16) {
+        if let Some(kick) = self.control.kicks().get(&queue) {
+            // If the counter is at its maximum, the eventfd is readable all the same.
+            let _ = kick.signal();
+        }
     }
 
     /// Returns the device.
@@ -116,6 +127,10 @@ impl Shared {
         self.moved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn kicks(&self) -> MutexGuard<'_, HashMap<u16, Arc<EventFd>>> {
+        self.kicks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn address_space(&self, group: u32) -> u32 {
         self.moved().get(&group).copied().unwrap_or(0)
     }
@@ -152,6 +167,7 @@ impl Served {
             wake: EventFd::new()?,
             stop: AtomicBool::new(false),
             moved: Mutex::new(moved),
+            kicks: Mutex::default(),
             commands: Mutex::new(Some(Vec::new())),
         })))
     }

@@ -187,11 +187,14 @@ impl<B: Backend> Server<B> {
         let device = PollFd::from_borrowed_fd(session.device.as_fd(), PollFlags::IN);
         let wake = PollFd::from_borrowed_fd(session.control.wake.as_fd(), PollFlags::IN);
         let mut fds = vec![device, wake];
+        let kicks: Vec<(usize, &EventFd)> = (0..)
+            .zip(&session.queues)
+            .filter_map(|(index, vq)| Some((index, &**vq.kick.as_ref()?)))
+            .collect();
         fds.extend(
-            session
-                .queues
+            kicks
                 .iter()
-                .map(|vq| PollFd::from_borrowed_fd(vq.kick.as_fd(), PollFlags::IN)),
+                .map(|(_, kick)| PollFd::from_borrowed_fd(kick.as_fd(), PollFlags::IN)),
         );
         let sources = self.sources();
         fds.extend(
@@ -211,14 +214,16 @@ impl<B: Backend> Server<B> {
             Err(errno) => return Err(errno.into()),
         }
         let on_device = fds[0].revents();
-        let queues = 0..self.waits.len();
-        let kicked: Vec<usize> = queues
-            .filter(|index| fds[index + 2].revents().contains(PollFlags::IN))
+        let kicked: Vec<usize> = kicks
+            .iter()
+            .zip(&fds[2..])
+            .filter(|(_, fd)| fd.revents().contains(PollFlags::IN))
+            .map(|(&(index, _), _)| index)
             .collect();
         // A failed source counts as readable, so that the backend detects the failure.
         let fed: Vec<(usize, bool)> = sources
             .iter()
-            .zip(&fds[2 + self.waits.len()..])
+            .zip(&fds[2 + kicks.len()..])
             .filter(|(_, fd)| !fd.revents().is_empty())
             .map(|(&(index, _), fd)| (index, fd.revents().contains(PollFlags::IN)))
             .collect();
@@ -230,7 +235,9 @@ impl<B: Backend> Server<B> {
         // Serve kicks before requests. A driver stops kicking a virtqueue before it asks for the
         // virtqueue's state, so the state must include the last kick.
         for &index in &kicked {
-            self.session.queues[index].kick.take()?;
+            if let Some(kick) = &self.session.queues[index].kick {
+                kick.take()?;
+            }
             self.process(index);
         }
         for (index, readable) in fed {

@@ -72,6 +72,8 @@ pub(super) struct Session {
     uses_umem: bool,
     /// The log of the requests in flight, if the server completes requests in any order.
     log: Option<InFlightLog>,
+    /// Creates a virtqueue's kick eventfd.
+    new_kick: fn() -> io::Result<EventFd>,
     pub(super) control: Served,
 }
 
@@ -115,18 +117,16 @@ impl Session {
     ) -> io::Result<Self> {
         let queues = queues
             .iter()
-            .map(|&(max_size, group)| {
-                Ok(VirtQueue {
-                    rings: None,
-                    max_size,
-                    group,
-                    kick: Arc::new(kick()?),
-                    state: State::Idle,
-                    enabled: None,
-                    settings: None,
-                })
+            .map(|&(max_size, group)| VirtQueue {
+                rings: None,
+                max_size,
+                group,
+                kick: None,
+                state: State::Idle,
+                enabled: None,
+                settings: None,
             })
-            .collect::<io::Result<_>>()?;
+            .collect();
         let known = DeviceState::read(device.name())?.unwrap_or_default();
         let moved = (0..).zip(known.asids.iter().copied());
         let moved = moved.filter(|&(_, asid)| (asid as usize) < spaces.len());
@@ -143,6 +143,7 @@ impl Session {
             umem_is_due: false,
             uses_umem: false,
             log,
+            new_kick: kick,
             control: Served::new(moved)?,
         };
         session.activate(true, on)?;
@@ -164,6 +165,7 @@ impl Session {
             umem_is_due: false,
             uses_umem: false,
             log: None,
+            new_kick: EventFd::new,
             control: Served::new(Default::default()).unwrap(),
         }
     }
@@ -457,7 +459,16 @@ impl Session {
             if let Some(rings) = vq.rings.as_ref().filter(|_| take_over) {
                 eprintln!("virtqueue {index}: goes on from {:?}", rings.position());
             }
-            self.device.set_kick(index as u16, vq.kick.as_fd())?;
+            let kick = match &vq.kick {
+                Some(kick) => kick,
+                None => {
+                    let kick = Arc::new((self.new_kick)()?);
+                    // CAST: A device has fewer than 2^16 virtqueues.
+                    self.control.kicks().insert(index as u16, kick.clone());
+                    vq.kick.insert(kick)
+                }
+            };
+            self.device.set_kick(index as u16, kick.as_fd())?;
             activated.push(index);
         }
         if !activated.is_empty() {

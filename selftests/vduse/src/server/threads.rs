@@ -197,13 +197,6 @@ impl<W: Worker> Threads<W> {
         self.session.handle()
     }
 
-    /// Returns the eventfds with which the driver kicks the virtqueues. Signalling one makes the
-    /// worker look at its virtqueue.
-    pub fn kicks(&self) -> Vec<Arc<EventFd>> {
-        let queues = self.session.queues.iter();
-        queues.map(|vq| vq.kick.clone()).collect()
-    }
-
     /// Serves the device until a [`Handle`] stops the server.
     ///
     /// # Errors
@@ -271,10 +264,22 @@ impl<W: Worker> Threads<W> {
             let Some(vq) = self.session.take_rings(index) else {
                 continue;
             };
-            if let Slot::Parked(worker) = std::mem::replace(slot, Slot::Empty) {
+            // A virtqueue that is served has an eventfd.
+            let kick = self.session.queues[index].kick.clone();
+            let (Some(kick), Slot::Parked(worker)) = (kick, std::mem::replace(slot, Slot::Empty))
+            else {
+                continue;
+            };
+            let queue = ServedQueue {
+                vq,
                 // CAST: A device has fewer than 2^16 virtqueues.
-                *slot = Slot::Running(start(&self.session, index as u16, vq, worker)?);
-            }
+                index: index as u16,
+                device: self.session.device.clone(),
+                kick,
+                stop: Arc::default(),
+                umem: self.session.umem().cloned(),
+            };
+            *slot = Slot::Running(start(queue, worker)?);
         }
         Ok(())
     }
@@ -282,10 +287,10 @@ impl<W: Worker> Threads<W> {
     /// Stops all threads, and waits until they have completed the requests that they have taken.
     fn stop_all(&mut self) {
         for (slot, vq) in self.slots.iter().zip(&self.session.queues) {
-            if let Slot::Running(running) = slot {
+            if let (Slot::Running(running), Some(kick)) = (slot, &vq.kick) {
                 running.stop.store(true, Ordering::Release);
                 // If the counter is at its maximum, the eventfd is readable all the same.
-                let _ = vq.kick.signal();
+                let _ = kick.signal();
             }
         }
         for (index, slot) in self.slots.iter_mut().enumerate() {
@@ -309,21 +314,8 @@ impl<W: Worker> Threads<W> {
 }
 
 /// Starts a thread that serves a virtqueue.
-fn start<W: Worker>(
-    session: &Session,
-    index: u16,
-    vq: Virtqueue,
-    mut worker: W,
-) -> io::Result<Running<W>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut queue = ServedQueue {
-        vq,
-        index,
-        device: session.device.clone(),
-        kick: session.queues[usize::from(index)].kick.clone(),
-        stop: stop.clone(),
-        umem: session.umem().cloned(),
-    };
+fn start<W: Worker>(mut queue: ServedQueue, mut worker: W) -> io::Result<Running<W>> {
+    let (index, stop) = (queue.index, queue.stop.clone());
     let thread = thread::Builder::new()
         .name(format!("vq{index}"))
         .spawn(move || {

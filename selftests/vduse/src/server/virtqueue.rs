@@ -16,7 +16,9 @@ pub(super) struct VirtQueue {
     /// Maximum size in descriptors.
     pub(super) max_size: u16,
     pub(super) group: u32,
-    pub(super) kick: Arc<EventFd>,
+    /// The eventfd with which the driver kicks. `None` before the driver has enabled the virtqueue
+    /// for the first time, as a device may have many virtqueues and its driver use few.
+    pub(super) kick: Option<Arc<EventFd>>,
     pub(super) state: State,
     /// Whether the driver has enabled the virtqueue, according to the last `SET_VQ_READY` request.
     /// `None` before the first such request. In that case, the `ready` flag of `VQ_GET_INFO`
