@@ -13,16 +13,16 @@ use vduse::server::{Handle, Threads};
 use vduse::virtqueue::InFlightLog;
 use vduse::{Control, Device};
 
+use crate::flight::MAX_DISCARD;
 use crate::image::Image;
 use crate::options::{default_queues, Options};
 use crate::worker::Worker;
 
-/// Maximum number of sectors that one request may discard: 1 GiB. A larger request would hold up
-/// those that come after it.
-const MAX_DISCARD: u32 = 1 << 21;
-
 /// The length of a request in bytes from which on the disk is fastest.
 const OPTIMAL: u32 = 1 << 16;
+
+/// The virtio device id of a disk, as sysfs shows it.
+const DISK: &str = "2";
 
 /// No limit of a resource.
 const UNLIMITED: Rlimit = Rlimit {
@@ -40,13 +40,21 @@ pub fn serve(options: &Options) -> io::Result<()> {
     let path = options.file.display().to_string();
     let image = Image::open(&options.file, options.read_only, options.buffered);
     let image = Arc::new(image.map_err(context(&path))?);
-    // Signals are blocked from now on, so that none ends the program half-way.
+    // Signals are caught from now on, so that none ends the program half-way.
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
 
     let control = Control::open().map_err(context("/dev/vduse/control"))?;
     let (device, queues) = open(&control, options, &image)?;
-    let log = InFlightLog::open(&options.log, queues);
-    let log = log.map_err(context(&options.log.display().to_string()))?;
+    let path = options.log.display().to_string();
+    let log = InFlightLog::open(&options.log, queues).map_err(context(&path))?;
+    if log.is_new() && is_in_use(&device, queues)? {
+        let _ = std::fs::remove_file(&options.log);
+        let message = "has no log of the daemon that has served the disk; --log names it";
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{path}: {message}"),
+        ));
+    }
     let worker = |_| Worker::new(image.clone(), &options.serial);
     let workers = (0..queues).map(worker).collect();
     let mut server = Threads::new(device, options.queue_size, workers, Some(log))?;
@@ -100,13 +108,7 @@ fn open(control: &Control, options: &Options, image: &Image) -> io::Result<(Devi
     match control.create(&geometry.device_config(&options.name)) {
         Ok(()) => {
             let device = Device::open_nonblocking(&options.name)?;
-            // A log of an earlier device of this name says nothing about this one.
-            match std::fs::remove_file(&options.log) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(context(&options.log.display().to_string())(error))
-                }
-                _ => Ok((device, geometry.queues)),
-            }
+            Ok((device, geometry.queues))
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let device = Device::open_nonblocking(&options.name).map_err(context("taking over"))?;
@@ -116,12 +118,43 @@ fn open(control: &Control, options: &Options, image: &Image) -> io::Result<(Devi
                 let message = format!("the device exists and has {queues} virtqueues");
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
             }
+            check(options, &device, queues)?;
             // The image may have grown meanwhile.
-            blk::resize(&device, image.size()).map_err(context("the device is no disk"))?;
+            blk::resize(&device, image.size()).map_err(context("the device's capacity"))?;
             Ok((device, queues))
         }
         Err(error) => Err(context("creating the device")(error)),
     }
+}
+
+/// Checks that the device that exists can be served.
+fn check(options: &Options, device: &Device, queues: u16) -> io::Result<()> {
+    let invalid = |message: String| Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    // The in-tree driver does not show what a device is.
+    let attribute = format!("/sys/class/vduse/{}/device_id", options.name);
+    if std::fs::read_to_string(attribute).is_ok_and(|id| id.trim() != DISK) {
+        return invalid("the device exists and is no disk".to_owned());
+    }
+    for index in 0..queues {
+        let info = device.vq_info(index.into())?;
+        if info.ready != 0 && info.num > options.queue_size.into() {
+            let size = info.num;
+            return invalid(format!(
+                "the device is in use with virtqueues of {size} entries"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether a driver uses a virtqueue of the device.
+fn is_in_use(device: &Device, queues: u16) -> io::Result<bool> {
+    for index in 0..queues {
+        if device.vq_info(index.into())?.ready != 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Handles signals until one ends the server, or until the server has ended.

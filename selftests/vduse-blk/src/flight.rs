@@ -2,12 +2,15 @@
 
 //! A request in progress: its buffers, and how far it has come.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
+use std::rc::Rc;
 
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
 use vduse::blk::{self, Operation, Segments, Status, SECTOR};
 use vduse::virtqueue::Chain;
+use vm_memory::VolatileSlice;
 
 use crate::aligned::Aligned;
 use crate::image::Image;
@@ -23,6 +26,8 @@ enum Step {
     Flush,
     /// To make a hole, which reads as zeroes.
     Discard,
+    /// To write zeroes. A hole will do.
+    Unmap,
     /// To write zeroes without a hole.
     Zero,
     /// To make a hole, because the file system cannot do [`Zero`](Self::Zero), and then to
@@ -49,8 +54,65 @@ pub struct Disk<'a> {
     pub serial: &'a str,
     /// Whether a write is complete only when it is persistent, because the driver does not flush.
     pub write_through: bool,
+    /// The copies of unaligned data.
+    pub copies: &'a Copies,
     /// The memory that is registered with the ring.
     pub fixed: Fixed,
+}
+
+/// Maximum number of sectors that one request may discard: 64 MiB. A larger request would hold up
+/// those that come after it, and whoever stops the virtqueue.
+pub const MAX_DISCARD: u32 = 1 << 17;
+
+/// How often an operation is repeated that the kernel could not execute.
+const MAX_RETRIES: u32 = 1000;
+
+/// Maximum length of all copies of a virtqueue's requests in bytes. Only drivers of virtual machines
+/// have unaligned buffers, mostly firmware, with one request at a time. A driver must not be able to
+/// use up the memory of the host.
+const MAX_COPIES: usize = 8 << 20;
+
+/// The copies of unaligned data of a virtqueue's requests.
+#[derive(Clone, Debug, Default)]
+pub struct Copies(Rc<Cell<usize>>);
+
+impl Copies {
+    /// Allocates memory for a copy of `len` bytes, or returns `None` if there are too many.
+    fn allocate(&self, len: usize) -> Option<Copied> {
+        let sum = self.0.get().checked_add(len)?;
+        if sum > MAX_COPIES {
+            return None;
+        }
+        self.0.set(sum);
+        Some(Copied {
+            memory: Aligned::new(len),
+            all: self.clone(),
+        })
+    }
+}
+
+/// A copy of unaligned data.
+#[derive(Debug)]
+struct Copied {
+    memory: Aligned,
+    all: Copies,
+}
+
+impl Copied {
+    fn bytes(&self) -> &[u8] {
+        self.memory.bytes()
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.memory.bytes_mut()
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        let left = self.all.0.get() - self.bytes().len();
+        self.all.0.set(left);
+    }
 }
 
 /// Memory that is registered with the ring as its first buffer. The kernel need not pin the pages
@@ -98,12 +160,11 @@ pub struct Slot {
     vectors: Vec<libc::iovec>,
     /// Whether the vectors are in memory that is registered with the ring.
     fixed: bool,
+    /// How often an operation was repeated.
+    retries: u32,
     /// A copy of the data, if the driver's buffers are not aligned as direct I/O needs it.
-    copy: Option<Aligned>,
+    copy: Option<Copied>,
 }
-
-// SAFETY: The vectors point to the buffers of `chain` or to `copy`, which move with them.
-unsafe impl Send for Slot {}
 
 impl Slot {
     /// Creates a slot without a request.
@@ -117,6 +178,7 @@ impl Slot {
             write_through: false,
             vectors: Vec::new(),
             fixed: false,
+            retries: 0,
             copy: None,
         }
     }
@@ -125,6 +187,8 @@ impl Slot {
     #[inline]
     pub fn begin(&mut self, disk: Disk<'_>) -> Next {
         self.written = 0;
+        self.left = 0;
+        self.retries = 0;
         self.copy = None;
         self.vectors.clear();
         self.write_through = disk.write_through;
@@ -132,37 +196,35 @@ impl Slot {
         match blk::parse(&self.chain) {
             Some(Operation::Read { sector, to }) => {
                 let len = to.available_bytes();
-                self.vectors.extend(
-                    to.slices()
-                        .map(|slice| vector(slice.ptr_guard_mut().as_ptr(), slice.len())),
-                );
-                if !self.set_range(image, Step::Read, sector, len as u64) {
+                let Some(offset) = offset_of(image, sector, len as u64) else {
                     return Next::Done(Status::IoError, 0);
-                }
+                };
+                (self.step, self.offset, self.left) = (Step::Read, offset, len as u64);
                 // CAST: A request has less than 2^32 bytes.
                 self.written = len as u32;
-                if !is_aligned(&self.vectors, image.alignment()) {
-                    self.use_copy(Aligned::new(len));
+                self.vectors.extend(to.slices().map(vector_of));
+                if len != 0 && !is_aligned(&self.vectors, image.alignment()) {
+                    match disk.copies.allocate(len) {
+                        Some(copy) => self.use_copy(copy),
+                        None => return Next::Done(Status::IoError, 0),
+                    }
                 }
             }
             Some(Operation::Write { sector, mut from }) => {
                 let len = from.available_bytes();
-                self.vectors.extend(
-                    from.slices()
-                        .map(|slice| vector(slice.ptr_guard_mut().as_ptr(), slice.len())),
-                );
-                let mut copy = None;
+                let offset = offset_of(image, sector, len as u64);
+                let Some(offset) = offset.filter(|_| !image.is_read_only()) else {
+                    return Next::Done(Status::IoError, 0);
+                };
+                (self.step, self.offset, self.left) = (Step::Write, offset, len as u64);
+                self.vectors.extend(from.slices().map(vector_of));
                 if len != 0 && !is_aligned(&self.vectors, image.alignment()) {
-                    let mut aligned = Aligned::new(len);
-                    if from.read_exact(aligned.bytes_mut()).is_err() {
+                    let Some(mut copy) = disk.copies.allocate(len) else {
+                        return Next::Done(Status::IoError, 0);
+                    };
+                    if from.read_exact(copy.bytes_mut()).is_err() {
                         return Next::Done(Status::IoError, 0);
                     }
-                    copy = Some(aligned);
-                }
-                if image.is_read_only() || !self.set_range(image, Step::Write, sector, len as u64) {
-                    return Next::Done(Status::IoError, 0);
-                }
-                if let Some(copy) = copy {
                     self.use_copy(copy);
                 }
             }
@@ -171,11 +233,8 @@ impl Slot {
                 return Next::Operation;
             }
             Some(Operation::Id(mut to)) => {
-                return match to.write_id(disk.serial.as_bytes()) {
-                    // CAST: At most 20 bytes.
-                    Ok(written) => Next::Done(Status::Ok, written as u32),
-                    Err(_) => Next::Done(Status::IoError, 0),
-                };
+                let written = blk::write_id(&mut to, disk.serial.as_bytes());
+                return Next::Done(Status::Ok, written);
             }
             Some(Operation::Discard(segments)) => {
                 return match segment(segments, image) {
@@ -187,12 +246,12 @@ impl Slot {
             }
             Some(Operation::WriteZeroes(segments)) => {
                 return match segment(segments, image) {
-                    Ok((sector, len, true)) => self.begin_range(image, Step::Discard, sector, len),
+                    Ok((sector, len, true)) => self.begin_range(image, Step::Unmap, sector, len),
                     Ok((sector, len, false)) => self.begin_range(image, Step::Zero, sector, len),
                     Err(status) => Next::Done(status, 0),
                 };
             }
-            Some(Operation::Unsupported) => return Next::Done(Status::Unsupported, 0),
+            Some(_) => return Next::Done(Status::Unsupported, 0),
             None => return Next::Done(Status::IoError, 0),
         }
         if self.left == 0 {
@@ -203,34 +262,20 @@ impl Slot {
     }
 
     fn begin_range(&mut self, image: &Image, step: Step, sector: u64, len: u64) -> Next {
-        if !self.set_range(image, step, sector, len) {
-            Next::Done(Status::IoError, 0)
-        } else if len == 0 {
+        let Some(offset) = offset_of(image, sector, len) else {
+            return Next::Done(Status::IoError, 0);
+        };
+        (self.step, self.offset, self.left) = (step, offset, len);
+        if len == 0 {
             Next::Done(Status::Ok, 0)
         } else {
             Next::Operation
         }
     }
 
-    /// Sets the part of the image that the request is about. Returns whether the image has it, and
-    /// whether it is of whole sectors.
-    fn set_range(&mut self, image: &Image, step: Step, sector: u64, len: u64) -> bool {
-        let Some(offset) = sector.checked_mul(SECTOR) else {
-            return false;
-        };
-        let end = offset.checked_add(len);
-        if len % SECTOR != 0 || end.is_none_or(|end| end > image.size()) {
-            return false;
-        }
-        self.step = step;
-        self.offset = offset;
-        self.left = len;
-        true
-    }
-
     /// Makes the operation read into or write from `copy`.
     #[cold]
-    fn use_copy(&mut self, mut copy: Aligned) {
+    fn use_copy(&mut self, mut copy: Copied) {
         let bytes = copy.bytes_mut();
         self.vectors.clear();
         self.vectors.push(vector(bytes.as_mut_ptr(), bytes.len()));
@@ -289,7 +334,7 @@ impl Slot {
             (Step::Flush, _) => opcode::Fsync::new(IMAGE)
                 .flags(types::FsyncFlags::DATASYNC)
                 .build(),
-            (Step::Discard | Step::Punch, _) => {
+            (Step::Discard | Step::Unmap | Step::Punch, _) => {
                 self.fallocate(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
             }
             (Step::Zero, _) => {
@@ -319,21 +364,44 @@ impl Slot {
     /// 0, or a negative error number.
     #[inline]
     pub fn go_on(&mut self, result: i32) -> Next {
+        let next = self.next(result);
+        if matches!(next, Next::Done(..)) {
+            self.copy = None;
+        }
+        next
+    }
+
+    #[inline]
+    fn next(&mut self, result: i32) -> Next {
         let unsupported = result == -libc::EOPNOTSUPP;
         match (self.step, result) {
             (Step::Read | Step::Write, 1..) => self.transferred(result as u64),
-            (_, _) if result == -libc::EINTR || result == -libc::EAGAIN => Next::Operation,
+            (_, _) if result == -libc::EINTR || result == -libc::EAGAIN => self.again(),
+            (Step::Unmap, _) if unsupported => self.then(Step::Zero),
             (Step::Zero, _) if unsupported => self.then(Step::Punch),
             (Step::Punch, 0) => self.then(Step::Allocate),
             (Step::Discard, _) if unsupported => Next::Done(Status::Unsupported, 0),
             (Step::Flush, 0) => Next::Done(Status::Ok, self.written),
-            (Step::Discard | Step::Zero | Step::Allocate, 0) if self.write_through => {
+            (Step::Discard | Step::Unmap | Step::Zero | Step::Allocate, 0)
+                if self.write_through =>
+            {
                 self.then(Step::Flush)
             }
-            (Step::Discard | Step::Zero | Step::Allocate, 0) => Next::Done(Status::Ok, 0),
+            (Step::Discard | Step::Unmap | Step::Zero | Step::Allocate, 0) => {
+                Next::Done(Status::Ok, 0)
+            }
             // Also a read or a write of 0 bytes: the file has become shorter.
             _ => Next::Done(Status::IoError, 0),
         }
+    }
+
+    /// Repeats an operation that the kernel could not execute now, but not for ever.
+    fn again(&mut self) -> Next {
+        self.retries += 1;
+        if self.retries > MAX_RETRIES {
+            return Next::Done(Status::IoError, 0);
+        }
+        Next::Operation
     }
 
     fn then(&mut self, step: Step) -> Next {
@@ -359,6 +427,15 @@ impl Slot {
     }
 }
 
+/// Returns the position of a sector in the image, or `None` if the image does not have the `len`
+/// bytes from there on, or if these are not whole sectors.
+#[inline]
+fn offset_of(image: &Image, sector: u64, len: u64) -> Option<u64> {
+    let offset = sector.checked_mul(SECTOR)?;
+    let end = offset.checked_add(len)?;
+    (len % SECTOR == 0 && end <= image.size()).then_some(offset)
+}
+
 /// Returns the only segment of a request as a sector, a length in bytes, and whether its blocks may
 /// be deallocated. Fails with the request's status.
 fn segment(mut segments: Segments<'_>, image: &Image) -> Result<(u64, u64, bool), Status> {
@@ -366,11 +443,18 @@ fn segment(mut segments: Segments<'_>, image: &Image) -> Result<(u64, u64, bool)
         return Err(Status::Unsupported);
     }
     let segment = segments.next().ok_or(Status::IoError)?;
+    if segment.sectors > MAX_DISCARD {
+        return Err(Status::IoError);
+    }
     if segment.unknown_flags || segments.next().is_some() {
         return Err(Status::Unsupported);
     }
     let len = u64::from(segment.sectors) * SECTOR;
     Ok((segment.sector, len, segment.unmap))
+}
+
+fn vector_of(slice: VolatileSlice<'_>) -> libc::iovec {
+    vector(slice.ptr_guard_mut().as_ptr(), slice.len())
 }
 
 fn vector(start: *mut u8, len: usize) -> libc::iovec {
@@ -484,6 +568,35 @@ mod tests {
         assert_eq!(slot.step, Step::Flush);
         slot.written = 0;
         assert_eq!(slot.go_on(0), Next::Done(Status::Ok, 0));
+    }
+
+    #[test]
+    fn copies_are_limited() {
+        let copies = Copies::default();
+        let first = copies.allocate(MAX_COPIES - 1).unwrap();
+        assert!(copies.allocate(2).is_none());
+        let second = copies.allocate(1).unwrap();
+        drop(first);
+        assert!(copies.allocate(MAX_COPIES).is_none());
+        drop(second);
+        assert!(copies.allocate(MAX_COPIES).is_some());
+        assert!(copies.allocate(usize::MAX).is_none());
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_do_is_repeated_but_not_for_ever() {
+        let mut slot = slot(Step::Read, 512);
+        for _ in 0..MAX_RETRIES {
+            assert_eq!(slot.go_on(-libc::EAGAIN), Next::Operation);
+        }
+        assert_eq!(slot.go_on(-libc::EAGAIN), Next::Done(Status::IoError, 0));
+    }
+
+    #[test]
+    fn zeroes_need_no_hole_where_there_can_be_none() {
+        let mut slot = slot(Step::Unmap, 4096);
+        assert_eq!(slot.go_on(-libc::EOPNOTSUPP), Next::Operation);
+        assert_eq!(slot.step, Step::Zero);
     }
 
     #[test]

@@ -5,11 +5,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{fallocate, fcntl_lock, FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{
+    fallocate, fcntl_lock, flock, major, minor, statx, AtFlags, FallocateFlags, FlockOperation,
+    OFlags, StatxFlags,
+};
 use rustix::io::Errno;
 
 use crate::aligned::Aligned;
@@ -37,34 +40,45 @@ impl Image {
     /// `WouldBlock` when another program has locked the image; `InvalidInput` when the file system
     /// supports no direct I/O, but `buffered` is not set; otherwise the error of the system call
     /// that failed.
+    ///
+    /// # Context
+    ///
+    /// Waits for the requests of a program that had the image open and was killed.
     pub fn open(path: &Path, read_only: bool, buffered: bool) -> io::Result<Self> {
         let kind = std::fs::metadata(path)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let message = "neither a regular file nor a block device";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
+        let mut flags = OFlags::empty();
+        flags.set(OFlags::DIRECT, !buffered);
+        // A block device that is mounted is in use.
+        flags.set(OFlags::EXCL, kind.is_block_device() && !read_only);
         let mut options = OpenOptions::new();
         options.read(true).write(!read_only);
-        if !buffered {
-            options.custom_flags(OFlags::DIRECT.bits() as i32);
-        }
+        options.custom_flags(flags.bits() as i32);
         let file = options.open(path)?;
-        // Not `flock`: io_uring keeps the file open for a while after the program has died, and a
-        // successor would find the image locked. A lock of this kind ends with the process.
-        fcntl_lock(
-            &file,
-            if read_only {
-                FlockOperation::NonBlockingLockShared
-            } else {
-                FlockOperation::NonBlockingLockExclusive
-            },
-        )
-        .map_err(|errno| match errno {
+        let (at_once, lock) = if read_only {
+            (
+                FlockOperation::NonBlockingLockShared,
+                FlockOperation::LockShared,
+            )
+        } else {
+            (
+                FlockOperation::NonBlockingLockExclusive,
+                FlockOperation::LockExclusive,
+            )
+        };
+        // A lock of this kind ends with the process.
+        fcntl_lock(&file, at_once).map_err(|errno| match errno {
             Errno::AGAIN | Errno::ACCESS => {
                 io::Error::new(io::ErrorKind::WouldBlock, "another program uses it")
             }
             _ => errno.into(),
         })?;
+        // A lock of this kind ends with the last request of a process that was killed, for which its
+        // io_uring keeps the file open. Only then may a successor repeat the request.
+        flock(&file, lock)?;
         let block = if buffered {
             BLOCKS[0]
         } else {
@@ -133,6 +147,14 @@ impl Image {
 
 /// Returns the smallest size of a block with which direct I/O works.
 fn block_of(file: &File) -> io::Result<u32> {
+    let flags = AtFlags::EMPTY_PATH;
+    let found = statx(file, "", flags, StatxFlags::DIOALIGN)?;
+    let has = found.stx_mask & StatxFlags::DIOALIGN.bits() != 0;
+    let align = found.stx_dio_offset_align.max(found.stx_dio_mem_align);
+    if has && found.stx_dio_offset_align != 0 && align <= BLOCKS[3] {
+        return Ok(align.max(BLOCKS[0]));
+    }
+    // The file system does not say.
     let mut buffer = Aligned::new(BLOCKS[3] as usize);
     for block in BLOCKS {
         // The offset is the size of the block, so that the file system cannot find it aligned to
@@ -150,9 +172,16 @@ fn block_of(file: &File) -> io::Result<u32> {
 
 /// Returns whether the file can have holes.
 fn supports_holes(file: &File) -> io::Result<bool> {
-    if file.metadata()?.file_type().is_block_device() {
-        // The kernel writes zeroes if the device cannot do that itself.
-        return Ok(true);
+    let metadata = file.metadata()?;
+    if metadata.file_type().is_block_device() {
+        let number = metadata.rdev();
+        let device = format!("/sys/dev/block/{}:{}", major(number), minor(number));
+        // A partition has no queue of its own.
+        let attribute = ["queue", "../queue"]
+            .map(|queue| format!("{device}/{queue}/write_zeroes_max_bytes"))
+            .into_iter()
+            .find_map(|path| std::fs::read_to_string(path).ok());
+        return Ok(attribute.is_some_and(|bytes| bytes.trim() != "0"));
     }
     // Beyond the end of the file, this changes nothing.
     let mut end = file;

@@ -16,7 +16,7 @@ use vduse::blk::{complete, Status};
 use vduse::server::{self, ServedQueue};
 use vduse::Mapping;
 
-use crate::flight::{Disk, Fixed, Next, Slot};
+use crate::flight::{Copies, Disk, Fixed, Next, Slot};
 use crate::image::Image;
 
 /// The feature bit of disks whose driver flushes.
@@ -35,7 +35,6 @@ const KICKED: u64 = u64::MAX;
 pub struct Worker {
     image: Arc<Image>,
     serial: String,
-    slots: Vec<Slot>,
 }
 
 impl Worker {
@@ -44,7 +43,6 @@ impl Worker {
         Self {
             image,
             serial: serial.to_owned(),
-            slots: Vec::new(),
         }
     }
 }
@@ -52,8 +50,6 @@ impl Worker {
 impl server::Worker for Worker {
     fn serve(&mut self, queue: &mut ServedQueue) -> io::Result<()> {
         let size = queue.vq.settings().size;
-        // As many requests as the virtqueue has entries can be in progress.
-        self.slots.resize_with(size.into(), Slot::new);
         let ring = new_ring(u32::from(size) + 1)?;
         let files = [self.image.fd(), queue.kick().as_raw_fd()];
         ring.submitter().register_files(&files)?;
@@ -64,10 +60,13 @@ impl server::Worker for Worker {
                 image: &self.image,
                 serial: &self.serial,
                 write_through: queue.vq.settings().features & FLUSH == 0,
+                copies: &Copies::default(),
                 fixed,
             },
-            free: (0..self.slots.len()).rev().collect(),
-            slots: &mut self.slots,
+            // As many requests as the virtqueue has entries can be in progress. The slots keep the
+            // driver's memory mapped, but only as long as the queue is served.
+            slots: (0..size).map(|_| Slot::new()).collect(),
+            free: (0..size.into()).rev().collect(),
             ring,
             queue,
             count: Box::new(0),
@@ -75,10 +74,7 @@ impl server::Worker for Worker {
             at_once: true,
             turns: 0,
         };
-        let served = progress.serve();
-        // The kernel may still use the slots' buffers: complete what was begun, whatever happened.
-        progress.drain();
-        served
+        progress.serve()
     }
 }
 
@@ -104,10 +100,20 @@ fn register(ring: &IoUring, umem: &Arc<Mapping>) -> Fixed {
     }
 }
 
-/// Returns the error of a system call, unless a signal interrupted it.
-fn uninterrupted(result: io::Result<usize>) -> io::Result<()> {
+/// Returns the error of `io_uring_enter`, unless it only has to be called again: a signal interrupted
+/// it, memory is short, or completions have to be reaped first.
+fn permanent(result: io::Result<usize>) -> io::Result<()> {
     match result {
-        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        Err(error)
+            if !matches!(
+                error.kind(),
+                io::ErrorKind::Interrupted
+                    | io::ErrorKind::WouldBlock
+                    | io::ErrorKind::ResourceBusy
+            ) =>
+        {
+            Err(error)
+        }
         _ => Ok(()),
     }
 }
@@ -127,7 +133,7 @@ fn new_ring(entries: u32) -> io::Result<IoUring> {
 /// The requests in progress.
 struct Progress<'a> {
     disk: Disk<'a>,
-    slots: &'a mut [Slot],
+    slots: Vec<Slot>,
     /// The slots without a request.
     free: Vec<usize>,
     ring: IoUring,
@@ -150,8 +156,11 @@ impl Progress<'_> {
 
     /// Serves requests until the queue is stopped.
     fn serve(&mut self) -> io::Result<()> {
-        while !self.queue.is_stopped() {
+        loop {
             self.take()?;
+            if self.queue.is_stopped() {
+                return Ok(());
+            }
             if self.in_progress() == 0 && !self.waits_for_kick {
                 if !self.queue.vq.enable_kicks() {
                     self.queue.wait()?;
@@ -176,7 +185,6 @@ impl Progress<'_> {
             self.submit_and_wait()?;
             self.reap();
         }
-        Ok(())
     }
 
     /// Returns whether the operations that were added are likely to be complete once they are
@@ -209,8 +217,8 @@ impl Progress<'_> {
     fn push(&mut self, index: usize) {
         // SAFETY: The slot stays in `slots`, and is not free before the operation is complete.
         let entry = unsafe { self.slots[index].entry() }.user_data(index as u64);
-        // SAFETY: The operation's buffers are the slot's. `serve` of the worker does not return
-        // before the operation is complete.
+        // SAFETY: The operation's buffers are the slot's. Dropping `self` waits until the operation
+        // is complete.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.expect("an entry for each slot");
     }
@@ -221,8 +229,8 @@ impl Progress<'_> {
         let entry = opcode::Read::new(KICK, into, size_of::<u64>() as u32)
             .build()
             .user_data(KICKED);
-        // SAFETY: `count` is as long as the operation says, and is dropped after `drain`, which
-        // waits for the operation.
+        // SAFETY: `count` is as long as the operation says, and dropping `self` waits until the
+        // operation is complete.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.expect("an entry for the kick");
         self.waits_for_kick = true;
@@ -241,12 +249,12 @@ impl Progress<'_> {
                 None,
             )
         };
-        uninterrupted(result)
+        permanent(result)
     }
 
     /// Submits the operations that were added, and waits until at least one is complete.
     fn submit_and_wait(&mut self) -> io::Result<()> {
-        uninterrupted(self.ring.submit_and_wait(1))
+        permanent(self.ring.submit_and_wait(1))
     }
 
     /// Handles the operations that are complete, and publishes the requests that are.
@@ -279,9 +287,12 @@ impl Progress<'_> {
         let written = complete(chain, status, written);
         self.queue.vq.push(chain, written);
     }
+}
 
-    /// Completes all requests in progress.
-    fn drain(&mut self) {
+/// Completes all requests in progress, whatever has happened: the kernel may still use the memory of
+/// the slots.
+impl Drop for Progress<'_> {
+    fn drop(&mut self) {
         while self.in_progress() != 0 || self.waits_for_kick {
             if self.waits_for_kick && self.in_progress() == 0 {
                 // A queue that is stopped was kicked, so that this operation ends. After an error,
@@ -295,5 +306,6 @@ impl Progress<'_> {
             }
             self.reap();
         }
+        self.queue.complete();
     }
 }

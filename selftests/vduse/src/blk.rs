@@ -23,7 +23,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::{Device, DeviceConfig};
 
 pub use disk::{Disk, Stats};
-pub use request::{complete, parse, Operation, Segment, Segments, Status};
+pub use request::{complete, parse, write_id, Operation, Segment, Segments, Status};
 
 /// Size of a sector in bytes. A disk's addresses count sectors.
 pub const SECTOR: u64 = 512;
@@ -75,7 +75,7 @@ impl Geometry {
         put(0, &(self.bytes / SECTOR).to_le_bytes());
         put(12, &self.max_segments.to_le_bytes());
         put(20, &self.block.to_le_bytes());
-        put(28, &(self.optimal / self.block).to_le_bytes());
+        put(28, &(self.optimal / self.block.max(1)).to_le_bytes());
         put(34, &self.queues.to_le_bytes());
         if self.max_discard != 0 {
             let alignment = self.block / SECTOR as u32;

@@ -51,7 +51,8 @@ impl EventFd {
     ///
     /// # Errors
     ///
-    /// Returns the error of the `write` system call: `EAGAIN` if the counter is at its maximum.
+    /// Returns the error of the `write` system call: `EAGAIN` if the counter is at its maximum, which
+    /// takes 2^64 - 2 signals. An eventfd whose reads wait waits then.
     pub fn signal(&self) -> io::Result<()> {
         rustix::io::write(&self.fd, &1u64.to_ne_bytes())?;
         Ok(())

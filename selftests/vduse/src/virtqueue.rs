@@ -104,8 +104,9 @@ pub enum Position {
     Packed(uapi::PackedState),
 }
 
-/// An error in a virtqueue. The device cannot serve the virtqueue until the driver has reset it.
+/// An error in a virtqueue. Except for an unmapped ring in [`Virtqueue::set_memory`], the device cannot serve the virtqueue until the driver has reset it.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Error {
     /// The size is 0, too large, or not a power of 2 in a split virtqueue.
     Size(u16),
@@ -284,7 +285,8 @@ impl Virtqueue {
 
     /// Records the requests in flight in the part of `log` for virtqueue `index` from now on. Must be
     /// called before the first request is taken. If `take_over` is set, the device first takes the
-    /// requests that were in flight according to the log. A packed virtqueue has no log.
+    /// requests that were in flight according to the log. A packed virtqueue has no log: for it, this
+    /// does nothing.
     ///
     /// # Panics
     ///
@@ -355,6 +357,13 @@ impl Virtqueue {
 
     /// Completes a request. `written` is the number of bytes that the device has written to its
     /// buffers. The driver does not see that before [`publish`](Self::publish).
+    ///
+    /// `chain` must be a request of this virtqueue that was not completed yet. Otherwise, the driver
+    /// sees something else complete.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a packed virtqueue has no such request in flight.
     #[inline]
     pub fn push(&mut self, chain: &Chain, written: u32) {
         match &mut self.rings {

@@ -15,7 +15,7 @@ use crate::lab::assert::random::Random;
 use crate::lab::assert::timing::soon;
 use crate::lab::assert::waiting::Waiting;
 use crate::lab::daemon::vduse_blk::{open, program, VduseBlk};
-use crate::lab::device::bus::{self, Driver};
+use crate::lab::device::bus::{self, Driver, OnBus};
 use crate::lab::device::test_device::{unique_name, TestDevice};
 use crate::lab::driver::bare_disk::open_vhost;
 use crate::lab::driver::block::{sectors, SECTOR};
@@ -40,6 +40,7 @@ tests![
     a_request_beyond_the_end_is_an_error,
     buffers_at_any_address_are_read_to,
     a_suspended_disk_goes_on_after_it_was_resumed,
+    a_pinned_disk_goes_from_the_kernel_to_a_client_of_vhost,
     what_cannot_be_served_is_said,
 ];
 
@@ -260,7 +261,7 @@ fn the_driver_sees_the_serial_number_and_the_limits() {
     assert_eq!(attribute("queue/optimal_io_size").trim(), "65536");
     assert_eq!(
         attribute("queue/discard_max_hw_bytes").trim(),
-        (1u64 << 30).to_string()
+        (64u64 << 20).to_string()
     );
     assert_eq!(
         std::fs::read_dir(format!("/sys/block/{disk}/mq"))
@@ -366,6 +367,16 @@ fn a_daemon_that_was_told_to_end_leaves_its_disk_to_a_successor() {
 /// driver of its first virtqueue to `test`.
 #[track_caller]
 fn with_hand_driver(options: &[&str], test: impl FnOnce(&mut HandDriver)) {
+    with_hand_driver_after(options, |_, _| (), test);
+}
+
+/// Variant of [`with_hand_driver`] that first passes the daemon and the device to `before`.
+#[track_caller]
+fn with_hand_driver_after(
+    options: &[&str],
+    before: impl FnOnce(&VduseBlk, &OnBus),
+    test: impl FnOnce(&mut HandDriver),
+) {
     const IOVA: u64 = 0x10_0000;
     let scratch = Scratch::new();
     let image = scratch.path("image");
@@ -375,6 +386,7 @@ fn with_hand_driver(options: &[&str], test: impl FnOnce(&mut HandDriver)) {
     std::fs::write(&image, contents).unwrap();
     let mut daemon = VduseBlk::start(&unique_name(), &image, options);
     let on_bus = daemon.add();
+    before(&daemon, &on_bus);
     on_bus.bind(Driver::Vhost).expect("binding");
     let mut driver = HandDriver::prepare(open_vhost(on_bus.name()), IOVA);
     driver.set_queue_up();
@@ -433,6 +445,24 @@ fn a_suspended_disk_goes_on_after_it_was_resumed() {
     });
 }
 
+/// The bounce area is at the IOVAs of the client's memory, and must not be taken for it.
+fn a_pinned_disk_goes_from_the_kernel_to_a_client_of_vhost() {
+    let use_by_kernel = |daemon: &VduseBlk, on_bus: &OnBus| {
+        on_bus.bind(Driver::Virtio).expect("binding");
+        let name = on_bus.name();
+        soon("the disk appears", || bus::disk_name(name).is_some());
+        let block = open(&bus::disk_name(name).expect("a disk"));
+        assert_same(&block.read(512, 512).unwrap(), &[1; 512], "sector 1");
+        soon("the memory is pinned", || daemon.pinned() >= 64 << 10);
+        assert_same(&block.read(1024, 512).unwrap(), &[2; 512], "sector 2");
+        drop(block);
+        on_bus.unbind(Driver::Virtio).expect("unbinding");
+    };
+    with_hand_driver_after(&["--queues", "1", "--pinned"], use_by_kernel, |driver| {
+        assert_same(&driver.read(7), &[7; 512], "sector 7");
+    });
+}
+
 /// Runs the program, which must fail with an exit status of `status`. Returns what it says.
 #[track_caller]
 fn fails(arguments: &[&str], status: i32) -> String {
@@ -467,6 +497,16 @@ fn what_cannot_be_served_is_said() {
     assert!(daemon.stop().success());
     let three = ["--name", &name, "--log", log, "--queues", "3", path];
     assert!(fails(&three, 1).contains("2 virtqueues"));
+    let log = scratch.path("image.log");
+    let saved = scratch.path("saved");
+    std::fs::rename(&log, &saved).unwrap();
+    let without = ["--name", &name, "--log", log.to_str().unwrap(), path];
+    assert!(fails(&without, 1).contains("--log names it"));
+    let image_as_log = ["--name", &name, "--log", second, path];
+    assert!(fails(&image_as_log, 1).contains("no log"));
+    let small = ["--name", &name, "--queue-size", "128", path];
+    assert!(fails(&small, 1).contains("256 entries"));
+    std::fs::rename(&saved, &log).unwrap();
     daemon.start_again();
     daemon.detach(on_bus);
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rustix::fs::MemfdFlags;
 
-use crate::blk::request::{complete, parse, Operation, Status};
+use crate::blk::request::{complete, parse, write_id, Operation, Status};
 use crate::blk::SECTOR;
 use crate::server::Backend;
 use crate::virtqueue::{Chain, Reader, Writer};
@@ -99,7 +99,7 @@ impl Disk {
                 self.stats.flushes += 1;
                 self.file.sync_data().ok().map(|()| 0)
             }
-            Operation::Id(mut to) => to.write_id(ID).ok(),
+            Operation::Id(mut to) => Some(write_id(&mut to, ID) as usize),
             Operation::Discard(_) | Operation::WriteZeroes(_) | Operation::Unsupported => {
                 return (Status::Unsupported, 0)
             }

@@ -2,7 +2,7 @@
 
 //! The requests of a disk's driver (virtio 1.3, section 5.2.6).
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -20,6 +20,7 @@ const SEGMENT: usize = 16;
 
 /// What a request asks for. Sectors have 512 bytes.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Operation<'a> {
     /// To read from a sector on.
     Read {
@@ -37,7 +38,7 @@ pub enum Operation<'a> {
     },
     /// To make all completed writes persistent.
     Flush,
-    /// To write the disk's id ([`Writer::write_id`]).
+    /// To write the disk's id ([`write_id`]).
     Id(Writer<'a>),
     /// To discard the contents of sectors.
     Discard(Segments<'a>),
@@ -53,6 +54,7 @@ pub struct Segments<'a>(Reader<'a>);
 
 /// A range of sectors to discard or to write zeroes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Segment {
     /// The first sector.
     pub sector: u64,
@@ -136,19 +138,14 @@ pub fn complete(chain: &Chain, status: Status, written: u32) -> u32 {
     }
 }
 
-impl Writer<'_> {
-    /// Writes the id of a disk, of which a driver sees 20 bytes at most. Returns the number of bytes
-    /// written.
-    ///
-    /// # Errors
-    ///
-    /// None: there is as much space as the driver has provided.
-    pub fn write_id(&mut self, id: &[u8]) -> io::Result<usize> {
-        let mut bytes = [0; VIRTIO_BLK_ID_BYTES as usize];
-        let len = id.len().min(bytes.len());
-        bytes[..len].copy_from_slice(&id[..len]);
-        self.write(&bytes)
-    }
+/// Writes the id of a disk, of which a driver sees 20 bytes at most. Returns the number of bytes
+/// written.
+pub fn write_id(to: &mut Writer<'_>, id: &[u8]) -> u32 {
+    let mut bytes = [0; VIRTIO_BLK_ID_BYTES as usize];
+    let len = id.len().min(bytes.len());
+    bytes[..len].copy_from_slice(&id[..len]);
+    // CAST: At most 20 bytes. There is no error: fewer bytes are written if there is less space.
+    to.write(&bytes).unwrap_or(0) as u32
 }
 
 #[cfg(test)]

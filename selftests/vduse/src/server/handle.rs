@@ -54,6 +54,12 @@ impl Handle {
         let _ = self.control.wake.signal();
     }
 
+    /// Wakes the server's thread.
+    pub(super) fn wake(&self) {
+        // If the counter is at its maximum, the eventfd is readable all the same.
+        let _ = self.control.wake.signal();
+    }
+
     /// Makes the server look for requests of a virtqueue, as if the driver had kicked it. Does
     /// nothing if the driver has never enabled the virtqueue.
     pub fn kick(&self, queue: u16) {

@@ -14,7 +14,7 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 use crate::eventfd::EventFd;
 use crate::server::backend::Backend;
 use crate::server::handle::Handle;
-use crate::server::session::{interrupt, Event, Session, Shape};
+use crate::server::session::{interrupt, Event, Session, Shape, SOON};
 use crate::virtqueue::{Chain, Error};
 use crate::Device;
 
@@ -49,12 +49,6 @@ const TURN: usize = 256;
 const AT_ONCE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 0,
-};
-
-/// Interval at which a server checks whether the driver has enabled further virtqueues.
-pub(super) const NOT_READY: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 10_000_000,
 };
 
 /// Passes an event to a backend.
@@ -206,7 +200,7 @@ impl<B: Backend> Server<B> {
         let timeout = if self.waits.contains(&Waits::Turn) {
             Some(&AT_ONCE)
         } else {
-            may_grow.then_some(&NOT_READY)
+            may_grow.then_some(&SOON)
         };
         match poll(&mut fds, timeout) {
             Ok(_) => {}
@@ -271,6 +265,14 @@ impl<B: Backend> Server<B> {
                 }
             })?);
         }
+        if on_device.contains(PollFlags::IN) {
+            // The chain may hold memory that the driver has unmapped.
+            self.chain = Chain::new();
+            // What a virtqueue was kicked for while its rings were not mapped is still to be served.
+            started.extend((0..self.waits.len()).filter(|&index| {
+                self.session.is_served(index) && self.session.queues[index].unmapped
+            }));
+        }
         for index in 0..self.waits.len() {
             if !self.session.is_served(index) || started.contains(&index) {
                 self.waits[index] = Waits::Kick;
@@ -316,8 +318,15 @@ impl<B: Backend> Server<B> {
                 if !backend.ready(index as u16) {
                     break Waits::Source;
                 }
-                if !vq.pop(&mut self.chain)? {
-                    break Waits::Kick;
+                match vq.pop(&mut self.chain) {
+                    Ok(true) => {}
+                    Ok(false) => break Waits::Kick,
+                    Err(error) => {
+                        if wants_interrupt {
+                            interrupt(device, index as u32);
+                        }
+                        return Err(error);
+                    }
                 }
                 let written = backend.serve(index as u16, &self.chain);
                 write_config(device, backend);

@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use rustix::event::Timespec;
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_F_RING_PACKED};
 
 use crate::eventfd::EventFd;
@@ -19,6 +20,22 @@ use crate::uapi;
 use crate::umem::Umem;
 use crate::virtqueue::{InFlightLog, Memory, Position, Settings, Virtqueue, MAX_SIZE};
 use crate::{Device, Mapping};
+
+/// Interval at which a server looks for what the kernel sends no message about, if that is to be
+/// expected soon.
+pub(super) const SOON: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
+
+/// The interval if it is not.
+const LATER: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+
+/// How often a server looks at the shorter interval for the mapping of the bounce area.
+const SOON_TRIES: u32 = 100;
 
 /// An event that concerns the whole device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +85,8 @@ pub(super) struct Session {
     umem: Option<Umem>,
     /// Whether the server still has to register memory of its own, once that is possible.
     umem_is_due: bool,
+    /// How often the server has tried that for this driver.
+    umem_tries: u32,
     /// Whether the server registers memory of its own for each driver.
     uses_umem: bool,
     /// The log of the requests in flight, if the server completes requests in any order.
@@ -121,6 +140,7 @@ impl Session {
                 rings: None,
                 max_size,
                 group,
+                unmapped: false,
                 kick: None,
                 state: State::Idle,
                 enabled: None,
@@ -141,6 +161,7 @@ impl Session {
             suspended: known.suspended,
             umem: None,
             umem_is_due: false,
+            umem_tries: 0,
             uses_umem: false,
             log,
             new_kick: kick,
@@ -163,6 +184,7 @@ impl Session {
             suspended: false,
             umem: None,
             umem_is_due: false,
+            umem_tries: 0,
             uses_umem: false,
             log: None,
             new_kick: EventFd::new,
@@ -332,13 +354,18 @@ impl Session {
         self.suspended = false;
         self.features = 0;
         self.umem_is_due = self.uses_umem;
+        self.umem_tries = 0;
         self.control.moved().clear();
         for vq in &mut self.queues {
             vq.state = State::Idle;
             vq.enabled = None;
             vq.settings = None;
             vq.rings = None;
+            vq.unmapped = false;
         }
+        // The next driver's memory may be where the bounce area was. Dropping the memory deregisters
+        // it.
+        self.umem = None;
         // The next driver may map other memory at the same IOVAs.
         for asid in 0..self.spaces.len() as u32 {
             self.forget(asid, 0, u64::MAX);
@@ -379,15 +406,23 @@ impl Session {
         self.umem_is_due = true;
     }
 
-    /// Returns whether the server should [try](Self::umem_is_possible) to register memory from time
-    /// to time. The kernel does not say when the driver has mapped the bounce area.
-    pub(super) fn looks_for_umem(&self) -> bool {
-        self.umem_is_due && self.driver_ok && self.umem.is_none()
+    /// Returns after what time the server should [try](Self::umem_is_possible) to register memory,
+    /// if it should. The kernel does not say when the driver has mapped the bounce area: mostly with
+    /// its first request, at once, but maybe much later.
+    pub(super) fn looks_for_umem(&self) -> Option<&'static Timespec> {
+        let looks = self.umem_is_due && self.driver_ok && self.umem.is_none();
+        let interval = if self.umem_tries < SOON_TRIES {
+            &SOON
+        } else {
+            &LATER
+        };
+        looks.then_some(interval)
     }
 
     /// Returns whether memory can be registered now. If the region at IOVA 0 is not a bounce area,
     /// it never can be for this driver.
     pub(super) fn umem_is_possible(&mut self) -> bool {
+        self.umem_tries = self.umem_tries.saturating_add(1);
         match self.device.iotlb_info(uapi::IovaInfo::default()) {
             Ok(info) => {
                 self.umem_is_due = info.capability & uapi::IOVA_CAP_UMEM != 0;
@@ -501,17 +536,23 @@ impl Session {
     }
 
     /// Returns the rings of a virtqueue, with the memory as it is now, and the device. Returns `None`
-    /// if the virtqueue is not [served](Self::is_served), or if its rings are not mapped any more.
+    /// if the virtqueue is not [served](Self::is_served), or if its rings are not mapped now.
     pub(super) fn rings(&mut self, index: usize) -> Option<(&mut Virtqueue, &Device)> {
         if !self.is_served(index) {
             return None;
         }
         let memory = self.memory(index).clone();
-        if let Err(error) = self.queues[index].rings.as_mut()?.set_memory(memory) {
-            self.break_queue(index, &error);
+        let vq = &mut self.queues[index];
+        let rings = vq.rings.as_mut()?;
+        if let Err(error) = rings.set_memory(memory) {
+            // The driver may be changing its mappings one by one. The next change is a message.
+            if !std::mem::replace(&mut vq.unmapped, true) {
+                eprintln!("virtqueue {index}: {error}; it waits for its rings");
+            }
             return None;
         }
-        Some((self.queues[index].rings.as_mut()?, &self.device))
+        vq.unmapped = false;
+        Some((rings, &self.device))
     }
 
     /// Takes out the rings of a virtqueue, for another thread, as [`rings`](Self::rings) returns them.

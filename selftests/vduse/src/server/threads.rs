@@ -13,26 +13,28 @@ use rustix::event::{poll, PollFd, PollFlags};
 
 use crate::eventfd::EventFd;
 use crate::server::handle::Handle;
-use crate::server::run::NOT_READY;
-use crate::server::session::{interrupt, Session, Shape};
-use crate::virtqueue::{InFlightLog, Virtqueue};
+use crate::server::session::{interrupt, Session, Shape, SOON};
+use crate::virtqueue::{self, InFlightLog, Virtqueue};
 use crate::{Device, Mapping};
 
 /// Serves one virtqueue in a thread of its own.
 ///
 /// The worker decides how requests are executed: one after the other, or many at a time, completed
-/// in any order. It must complete them in the order of arrival only if a successor of the program
-/// is to [take the device over](crate::server).
+/// in any order. Without an [`InFlightLog`], it must complete them in the order of arrival if a
+/// successor of the program is to [take the device over](crate::server).
 pub trait Worker: Send + 'static {
     /// Serves the virtqueue until the queue [is stopped](ServedQueue::is_stopped). Then completes
     /// the requests that it has taken, and returns.
     ///
-    /// The first thing to do is to look for requests, of which the driver may not kick. The server
-    /// stops a queue whenever the driver changes something, and calls this function again later.
+    /// The first thing to do, even if the queue is stopped already, is to take all requests that are
+    /// available: the driver may not kick for them, and a program that was taken over may have
+    /// begun them. The server stops a queue whenever the driver changes something, and calls this
+    /// function again later.
     ///
     /// # Errors
     ///
-    /// After an error, the virtqueue is not served until the driver has reset the device.
+    /// After a [`virtqueue::Error`], the virtqueue is not served until the driver has reset the
+    /// device. Any other error ends the server.
     fn serve(&mut self, queue: &mut ServedQueue) -> io::Result<()>;
 }
 
@@ -178,6 +180,9 @@ impl<W: Worker> Threads<W> {
         workers: Vec<W>,
         log: Option<InFlightLog>,
     ) -> io::Result<Self> {
+        if let Some(log) = &log {
+            assert!(usize::from(log.queues()) >= workers.len());
+        }
         Ok(Self {
             session: Session::new(device, shape, log, EventFd::blocking, &mut |_| ())?,
             slots: workers.into_iter().map(Slot::Parked).collect(),
@@ -211,8 +216,8 @@ impl<W: Worker> Threads<W> {
         // As in `Server::run`.
         let _accepting = self.session.control.accept();
         let served = self.serve();
-        self.stop_all();
-        served
+        let stopped = self.stop_all();
+        served.and(stopped)
     }
 
     fn serve(&mut self) -> io::Result<()> {
@@ -224,7 +229,7 @@ impl<W: Worker> Threads<W> {
             let mut fds = [device, wake];
             let may_grow = self.session.may_grow();
             let looks_for_umem = self.session.looks_for_umem();
-            match poll(&mut fds, (may_grow || looks_for_umem).then_some(&NOT_READY)) {
+            match poll(&mut fds, may_grow.then_some(&SOON).or(looks_for_umem)) {
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
@@ -235,11 +240,11 @@ impl<W: Worker> Threads<W> {
             }
             if !fds[1].revents().is_empty() {
                 self.session.control.wake.take()?;
-                self.stop_all();
+                self.stop_all()?;
                 self.session.execute_commands();
             }
-            if looks_for_umem && self.session.umem_is_possible() {
-                self.stop_all();
+            if looks_for_umem.is_some() && self.session.umem_is_possible() {
+                self.stop_all()?;
                 self.session.register_due_umem();
             }
             if may_grow {
@@ -248,7 +253,7 @@ impl<W: Worker> Threads<W> {
                 self.session.activate(false, &mut |_| ())?;
             }
             if on_device.contains(PollFlags::IN) {
-                self.stop_all();
+                self.stop_all()?;
                 self.session.answer_next(&mut |_| ())?;
             }
         }
@@ -279,20 +284,26 @@ impl<W: Worker> Threads<W> {
                 stop: Arc::default(),
                 umem: self.session.umem().cloned(),
             };
-            *slot = Slot::Running(start(queue, worker)?);
+            *slot = Slot::Running(start(queue, worker, self.session.handle())?);
         }
         Ok(())
     }
 
     /// Stops all threads, and waits until they have completed the requests that they have taken.
-    fn stop_all(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// Returns the error of a worker, unless it is an error in a virtqueue. Such an error is the
+    /// driver's: the virtqueue is not served until the next reset.
+    fn stop_all(&mut self) -> io::Result<()> {
         for (slot, vq) in self.slots.iter().zip(&self.session.queues) {
             if let (Slot::Running(running), Some(kick)) = (slot, &vq.kick) {
                 running.stop.store(true, Ordering::Release);
-                // If the counter is at its maximum, the eventfd is readable all the same.
+                // This cannot wait: no counter ever comes near its maximum.
                 let _ = kick.signal();
             }
         }
+        let mut result = Ok(());
         for (index, slot) in self.slots.iter_mut().enumerate() {
             if !matches!(slot, Slot::Running(_)) {
                 continue;
@@ -306,22 +317,50 @@ impl<W: Worker> Threads<W> {
             };
             *slot = Slot::Parked(worker);
             self.session.queues[index].rings = Some(vq);
-            if let Err(error) = served {
-                self.session.break_queue(index, &error);
+            match served {
+                Ok(()) => {}
+                Err(error) if is_of_driver(&error) => self.session.break_queue(index, &error),
+                Err(error) => result = Err(error),
             }
+        }
+        result
+    }
+}
+
+/// Returns whether an error is one in a virtqueue, which its driver has made.
+fn is_of_driver(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|error| error.is::<virtqueue::Error>())
+}
+
+/// Wakes the server's own thread when it is dropped, unless it was emptied before.
+struct WakeOnDrop(Option<Handle>);
+
+impl Drop for WakeOnDrop {
+    fn drop(&mut self) {
+        if let Some(handle) = &self.0 {
+            handle.wake();
         }
     }
 }
 
 /// Starts a thread that serves a virtqueue.
-fn start<W: Worker>(mut queue: ServedQueue, mut worker: W) -> io::Result<Running<W>> {
+fn start<W: Worker>(
+    mut queue: ServedQueue,
+    mut worker: W,
+    handle: Handle,
+) -> io::Result<Running<W>> {
     let (index, stop) = (queue.index, queue.stop.clone());
     let thread = thread::Builder::new()
         .name(format!("vq{index}"))
         .spawn(move || {
+            // If the worker ends by itself or panics, the server has to know.
+            let mut wake = WakeOnDrop(Some(handle));
             let served = worker.serve(&mut queue);
-            if let Err(error) = &served {
-                eprintln!("virtqueue {index}: {error}");
+            if queue.is_stopped() && served.is_ok() {
+                // The server waits for this thread already.
+                wake.0 = None;
             }
             (worker, queue.vq, served)
         })?;

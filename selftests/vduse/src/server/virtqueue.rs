@@ -16,6 +16,8 @@ pub(super) struct VirtQueue {
     /// Maximum size in descriptors.
     pub(super) max_size: u16,
     pub(super) group: u32,
+    /// Whether the rings were not mapped when they were last looked for.
+    pub(super) unmapped: bool,
     /// The eventfd with which the driver kicks. `None` before the driver has enabled the virtqueue
     /// for the first time, as a device may have many virtqueues and its driver use few.
     pub(super) kick: Option<Arc<EventFd>>,

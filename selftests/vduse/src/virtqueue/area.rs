@@ -2,7 +2,7 @@
 
 //! A ring of a virtqueue, mapped into this process.
 
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU8, Ordering};
+use std::sync::atomic::{fence, AtomicU16, AtomicU32, AtomicU8, Ordering};
 use std::sync::Arc;
 
 use vm_memory::Permissions;
@@ -110,7 +110,13 @@ impl Area {
 
     #[inline]
     pub(super) fn load_u16(&self, offset: usize, order: Ordering) -> u16 {
-        u16::from_le(self.atomic_u16(offset).load(order))
+        // A fence, because an atomic load of memory that is mapped for reading only may be no more
+        // than relaxed.
+        let value = u16::from_le(self.atomic_u16(offset).load(Ordering::Relaxed));
+        if order == Ordering::Acquire {
+            fence(Ordering::Acquire);
+        }
+        value
     }
 
     #[inline]

@@ -96,7 +96,8 @@ impl Chain {
         *bytes = bytes.checked_add(len as u32).ok_or(Error::TooLong)?;
         match self.buffers.last_mut() {
             // The pages of a kernel driver's buffers are often adjacent in the bounce area. As one
-            // buffer, they take less work in system calls.
+            // buffer, they take less work in system calls. Two parts may also be in two mappings
+            // that happen to be adjacent. Both stay mapped.
             // INVARIANT: Both parts are mapped, and have the same permissions.
             Some(last) if !is_first && last.address.wrapping_add(last.len) == address => {
                 last.len += len;

@@ -12,7 +12,7 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -55,15 +55,18 @@ const PUBLISHING: u8 = 2;
 pub struct InFlightLog {
     mapping: Arc<Mapping>,
     queues: u16,
+    is_new: bool,
 }
 
 impl InFlightLog {
     /// Opens the log of a device with `queues` virtqueues. Creates the file, which only this user
-    /// may access, if it does not exist.
+    /// may access, if it does not exist. The log of a device with another number of virtqueues
+    /// begins anew.
     ///
     /// # Errors
     ///
-    /// Returns the error of opening, of resizing or of mapping the file.
+    /// `InvalidData` if the file exists and is no log, and is left as it is; otherwise the error of
+    /// opening, of resizing or of mapping the file.
     pub fn open(path: &Path, queues: u16) -> io::Result<Self> {
         let file = OpenOptions::new()
             .read(true)
@@ -73,23 +76,41 @@ impl InFlightLog {
             .mode(0o600)
             .open(path)?;
         let len = (HEADER + usize::from(queues) * PART) as u64;
-        if file.metadata()?.len() != len {
-            // What is there belongs to a device of another shape. The log begins anew.
+        let found = file.metadata()?.len();
+        if found != 0 {
+            let mut format = [0; size_of::<u64>()];
+            let is_log = file.read_exact_at(&mut format, 0).is_ok();
+            if !is_log || u64::from_le_bytes(format) != FORMAT {
+                let message = "the file is no log of requests in flight";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+        }
+        let is_new = found != len;
+        if is_new {
             file.set_len(0)?;
             file.set_len(len)?;
         }
         // Writing to a hole of the file fails with a signal if the file system is full.
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len)?;
         let mapping = Arc::new(Mapping::of_file(file.as_fd(), 0, len, ACCESS_RW)?);
-        let log = Self { mapping, queues };
-        let header = Area::of_mapping(&log.mapping, 0, HEADER);
-        if header.read_u64(0) != FORMAT {
-            for index in 0..queues {
-                log.queue(index).clear();
-            }
-            header.write_u64(0, FORMAT);
-        }
+        let log = Self {
+            mapping,
+            queues,
+            is_new,
+        };
+        // Without a size, a virtqueue's part counts as that of another virtqueue.
+        Area::of_mapping(&log.mapping, 0, HEADER).write_u64(0, FORMAT);
         Ok(log)
+    }
+
+    /// Returns whether the log has just begun, so that it says nothing about requests in flight.
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Returns the number of virtqueues.
+    pub fn queues(&self) -> u16 {
+        self.queues
     }
 
     /// Returns the part of a virtqueue.

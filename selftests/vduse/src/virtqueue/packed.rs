@@ -70,6 +70,16 @@ impl Place {
         }
     }
 
+    /// Returns how many entries this position is after `other`, at most the size of the ring. Returns
+    /// `None` if that would be more.
+    fn after(self, other: Self, size: u16) -> Option<u16> {
+        if self.wrap == other.wrap {
+            self.index.checked_sub(other.index)
+        } else {
+            (self.index <= other.index).then(|| size - (other.index - self.index))
+        }
+    }
+
     /// Returns the position as an event suppression structure has it.
     #[inline]
     fn event(self) -> u16 {
@@ -111,7 +121,10 @@ pub(super) struct Packed {
     next_used: Place,
     /// The descriptor after those that the driver sees as used.
     published: Place,
-    /// Number of descriptors of the requests that were pushed but not published.
+    /// Number of descriptors of the requests that were taken but not published, whether they were
+    /// pushed or not. At most `size`.
+    taken: u16,
+    /// Number of descriptors of the requests that were pushed but not published. At most `taken`.
     unpublished: u16,
     /// The flags of the first of these requests' descriptors. Writing them publishes all of them,
     /// as the driver looks at used descriptors in order.
@@ -129,13 +142,16 @@ impl Packed {
             return Err(Error::Size(size));
         }
         let next_used = Place::new(state.last_used_idx, state.last_used_counter, size)?;
+        let next_avail = Place::new(state.last_avail_idx, state.last_avail_counter, size)?;
+        let taken = next_avail.after(next_used, size).ok_or(Error::Position)?;
         Ok(Self {
             areas: Areas::new(settings, memory)?,
             size,
             event_idx: settings.event_idx(),
-            next_avail: Place::new(state.last_avail_idx, state.last_avail_counter, size)?,
+            next_avail,
             next_used,
             published: next_used,
+            taken,
             unpublished: 0,
             first_flags: 0,
         })
@@ -192,8 +208,13 @@ impl Packed {
             walker.add(memory, descriptor, chain)?;
             place = place.plus(1, self.size);
             if !descriptor.has_next() {
+                // The driver can reuse a descriptor only after it has seen that it is used.
+                if entries > self.size - self.taken {
+                    return Err(Error::TooManyAvailable);
+                }
                 chain.set_id(descriptor.next_or_id, entries);
                 self.next_avail = place;
+                self.taken += entries;
                 return Ok(true);
             }
         }
@@ -202,6 +223,9 @@ impl Packed {
 
     #[inline]
     pub(super) fn push(&mut self, chain: &Chain, written: u32) {
+        // A chain of another virtqueue, or one that was pushed before, would let the device get
+        // ahead of the driver.
+        assert!(chain.entries() <= self.taken - self.unpublished);
         let at = Self::offset(self.next_used);
         let ring = &self.areas.ring.0;
         ring.store_u16(at + ID, chain.id(), Ordering::Relaxed);
@@ -227,6 +251,7 @@ impl Packed {
         // The driver must see all other descriptors and the buffers before these flags.
         ring.store_u16(at, self.first_flags, Ordering::Release);
         let count = std::mem::take(&mut self.unpublished);
+        self.taken -= count;
         self.published = self.next_used;
         // The driver first says that it wants an interrupt, and then looks at the flags again. So
         // the device must write the flags before it reads what the driver wants.

@@ -107,14 +107,19 @@ impl Split {
     /// were in flight according to the log. Must be called before the first request is taken.
     pub(super) fn set_log(&mut self, log: QueueLog, settings: &Settings, take_over: bool) {
         let recovered = take_over.then(|| log.recover(settings, self.next_used));
+        let outstanding = self
+            .areas
+            .avail
+            .load_u16(INDEX, Ordering::Acquire)
+            .wrapping_sub(self.next_used);
         match recovered.flatten() {
-            Some(in_flight) => {
+            Some(in_flight) if in_flight.len() <= outstanding.into() => {
                 // CAST: There are at most as many as descriptors.
                 self.next_avail = self.next_used.wrapping_add(in_flight.len() as u16);
                 self.avail = self.next_avail;
                 self.again = in_flight;
             }
-            None => log.begin(settings, self.next_used),
+            _ => log.begin(settings, self.next_used),
         }
         self.log = Some(log);
     }
@@ -145,12 +150,14 @@ impl Split {
     #[inline]
     fn look(&mut self) -> Result<bool, Error> {
         // The entries, descriptors and buffers must be read after the index.
-        self.avail = self.areas.avail.load_u16(INDEX, Ordering::Acquire);
-        let available = self.avail.wrapping_sub(self.next_avail);
-        if available > self.size {
+        let avail = self.areas.avail.load_u16(INDEX, Ordering::Acquire);
+        // The driver can reuse a descriptor only after it has seen that it is used. So the requests
+        // that are available or in flight never are more than the virtqueue has descriptors.
+        if avail.wrapping_sub(self.published) > self.size {
             return Err(Error::TooManyAvailable);
         }
-        Ok(available != 0)
+        self.avail = avail;
+        Ok(avail != self.next_avail)
     }
 
     #[inline]

@@ -326,9 +326,10 @@ fn a_malformed_packed_request_is_an_error() {
     assert!(matches!(pop(), Err(Error::Unmapped(..))));
     set(0, BUFFERS, 16, AVAIL | 4 | 1);
     assert!(matches!(pop(), Err(Error::BadIndirect)));
-    descriptor(&driver, BUFFERS, BUFFERS, 16, [0, 4]);
+    // In a table, no flag but `WRITE` counts.
+    descriptor(&driver, BUFFERS, BUFFERS, 16, [0, 4 | 1]);
     set(0, BUFFERS, 16, AVAIL | 4);
-    assert!(matches!(pop(), Err(Error::BadIndirect)));
+    assert!(pop().unwrap());
     // A descriptor with both flags equal is used already.
     set(0, BUFFERS, 16, AVAIL | 1 << 15);
     assert!(!pop().unwrap());
@@ -633,15 +634,53 @@ fn a_log_of_another_shape_begins_anew() {
     let memory = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memory));
     let path = std::path::Path::new(&path);
+    // Something else is left as it is.
     rustix::io::write(&memory, &[0xff; 10_000]).unwrap();
+    let error = InFlightLog::open(path, 2).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    assert_eq!(rustix::fs::fstat(&memory).unwrap().st_size, 10_000);
+    rustix::fs::ftruncate(&memory, 0).unwrap();
     let log = InFlightLog::open(path, 2).unwrap();
+    assert!(log.is_new());
     let mut driver = Driver::new(4, 0, false);
     let mut device = logged(&driver, &log, false);
     driver.send(&[Buffer::Read(&[1]), Buffer::Write(1)]);
     assert!(device.pop(&mut Chain::new()).unwrap());
     let again = InFlightLog::open(path, 2).unwrap();
+    assert!(!again.is_new());
     assert_eq!(take_all(&mut logged(&driver, &again, true)), [1]);
     let third = InFlightLog::open(path, 3).unwrap();
+    assert!(third.is_new());
     // Without the log, the requests after the used index count as in flight.
     assert_eq!(take_all(&mut logged(&driver, &third, true)), []);
+}
+
+#[test]
+fn a_driver_gets_nothing_back_before_it_is_published() {
+    with_all(4, |mut driver| {
+        let mut device = driver.device();
+        let mut chains = Vec::new();
+        for _ in 0..4 {
+            driver.send(&[Buffer::Write(1)]);
+            let mut chain = Chain::new();
+            assert!(device.pop(&mut chain).unwrap());
+            device.push(&chain, 0);
+            chains.push(chain);
+        }
+        // The driver makes a fifth request available, although it has only four descriptors and has
+        // not seen that one is used.
+        driver.send(&[Buffer::Write(1)]);
+        let fifth = device.pop(&mut Chain::new());
+        assert!(matches!(fifth, Err(Error::TooManyAvailable)), "{fifth:?}");
+    });
+}
+
+#[test]
+fn an_index_that_makes_no_sense_is_an_error_once_it_is_seen() {
+    let driver = Driver::new(4, 0, false);
+    let mut device = driver.device();
+    driver.write(DRIVER + 2, 5u16);
+    assert!(device.enable_kicks());
+    let found = device.pop(&mut Chain::new());
+    assert!(matches!(found, Err(Error::TooManyAvailable)));
 }

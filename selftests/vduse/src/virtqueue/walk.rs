@@ -135,7 +135,7 @@ impl Walker {
     ) -> Result<(), Error> {
         let entries = table.len as usize / DESCRIPTOR;
         let is_whole = table.len as usize % DESCRIPTOR == 0;
-        // A driver must set neither bit that says something about the table's own buffer.
+        // `WRITE` says nothing here, and is to be ignored.
         if !self.indirect || table.has_next() || !is_whole || entries == 0 {
             return Err(Error::BadIndirect);
         }
@@ -154,7 +154,8 @@ impl Walker {
                 Some(start) => self.parse(unsafe { read_words(start.cast::<Words>().add(index)) }),
                 None => self.look_up(memory, table.address, index)?,
             };
-            if descriptor.is_indirect() {
+            // In a packed virtqueue, `WRITE` is the only flag that counts in a table.
+            if descriptor.is_indirect() && !self.packed {
                 return Err(Error::BadIndirect);
             }
             self.add_buffer(memory, descriptor, chain)?;
