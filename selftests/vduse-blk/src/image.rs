@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{
     fallocate, fcntl_lock, flock, major, minor, statx, AtFlags, FallocateFlags, FlockOperation,
@@ -30,6 +31,8 @@ pub struct Image {
     discards: bool,
     read_only: bool,
     direct: bool,
+    /// Keeps a block device from being mounted.
+    _claim: Option<File>,
 }
 
 impl Image {
@@ -52,8 +55,6 @@ impl Image {
         }
         let mut flags = OFlags::empty();
         flags.set(OFlags::DIRECT, !buffered);
-        // A block device that is mounted is in use.
-        flags.set(OFlags::EXCL, kind.is_block_device() && !read_only);
         let mut options = OpenOptions::new();
         options.read(true).write(!read_only);
         options.custom_flags(flags.bits() as i32);
@@ -79,6 +80,11 @@ impl Image {
         // A lock of this kind ends with the last request of a process that was killed, for which its
         // io_uring keeps the file open. Only then may a successor repeat the request.
         flock(&file, lock)?;
+        let claim = if kind.is_block_device() && !read_only {
+            Some(claim(path)?)
+        } else {
+            None
+        };
         let block = if buffered {
             BLOCKS[0]
         } else {
@@ -91,6 +97,7 @@ impl Image {
             block,
             read_only,
             direct: !buffered,
+            _claim: claim,
         };
         image.refresh()?;
         Ok(image)
@@ -143,6 +150,23 @@ impl Image {
             1
         }
     }
+}
+
+/// Claims a block device, which must not be mounted.
+fn claim(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true);
+    options.custom_flags(OFlags::EXCL.bits() as i32);
+    for _ in 0..100 {
+        match options.open(path) {
+            // A process that was killed gives its lock back a moment before its claim.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
+        }
+    }
+    options.open(path)
 }
 
 /// Returns the smallest size of a block with which direct I/O works.

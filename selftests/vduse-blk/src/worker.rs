@@ -307,5 +307,8 @@ impl Drop for Progress<'_> {
             self.reap();
         }
         self.queue.complete();
+        // A ring that is dropped gives its files back some time later, but the image must be free
+        // when the program has ended.
+        let _ = self.ring.submitter().unregister_files();
     }
 }

@@ -168,6 +168,27 @@ impl From<Error> for io::Error {
     }
 }
 
+/// What a device has taken from a ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    /// A request.
+    Request,
+    /// A request with a buffer that is not mapped. The chain has its id, and maybe some buffers.
+    Unmapped,
+    /// Nothing, as there was no request.
+    Nothing,
+}
+
+/// Returns the result of a walk, for which a buffer that is not mapped is no error of the ring.
+#[inline]
+fn unless_unmapped(walked: Result<(), Error>) -> Result<Taken, Error> {
+    match walked {
+        Ok(()) => Ok(Taken::Request),
+        Err(Error::Unmapped(..)) => Ok(Taken::Unmapped),
+        Err(error) => Err(error),
+    }
+}
+
 /// The rings of a virtqueue, by layout.
 #[derive(Debug)]
 enum Rings {
@@ -338,21 +359,33 @@ impl Virtqueue {
     /// Takes the next available request. Returns whether there was one, and fills `chain` with its
     /// buffers.
     ///
+    /// A request with a buffer that is not mapped is completed here, without a byte written, and
+    /// becomes visible to the driver with the next call of [`publish`](Self::publish).
+    ///
     /// # Errors
     ///
     /// Fails if the request or the ring is malformed. The device cannot serve the virtqueue any
     /// more.
     #[inline]
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, Error> {
-        chain.clear(&self.memory);
-        let taken = match &mut self.rings {
-            Rings::Split(split) => split.pop(&mut self.walker, &self.memory, chain),
-            Rings::Packed(packed) => packed.pop(&mut self.walker, &self.memory, chain),
-        };
-        if taken.is_err() {
+        loop {
             chain.clear(&self.memory);
+            let taken = match &mut self.rings {
+                Rings::Split(split) => split.pop(&mut self.walker, &self.memory, chain),
+                Rings::Packed(packed) => packed.pop(&mut self.walker, &self.memory, chain),
+            };
+            match taken {
+                Ok(Taken::Request) => return Ok(true),
+                Ok(Taken::Nothing) => return Ok(false),
+                // This ends: a virtqueue cannot have more requests than descriptors before any of
+                // them is published.
+                Ok(Taken::Unmapped) => self.push(chain, 0),
+                Err(error) => {
+                    chain.clear(&self.memory);
+                    return Err(error);
+                }
+            }
         }
-        taken
     }
 
     /// Completes a request. `written` is the number of bytes that the device has written to its

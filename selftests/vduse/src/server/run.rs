@@ -336,6 +336,8 @@ impl<B: Backend> Server<B> {
                 wants_interrupt |= vq.publish();
                 served += 1;
             };
+            // Requests with buffers that are not mapped are complete as well.
+            wants_interrupt |= vq.publish();
             let more = waits == Waits::Kick && vq.enable_kicks();
             if wants_interrupt {
                 interrupt(device, index as u32);

@@ -15,7 +15,7 @@ use crate::iotlb::AddressSpace;
 use crate::virtqueue::area::Area;
 use crate::virtqueue::chain::Chain;
 use crate::virtqueue::walk::{Descriptor, Table, Walker, DESCRIPTOR, WRITE};
-use crate::virtqueue::{crosses, Error, Settings, MAX_SIZE};
+use crate::virtqueue::{crosses, unless_unmapped, Error, Settings, Taken, MAX_SIZE};
 
 /// Flag of a descriptor: the driver's wrap counter when it made the descriptor available.
 const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
@@ -197,15 +197,19 @@ impl Packed {
         walker: &mut Walker,
         memory: &AddressSpace,
         chain: &mut Chain,
-    ) -> Result<bool, Error> {
+    ) -> Result<Taken, Error> {
         if !self.is_available() {
-            return Ok(false);
+            return Ok(Taken::Nothing);
         }
         let mut place = self.next_avail;
+        let mut taken = Taken::Request;
         for entries in 1..=self.size {
             let (first, second) = self.areas.ring.words(place.index);
             let descriptor = Descriptor::packed(first, second);
-            walker.add(memory, descriptor, chain)?;
+            // The id is in the last descriptor, so the walk goes on.
+            if taken == Taken::Request {
+                taken = unless_unmapped(walker.add(memory, descriptor, chain))?;
+            }
             place = place.plus(1, self.size);
             if !descriptor.has_next() {
                 // The driver can reuse a descriptor only after it has seen that it is used.
@@ -215,7 +219,7 @@ impl Packed {
                 chain.set_id(descriptor.next_or_id, entries);
                 self.next_avail = place;
                 self.taken += entries;
-                return Ok(true);
+                return Ok(taken);
             }
         }
         Err(Error::EndlessChain)

@@ -12,7 +12,7 @@ use crate::virtqueue::area::Area;
 use crate::virtqueue::chain::Chain;
 use crate::virtqueue::log::QueueLog;
 use crate::virtqueue::walk::{Descriptor, Table, Walker, DESCRIPTOR};
-use crate::virtqueue::{crosses, Error, Position, Settings, MAX_SIZE};
+use crate::virtqueue::{crosses, unless_unmapped, Error, Position, Settings, Taken, MAX_SIZE};
 
 /// Offset of the flags in the available ring and in the used ring, in bytes.
 const FLAGS: usize = 0;
@@ -166,22 +166,21 @@ impl Split {
         walker: &mut Walker,
         memory: &AddressSpace,
         chain: &mut Chain,
-    ) -> Result<bool, Error> {
+    ) -> Result<Taken, Error> {
         if let Some(head) = self.again.pop() {
-            self.walk(walker, memory, head, chain)?;
-            return Ok(true);
+            return unless_unmapped(self.walk(walker, memory, head, chain));
         }
         if self.next_avail == self.avail && !self.look()? {
-            return Ok(false);
+            return Ok(Taken::Nothing);
         }
         let at = ENTRIES + self.slot(self.next_avail) * AVAIL_ENTRY;
         let head = self.areas.avail.load_u16(at, Ordering::Relaxed);
-        self.walk(walker, memory, head, chain)?;
+        let taken = unless_unmapped(self.walk(walker, memory, head, chain))?;
         if let Some(log) = &self.log {
             log.taken(head);
         }
         self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(true)
+        Ok(taken)
     }
 
     /// Adds all buffers of the request that begins with the descriptor `head` to `chain`.

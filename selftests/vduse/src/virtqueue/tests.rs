@@ -251,10 +251,6 @@ fn a_malformed_split_request_is_an_error() {
     assert!(matches!(error(&driver), Error::BadIndex(4)));
     set(BUFFERS, 1, NEXT, 0);
     assert!(matches!(error(&driver), Error::EndlessChain));
-    set(testing::SIZE - 1, 2, 0, 0);
-    assert!(matches!(error(&driver), Error::Unmapped(testing::SIZE, _)));
-    set(u64::MAX, 1, WRITE, 0);
-    assert!(matches!(error(&driver), Error::Unmapped(u64::MAX, _)));
     set(BUFFERS, 1, WRITE | NEXT, 1);
     descriptor(&driver, DESCRIPTORS + 16, BUFFERS, 1, [0, 0]);
     assert!(matches!(error(&driver), Error::ReadableAfterWritable));
@@ -278,9 +274,6 @@ fn a_malformed_split_request_is_an_error() {
     assert!(matches!(error(&driver), Error::EndlessChain));
     set(BUFFERS, 16 * 0x8001, TABLE, 0);
     assert!(matches!(error(&driver), Error::EndlessChain));
-    set(testing::SIZE, 16, TABLE, 0);
-    assert!(matches!(error(&driver), Error::Unmapped(testing::SIZE, _)));
-
     driver.write(DRIVER + 2, 5u16);
     let available = driver.device().pop(&mut Chain::new());
     assert!(matches!(available, Err(Error::TooManyAvailable)));
@@ -322,8 +315,6 @@ fn a_malformed_packed_request_is_an_error() {
         set(index, BUFFERS, 1, AVAIL | 1);
     }
     assert!(matches!(pop(), Err(Error::EndlessChain)));
-    set(0, testing::SIZE, 1, AVAIL);
-    assert!(matches!(pop(), Err(Error::Unmapped(..))));
     set(0, BUFFERS, 16, AVAIL | 4 | 1);
     assert!(matches!(pop(), Err(Error::BadIndirect)));
     // In a table, no flag but `WRITE` counts.
@@ -683,4 +674,30 @@ fn an_index_that_makes_no_sense_is_an_error_once_it_is_seen() {
     assert!(device.enable_kicks());
     let found = device.pop(&mut Chain::new());
     assert!(matches!(found, Err(Error::TooManyAvailable)));
+}
+
+#[test]
+fn a_request_with_an_unmapped_buffer_is_given_back() {
+    with_all(8, |mut driver| {
+        let mut device = driver.device();
+        let mut chain = Chain::new();
+        let bad = driver.send(&[Buffer::Read(b"x"), Buffer::Write(1), Buffer::Write(2)]);
+        let good = driver.send(&[Buffer::Read(b"y"), Buffer::Write(1)]);
+        // The second descriptor of the first request, or of its table.
+        let indirect = driver.read::<u64>(DESCRIPTORS) >= BUFFERS + 3 * 16;
+        let table = if indirect {
+            driver.read(DESCRIPTORS)
+        } else {
+            DESCRIPTORS
+        };
+        driver.write(table + 16, testing::SIZE);
+        assert!(device.pop(&mut chain).unwrap());
+        assert_eq!(chain.reader().read_array(), Some(*b"y"));
+        device.push(&chain, 1);
+        device.publish();
+        let (id, written, _) = driver.receive().unwrap();
+        assert_eq!((id, written), (bad, 0));
+        assert_eq!(driver.receive().unwrap().0, good);
+        assert_eq!(driver.receive(), None);
+    });
 }
