@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use rustix::fs::MemfdFlags;
 
+use crate::blk::geometry::SECTOR;
 use crate::blk::request::{complete, parse, write_id, Operation, Status};
-use crate::blk::SECTOR;
 use crate::server::Backend;
 use crate::virtqueue::{Chain, Reader, Writer};
 
@@ -149,7 +149,7 @@ impl Backend for Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::blk::device_config;
+    use crate::blk::geometry::device_config;
     use crate::virtqueue::testing::{self, Buffer};
     use virtio_bindings::virtio_blk::{
         VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,

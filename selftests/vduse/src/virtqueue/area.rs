@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vm_memory::Permissions;
 
 use crate::iotlb::AddressSpace;
-use crate::virtqueue::Error;
+use crate::virtqueue::error::Error;
 use crate::Mapping;
 
 /// A part of a mapping that holds a ring or a log. The driver may write to it at any time.

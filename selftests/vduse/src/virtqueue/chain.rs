@@ -7,7 +7,11 @@ use std::sync::Arc;
 
 use vm_memory::volatile_memory::VolatileSlice;
 
-use crate::virtqueue::{Error, Memory};
+use crate::iotlb::AddressSpace;
+use crate::virtqueue::error::Error;
+
+/// The driver's memory, in which a virtqueue and its buffers are.
+pub type Memory = Arc<AddressSpace>;
 
 /// A part of a buffer that is contiguous in this process.
 ///

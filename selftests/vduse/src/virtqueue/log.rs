@@ -20,7 +20,7 @@ use std::sync::Arc;
 use vduse_uapi::ACCESS_RW;
 
 use crate::virtqueue::area::Area;
-use crate::virtqueue::{Settings, MAX_SIZE};
+use crate::virtqueue::settings::{Settings, MAX_SIZE};
 use crate::Mapping;
 
 /// The first word of a log: its format.

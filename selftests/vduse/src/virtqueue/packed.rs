@@ -14,8 +14,11 @@ use vm_memory::Permissions;
 use crate::iotlb::AddressSpace;
 use crate::virtqueue::area::Area;
 use crate::virtqueue::chain::Chain;
+use crate::virtqueue::error::Error;
+use crate::virtqueue::event::crosses;
+use crate::virtqueue::settings::{Settings, MAX_SIZE};
+use crate::virtqueue::taken::{unless_unmapped, Taken};
 use crate::virtqueue::walk::{Descriptor, Table, Walker, DESCRIPTOR, WRITE};
-use crate::virtqueue::{crosses, unless_unmapped, Error, Settings, Taken, MAX_SIZE};
 
 /// Flag of a descriptor: the driver's wrap counter when it made the descriptor available.
 const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;

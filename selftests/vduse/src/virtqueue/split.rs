@@ -10,9 +10,12 @@ use vm_memory::Permissions;
 use crate::iotlb::AddressSpace;
 use crate::virtqueue::area::Area;
 use crate::virtqueue::chain::Chain;
+use crate::virtqueue::error::Error;
+use crate::virtqueue::event::crosses;
 use crate::virtqueue::log::QueueLog;
+use crate::virtqueue::settings::{Position, Settings, MAX_SIZE};
+use crate::virtqueue::taken::{unless_unmapped, Taken};
 use crate::virtqueue::walk::{Descriptor, Table, Walker, DESCRIPTOR};
-use crate::virtqueue::{crosses, unless_unmapped, Error, Position, Settings, Taken, MAX_SIZE};
 
 /// Offset of the flags in the available ring and in the used ring, in bytes.
 const FLAGS: usize = 0;

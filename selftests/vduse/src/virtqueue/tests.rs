@@ -5,6 +5,13 @@
 use std::io::{Read, Write};
 
 use super::testing::{self, Buffer, Driver, BUFFERS, DESCRIPTORS, DEVICE, DRIVER};
+use std::io;
+use std::sync::Arc;
+
+use vduse_uapi as uapi;
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
 use super::*;
 
 const PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;

@@ -7,8 +7,9 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 use crate::iotlb::AddressSpace;
 use crate::virtqueue::area::Area;
 use crate::virtqueue::chain::Chain;
+use crate::virtqueue::error::Error;
+use crate::virtqueue::settings::{Settings, MAX_SIZE};
 use crate::virtqueue::window::Window;
-use crate::virtqueue::{Error, Settings, MAX_SIZE};
 
 /// Size of a descriptor in bytes, in either layout.
 pub(super) const DESCRIPTOR: usize = 16;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vm_memory::Permissions;
 
 use crate::iotlb::{AddressSpace, Mapped};
-use crate::virtqueue::Error;
+use crate::virtqueue::error::Error;
 
 /// A cache of one region. Nearly all buffers of a kernel driver are in one region, the bounce area,
 /// so that most of them are found here, without a search and without an atomic operation.
