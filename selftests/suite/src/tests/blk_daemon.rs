@@ -2,7 +2,9 @@
 
 //! Disks that our own daemon, `vduse-blk`, serves.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -30,6 +32,7 @@ tests![
     data_is_intact_with_and_without_the_page_cache,
     an_image_on_a_file_system_and_a_block_device_are_served_directly => 60,
     fio_verifies_mixed_sizes_on_two_queues => 90,
+    a_file_system_survives_killed_daemons => 120,
     discarded_and_zeroed_sectors_are_zero,
     a_resize_is_seen,
     the_driver_sees_the_serial_number_and_the_limits,
@@ -179,6 +182,73 @@ fn fio_verifies_mixed_sizes_on_two_queues() {
         ],
     );
     daemon.detach(on_bus);
+}
+
+/// Creates, overwrites, renames, cuts and deletes files on a disk while its daemon is killed again
+/// and again. Then the file system must be whole, and have what was written.
+fn a_file_system_survives_killed_daemons() {
+    const FILES: u64 = 40;
+    need("mkfs.ext4", "-V");
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 64 << 20);
+    let name = unique_name();
+    let device = TestDevice::adopt(&name);
+    let mut daemon = VduseBlk::start(&name, &image, &["--queues", "2"]);
+    let (on_bus, disk) = daemon.attach();
+    let node = format!("/dev/{disk}");
+    tool("mkfs.ext4", &["-q", "-F", &node]);
+    let mut random = Random::new(7);
+    let mut expected: HashMap<u64, Vec<u8>> = HashMap::new();
+    for round in 0..4 {
+        let mounted = Mounted::new(&node, scratch.path(&format!("mounted{round}")));
+        let path = |file: u64| mounted.0.join(file.to_string());
+        for (&file, data) in &expected {
+            assert_same(
+                &std::fs::read(path(file)).unwrap(),
+                data,
+                &format!("file {file}"),
+            );
+        }
+        for step in 0..150 {
+            let (file, other) = (random.below(FILES), random.below(FILES));
+            match random.below(6) {
+                0 if expected.remove(&file).is_some() => std::fs::remove_file(path(file)).unwrap(),
+                1 if file != other && expected.contains_key(&file) => {
+                    std::fs::rename(path(file), path(other)).unwrap();
+                    let data = expected.remove(&file).unwrap();
+                    expected.insert(other, data);
+                }
+                2 if expected.contains_key(&file) => {
+                    let data = expected.get_mut(&file).unwrap();
+                    data.truncate(data.len() / 2);
+                    let open = OpenOptions::new().write(true).open(path(file)).unwrap();
+                    open.set_len(data.len() as u64).unwrap();
+                }
+                _ => {
+                    let mut data = vec![0; 1 + random.below(200_000) as usize];
+                    random.fill(&mut data);
+                    let mut open = File::create(path(file)).unwrap();
+                    open.write_all(&data).unwrap();
+                    if random.below(4) == 0 {
+                        open.sync_all().unwrap();
+                    }
+                    expected.insert(file, data);
+                }
+            }
+            if step % 50 == 49 {
+                // The file system writes back meanwhile.
+                let syncing = std::thread::spawn(rustix::fs::sync);
+                daemon.kill();
+                daemon.start_again();
+                syncing.join().unwrap();
+            }
+        }
+        drop(mounted);
+        tool("e2fsck", &["-f", "-n", &node]);
+    }
+    assert!(!expected.is_empty());
+    daemon.detach(on_bus);
+    drop(device);
 }
 
 fn discarded_and_zeroed_sectors_are_zero() {
