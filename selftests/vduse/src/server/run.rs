@@ -264,8 +264,6 @@ impl<B: Backend> Server<B> {
                     write_config(&device, backend);
                 }
             })?);
-        }
-        if on_device.contains(PollFlags::IN) {
             // The chain may hold memory that the driver has unmapped.
             self.chain = Chain::new();
             // What a virtqueue was kicked for while its rings were not mapped is still to be served.
