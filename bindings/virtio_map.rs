@@ -28,7 +28,6 @@ use super::{
 };
 use core::{
     marker::PhantomData,
-    mem,
     ptr::{
         self,
         NonNull, //
@@ -110,7 +109,7 @@ impl<T: Owner> Space<T> {
     }
 }
 
-/// The handle with which a virtio driver maps the memory of a virtqueue.
+/// The handle with which a virtio driver maps the memory of one virtqueue.
 ///
 /// A token points to one space at a time. A token can be pointed to another space only while
 /// nothing is mapped into its current space, so memory is always unmapped from the space into which
@@ -134,18 +133,43 @@ pub(crate) struct Token<T: Owner> {
     direct: Option<Arc<DirectMap>>,
 }
 
-/// The value of [`Token::quiesced_by`] in a token that [`Token::quiesce`] has quiesced.
-/// [`Token::retarget_all`] stores the address of a variable instead, which is never 1.
-const ALONE: usize = 1;
-
-/// The value of [`Token::quiesced_by`] in a [direct](Token::new_direct) token. Like [`ALONE`], this
-/// value is never the address of a variable.
-const ALWAYS: usize = 2;
+/// The value of [`Token::quiesced_by`] in a [direct](Token::new_direct) token. Calls store the
+/// address of a variable instead, which is never 1.
+const ALWAYS: usize = 1;
 
 // SAFETY: A token owns references to spaces, which move with the token.
 unsafe impl<T: Owner> Send for Token<T> {}
 // SAFETY: All fields are atomic, and spaces are `Sync`.
 unsafe impl<T: Owner> Sync for Token<T> {}
+
+/// Tokens that a call quiesces: nothing can be mapped with a quiesced token. Dropping this value
+/// opens all of these tokens again.
+struct Quiescing<'a, T: Owner, I: Iterator<Item = &'a Token<T>> + Clone> {
+    /// The tokens, and possibly others. If the iterator's clones do not always yield the same
+    /// tokens, some may stay quiesced.
+    tokens: I,
+    /// The value of [`Token::quiesced_by`] in the tokens that this call has quiesced.
+    call: usize,
+}
+
+impl<'a, T: Owner, I: Iterator<Item = &'a Token<T>> + Clone> Quiescing<'a, T, I> {
+    /// Returns the tokens that this call has quiesced.
+    fn quiesced(&self) -> impl Iterator<Item = &'a Token<T>> + use<'a, T, I> {
+        let call = self.call;
+
+        self.tokens
+            .clone()
+            .filter(move |token| token.quiesced_by.load(Relaxed) == call)
+    }
+}
+
+impl<'a, T: Owner, I: Iterator<Item = &'a Token<T>> + Clone> Drop for Quiescing<'a, T, I> {
+    fn drop(&mut self) {
+        for token in self.quiesced() {
+            token.quiesced_by.store(0, Release);
+        }
+    }
+}
 
 impl<T: Owner> Token<T> {
     /// Creates a token that points to `space`.
@@ -174,81 +198,116 @@ impl<T: Owner> Token<T> {
         ptr::eq(self.space.load(Relaxed), Arc::as_ptr(space))
     }
 
-    /// Quiesces the token: until the return value is dropped, nothing can be mapped with the token.
+    /// Points all of `tokens` to `space` if `agree` succeeds. From before the call of `agree` until
+    /// this function returns, nothing can be mapped with the tokens.
+    ///
+    /// If all of the tokens point to `space` already, calls `agree` and does nothing else.
     ///
     /// # Errors
     ///
-    /// [`EBUSY`] if something is mapped into the token's space, or if the token is quiesced
-    /// already.
+    /// - [`EBUSY`] if something is mapped into a token's current space, or if another call has
+    ///   quiesced a token.
+    /// - Those of `agree`.
+    ///
+    /// No token changes if this function fails.
     ///
     /// # Context
     ///
-    /// May sleep. Waits for an RCU grace period (some tens of milliseconds), except if the call
-    /// fails at once. The grace period is not expedited, because a process can cause this call, and
-    /// a process must not be able to interrupt other CPUs.
-    pub(crate) fn quiesce(&self) -> Result<Quiesced<'_, T>> {
-        let quiescing = self.begin_to_quiesce(ALONE)?;
-        rcu::synchronize();
+    /// May sleep. Waits for an RCU grace period (some tens of milliseconds), whatever the number of
+    /// tokens, except if the call fails at once. The grace period is not expedited, because a
+    /// process can cause this call, and a process must not be able to interrupt other CPUs.
+    pub(crate) fn retarget<'a>(
+        tokens: impl Iterator<Item = &'a Self> + Clone,
+        space: &Arc<Space<T>>,
+        agree: impl FnOnce() -> Result,
+    ) -> Result {
+        if tokens.clone().all(|token| token.points_to(space)) {
+            return agree();
+        }
+        if Self::in_use(tokens.clone()).any(|(_, in_use)| in_use) {
+            return Err(EBUSY);
+        }
 
-        quiescing.finish()
+        // The address of `mark` identifies this call: no other call has this address until this
+        // call returns.
+        let mark = 0u8;
+        let quiescing = Quiescing {
+            tokens: tokens.clone(),
+            call: ptr::from_ref(&mark) as usize,
+        };
+        for token in tokens.clone() {
+            token
+                .quiesced_by
+                .cmpxchg(0, quiescing.call, Full)
+                .map_err(|_| EBUSY)?;
+        }
+
+        rcu::synchronize();
+        // The spaces are checked again, because memory may have been mapped after the first check.
+        // From now on, no new mapping can appear.
+        if Self::in_use(tokens).any(|(_, in_use)| in_use) {
+            return Err(EBUSY);
+        }
+        agree()?;
+        for token in quiescing.quiesced() {
+            // SAFETY: This call has quiesced the token, and a grace period has passed since then.
+            unsafe { token.point_to(space.clone()) }
+        }
+
+        Ok(())
     }
 
-    /// Points all of `tokens` to `space`. Skips each token that is quiesced already, and each token
-    /// whose current space has something mapped into it.
+    /// Points all of `tokens` to `space`. Skips each token that another call has quiesced, and each
+    /// token whose current space has something mapped into it.
     ///
     /// # Context
     ///
     /// May sleep, for one RCU grace period at most, whatever the number of tokens.
-    pub(crate) fn retarget_all(tokens: &[Self], space: &Arc<Space<T>>) {
-        // The address of `mark` identifies this call: no other call has this address until this
-        // call returns.
+    pub(crate) fn retarget_unused<'a>(
+        tokens: impl Iterator<Item = &'a Self> + Clone,
+        space: &Arc<Space<T>>,
+    ) {
+        // As in `retarget`.
         let mark = 0u8;
-        let call = ptr::from_ref(&mark) as usize;
+        let quiescing = Quiescing {
+            tokens: tokens.clone(),
+            call: ptr::from_ref(&mark) as usize,
+        };
         let mut any = false;
 
-        for token in tokens {
-            if !token.points_to(space) {
-                if let Ok(quiescing) = token.begin_to_quiesce(call) {
-                    any = true;
-                    // The token stays quiesced. The value of `quiesced_by` records that this call
-                    // has quiesced it.
-                    mem::forget(quiescing);
-                }
-            }
+        for (token, in_use) in Self::in_use(tokens.filter(|token| !token.points_to(space))) {
+            let is_quiesced = !in_use && token.quiesced_by.cmpxchg(0, quiescing.call, Full).is_ok();
+
+            any |= is_quiesced;
         }
         if !any {
             return;
         }
 
         rcu::synchronize();
-        for token in tokens {
-            if token.quiesced_by.load(Relaxed) == call {
-                // INVARIANT: This call quiesced the token above.
-                if let Ok(quiesced) = Quiescing(token).finish() {
-                    quiesced.retarget(space.clone());
-                }
+        for (token, in_use) in Self::in_use(quiescing.quiesced()) {
+            if !in_use {
+                // SAFETY: As in `retarget`.
+                unsafe { token.point_to(space.clone()) }
             }
         }
     }
 
-    /// Prevents new mappings with the token. Mappings that are already in progress may still
-    /// complete. `call` identifies the call that quiesces the token, and must not be 0.
-    ///
-    /// # Errors
-    ///
-    /// The same as for [`quiesce`](Self::quiesce).
-    fn begin_to_quiesce(&self, call: usize) -> Result<Quiescing<'_, T>> {
-        if self.quiesced_by.cmpxchg(0, call, Full).is_err() {
-            return Err(EBUSY);
-        }
-        // INVARIANT: This call has set `quiesced_by` just now.
-        let quiescing = Quiescing(self);
+    /// Returns each of `tokens`, and whether anything is mapped into its space. Checks a space only
+    /// once if consecutive tokens point to it.
+    fn in_use<'a>(
+        tokens: impl Iterator<Item = &'a Self>,
+    ) -> impl Iterator<Item = (&'a Self, bool)> {
+        let mut last = (ptr::null_mut(), false);
 
-        if self.is_in_use() {
-            Err(EBUSY)
-        } else {
-            Ok(quiescing)
-        }
+        tokens.map(move |token| {
+            let space = token.space.load(Relaxed);
+            if !ptr::eq(space, last.0) {
+                last = (space, token.is_in_use());
+            }
+
+            (token, last.1)
+        })
     }
 
     /// Returns whether anything is mapped into the token's space.
@@ -258,6 +317,29 @@ impl<T: Owner> Token<T> {
 
             space.bounce.is_in_use() || space.owner.has_coherent()
         })
+    }
+
+    /// Points the token to another space, and opens the token. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The caller must have quiesced the token, and an RCU grace period must have passed since then.
+    unsafe fn point_to(&self, space: Arc<Space<T>>) {
+        // INVARIANT: By the safety requirements, the caller may change the space.
+        let old = self.space.xchg(Arc::into_raw(space).cast_mut(), Full);
+        // `old` may have readers until the next grace period has ended. Until then, `former` keeps
+        // `old` allocated.
+        let former = self.former.xchg(old, Full);
+
+        if !former.is_null() {
+            // SAFETY: By the type invariants, the token owns the reference. The token stopped
+            // pointing to `former` before it was quiesced, so the grace period of this quiescing
+            // has waited for all readers of `former`.
+            drop(unsafe { Arc::from_raw(former) });
+        }
+        // From now on, the token does not count as quiesced by this caller, even if the caller finds
+        // it a second time.
+        self.quiesced_by.store(0, Release);
     }
 
     /// Returns the space that the token points to. The space stays valid until the RCU read-side
@@ -404,66 +486,6 @@ impl<T: Owner> Drop for Token<T> {
         let former = *self.former.get_mut();
         if !former.is_null() {
             // SAFETY: As for `space` above.
-            drop(unsafe { Arc::from_raw(former) });
-        }
-    }
-}
-
-/// A [`Token`] that is being quiesced: it admits no new mappings, but calls that began earlier may
-/// still be mapping memory. Dropping this value opens the token again.
-///
-/// # Invariants
-///
-/// The token's `quiesced_by` was set for this value.
-struct Quiescing<'a, T: Owner>(&'a Token<T>);
-
-impl<'a, T: Owner> Quiescing<'a, T> {
-    /// Completes the quiescing. Must be called after an RCU grace period, because callers that saw
-    /// the token open have finished mapping by then.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] if something is mapped into the token's space.
-    fn finish(self) -> Result<Quiesced<'a, T>> {
-        // The space is checked again, because memory may have been mapped after the first check.
-        // From now on, no new mapping can appear.
-        if self.0.is_in_use() {
-            Err(EBUSY)
-        } else {
-            Ok(Quiesced(self))
-        }
-    }
-}
-
-impl<T: Owner> Drop for Quiescing<'_, T> {
-    fn drop(&mut self) {
-        self.0.quiesced_by.store(0, Release);
-    }
-}
-
-/// A [`Token`] that is quiesced: nothing is mapped with the token, and nothing can be mapped with
-/// it. Dropping this value opens the token again.
-///
-/// # Invariants
-///
-/// An RCU grace period has passed since the token was quiesced.
-pub(crate) struct Quiesced<'a, T: Owner>(Quiescing<'a, T>);
-
-impl<T: Owner> Quiesced<'_, T> {
-    /// Points the token to another space. May sleep.
-    pub(crate) fn retarget(self, space: Arc<Space<T>>) {
-        let token = self.0 .0;
-        // INVARIANT: This value has quiesced the token, and a grace period has passed. `self` is
-        // consumed, so the space changes only once.
-        let old = token.space.xchg(Arc::into_raw(space).cast_mut(), Full);
-        // `old` may have readers until the next grace period has ended. Until then, `former` keeps
-        // `old` allocated.
-        let former = token.former.xchg(old, Full);
-
-        if !former.is_null() {
-            // SAFETY: By the invariants of `Token`, the token owns the reference. The token stopped
-            // pointing to `former` before it was quiesced, so the grace period of this quiescing
-            // has waited for all readers of `former`.
             drop(unsafe { Arc::from_raw(former) });
         }
     }

@@ -2,9 +2,12 @@
 
 //! Virtqueue groups: the address space that each group is in.
 
-use super::domain::{
-    Domain,
-    Mappings, //
+use super::{
+    domain::{
+        Domain,
+        Mappings, //
+    },
+    vq::Vq, //
 };
 use crate::bindings::{
     nospec::get_nospec,
@@ -45,35 +48,52 @@ impl GroupAsids {
         Some(self.0.get(group)?.load(Relaxed))
     }
 
-    fn set(&self, group: usize, asid: u32) {
-        if let Some(at) = self.0.get(group) {
+    fn set(&self, group: u32, asid: u32) {
+        if let Some(at) = get_nospec(&self.0, group as usize) {
             at.store(asid, Relaxed);
         }
     }
+
+    /// Returns all groups.
+    fn groups(&self) -> impl Iterator<Item = u32> {
+        // CAST: The number of groups came from a `u32`.
+        0..self.0.len() as u32
+    }
 }
 
-/// The mapping token of each group of a device on the vDPA bus. A virtio driver of this kernel maps
-/// its memory through the tokens.
-pub(super) struct GroupTokens(KVVec<Token<Mappings>>);
+/// The mapping token of a virtqueue, and the virtqueue's group.
+struct VqToken {
+    token: Token<Mappings>,
+    group: u32,
+}
 
-impl GroupTokens {
-    /// Creates the tokens of `count` groups, which map into `space`: the domain of address space 0.
+/// The mapping tokens of a device on the vDPA bus, by virtqueue. A virtio driver of this kernel maps
+/// its memory through the tokens. The tokens of a group point to the group's address space.
+pub(super) struct VqTokens(KVVec<VqToken>);
+
+impl VqTokens {
+    /// Creates a token for each of `vqs`, which must not change their groups any more. The tokens
+    /// map into `space`: the domain of address space 0.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] if memory is short.
-    pub(super) fn new(count: u32, space: &Arc<Domain>) -> Result<Self> {
-        let mut tokens = KVVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
-        for _ in 0..count {
-            tokens.push(Token::new(space.clone()), GFP_KERNEL_ACCOUNT)?;
+    pub(super) fn new(vqs: &[Arc<Vq>], space: &Arc<Domain>) -> Result<Self> {
+        let mut tokens = KVVec::with_capacity(vqs.len(), GFP_KERNEL_ACCOUNT)?;
+        for vq in vqs {
+            let token = VqToken {
+                token: Token::new(space.clone()),
+                group: vq.group(),
+            };
+            tokens.push(token, GFP_KERNEL_ACCOUNT)?;
         }
 
         Ok(Self(tokens))
     }
 
-    /// Returns the token of a group, or [`None`] if there is no such group.
-    pub(super) fn get(&self, group: u32) -> Option<&Token<Mappings>> {
-        self.0.get(group as usize)
+    /// Returns the token of a virtqueue, or [`None`] if there is no such virtqueue.
+    pub(super) fn get(&self, vq: u16) -> Option<&Token<Mappings>> {
+        Some(&self.0.get(usize::from(vq))?.token)
     }
 
     /// Moves a group to the address space `asid`, whose domain is `space`, if the daemon agrees.
@@ -85,9 +105,7 @@ impl GroupTokens {
     ///
     /// # Errors
     ///
-    /// - [`EINVAL`] if there is no such group.
-    /// - Those of [`Token::quiesce`], if the group is in another address space now.
-    /// - Those of `ask`.
+    /// Those of [`Token::retarget`].
     pub(super) fn set_asid(
         &self,
         asids: &GroupAsids,
@@ -96,17 +114,10 @@ impl GroupTokens {
         space: &Arc<Domain>,
         ask: impl FnOnce() -> Result,
     ) -> Result {
-        let token = get_nospec(&self.0, group as usize).ok_or(EINVAL)?;
+        let of_group = self.0.iter().filter(|vq| vq.group == group);
 
-        if token.points_to(space) {
-            ask()?;
-        } else {
-            let quiesced = token.quiesce()?;
-
-            ask()?;
-            quiesced.retarget(space.clone());
-        }
-        asids.set(group as usize, asid);
+        Token::retarget(of_group.map(|vq| &vq.token), space, ask)?;
+        asids.set(group, asid);
 
         Ok(())
     }
@@ -116,9 +127,12 @@ impl GroupTokens {
     pub(super) fn reset(&self, asids: &GroupAsids, space: &Arc<Domain>) {
         // Only a process can move a group out of address space 0. So no kernel driver has mapped
         // anything in the address spaces that the groups leave now.
-        Token::retarget_all(&self.0, space);
-        for (group, token) in self.0.iter().enumerate() {
-            if token.points_to(space) {
+        Token::retarget_unused(self.0.iter().map(|vq| &vq.token), space);
+
+        let elsewhere = self.0.iter().filter(|vq| !vq.token.points_to(space));
+        let all_moved = elsewhere.clone().next().is_none();
+        for group in asids.groups() {
+            if all_moved || !elsewhere.clone().any(|vq| vq.group == group) {
                 asids.set(group, 0);
             }
         }

@@ -13,7 +13,7 @@ use super::{
         Dev, //
     },
     domain::Mappings,
-    groups::GroupTokens,
+    groups::VqTokens,
     msg::Suspending,
     shadow::Shadow,
     vq_state, //
@@ -57,8 +57,8 @@ use kernel::{
 
 /// The driver side of a device.
 pub(crate) struct DriverSide {
-    /// The mapping tokens, by virtqueue group.
-    tokens: GroupTokens,
+    /// The mapping tokens of the virtqueues.
+    tokens: VqTokens,
     /// The mapping token of the virtqueue that is [shadowed](super::shadow), if the device has a
     /// shadow. Boxed, as few devices have a shadow.
     shadowed_token: Option<KBox<Token<Mappings>>>,
@@ -82,7 +82,7 @@ impl DriverSide {
     /// - [`ENOMEM`] if memory is short.
     pub(super) fn new(dev: Attached) -> Result<Self> {
         let space = &dev.spaces.get_or_alloc(0)?.domain;
-        let tokens = GroupTokens::new(dev.ngroups, space)?;
+        let tokens = VqTokens::new(dev.vqs(), space)?;
         let new_direct = |shadow: &Shadow| {
             let token = Token::new_direct(space.clone(), shadow.memory().clone());
 
@@ -235,7 +235,7 @@ impl Operations for DriverSide {
 
     fn vq_token(&self, vq: u16) -> Option<&Token<Mappings>> {
         match self.dev.shadow_at(vq.into()) {
-            None => self.tokens.get(self.vq_group(vq)),
+            None => self.tokens.get(vq),
             Some(_) => self.shadowed_token.as_deref(),
         }
     }
