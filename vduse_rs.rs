@@ -26,6 +26,7 @@ use bindings::{
     vdpa::mgmt, //
 };
 use driver::{
+    idle::GivingBack,
     nodes::{
         Management,
         Nodes, //
@@ -69,6 +70,8 @@ struct Vduse {
     _management: mgmt::Registration<Management>,
     /// The device nodes. Once they are dropped, no device can be created or opened.
     _nodes: Nodes,
+    /// What gives bounce pages back.
+    _giving_back: GivingBack,
     /// The registry of devices. Dropping the registry waits for all queued work.
     _registry: Arc<Registry>,
 }
@@ -96,6 +99,7 @@ impl kernel::InPlaceModule for Vduse {
                 RootDevice::new(c"vduse")?,
                 Management::new(_registry.clone()),
             ),
+            _giving_back: GivingBack::begin(_registry.clone())?,
             _nodes: Nodes::new(_registry)?,
         })
     }

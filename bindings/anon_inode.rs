@@ -87,6 +87,11 @@ pub(crate) fn open<T: FileOperations>(
     })?;
 
     let file = NonNull::new(file).ok_or(ENOMEM)?;
+    if T::HAS_ADDRESS_SPACE {
+        // SAFETY: No other code uses the file yet. Its data is not dropped before the file is
+        // released, and by the requirements of `FileOperations` keeps the address space until then.
+        unsafe { T::address_space(&T::Data::borrow(private)).attach(file.as_ptr()) }
+    }
     // SAFETY: This function owns the only reference to the new file. No descriptor refers to the
     // file, so nothing can be using its position. A `File` is a `struct file`.
     Ok(unsafe { ARef::from_raw(file.cast()) })

@@ -10,24 +10,41 @@
 //! bounce pages on demand, and zeroes them. A process may register pages of its own (umem) to use
 //! in place of the kernel's pages.
 //!
+//! An area can have a [reserve]: slots at its beginning whose pages are allocated
+//! beforehand. They are used for mappings that fail otherwise, because memory is short. So such an
+//! area needs no memory in order to map a request that needs no more slots than the reserve has. A
+//! request may be what the kernel waits for in order to free memory: a page that is swapped out.
+//!
 //! This code is in `bindings/` because a slot keeps the physical address of a buffer between two
-//! calls from C. All code that prevents stale addresses is in this file: the call that unmaps a
-//! buffer clears the addresses in the buffer's slots.
+//! calls from C. All code that prevents stale addresses is here: the call that unmaps a buffer clears
+//! the addresses in the buffer's slots.
 //!
 //! # Context
 //!
 //! Mapping, unmapping and copying work in any context, including interrupt handlers. Each CPU owns
 //! a block of slots. A mapping of a page or less takes no lock that another CPU could hold, as long
 //! as this CPU's block has a free slot. Other mappings take the locks of the address allocator. All
-//! of these operations read the area's mode under RCU. While a process registers or deregisters
-//! pages, a copy also takes a lock, to find out which of a slot's two pages is in use.
+//! of these operations read the area's mode under RCU. A mapping of a slot of the reserve takes the
+//! reserve's lock. While a process registers or deregisters pages, a copy also takes a lock, to find
+//! out which of a slot's two pages is in use.
 //!
 //! # Lock order
 //!
-//! First the mutex `registered`, which serialises registering and deregistering. Then the spinlock
-//! `progress`, which protects the progress of the migration between the kernel's and the user's
+//! First the mutex `registered`, which serialises registering and deregistering, filling the reserve
+//! and giving pages back. Then the spinlock `progress`, which protects the progress of the migration between the kernel's and the user's
 //! pages.
 
+pub(crate) mod give_back;
+mod reserve;
+mod slot;
+
+use self::{
+    reserve::Reserve,
+    slot::{
+        copy,
+        Slot, //
+    },
+};
 use super::{
     fast::{
         page_to_phys,
@@ -38,8 +55,8 @@ use super::{
         new_spinlock_irqsave,
         SpinLockIrqSave, //
     },
-    once::OnceBox,
     page::{
+        Effort,
         Page,
         PAGE_SHIFT,
         PAGE_SIZE, //
@@ -47,24 +64,24 @@ use super::{
     pin::PinnedPages,
     raw as bindings,
     rcu,
+    rcu_box::RcuBox,
     sched::cond_resched,
     slots::{
         BlockSlot,
-        Slots, //
+        Slots,
+        REGION_SLOTS, //
     }, //
 };
 use core::{
     marker::PhantomData,
     ops::Range,
-    ptr::{
-        self,
-        NonNull, //
-    },
+    ptr, //
 };
 use kernel::{
     alloc::flags::{
         GFP_ATOMIC,
-        GFP_KERNEL_ACCOUNT, //
+        GFP_KERNEL_ACCOUNT,
+        __GFP_NOWARN, //
     },
     new_mutex,
     prelude::*,
@@ -72,7 +89,6 @@ use kernel::{
         aref::ARef,
         atomic::{
             Atomic,
-            Full,
             Relaxed,
             Release, //
         },
@@ -153,112 +169,17 @@ impl Buffer<'_> {
     }
 }
 
-/// The value of [`Slot::orig`] in a slot to which no buffer is mapped.
-const NO_BUFFER: u64 = u64::MAX;
-
-/// One page-sized slot of an area.
-///
-/// # Invariants
-///
-/// - `page` is null or a page to which the area owns a reference; once set, `page` does not change.
-/// - `orig` is [`NO_BUFFER`], or the physical address of the part of a buffer that is mapped to the
-///   slot.
-struct Slot {
-    page: Atomic<*mut bindings::page>,
-    orig: Atomic<u64>,
-}
-
-impl Slot {
-    const fn new() -> Self {
-        Self {
-            page: Atomic::new(ptr::null_mut()),
-            orig: Atomic::new(NO_BUFFER),
-        }
-    }
-
-    /// Returns the page that the kernel has allocated for this slot, if there is one.
-    #[inline(always)]
-    fn kernel_page(&self) -> Option<NonNull<bindings::page>> {
-        NonNull::new(self.page.read_acquire())
-    }
-
-    /// Allocates this slot's kernel page, unless another CPU has allocated it in the meantime, and
-    /// returns the page. Returns [`None`] if no memory is available.
-    #[cold]
-    #[inline(never)]
-    fn alloc_page(&self) -> Option<NonNull<bindings::page>> {
-        let new = NonNull::new(Page::alloc_zeroed_atomic())?;
-
-        match self.page.cmpxchg(ptr::null_mut(), new.as_ptr(), Full) {
-            // INVARIANT: The area now owns the reference that the allocation returned.
-            Ok(_) => Some(new),
-            Err(current) => {
-                // SAFETY: `new` was never published, and this function owns its only reference.
-                unsafe { bindings::put_page(new.as_ptr()) };
-                NonNull::new(current)
-            }
-        }
-    }
-
-    /// Copies between `page` and the part of a buffer that is mapped to this slot. `range` is the
-    /// range of bytes to copy: the same offsets apply to the page and to the mapped part of the
-    /// buffer. If `to_device`, copies to `page`; otherwise copies to the buffer. Does nothing if
-    /// `page` is [`None`], or if no buffer is mapped to this slot.
-    ///
-    /// # Safety
-    ///
-    /// `page`, if it is not [`None`], must be the page that is in use for this slot, and `range`
-    /// must be within the page. If a part of a buffer is mapped to the slot, `range` must be within
-    /// that part, too. During the call, the page must stay allocated, and the mapping must not end.
-    #[inline(always)]
-    unsafe fn copy(
-        &self,
-        page: Option<NonNull<bindings::page>>,
-        range: Range<usize>,
-        to_device: bool,
-    ) {
-        let Some(page) = page else {
-            return;
-        };
-        let orig = self.orig.read();
-        if orig == NO_BUFFER {
-            return;
-        }
-
-        // SAFETY: By the type invariants, the part of the buffer begins at `orig`. That part stays
-        // allocated as long as the buffer is mapped. The safety requirements cover the page and the
-        // range.
-        unsafe { copy(page, orig, range, to_device) }
-    }
-}
-
-/// Copies between `page` and the memory that begins at the physical address `orig`. `range` has the
-/// offsets of the bytes to copy, from the start of the page and from `orig`. If `to_device`, copies
-/// to `page`; otherwise copies from `page`.
-///
-/// # Safety
-///
-/// `range` must be within the page. The memory at the same offsets from `orig` must have page
-/// structures. Both the page and that memory must stay allocated during the call.
-#[inline(always)]
-unsafe fn copy(page: NonNull<bindings::page>, orig: u64, range: Range<usize>, to_device: bool) {
-    // SAFETY: By the safety requirements, `page` points to a page structure.
-    let page = unsafe { page_to_phys(page.as_ptr()) } + range.start as u64;
-    let orig = orig + range.start as u64;
-    let (to, from) = if to_device {
-        (page, orig)
-    } else {
-        (orig, page)
-    };
-
-    // SAFETY: By the safety requirements, both ranges are allocated memory with page structures.
-    unsafe { bindings::memcpy_phys(to, from, range.len()) }
-}
-
-const CHUNK_SLOTS: usize = 256;
-
 /// The slots that are allocated together, in 4 KiB of memory.
-type Chunk = [Slot; CHUNK_SLOTS];
+type Chunk = [Slot; REGION_SLOTS];
+
+/// The number of pages that belong to the slots of all areas, without those of reserves.
+static ON_DEMAND: Atomic<usize> = Atomic::new(0);
+
+/// Returns the number of pages that were allocated on demand for the slots of all areas, and that
+/// have not been freed. Any context.
+pub(crate) fn pages_on_demand() -> usize {
+    ON_DEMAND.load(Relaxed)
+}
 
 /// The modes of an area. The mode determines which page of each slot is in use, and changes only
 /// while [`Area::registered`] is locked.
@@ -288,6 +209,18 @@ fn largest_order(slots: usize) -> u32 {
     (slots / 512).checked_ilog2().unwrap_or(0)
 }
 
+/// Returns the number of slots of the reserve of an area of `slots` slots: `wanted`, or less than
+/// half of the area, or 0 if the reserve would not have room for a request of four parts.
+fn reserve_slots(wanted: usize, slots: usize) -> usize {
+    let most = wanted.min(reserve::MAX_SLOTS).min((slots - 1) / 2);
+
+    if most < 4 {
+        0
+    } else {
+        most
+    }
+}
+
 /// A bounce area.
 ///
 /// # Invariants
@@ -297,10 +230,15 @@ fn largest_order(slots: usize) -> u32 {
 ///   `mode` changes again, the area accesses slots' pages only while `progress` is locked.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Area {
-    /// The allocator of slots. Slot 0 is never allocated, because its address would be 0.
+    /// The allocator of the slots after the reserve. Slot 0 is never allocated, because its address
+    /// would be 0.
     #[pin]
     allocator: Slots,
-    chunks: KVVec<OnceBox<Chunk>>,
+    /// The reserve, which begins with slot 1.
+    #[pin]
+    reserve: Reserve,
+    /// The slots, by region.
+    chunks: KVVec<RcuBox<Chunk>>,
     slots: usize,
     mode: Atomic<u32>,
     umem: Atomic<*const PinnedPages>,
@@ -321,7 +259,8 @@ impl Area {
     /// Returns an initialiser for an area of `size` bytes, a multiple of the page size.
     ///
     /// Without a `cache`, nothing can be mapped into the area, and the area takes hardly any
-    /// memory.
+    /// memory. If `wanted` is not 0, the area has a reserve of that many slots (at most 64, and
+    /// fewer in a small area), and no mapping is larger than a page.
     ///
     /// # Errors
     ///
@@ -333,6 +272,7 @@ impl Area {
     pub(crate) fn new(
         cache: Option<&Arc<iova::Cache>>,
         size: usize,
+        wanted: usize,
     ) -> impl PinInit<Self, Error> + use<'_> {
         try_pin_init!(Self {
             slots: {
@@ -343,14 +283,19 @@ impl Area {
             },
             chunks: {
                 let used = if cache.is_some() { size >> PAGE_SHIFT } else { 0 };
-                let count = used.div_ceil(CHUNK_SLOTS);
+                let count = used.div_ceil(REGION_SLOTS);
                 let mut chunks = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
                 for _ in 0..count {
-                    chunks.push(OnceBox::new(), GFP_KERNEL_ACCOUNT)?;
+                    chunks.push(RcuBox::new(), GFP_KERNEL_ACCOUNT)?;
                 }
                 chunks
             },
-            allocator <- Slots::new(cache, *slots, largest_order(*slots)),
+            reserve <- Reserve::new(reserve_slots(wanted, *slots)),
+            allocator <- Slots::new(
+                cache,
+                reserve_slots(wanted, *slots) + 1..*slots,
+                largest_order(*slots),
+            ),
             mode: Atomic::new(mode::KERNEL),
             umem: Atomic::new(ptr::null()),
             progress <- new_spinlock_irqsave!(Progress { user_below: 0 }),
@@ -370,53 +315,123 @@ impl Area {
 
     /// Returns the maximum size of one mapping in bytes, a power of two.
     pub(crate) fn max_mapping(&self) -> usize {
-        PAGE_SIZE << largest_order(self.slots)
+        if self.has_reserve() {
+            PAGE_SIZE
+        } else {
+            PAGE_SIZE << largest_order(self.slots)
+        }
     }
 
-    /// Returns how many aligned ranges the area has, each as large as the largest mapping.
+    /// Returns whether the area has a reserve.
+    pub(crate) fn has_reserve(&self) -> bool {
+        self.reserve.len() > 0
+    }
+
+    /// Allocates the pages of the reserve, if the area has one. From then on, the reserve is used,
+    /// and kept until [`let_reserve_go`](Self::let_reserve_go) is called. `vqs` is the number of
+    /// the virtqueues whose buffers are mapped into the area.
     ///
-    /// One of these ranges contains slot 0, which is never allocated. So there is always room for
-    /// as many mappings as the return value minus one, whatever the sizes of these mappings, and
-    /// whatever was mapped before. The reason is that each mapping lies within one range, because
-    /// each mapping is aligned to its size, rounded up to a power of two.
-    pub(crate) fn max_mappings(&self) -> usize {
-        self.slots >> largest_order(self.slots)
+    /// # Errors
+    ///
+    /// [`ENOMEM`] if memory is short.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    pub(crate) fn fill_reserve(&self, vqs: usize) -> Result {
+        // Set first, so that the reserve is not given back once it is filled.
+        self.reserve.set_wanted(true);
+        let _registered = self.registered.lock();
+
+        self.reserve
+            .fill(vqs)
+            .inspect_err(|_| self.reserve.set_wanted(false))
     }
 
-    /// Returns the slot at `index`, or [`None`] if the slot's chunk has not been allocated.
-    #[inline]
-    fn slot(&self, index: usize) -> Option<&Slot> {
+    /// Returns the number of mappings for which there is always room, whatever the sizes of these
+    /// mappings, and whatever was mapped before. If the area has a reserve, there is also enough
+    /// memory for them, whatever else takes memory.
+    ///
+    /// Without a reserve, this is the number of aligned ranges that are as large as the largest
+    /// mapping, except the one that contains slot 0, which is never allocated. The reason is that
+    /// each mapping lies within one range, because each mapping is aligned to its size, rounded up
+    /// to a power of two.
+    pub(crate) fn sure_mappings(&self) -> usize {
+        if self.has_reserve() {
+            self.reserve.len()
+        } else {
+            (self.slots >> largest_order(self.slots)) - 1
+        }
+    }
+
+    /// Allows the reserve to be given back when none of its slots is used any more. Any context.
+    pub(crate) fn let_reserve_go(&self) {
+        self.reserve.set_wanted(false);
+    }
+
+    /// Returns the slot at `index`, which is not in the reserve. Returns [`None`] if the slot's
+    /// chunk has not been allocated.
+    #[inline(always)]
+    fn slot<'a>(&'a self, index: usize, rcu: rcu::Section<'a>) -> Option<&'a Slot> {
         self.chunks
-            .get(index / CHUNK_SLOTS)?
-            .get()?
-            .get(index % CHUNK_SLOTS)
+            .get(index / REGION_SLOTS)?
+            .get(rcu)?
+            .get(index % REGION_SLOTS)
     }
 
-    /// Returns the slots of all chunks that have been allocated.
-    fn used_slots(&self) -> impl Iterator<Item = &Slot> {
-        self.chunks.iter().filter_map(OnceBox::get).flatten()
+    /// Returns the slot at `index`, which may be in the reserve. Returns [`None`] if it has not
+    /// been allocated.
+    #[inline]
+    fn any_slot<'a>(&'a self, index: usize, rcu: rcu::Section<'a>) -> Option<&'a Slot> {
+        if self.reserve.contains(index) {
+            self.reserve.slot(index, rcu)
+        } else {
+            self.slot(index, rcu)
+        }
+    }
+
+    /// Returns all slots that have been allocated.
+    fn used_slots<'a>(&'a self, rcu: rcu::Section<'a>) -> impl Iterator<Item = &'a Slot> {
+        let on_demand = self.chunks.iter().filter_map(move |chunk| chunk.get(rcu));
+
+        Iterator::chain(on_demand.flatten(), self.reserve.used_slots(rcu))
     }
 
     /// Returns the slot at `index`, after allocating its chunk and its kernel page if they are
     /// missing. Returns [`None`] if no memory is available.
     #[inline]
-    fn slot_with_page(&self, index: usize) -> Option<&Slot> {
-        let slot = self.slot(index).or_else(|| self.alloc_slot(index))?;
-        slot.kernel_page().or_else(|| slot.alloc_page())?;
+    fn slot_with_page<'a>(&'a self, index: usize, rcu: rcu::Section<'a>) -> Option<&'a Slot> {
+        // With a reserve, a failure does no harm. So a task that frees memory, which could use up all
+        // memory that there is, leaves the last part of it to others, for example to the daemon.
+        let effort = if self.has_reserve() {
+            Effort::Spares
+        } else {
+            Effort::Atomic
+        };
+        let slot = self
+            .slot(index, rcu)
+            .or_else(|| self.alloc_slot(index, rcu))?;
+        if slot.kernel_page().is_none() && slot.alloc_page(effort)? {
+            let _ = ON_DEMAND.fetch_add(1, Relaxed);
+        }
 
         Some(slot)
     }
 
     /// Allocates the chunk of the slot at `index`, unless another CPU has allocated it in the
-    /// meantime. Returns the slot, or [`None`] if no memory is available.
+    /// meantime. Returns the slot, or [`None`] if no memory is available. Any context.
     #[cold]
     #[inline(never)]
-    fn alloc_slot(&self, index: usize) -> Option<&Slot> {
+    fn alloc_slot<'a>(&'a self, index: usize, rcu: rcu::Section<'a>) -> Option<&'a Slot> {
         self.chunks
-            .get(index / CHUNK_SLOTS)?
-            .get_or_init(init_array_from_fn(|_| Slot::new()), GFP_ATOMIC)
-            .ok()?
-            .get(index % CHUNK_SLOTS)
+            .get(index / REGION_SLOTS)?
+            .fill(
+                init_array_from_fn(|_| Slot::new()),
+                GFP_ATOMIC | __GFP_NOWARN,
+            )
+            .ok()?;
+
+        self.slot(index, rcu)
     }
 
     /// Returns which pages the slots use. The return value is valid until the RCU read-side
@@ -470,7 +485,7 @@ impl Area {
             let part = left.min(PAGE_SIZE - offset);
             let index = at >> PAGE_SHIFT;
 
-            if let Some(slot) = self.slot(index) {
+            if let Some(slot) = self.any_slot(index, rcu) {
                 // SAFETY: `slot` is the slot at `index`. By the safety requirements, these bytes
                 // are in the part of the mapping that belongs to `slot`.
                 unsafe { self.copy_slot(index, slot, offset..offset + part, to_device, rcu) }
@@ -565,8 +580,8 @@ impl Area {
         unsafe { slot.copy(page, range, to_device) }
     }
 
-    /// Maps a buffer. If the device reads the buffer and `sync` is set, copies the buffer's
-    /// contents to the bounce pages.
+    /// Maps a buffer of the virtqueue `vq`. If the device reads the buffer and `sync` is set,
+    /// copies the buffer's contents to the bounce pages.
     ///
     /// Returns the mapping's I/O virtual address, a multiple of the page size, or [`None`] if there
     /// is no room or no memory.
@@ -579,6 +594,52 @@ impl Area {
         buffer: Buffer<'_>,
         dir: Direction,
         sync: bool,
+        vq: u32,
+        rcu: rcu::Section<'_>,
+    ) -> Option<u64> {
+        self.map_on_demand(&buffer, dir, sync, rcu)
+            .or_else(|| self.map_reserved(&buffer, dir, sync, vq, rcu))
+    }
+
+    /// Maps a buffer to a slot of the reserve. Otherwise the same as [`map`](Self::map).
+    #[cold]
+    #[inline(never)]
+    fn map_reserved(
+        &self,
+        buffer: &Buffer<'_>,
+        dir: Direction,
+        sync: bool,
+        vq: u32,
+        rcu: rcu::Section<'_>,
+    ) -> Option<u64> {
+        if !(1..=PAGE_SIZE).contains(&buffer.len) {
+            return None;
+        }
+        let index = self.reserve.take(vq)?;
+        let Some(slot) = self.reserve.slot(index, rcu) else {
+            // Unreachable: the reserve is filled, so its slots are allocated.
+            self.reserve.give_back(index);
+            return None;
+        };
+
+        slot.set_buffer(buffer.phys);
+        if sync && dir.device_reads() {
+            // SAFETY: `slot` is the slot at `index`. The buffer has `buffer.len` bytes, a page at
+            // most. The mapping cannot end before this function returns its address.
+            unsafe { self.copy_slot(index, slot, 0..buffer.len, true, rcu) }
+        }
+
+        Some((index << PAGE_SHIFT) as u64)
+    }
+
+    /// Maps a buffer to slots after the reserve, whose pages are allocated if they are missing.
+    /// Otherwise the same as [`map`](Self::map).
+    #[inline]
+    fn map_on_demand(
+        &self,
+        buffer: &Buffer<'_>,
+        dir: Direction,
+        sync: bool,
         rcu: rcu::Section<'_>,
     ) -> Option<u64> {
         let iova = self.allocator.alloc(buffer.len)?;
@@ -588,14 +649,12 @@ impl Area {
         while left > 0 {
             let part = left.min(PAGE_SIZE);
 
-            let Some(slot) = self.slot_with_page(index) else {
-                self.forget(first, index - first);
+            let Some(slot) = self.slot_with_page(index, rcu) else {
+                self.forget(first, index - first, rcu);
                 self.allocator.free(iova, buffer.len);
                 return None;
             };
-            // INVARIANT: The buffer is mapped from now on, and this part of the buffer begins at
-            // `phys`.
-            slot.orig.write(phys);
+            slot.set_buffer(phys);
             if sync && dir.device_reads() {
                 // SAFETY: `slot` is the slot at `index`. The slot's part of the buffer has `part`
                 // bytes, a page at most. The mapping cannot end before this function returns its
@@ -630,15 +689,14 @@ impl Area {
         };
         let index = given.index();
         let slot_and_page = self
-            .slot(index)
+            .slot(index, rcu)
             .and_then(|slot| Some((slot, slot.kernel_page()?)));
         let Some((slot, page)) = slot_and_page else {
             given.free();
             return Err(buffer);
         };
 
-        // INVARIANT: The buffer is mapped from now on, and begins at `buffer.phys`.
-        slot.orig.write(buffer.phys);
+        slot.set_buffer(buffer.phys);
         if sync && dir.device_reads() {
             let range = 0..buffer.len;
 
@@ -657,10 +715,10 @@ impl Area {
     }
 
     /// Clears the buffer addresses of `count` slots from `first` on.
-    fn forget(&self, first: usize, count: usize) {
+    fn forget(&self, first: usize, count: usize, rcu: rcu::Section<'_>) {
         for index in first..first + count {
-            if let Some(slot) = self.slot(index) {
-                slot.orig.write(NO_BUFFER);
+            if let Some(slot) = self.slot(index, rcu) {
+                slot.clear_buffer();
             }
         }
     }
@@ -684,7 +742,7 @@ impl Area {
         let Some(given) = self.allocator.block_slot(iova, len) else {
             return false;
         };
-        let Some(slot) = self.slot(given.index()) else {
+        let Some(slot) = self.slot(given.index(), rcu) else {
             given.free();
             return true;
         };
@@ -695,7 +753,7 @@ impl Area {
             // call. A slot of a block holds a page at most.
             unsafe { self.copy_and_empty(given, slot, len, rcu) }
         } else {
-            slot.orig.write(NO_BUFFER);
+            slot.clear_buffer();
             given.free();
         }
 
@@ -720,7 +778,7 @@ impl Area {
         // SAFETY: By the safety requirements, `slot` is the slot at this index, and its buffer has
         // `len` bytes.
         unsafe { self.copy_slot(given.index(), slot, 0..len, false, rcu) }
-        slot.orig.write(NO_BUFFER);
+        slot.clear_buffer();
         given.free();
     }
 
@@ -756,27 +814,33 @@ impl Area {
         while left > 0 {
             let part = left.min(PAGE_SIZE);
 
-            if let Some(slot) = self.slot(index) {
+            if let Some(slot) = self.any_slot(index, rcu) {
                 if sync && dir.device_writes() {
                     // SAFETY: `slot` is the slot at `index`. By the safety requirements, the slot's
                     // part of the buffer has `part` bytes, a page at most.
                     unsafe { self.copy_slot(index, slot, 0..part, false, rcu) }
                 }
-                slot.orig.write(NO_BUFFER);
+                slot.clear_buffer();
             }
             index += 1;
             left -= part;
         }
 
-        self.allocator.free(iova, len);
+        let first = iova as usize >> PAGE_SHIFT;
+        if self.reserve.contains(first) {
+            self.reserve.give_back(first);
+        } else {
+            self.allocator.free(iova, len);
+        }
         true
     }
 
     /// Returns the kernel's page at an address of the area, for the device side to map.
     ///
-    /// Returns [`None`] if no mapping has ever used that page. Also returns [`None`] while user
-    /// pages are registered, or are being registered or deregistered, because the process that
-    /// registers the user pages can already access them.
+    /// Returns [`None`] if no mapping has used that page, or if the page was [given
+    /// back](give_back::give_back) since then. Also returns [`None`] while user pages are registered, or
+    /// are being registered or deregistered, because the process that registers the user pages can
+    /// already access them.
     ///
     /// # Context
     ///
@@ -786,11 +850,7 @@ impl Area {
             let View::Kernel = self.view(rcu) else {
                 return None;
             };
-            let page = self.slot(iova as usize >> PAGE_SHIFT)?.kernel_page()?;
-
-            // SAFETY: By the type invariants of `Slot`, the page stays allocated as long as `self`
-            // exists.
-            Some(unsafe { Page::from_raw(page.as_ptr()) }.into())
+            self.any_slot(iova as usize >> PAGE_SHIFT, rcu)?.get_page()
         })
     }
 
@@ -801,27 +861,33 @@ impl Area {
     /// slot to the first.
     ///
     /// `mode` must be [`mode::MIGRATING`], and an RCU grace period must have passed since `mode`
-    /// was set to that value, so that every copy takes the lock of `progress`.
+    /// was set to that value, so that every copy takes the lock of `progress`. `registered` must be
+    /// locked.
     fn migrate(&self, umem: &PinnedPages, to_user: bool) {
         for i in 0..self.slots {
             let index = if to_user { i } else { self.slots - 1 - i };
             let mut progress = self.progress.lock();
 
-            if let Some(slot) = self.slot(index) {
+            rcu::read(|rcu| {
+                let Some(slot) = self.any_slot(index, rcu) else {
+                    return;
+                };
                 let kernel = slot.kernel_page();
-                let in_use = slot.orig.read() != NO_BUFFER;
 
-                if let (true, Some(kernel), Some(umem)) = (in_use, kernel, umem.page(index)) {
-                    // SAFETY: Both are whole pages that stay allocated: `kernel` as long as `self`
-                    // exists, `umem` as long as the user's pages are pinned.
+                if let (true, Some(kernel), Some(umem)) =
+                    (slot.has_buffer(), kernel, umem.page(index))
+                {
+                    // SAFETY: Both are whole pages that stay allocated during the call: `kernel`
+                    // because `registered` is locked, so that no page is given back, and `umem`
+                    // because the user's pages are pinned.
                     unsafe { copy(umem, page_to_phys(kernel.as_ptr()), 0..PAGE_SIZE, to_user) }
                 }
-            }
+            });
 
             progress.user_below = if to_user { index + 1 } else { index };
             drop(progress);
 
-            if i % CHUNK_SLOTS == 0 {
+            if i % REGION_SLOTS == 0 {
                 cond_resched();
             }
         }
@@ -888,7 +954,7 @@ impl Area {
 
     /// Returns whether any buffer is mapped. Any context.
     pub(super) fn is_in_use(&self) -> bool {
-        self.used_slots().any(|slot| slot.orig.read() != NO_BUFFER)
+        rcu::read(|rcu| self.used_slots(rcu).any(Slot::has_buffer))
     }
 
     /// Returns whether user pages are registered. May sleep.
@@ -900,14 +966,16 @@ impl Area {
 #[pinned_drop]
 impl PinnedDrop for Area {
     fn drop(self: Pin<&mut Self>) {
-        for slot in self.used_slots() {
-            let page = slot.page.load(Relaxed);
+        let count = rcu::read(|rcu| {
+            let chunks = self.chunks.iter().filter_map(|chunk| chunk.get(rcu));
 
-            if !page.is_null() {
-                // SAFETY: By the type invariants of `Slot`, the area owns a reference. No user of
-                // the area is left.
-                unsafe { bindings::put_page(page) }
-            }
-        }
+            chunks
+                .flatten()
+                .filter(|slot| slot.kernel_page().is_some())
+                .count()
+        });
+
+        // The pages are freed with the slots.
+        let _ = ON_DEMAND.fetch_sub(count, Relaxed);
     }
 }

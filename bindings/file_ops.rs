@@ -6,6 +6,7 @@
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
 use super::{
+    address_space::AddressSpace,
     page::{
         Page,
         PAGE_SHIFT,
@@ -177,15 +178,39 @@ pub(crate) trait FileOperations: Sized + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
+    /// Returns the address space of the file's mappings, through which the file's pages can be taken
+    /// away from all processes. Without this method, a file shares an address space with others.
+    ///
+    /// The address space must exist until the file is released. Only files that
+    /// [`super::anon_inode::open`] has opened can have an address space of their own.
+    fn address_space<'a>(
+        _data: &'a <Self::Data as ForeignOwnable>::Borrowed<'_>,
+    ) -> &'a AddressSpace {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// Returns the length of the part of a mapping, in bytes, whose page tables are allocated when
+    /// the mapping is made. The mapping begins at the given offset of the file, in bytes. A later
+    /// fault in that part needs no memory, apart from what [`fault`](Self::fault) allocates. The
+    /// length may exceed that of the mapping.
+    ///
+    /// # Context
+    ///
+    /// Called with the mmap lock held for writing.
+    fn prepared_len(_data: <Self::Data as ForeignOwnable>::Borrowed<'_>, _offset: u64) -> u64 {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
     /// Returns the page at an offset of the file, in bytes. Called after [`fault`](Self::fault),
     /// for the pages that follow the page of the fault. A returned page is mapped together with the
     /// page of the fault, which saves another fault if the process accesses the returned page, too.
     /// If the return value is [`None`], the page at the offset and all pages after it are not
     /// mapped now. They are left to later calls of [`fault`](Self::fault).
     ///
-    /// No method is called again for a page that was mapped in this way. So the file must never
-    /// have a different page at this offset later. If the file may later have no page at this
-    /// offset, the old page must do no harm while it is still mapped.
+    /// No method is called again for a page that was mapped in this way. So before the file has a
+    /// different page at this offset, or if the old page would do harm, the page must be
+    /// [unmapped](AddressSpace::unmap). Until the page is mapped, there is a reference to it, which
+    /// this method has returned.
     ///
     /// # Context
     ///
@@ -398,14 +423,39 @@ impl<T: FileOperations> VTable<T> {
         let new = unsafe { VmaNew::from_raw(vma) };
         new.set_dontdump();
         new.set_dontexpand();
+        // SAFETY: By the safety requirements, `vma` is valid.
+        let offset = (unsafe { (*vma).vm_pgoff } as u64) << PAGE_SHIFT;
         if T::HAS_MAPS_AROUND {
-            // SAFETY: By the safety requirements, `file` is a file with this table, and `vma` is
-            // valid.
-            let (data, offset) =
-                unsafe { (Self::data(file), ((*vma).vm_pgoff as u64) << PAGE_SHIFT) };
+            // SAFETY: By the safety requirements, `file` is a file with this table.
+            let data = unsafe { Self::data(file) };
 
             if T::maps_around(data, offset) {
                 new.set_mixedmap();
+            }
+        }
+        if T::HAS_PREPARED_LEN {
+            // SAFETY: By the safety requirements, `file` is a file with this table.
+            let len = T::prepared_len(unsafe { Self::data(file) }, offset);
+            let len = usize::try_from(len)
+                .unwrap_or(usize::MAX)
+                .min(new.end() - new.start());
+
+            if len > 0 {
+                // SAFETY: The caller holds the mmap lock for writing, and the range is in the
+                // mapping that is being set up. Without a function, page tables are allocated and
+                // nothing is mapped. If this function fails, the caller frees the page tables.
+                let result = unsafe {
+                    bindings::apply_to_page_range(
+                        (*vma).vm_mm,
+                        new.start() as c_ulong,
+                        len as c_ulong,
+                        None,
+                        ptr::null_mut(),
+                    )
+                };
+                if result != 0 {
+                    return result;
+                }
             }
         }
 

@@ -46,6 +46,14 @@ impl Drop for Cache {
     }
 }
 
+/// Whether an allocator that finds no room empties the caches of all CPUs and tries again, which
+/// takes a while.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flush {
+    No,
+    Yes,
+}
+
 /// An allocator of ranges of pages in a space of I/O virtual addresses.
 ///
 /// # Invariants
@@ -109,25 +117,18 @@ impl Domain {
     /// Allocates `size` bytes, rounded up to whole pages. The address is aligned to that size,
     /// rounded up to a power of two.
     ///
-    /// Returns the address, or [`None`] if there is no room. Before returning [`None`], the
-    /// allocator empties all CPUs' caches and retries, which takes a while. Any context.
-    pub(crate) fn alloc(&self, size: usize) -> Option<u64> {
-        self.alloc_flush(size, true)
-    }
-
-    /// Does the same as [`alloc`](Self::alloc), but does not empty the CPUs' caches. Any context.
-    pub(crate) fn alloc_quick(&self, size: usize) -> Option<u64> {
-        self.alloc_flush(size, false)
-    }
-
-    fn alloc_flush(&self, size: usize, flush: bool) -> Option<u64> {
+    /// Returns the address, or [`None`] if there is no room. Any context.
+    pub(crate) fn alloc(&self, size: usize, flush: Flush) -> Option<u64> {
         let pages = size.div_ceil(PAGE_SIZE);
         if pages == 0 || self.cache.is_none() {
             return None;
         }
 
         // SAFETY: There is a cache, so by the type invariants the domain is initialised.
-        match unsafe { bindings::alloc_iova_fast(self.inner.get(), pages, self.limit, flush) } {
+        let pfn = unsafe {
+            bindings::alloc_iova_fast(self.inner.get(), pages, self.limit, flush == Flush::Yes)
+        };
+        match pfn {
             0 => None,
             pfn => Some((pfn << PAGE_SHIFT) as u64),
         }

@@ -6,6 +6,7 @@
 
 mod raw;
 
+pub(crate) mod address_space;
 pub(crate) mod anon_inode;
 pub(crate) mod atomic_cpumask;
 pub(crate) mod bounce;
@@ -34,10 +35,13 @@ pub(crate) mod pin;
 pub(crate) mod pm;
 pub(crate) mod pod;
 pub(crate) mod rcu;
+mod rcu_box;
 pub(crate) mod sched;
+pub(crate) mod shrinker;
 mod slots;
 pub(crate) mod sysfs;
 pub(crate) mod system;
+pub(crate) mod ticker;
 pub(crate) mod vdpa;
 pub(crate) mod vhost_iotlb;
 pub(crate) mod virtio_map;

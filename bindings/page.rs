@@ -30,6 +30,20 @@ pub(crate) use kernel::page::{
     PAGE_SIZE, //
 };
 
+/// What an allocation of a page may do if memory is short.
+#[derive(Clone, Copy)]
+pub(super) enum Effort {
+    /// The allocation may sleep and reclaim memory. The page is charged to the memory cgroup of the
+    /// current task.
+    Sleeps,
+    /// The allocation must not sleep, and may use a part of the memory that the kernel keeps for
+    /// such allocations.
+    Atomic,
+    /// The same as [`Atomic`](Self::Atomic), but in a task that frees memory (`PF_MEMALLOC`), the
+    /// allocation leaves the rest of the memory to others as well.
+    Spares,
+}
+
 /// A reference-counted page of memory.
 #[repr(transparent)]
 pub(crate) struct Page(Opaque<bindings::page>);
@@ -76,14 +90,22 @@ impl Page {
         unsafe { bindings::PageHWPoison(self.as_raw()) }
     }
 
-    /// Allocates a zeroed page in atomic context. Returns null if no memory is available.
+    /// Allocates a zeroed page. Returns null if no memory is available.
     ///
     /// The caller owns the only reference to the page.
-    pub(super) fn alloc_zeroed_atomic() -> *mut bindings::page {
-        let flags = bindings::GFP_ATOMIC | bindings::__GFP_ZERO;
+    ///
+    /// # Context
+    ///
+    /// Any context that `effort` allows.
+    pub(super) fn alloc_zeroed(effort: Effort) -> *mut bindings::page {
+        let flags = match effort {
+            Effort::Sleeps => bindings::GFP_KERNEL_ACCOUNT,
+            Effort::Atomic => bindings::GFP_ATOMIC | bindings::__GFP_NOWARN,
+            Effort::Spares => bindings::RUST_CONST_HELPER_GFP_SPARES,
+        };
 
         // SAFETY: Any order may be requested.
-        unsafe { bindings::alloc_pages(flags, 0) }
+        unsafe { bindings::alloc_pages(flags | bindings::__GFP_ZERO, 0) }
     }
 }
 

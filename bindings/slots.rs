@@ -32,6 +32,7 @@ use super::{
         PAGE_SIZE, //
     }, //
 };
+use core::ops::Range;
 use kernel::{
     alloc::flags::GFP_KERNEL_ACCOUNT,
     cpu::nr_cpu_ids,
@@ -40,6 +41,7 @@ use kernel::{
         atomic::{
             Acquire,
             Atomic,
+            Full,
             Relaxed,
             Release, //
         },
@@ -62,6 +64,9 @@ const FREE: u64 = u32::MAX as u64;
 /// that the block is allocated from the domain.
 const CLAIMED: u64 = 1 << 63;
 
+/// The number of slots of a region, which can be [closed](Slots::close).
+pub(super) const REGION_SLOTS: usize = 256;
+
 /// The value in [`Slots::own`] for a CPU that owns no block.
 const NONE: usize = usize::MAX;
 
@@ -74,6 +79,7 @@ const NONE: usize = usize::MAX;
 /// - Each claimed block is owned by exactly one CPU or one call in progress, unless its `open` bit
 ///   is set; atomically clearing that bit takes ownership.
 /// - A slot is marked as free only if its block is claimed and the slot is not allocated.
+/// - A bit of `closed` is set only while there is a [`Closed`] for that region.
 #[pin_data]
 pub(super) struct Slots {
     #[pin]
@@ -83,6 +89,8 @@ pub(super) struct Slots {
     /// For each block, one bit, in words of 64 bits. The bit is set if the block is claimed, and no
     /// CPU and no call in progress owns the block.
     open: KVVec<Atomic<u64>>,
+    /// For each region, one bit, in words of 64 bits. The bit is set while the region is closed.
+    closed: KVVec<Atomic<u64>>,
     /// For each CPU, the index of the block that it owns, or [`NONE`].
     own: KVVec<Atomic<usize>>,
     /// Binary logarithm of the number of slots of a block.
@@ -136,7 +144,7 @@ fn zeroes(count: usize) -> Result<KVVec<Atomic<u64>>> {
 }
 
 impl Slots {
-    /// Returns an initialiser for an allocator of the slots from 1 to `count - 1`.
+    /// Returns an initialiser for an allocator of the given slots. Slot 0 cannot be one of them.
     ///
     /// Without a `cache`, all allocations fail. Blocks have at most `1 << largest_order` slots.
     ///
@@ -145,20 +153,32 @@ impl Slots {
     /// May sleep.
     pub(super) fn new(
         cache: Option<&Arc<iova::Cache>>,
-        count: usize,
+        slots: Range<usize>,
         largest_order: u32,
     ) -> impl PinInit<Self, Error> + use<'_> {
         let order = largest_order.min(MAX_BLOCK_ORDER);
         let whole = if cache.is_some() && order >= MIN_BLOCK_ORDER {
-            count >> order
+            slots.end >> order
         } else {
             0
         };
 
         try_pin_init!(Self {
-            iova <- iova::Domain::new(cache, PAGE_SIZE, (count << PAGE_SHIFT) - 1),
+            iova <- iova::Domain::new(
+                cache,
+                slots.start << PAGE_SHIFT,
+                (slots.end << PAGE_SHIFT) - 1,
+            ),
             blocks: zeroes(whole)?,
             open: zeroes(whole.div_ceil(64))?,
+            closed: {
+                let regions = if cache.is_some() {
+                    slots.end.div_ceil(REGION_SLOTS)
+                } else {
+                    0
+                };
+                zeroes(regions.div_ceil(64))?
+            },
             own: {
                 let cpus = if whole == 0 { 0 } else { nr_cpu_ids() as usize };
                 let mut own = KVVec::with_capacity(cpus, GFP_KERNEL_ACCOUNT)?;
@@ -221,7 +241,7 @@ impl Slots {
             return None;
         }
 
-        self.iova.alloc_quick(size).or_else(|| {
+        self.alloc_open(size, iova::Flush::No).or_else(|| {
             self.reclaim();
 
             // `reclaim` has taken the blocks away from other CPUs, so free slots of these blocks
@@ -230,9 +250,120 @@ impl Slots {
 
             match one {
                 Some(slot) => Some(slot.iova()),
-                None => self.iova.alloc(size),
+                None => self.alloc_open(size, iova::Flush::Yes),
             }
         })
+    }
+
+    /// Allocates slots from the domain, except from closed regions.
+    fn alloc_open(&self, size: usize, flush: iova::Flush) -> Option<u64> {
+        let iova = self.iova.alloc(size, flush)?;
+
+        if self.is_closed(iova, size) {
+            self.alloc_around(iova, size)
+        } else {
+            Some(iova)
+        }
+    }
+
+    /// Allocates slots from the domain, although the domain has just returned `iova`, which is in a
+    /// closed region. Frees the slots at `iova`.
+    ///
+    /// What the domain returns is kept until an open region is found, as the domain would otherwise
+    /// return the same again.
+    #[cold]
+    #[inline(never)]
+    fn alloc_around(&self, iova: u64, size: usize) -> Option<u64> {
+        let mut kept = [iova; 64];
+        let mut count = 1;
+
+        let found = loop {
+            let Some(place) = kept.get_mut(count) else {
+                break None;
+            };
+            match self.iova.alloc(size, iova::Flush::No) {
+                Some(iova) if self.is_closed(iova, size) => *place = iova,
+                found => break found,
+            }
+            count += 1;
+        };
+
+        for &iova in kept.iter().take(count) {
+            self.iova.free(iova, size);
+        }
+        found
+    }
+
+    /// Returns whether some of the slots at `iova` are in a closed region.
+    fn is_closed(&self, iova: u64, size: usize) -> bool {
+        let first = iova as usize >> PAGE_SHIFT;
+        let last = first + (size.max(1) - 1 >> PAGE_SHIFT);
+
+        (first / REGION_SLOTS..=last / REGION_SLOTS).any(|region| {
+            let word = self.closed.get(region / 64);
+
+            word.is_some_and(|word| word.read() & 1 << (region % 64) != 0)
+        })
+    }
+
+    /// Returns half the number of regions, not counting regions without blocks.
+    pub(super) fn half(&self) -> usize {
+        self.blocks.len() / self.block(REGION_SLOTS).max(1) / 2
+    }
+
+    /// Closes a region, if no slot of its blocks is allocated. Until the return value is dropped,
+    /// no slot of the region can be allocated, except by calls that are in progress. Returns
+    /// [`None`] if that is impossible.
+    ///
+    /// While a region is closed, the domain may return addresses in it, and an allocation may fail
+    /// although there is room elsewhere. If `only_claimed`, this function closes only regions that
+    /// consist of claimed blocks, whose addresses the domain does not return.
+    ///
+    /// # Context
+    ///
+    /// Any. Calls must not overlap.
+    pub(super) fn close(&self, region: usize, only_claimed: bool) -> Option<Closed<'_>> {
+        let word = self.closed.get(region / 64)?;
+
+        if word.read() & 1 << (region % 64) != 0 {
+            return None;
+        }
+        let _ = word.fetch_add(1 << (region % 64), Full);
+        // INVARIANT: No slot has been taken so far.
+        let mut closed = Closed {
+            slots: self,
+            region,
+            taken: 0,
+        };
+
+        for (bit, block) in (0..).zip(self.blocks_of(region)) {
+            let Some(word) = self.blocks.get(block) else {
+                break;
+            };
+            let all = self.all(block);
+
+            if word.load(Relaxed) & CLAIMED == 0 {
+                if only_claimed {
+                    return None;
+                }
+                continue;
+            }
+            if word.cmpxchg(CLAIMED | all, CLAIMED, Acquire).is_err() {
+                return None;
+            }
+            // INVARIANT: All slots of this block were free, and have been allocated just now.
+            closed.taken |= 1_u32.wrapping_shl(bit);
+        }
+
+        Some(closed)
+    }
+
+    /// Returns the blocks of a region.
+    fn blocks_of(&self, region: usize) -> Range<usize> {
+        let count = self.blocks.len();
+        let first_from = |slot| self.block(slot).min(count);
+
+        first_from(region * REGION_SLOTS)..first_from((region + 1) * REGION_SLOTS)
     }
 
     /// Allocates a slot from this CPU's block, or from another block, which this CPU then owns.
@@ -352,7 +483,7 @@ impl Slots {
     /// and the block's first slot, which is allocated.
     fn claim(&self) -> Option<(usize, BlockSlot<'_>)> {
         let size = PAGE_SIZE << self.order;
-        let iova = self.iova.alloc_quick(size)?;
+        let iova = self.alloc_open(size, iova::Flush::No)?;
         let first = iova as usize >> PAGE_SHIFT;
         let block = self.block(first);
 
@@ -433,6 +564,67 @@ impl Slots {
     }
 }
 
+/// A closed region. Dropping this value opens the region again.
+///
+/// # Invariants
+///
+/// The slots of the blocks in `taken` are allocated, and belong to this value. `taken` has one bit
+/// for each block of the region.
+pub(super) struct Closed<'a> {
+    slots: &'a Slots,
+    region: usize,
+    taken: u32,
+}
+
+// A region has at most as many blocks as `taken` has bits.
+const _: () = assert!(REGION_SLOTS >> MIN_BLOCK_ORDER <= u32::BITS as usize);
+
+impl Closed<'_> {
+    /// Returns the region's number.
+    pub(super) fn region(&self) -> usize {
+        self.region
+    }
+
+    /// Returns the region's blocks, each with whether its slots belong to this value.
+    fn blocks(&self) -> impl Iterator<Item = (usize, bool)> + use<> {
+        let taken = self.taken;
+
+        (0..)
+            .zip(self.slots.blocks_of(self.region))
+            .map(move |(bit, block)| (block, taken & 1_u32.wrapping_shl(bit) != 0))
+    }
+
+    /// Returns whether no CPU can allocate a slot of the region any more. The caller must have
+    /// waited for an RCU grace period since the region was closed, and all allocations must be made
+    /// in read-side critical sections.
+    pub(super) fn is_quiet(&self) -> bool {
+        let is_claimed = |block: usize| {
+            let word = self.slots.blocks.get(block);
+
+            word.is_some_and(|word| word.load(Relaxed) & CLAIMED != 0)
+        };
+
+        // A call that was in progress may have claimed a block.
+        self.blocks()
+            .all(|(block, taken)| taken || !is_claimed(block))
+    }
+}
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        for (block, taken) in self.blocks() {
+            if let (true, Some(word)) = (taken, self.slots.blocks.get(block)) {
+                word.add_release(self.slots.all(block));
+            }
+        }
+        if let Some(word) = self.slots.closed.get(self.region / 64) {
+            let bit = 1_u64 << (self.region % 64);
+
+            let _ = word.fetch_add(bit.wrapping_neg(), Full);
+        }
+    }
+}
+
 #[kunit_tests(vduse_rs_slots)]
 mod tests {
     use super::*;
@@ -448,7 +640,7 @@ mod tests {
     impl Area {
         fn new(count: usize, order: u32) -> Result<Self> {
             let cache = iova::Cache::get()?;
-            let slots = KBox::pin_init(Slots::new(Some(&cache), count, order), GFP_KERNEL)?;
+            let slots = KBox::pin_init(Slots::new(Some(&cache), 1..count, order), GFP_KERNEL)?;
             let given = KVVec::from_elem(false, count, GFP_KERNEL)?;
 
             Ok(Self {
@@ -543,6 +735,79 @@ mod tests {
     }
 
     #[test]
+    fn slots_before_the_first_are_not_given_out() -> Result {
+        let cache = iova::Cache::get()?;
+        for first in [1, 31, 32, 54] {
+            let slots = KBox::pin_init(Slots::new(Some(&cache), first..1024, 5), GFP_KERNEL)?;
+            let mut count = 0;
+            while let Some(iova) = slots.alloc(PAGE_SIZE) {
+                assert!(iova as usize >> PAGE_SHIFT >= first);
+                count += 1;
+            }
+            assert_eq!(count, 1024 - first);
+        }
+
+        Ok(())
+    }
+
+    #[test]
+    fn a_closed_region_gives_out_nothing() -> Result {
+        // The area without blocks comes last.
+        for order in [5, 3, 0] {
+            let cache = iova::Cache::get()?;
+            let count = 4 * REGION_SLOTS;
+            let slots = KBox::pin_init(Slots::new(Some(&cache), 1..count, order), GFP_KERNEL)?;
+            // Claims blocks of the region, and frees their slots.
+            let mut firsts = KVVec::new();
+            while let Some(iova) = slots.alloc(PAGE_SIZE) {
+                firsts.push(iova, GFP_KERNEL)?;
+            }
+            for &iova in &firsts {
+                slots.free(iova, PAGE_SIZE);
+            }
+
+            let held = slots.alloc(PAGE_SIZE).ok_or(ENOMEM)?;
+            let used = held as usize >> PAGE_SHIFT >> REGION_SLOTS.ilog2();
+            let mut closed = KVVec::new();
+            for region in 0..4 {
+                let is_closed = slots.close(region, false);
+                if order > 0 {
+                    assert_eq!(is_closed.is_none(), region == used);
+                }
+                if let (Some(is_closed), true) = (is_closed, region != used) {
+                    assert!(is_closed.is_quiet());
+                    assert!(slots.close(region, false).is_none());
+                    closed.push(is_closed, GFP_KERNEL)?;
+                }
+            }
+            assert_eq!(closed.len(), 3);
+
+            let mut rest = KVVec::new();
+            while let Some(iova) = slots.alloc(PAGE_SIZE) {
+                assert_eq!(iova as usize >> PAGE_SHIFT >> REGION_SLOTS.ilog2(), used);
+                rest.push(iova, GFP_KERNEL)?;
+            }
+            if order > 0 {
+                let all = REGION_SLOTS - 1 - usize::from(used == 0);
+                assert_eq!(rest.len(), all);
+            }
+            for &iova in &rest {
+                slots.free(iova, PAGE_SIZE);
+            }
+            slots.free(held, PAGE_SIZE);
+
+            drop(closed);
+            let mut count = 0;
+            while slots.alloc(PAGE_SIZE).is_some() {
+                count += 1;
+            }
+            assert_eq!(count, 4 * REGION_SLOTS - 1);
+        }
+
+        Ok(())
+    }
+
+    #[test]
     fn a_slot_that_is_freed_is_found_when_there_is_no_other() -> Result {
         let mut area = Area::new(1024, 5)?;
         area.fill()?;
@@ -614,7 +879,7 @@ mod tests {
 
     #[test]
     fn without_a_cache_nothing_is_given_out() -> Result {
-        let slots = KBox::pin_init(Slots::new(None, 1024, 5), GFP_KERNEL)?;
+        let slots = KBox::pin_init(Slots::new(None, 1..1024, 5), GFP_KERNEL)?;
 
         assert_eq!(slots.alloc(PAGE_SIZE), None);
         assert_eq!(slots.alloc(32 * PAGE_SIZE), None);

@@ -128,6 +128,8 @@ pub(crate) struct Token<T: Owner> {
     /// 0 while the token is open; otherwise a value that identifies the call that has quiesced the
     /// token.
     quiesced_by: Atomic<usize>,
+    /// The number of the virtqueue.
+    vq: u32,
     /// The map into which a [direct](Self::new_direct) token maps memory. A direct token is always
     /// quiesced.
     direct: Option<Arc<DirectMap>>,
@@ -172,13 +174,14 @@ impl<'a, T: Owner, I: Iterator<Item = &'a Token<T>> + Clone> Drop for Quiescing<
 }
 
 impl<T: Owner> Token<T> {
-    /// Creates a token that points to `space`.
-    pub(crate) fn new(space: Arc<Space<T>>) -> Self {
+    /// Creates the token of the virtqueue `vq`, which points to `space`.
+    pub(crate) fn new(vq: u32, space: Arc<Space<T>>) -> Self {
         // INVARIANT: The token owns the reference from now on.
         Self {
             space: Atomic::new(Arc::into_raw(space).cast_mut()),
             former: Atomic::new(ptr::null_mut()),
             quiesced_by: Atomic::new(0),
+            vq,
             direct: None,
         }
     }
@@ -186,7 +189,8 @@ impl<T: Owner> Token<T> {
     /// Creates a direct token, for a virtqueue whose device is in the kernel itself. The token maps
     /// memory into `direct`. The token always points to `space`, but maps nothing into that space.
     pub(crate) fn new_direct(space: Arc<Space<T>>, direct: Arc<DirectMap>) -> Self {
-        let mut token = Self::new(space);
+        // The number does not matter, because the token maps nothing into the space.
+        let mut token = Self::new(0, space);
         token.quiesced_by = Atomic::new(ALWAYS);
         token.direct = Some(direct);
 
@@ -375,7 +379,7 @@ impl<T: Owner> Token<T> {
             space.owner.prepare();
         }
 
-        space.bounce.map(buffer, dir, sync, rcu)
+        space.bounce.map(buffer, dir, sync, self.vq, rcu)
     }
 
     /// Maps a buffer with [`Area::map_fast`]. Returns the buffer as the error if `map_fast` fails,

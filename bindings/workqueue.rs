@@ -61,7 +61,8 @@ unsafe impl Sync for OwnedQueue {}
 
 impl OwnedQueue {
     /// Creates a workqueue of high priority, whose work items run on the CPUs for which they are
-    /// queued.
+    /// queued. They run even if memory is so short that no worker can be created
+    /// (`WQ_MEM_RECLAIM`). So they must not wait for memory.
     ///
     /// # Errors
     ///
@@ -73,7 +74,9 @@ impl OwnedQueue {
     pub(crate) fn new_highpri_percpu(name: &'static CStr) -> Result<Self> {
         Self::new(
             name,
-            bindings::wq_flags_WQ_HIGHPRI | bindings::wq_flags_WQ_PERCPU,
+            bindings::wq_flags_WQ_HIGHPRI
+                | bindings::wq_flags_WQ_PERCPU
+                | bindings::wq_flags_WQ_MEM_RECLAIM,
         )
     }
 

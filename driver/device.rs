@@ -25,7 +25,10 @@ use super::{
     umem,
     usage::Usage,
     validate,
-    virtio::feature,
+    virtio::{
+        device_id,
+        feature, //
+    },
     vq::Vq, //
 };
 use crate::{
@@ -68,6 +71,19 @@ use kernel::{
     },
     time::Delta,
 };
+
+/// Returns the size of the reserve of a device's bounce area, in pages.
+///
+/// Only disks have a reserve: memory is freed by writing to disks. The size is the most for which a
+/// disk takes less than 256 KiB while it is idle, and so decides how large a request can be
+/// ([`RequestLimits`]). Other devices cannot use a reserve: the buffers in which a network card
+/// receives stay mapped until something arrives, so the reserve would never be free again.
+fn reserved_pages(device_id: u32) -> usize {
+    match device_id {
+        device_id::BLOCK => 53,
+        _ => 0,
+    }
+}
 
 /// The resources that all devices share.
 pub(crate) struct Shared {
@@ -219,6 +235,7 @@ impl Dev {
                 spaces <- Spaces::new(
                     nas as usize,
                     shared.iova_cache.clone(),
+                    reserved_pages(config.device_id),
                     shared.max_iotlb_entries,
                 ),
                 usage <- Usage::new(),
@@ -476,6 +493,26 @@ impl Dev {
         Ok(())
     }
 
+    /// Allocates the pages of the bounce area's reserve, for a kernel driver, until the next reset. A
+    /// vhost client does not use the bounce area, so the reserve takes no memory until a kernel
+    /// driver comes.
+    ///
+    /// # Context
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`EINVAL`] if the device has never been on the vDPA bus.
+    /// - [`ENOMEM`] if memory is short.
+    pub(super) fn fill_reserve(&self) -> Result {
+        self.spaces
+            .get(0)?
+            .domain
+            .bounce()
+            .fill_reserve(self.vqs.len())
+    }
+
     /// Returns whether the virtqueues have the packed layout.
     pub(super) fn is_packed(&self) -> bool {
         self.driver_features() & feature::RING_PACKED != 0
@@ -580,7 +617,7 @@ impl KernelView for Dev {
 
         RequestLimits {
             pages: area.map_or(0, |area| area.size() >> PAGE_SHIFT),
-            mappings: area.map_or(0, |area| area.max_mappings()),
+            mappings: area.map_or(0, |area| area.sure_mappings()),
             shortest_vq: shortest.unwrap_or(0),
             indirect: self.features & feature::INDIRECT_DESC != 0,
         }

@@ -23,7 +23,15 @@ use super::mapping::{
 };
 use crate::{
     bindings::{
-        anon_inode, bounce,
+        address_space::AddressSpace,
+        anon_inode,
+        bounce::{
+            self,
+            give_back::{
+                self,
+                Mapped, //
+            }, //
+        },
         fast::Inlined,
         file_ops::FileOperations,
         iova,
@@ -91,6 +99,9 @@ pub(crate) struct Mappings {
     #[pin]
     coherent: iova::Domain,
     max_entries: usize,
+    /// The processes' mappings of the domain's own file.
+    #[pin]
+    file_mappings: AddressSpace,
 }
 
 /// An address space: its mappings and its bounce area.
@@ -124,6 +135,7 @@ impl Mappings {
             bounce_size: bounce_size,
             coherent <- iova::Domain::new(cache, *bounce_size, LAST_IOVA),
             max_entries: max_entries,
+            file_mappings <- AddressSpace::new(),
         })
     }
 
@@ -349,7 +361,7 @@ impl Owner for Mappings {
 
     fn map_coherent(&self, pages: Pages, size: usize) -> Result<u64> {
         let node = RBTreeNodeReservation::new(GFP_ATOMIC)?;
-        let start = self.coherent.alloc(size).ok_or(ENOMEM)?;
+        let start = self.coherent.alloc(size, iova::Flush::Yes).ok_or(ENOMEM)?;
         let mapping = Mapping {
             start,
             last: start + (size - 1) as u64,
@@ -407,6 +419,10 @@ impl FileOperations for DomainFile {
         }
     }
 
+    fn address_space<'a>(domain: &'a ArcBorrow<'_, Domain>) -> &'a AddressSpace {
+        &domain.owner().file_mappings
+    }
+
     /// Returns whether a page fault in a mapping of the file, which begins at `offset` in the file,
     /// may also map the pages that follow the faulting page (fault-around). Returns true only if
     /// `offset` is in the bounce area. Offsets above it can be reused: a ring that is allocated
@@ -415,9 +431,22 @@ impl FileOperations for DomainFile {
         domain.bounce().contains(offset)
     }
 
+    /// Returns the number of bytes up to the end of the bounce area, if the area has a reserve. The
+    /// reserve is there for times when memory is short. At such a time, a daemon that needed a page
+    /// table for a page of the area would wait for memory that only the daemon itself can free.
+    fn prepared_len(domain: ArcBorrow<'_, Domain>, offset: u64) -> u64 {
+        let bounce = domain.bounce();
+
+        if bounce.has_reserve() {
+            (bounce.size() as u64).saturating_sub(offset)
+        } else {
+            0
+        }
+    }
+
     /// Returns the bounce page at an offset, so that a fault shortly before that offset maps this
-    /// page, too. Mapping the page early is safe, because the bounce page at an offset never
-    /// changes. It also saves faults, because drivers use bounce pages one after the other.
+    /// page, too. Mapping the page early is safe, because a bounce page is unmapped before it is
+    /// given back. It also saves faults, because drivers use bounce pages one after the other.
     ///
     /// Returns [`None`] while user pages are registered (umem). A process may have mapped bounce
     /// pages before the registration. If the process still accesses these bounce pages, it does so
@@ -427,6 +456,19 @@ impl FileOperations for DomainFile {
 
         bounce.contains(offset).then(|| bounce.page(offset))?
     }
+}
+
+/// Gives back the bounce pages of domains that nothing has used since the previous call, and the
+/// reserves that no kernel driver needs.
+///
+/// # Context
+///
+/// May sleep.
+pub(super) fn give_back<'a>(domains: impl Iterator<Item = &'a Arc<Domain>>) {
+    give_back::give_back(domains.map(|domain| Mapped {
+        area: domain.bounce(),
+        mappings: &domain.owner().file_mappings,
+    }));
 }
 
 /// A domain and its file. The file also owns a reference to the domain, and exists as long as a
@@ -439,7 +481,7 @@ pub(super) struct DomainHandle {
 impl DomainHandle {
     /// Creates a domain with a bounce area of `bounce_size` bytes, a multiple of the page size, and
     /// at most `max_entries` mappings. Without `cache`, a virtio driver of this kernel can map
-    /// neither buffers nor rings.
+    /// neither buffers nor rings. `reserve` is the size of the area's reserve, in pages.
     ///
     /// # Context
     ///
@@ -452,11 +494,12 @@ impl DomainHandle {
     pub(super) fn new(
         cache: Option<&Arc<iova::Cache>>,
         bounce_size: usize,
+        reserve: usize,
         max_entries: usize,
     ) -> Result<Self> {
         let domain = Arc::pin_init(
             Domain::new(
-                bounce::Area::new(cache, bounce_size),
+                bounce::Area::new(cache, bounce_size, reserve),
                 Mappings::new(cache, bounce_size, max_entries),
             ),
             GFP_KERNEL_ACCOUNT,

@@ -80,9 +80,9 @@ impl VqTokens {
     /// [`ENOMEM`] if memory is short.
     pub(super) fn new(vqs: &[Arc<Vq>], space: &Arc<Domain>) -> Result<Self> {
         let mut tokens = KVVec::with_capacity(vqs.len(), GFP_KERNEL_ACCOUNT)?;
-        for vq in vqs {
+        for (index, vq) in (0..).zip(vqs) {
             let token = VqToken {
-                token: Token::new(space.clone()),
+                token: Token::new(index, space.clone()),
                 group: vq.group(),
             };
             tokens.push(token, GFP_KERNEL_ACCOUNT)?;

@@ -25,6 +25,7 @@
 
 #![forbid(unsafe_code)]
 
+pub(crate) mod idle;
 pub(crate) mod nodes;
 pub(crate) mod registry;
 

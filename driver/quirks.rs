@@ -75,6 +75,10 @@ const RINGS: u64 = feature::RING_PACKED | feature::IN_ORDER;
 /// Returns the features of a device that are hidden from the kernel's own drivers. `control` is the
 /// device's control virtqueue, if the device has one that can be [shadowed](super::shadow).
 ///
+/// The packed layout is hidden from the driver of a disk: if a buffer of a request cannot be mapped
+/// at the moment, virtio's core reports `EIO` for a packed virtqueue and `ENOMEM` for a split one.
+/// Only then does virtio_blk try the request again; otherwise the request fails.
+///
 /// The hidden features of a network card, and why they are hidden:
 ///
 /// - The control virtqueue, if it cannot be shadowed: virtio_net waits for the answer to a command
@@ -95,8 +99,10 @@ pub(crate) fn hidden_from_kernel(
     features: u64,
     control: Option<&ControlVq>,
 ) -> u64 {
-    if device_id != device_id::NET {
-        return 0;
+    match device_id {
+        device_id::NET => (),
+        device_id::BLOCK => return feature::RING_PACKED,
+        _ => return 0,
     }
 
     let control = match control {
@@ -126,7 +132,7 @@ pub(crate) fn hidden_from_kernel(
     control | large_packets | feature::NET_STANDBY
 }
 
-/// Returns sets of hidden features of a network card, each with the reason why the set is hidden.
+/// Returns sets of hidden features of a device, each with the reason why the set is hidden.
 /// `hidden` is the result of [`hidden_from_kernel`] for the same `control`, or a part of that
 /// result.
 pub(crate) fn reasons(
@@ -137,7 +143,11 @@ pub(crate) fn reasons(
     let sets = [
         (
             RINGS,
-            "the control virtqueue is shadowed, which such virtqueues cannot be",
+            if is_shadowed {
+                "the control virtqueue is shadowed, which such virtqueues cannot be"
+            } else {
+                "a request would fail, and not wait, if memory is short"
+            },
         ),
         (
             feature::NET_MQ,
@@ -189,14 +199,14 @@ pub(crate) fn reasons(
 ///
 /// Kernel drivers do not check whether a request can fit at all. They retry a request indefinitely
 /// if its descriptors do not fit into the virtqueue. virtio_blk does the same if the request's
-/// buffers do not fit into the bounce area.
+/// buffers do not fit into the bounce area. If memory is short, the buffers must fit into the
+/// area's reserve, as the kernel may be waiting for this request in order to free memory.
 #[derive(Clone, Copy)]
 pub(crate) struct RequestLimits {
     /// The size of the bounce area, in pages.
     pub(crate) pages: usize,
-    /// The number of mappings of the largest possible size that fit into the bounce area. This
-    /// number includes the mapping at page 0. As page 0 is never used, one mapping fewer is
-    /// available.
+    /// The number of mappings for which the bounce area always has room, and memory if the area has
+    /// a reserve.
     pub(crate) mappings: usize,
     /// The size of the shortest virtqueue, in descriptors.
     pub(crate) shortest_vq: u16,
@@ -208,9 +218,8 @@ impl RequestLimits {
     /// Returns the maximum number of data segments in a request to a block device; 0 if no request
     /// fits.
     ///
-    /// The data segments take at most half of the bounce area. The rest of the area has room for
-    /// the request's header and status (section 5.2.6), and for its indirect descriptor table,
-    /// which must be no longer than a page.
+    /// Three mappings are left for the request's header and status (section 5.2.6), and for its
+    /// indirect descriptor table, which must be no longer than a page.
     ///
     /// If memory is short, a driver makes a request without an indirect descriptor table even if
     /// `VIRTIO_F_INDIRECT_DESC` was negotiated. So the virtqueue must have room for all descriptors
@@ -221,8 +230,8 @@ impl RequestLimits {
         let least = if self.indirect { 3 } else { 0 };
         let descriptors = usize::from(self.shortest_vq.max(least));
 
-        (self.mappings / 2)
-            .min(self.mappings.saturating_sub(4))
+        self.mappings
+            .saturating_sub(3)
             .min(descriptors.saturating_sub(2))
             .min(254)
     }
@@ -361,7 +370,7 @@ mod tests {
             seen(device_id::BLOCK, 22, 0xff),
             [0xff, 0xff, 15, 0xff, 0xff, 0xff]
         );
-        assert_eq!(seen(device_id::BLOCK, 10, 0xff), [0xff, 0xff, 254, 0, 0, 0]);
+        assert_eq!(seen(device_id::BLOCK, 10, 0xff), [0xff, 0xff, 50, 0, 0, 0]);
         assert_eq!(seen(device_id::BLOCK, 12, 0x00), [0; 6]);
         hide_from_kernel(device_id::NET, &View::default(), 6, &mut []);
     }
@@ -418,10 +427,11 @@ mod tests {
         assert_eq!(ControlVq::of(device_id::BLOCK, MQ, 9, &[1; 12]), None);
     }
 
-    /// The limits with the default bounce area and a virtqueue of 256 descriptors.
+    /// The limits with the default bounce area, a reserve of 53 pages, and a virtqueue of 256
+    /// descriptors.
     const LIMITS: RequestLimits = RequestLimits {
         pages: 16384,
-        mappings: 512,
+        mappings: 53,
         shortest_vq: 256,
         indirect: true,
     };
@@ -438,18 +448,18 @@ mod tests {
             (limits.segments(), limits.vq_size(device_id::BLOCK, 64))
         };
 
+        assert_eq!(segments(53, 1024, true), (50, 64));
         assert_eq!(segments(512, 1024, true), (254, 64));
         assert_eq!(segments(1023, 1024, false), (254, 64));
-        assert_eq!(segments(128, 1024, true), (64, 64));
+        assert_eq!(segments(256, 1024, true), (253, 64));
         assert_eq!(segments(512, 128, true), (126, 64));
         assert_eq!(segments(512, 3, false), (1, 64));
         assert_eq!(segments(512, 2, false), (0, 0));
         assert_eq!(segments(512, 2, true), (1, 64));
         assert_eq!(segments(512, 0, false), (0, 0));
-        // A request of one segment needs four mappings: table, header, segment and status. The
-        // first mapping of the area is unusable.
-        assert_eq!(segments(5, 256, true), (1, 64));
-        assert_eq!(segments(4, 256, true), (0, 0));
+        // A request of one segment needs four mappings: table, header, segment and status.
+        assert_eq!(segments(4, 256, true), (1, 64));
+        assert_eq!(segments(3, 256, true), (0, 0));
         assert_eq!(segments(0, 256, true), (0, 0));
     }
 
@@ -503,7 +513,9 @@ mod tests {
         );
         // For disks and file systems, these feature bits have other meanings, so they are not
         // hidden.
-        assert_eq!(hidden_from_kernel(device_id::BLOCK, !0, None), 0);
+        let of_disk = hidden_from_kernel(device_id::BLOCK, !0, None);
+        assert_eq!(of_disk, feature::RING_PACKED);
+        assert_eq!(reasons(of_disk, None).count(), 1);
         assert_eq!(hidden_from_kernel(device_id::FS, 0, None), 0);
     }
 

@@ -17,6 +17,7 @@ use super::{
         Negotiated,
         Shared, //
     },
+    domain::Domain,
     sysfs::{
         DevAttributes,
         VqAttributes, //
@@ -151,6 +152,18 @@ impl Registry {
             .lock()
             .get(&index)
             .map(|entry| entry.dev.clone())
+    }
+
+    /// Returns the domain of address space 0 of the first device that has one and whose minor number
+    /// is at least `index`, with the minor number.
+    ///
+    /// The domain may outlive the device. It holds no reference to the module.
+    pub(super) fn next_domain(&self, index: u32) -> Option<(u32, Arc<Domain>)> {
+        self.entries
+            .lock()
+            .iter()
+            .skip_while(|&(&minor, _)| minor < index)
+            .find_map(|(&minor, entry)| Some((minor, entry.dev.spaces.get(0).ok()?.domain.clone())))
     }
 
     /// Returns the minor number and the entry of the device with the given name.

@@ -59,14 +59,18 @@ pub(super) struct Spaces {
     #[pin]
     bounce_config: Mutex<BounceConfig>,
     cache: Arc<iova::Cache>,
+    /// The size of the reserve of address space 0, in pages.
+    reserve: usize,
     max_entries: usize,
 }
 
 impl Spaces {
     /// Returns an initialiser for `count` address spaces of at most `max_entries` mappings each.
+    /// `reserve` is the size of the reserve of address space 0, in pages.
     pub(super) fn new(
         count: usize,
         cache: Arc<iova::Cache>,
+        reserve: usize,
         max_entries: usize,
     ) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
@@ -82,6 +86,7 @@ impl Spaces {
                 frozen: false,
             }),
             cache: cache,
+            reserve: reserve,
             max_entries: max_entries,
         })
     }
@@ -183,12 +188,16 @@ impl Spaces {
     /// Creates an address space's domain, with a bounce area of `size` bytes, rounded up to whole
     /// pages.
     fn alloc(&self, asid: u32, size: usize) -> Result<DomainHandle> {
-        // Only address space 0 needs the IOVA caches. A virtio driver of this kernel finds all
-        // virtqueue groups in address space 0, and maps its buffers there. Only a process can move
-        // a group to another address space.
-        let cache = (asid == 0).then_some(&self.cache);
+        // Only address space 0 needs the IOVA caches and a reserve. A virtio driver of this kernel
+        // finds all virtqueue groups in address space 0, and maps its buffers there. Only a process
+        // can move a group to another address space.
+        let (cache, reserve) = match asid {
+            0 => (Some(&self.cache), self.reserve),
+            _ => (None, 0),
+        };
+        let size = size.next_multiple_of(PAGE_SIZE);
 
-        DomainHandle::new(cache, size.next_multiple_of(PAGE_SIZE), self.max_entries)
+        DomainHandle::new(cache, size, reserve, self.max_entries)
     }
 
     /// Returns the domains that have been created.
@@ -196,10 +205,12 @@ impl Spaces {
         self.all.iter().filter_map(|space| space.0.as_ref())
     }
 
-    /// Unmaps all bounce areas, in a reset of the device.
+    /// Unmaps all bounce areas, in a reset of the device. The reserve may be given back, unless a
+    /// kernel driver comes again.
     pub(super) fn reset(&self) {
         for handle in self.allocated() {
             handle.domain.owner().reset();
+            handle.domain.bounce().let_reserve_go();
         }
     }
 

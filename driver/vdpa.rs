@@ -279,6 +279,9 @@ impl Operations for DriverSide {
     fn set_driver_features(&self, features: u64, driver: BusDriver) -> Result {
         self.dev
             .set_driver_features(features, self.device_features(driver))?;
+        if driver == BusDriver::Kernel {
+            self.dev.fill_reserve()?;
+        }
         if let Some(shadow) = self.dev.shadow() {
             shadow.select(if driver == BusDriver::Kernel {
                 features

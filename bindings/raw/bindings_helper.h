@@ -17,6 +17,7 @@
 #include <linux/notifier.h>
 #include <linux/preempt.h>
 #include <linux/rcupdate.h>
+#include <linux/shrinker.h>
 #include <linux/suspend.h>
 #include <linux/sysfs.h>
 #include <linux/vdpa.h>
@@ -31,5 +32,7 @@
 #include <uapi/linux/virtio_ring.h>
 
 /* Constants for macros that bindgen cannot evaluate. */
+/* For allocations that can fail without harm. */
+const gfp_t RUST_CONST_HELPER_GFP_SPARES = GFP_ATOMIC | __GFP_NOMEMALLOC | __GFP_NOWARN;
 const int RUST_CONST_HELPER_IOCB_NOWAIT = IOCB_NOWAIT;
 const unsigned int RUST_CONST_HELPER_NOT_PREEMPTIBLE = PREEMPT_MASK | SOFTIRQ_MASK;

@@ -11,12 +11,14 @@
 #include <linux/cpumask.h>
 #include <linux/cred.h>
 #include <linux/eventfd.h>
+#include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/instrumented.h>
 #include <linux/io.h>
 #include <linux/kernel.h>
 #include <linux/mm.h>
 #include <linux/nospec.h>
+#include <linux/pagemap.h>
 #include <linux/sched.h>
 #include <linux/sched/signal.h>
 #include <linux/spinlock.h>
@@ -115,6 +117,35 @@ void vduse_rs_helper_spin_unlock_bh(spinlock_t *lock)
 bool vduse_rs_helper_spin_trylock_bh(spinlock_t *lock)
 {
 	return spin_trylock_bh(lock);
+}
+
+/* Sets up an address space that is not part of an inode, as inode_init_always() does for an inode's. */
+void vduse_rs_helper_address_space_init(struct address_space *space)
+{
+	address_space_init_once(space);
+	space->a_ops = &empty_aops;
+	mapping_set_gfp_mask(space, GFP_HIGHUSER_MOVABLE);
+	init_rwsem(&space->invalidate_lock);
+}
+
+void vduse_rs_helper_init_deferrable_work(struct delayed_work *work, work_func_t function)
+{
+	INIT_DEFERRABLE_WORK(work, function);
+}
+
+bool vduse_rs_helper_get_page_unless_zero(struct page *page)
+{
+	return get_page_unless_zero(page);
+}
+
+bool vduse_rs_helper_page_ref_freeze(struct page *page, int count)
+{
+	return page_ref_freeze(page, count);
+}
+
+void vduse_rs_helper_page_ref_unfreeze(struct page *page, int count)
+{
+	page_ref_unfreeze(page, count);
 }
 
 #ifdef VDUSE_RS_FAST_X86_64

@@ -35,6 +35,23 @@ pub fn open_block(name: &str) -> Block {
     block
 }
 
+/// Returns a limit of a disk's requests, as the block layer has it.
+fn limit(block: &Block, name: &str) -> usize {
+    let queue = Path::new("/sys/block").join(block.name()).join("queue");
+    let text = sysfs::read(&queue.join(name)).expect("reading a limit");
+    text.trim().parse().expect("a number")
+}
+
+/// Returns the maximum size of a segment of a request, in bytes.
+pub fn largest_segment(block: &Block) -> usize {
+    limit(block, "max_segment_size")
+}
+
+/// Returns the maximum number of segments of a request.
+pub fn most_segments(block: &Block) -> usize {
+    limit(block, "max_segments")
+}
+
 /// Measures a row with `depth` requests in flight. `what` returns the direction, the offset and the
 /// length of each of the `count` requests, which have at most `largest` bytes. Returns the number
 /// of requests per second.

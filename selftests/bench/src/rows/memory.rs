@@ -37,23 +37,23 @@ fn get_fd() -> Vec<f64> {
 
 /// Measures mapping a bounce area that is in use, and the first access to each of its pages.
 fn faults() -> Vec<f64> {
-    /// With this number of requests in flight, nearly all of the bounce area is in use. Besides its
-    /// data, each request uses three pages, for the header, the status and the descriptors.
+    /// The number of requests in flight, each of which uses many pages of the bounce area. If the
+    /// driver allows requests of 126 segments, these are nearly all pages.
     const DEPTH: usize = 120;
-    /// Length in bytes of the longest request if no two of its pages are physically adjacent: 126
-    /// segments of one page each.
-    const BYTES: usize = 126 * PAGE as usize;
     const TIMES: u64 = 4;
 
     let disk = NullDisk::new(Shape::default());
     let block = disk::open(disk.name());
-    let mut flight = Flight::new(DEPTH, BYTES).expect("asynchronous I/O");
+    // The length of the longest request if no two of its pages are physically adjacent. A longer one
+    // would be split, and there might be too many requests for the disk.
+    let bytes = disk::most_segments(&block) * PAGE as usize;
+    let mut flight = Flight::new(DEPTH, bytes).expect("asynchronous I/O");
     // Pause the disk, so that all requests are mapped before the first one is served.
     let paused = disk.pause();
     let mut next = 0;
     let what = || {
-        next += BYTES as u64;
-        (Direction::Write, next, BYTES)
+        next += bytes as u64;
+        (Direction::Write, next, bytes)
     };
     let slots: Vec<usize> = (0..DEPTH).collect();
     flight.submit(&block, &slots, what).expect("writing");
@@ -76,7 +76,7 @@ fn faults() -> Vec<f64> {
         })
         .collect();
     drop(mapping);
-    let least = DEPTH * BYTES / PAGE as usize;
+    let least = DEPTH * bytes / PAGE as usize;
     assert!(there.len() >= least, "only {} pages are there", there.len());
 
     profile::begin(FIRST_TOUCH);

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Measurements of how many instructions the driver's `map_page` and `unmap_page` take for the data
-//! of a request, which is one segment. The number includes the copy to or from the bounce pages. In
-//! a virtual machine that counts instructions (see `qemu-test/bench`), copying 32 bytes takes 11
-//! instructions, so the rows with 512 bytes say most about the driver itself.
+//! of a request. The data is physically contiguous. It is one segment if the driver allows so large
+//! a segment; otherwise the number is for all of its segments. The number includes the copy to or
+//! from the bounce pages. In a virtual machine that counts instructions (see `qemu-test/bench`),
+//! copying 32 bytes takes 11 instructions, so the rows with 512 bytes say most about the driver
+//! itself.
 //!
 //! There is no row for syncing mapped memory, because no driver in Linux 7.2 syncs the memory of a
 //! device with map operations. virtio_net has a page pool that maps and syncs receive buffers, but
@@ -46,8 +48,10 @@ fn map_and_unmap(rows: &[Row], bytes: usize) -> Vec<f64> {
         profile::watch(&row.name, REQUESTS, || (0..REQUESTS).for_each(|_| once()));
         let probes = Probes::new();
         let watched = probes.watch(|| (0..REQUESTS).for_each(|_| once()));
-        let [map, unmap] = watched.map_and_unmap(bytes, REQUESTS);
-        map + unmap
+        let segment = bytes.min(disk::largest_segment(&block));
+        let segments = bytes / segment;
+        let [map, unmap] = watched.map_and_unmap(segment, REQUESTS * segments);
+        (map + unmap) * segments as f64
     };
     vec![each(&rows[0], false), each(&rows[1], true)]
 }

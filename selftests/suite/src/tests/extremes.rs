@@ -41,7 +41,7 @@ tests![
     a_device_of_128_queues_in_128_groups_and_spaces_works => 40,
     a_device_of_0xffff_queues_is_charged_to_its_creator => 120,
     spaces_that_are_moved_to_are_charged_to_the_client => 60,
-    bounce_pages_stay_and_are_no_more_than_bounce_size => 60,
+    bounce_pages_are_no_more_than_bounce_size => 60,
 ];
 
 /// A meter of the time and the memory that each step of a test takes.
@@ -274,7 +274,7 @@ fn spaces_that_are_moved_to_are_charged_to_the_client() {
     assert!(charged >= i64::from(SPACES) / 4, "{charged} KiB");
 }
 
-fn bounce_pages_stay_and_are_no_more_than_bounce_size() {
+fn bounce_pages_are_no_more_than_bounce_size() {
     const SIZE: u64 = 64 << 20;
     for lent in [false, true] {
         let disk = LiveDisk::new(Shape {

@@ -423,12 +423,13 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     /// The number of pages that a fault maps, including the touched page.
     const AROUND: usize = 16;
     let disk = LiveDisk::new(Shape::default());
-    // A DMA mapping can be 128 KiB at most. The bounce pages of one DMA mapping are consecutive.
-    let count = (128 << 10) / PAGE as usize;
+    // The bounce pages of one request are consecutive if they fit into a block of 32 slots, together
+    // with that of the request's header.
+    let count = 24;
     let mut memory = HugePage::new();
     let pages = memory.bytes().chunks_mut(PAGE as usize).take(count);
     pages.zip(1..).for_each(|(page, number)| page.fill(number));
-    let written = &memory.bytes()[..128 << 10];
+    let written = &memory.bytes()[..count * PAGE as usize];
     assert_eq!(
         rustix::io::pwrite(disk.block(), written, 0),
         Ok(written.len())
@@ -445,8 +446,8 @@ fn one_fault_maps_the_bounce_pages_behind_it() {
     let is_run = |run: &&[usize]| {
         run[count - 1] - run[0] == count - 1
             && prober
-                .read(page(&all, run[0]), 1)
-                .is_ok_and(|bytes| bytes == [1])
+                .read(page(&all, run[0]), PAGE as usize)
+                .is_ok_and(|bytes| bytes == written[..PAGE as usize])
     };
     let run = used
         .windows(count)

@@ -19,6 +19,7 @@ mod faults;
 mod features;
 mod fs;
 mod fuzz;
+mod give_back;
 mod groups;
 mod guest;
 mod guest_net;
@@ -38,6 +39,7 @@ mod probes;
 mod qsd;
 mod queue_ready;
 mod reference;
+mod reserve;
 mod shadow;
 mod spaces;
 mod state;
@@ -107,6 +109,8 @@ const GROUPS: &[Group] = groups![
     model,
     compat,
     disk,
+    reserve,
+    give_back,
     blk_daemon,
     fs,
     net,

@@ -3,6 +3,7 @@
 //! The daemon side of a device.
 
 pub mod answered;
+pub mod bounce_pages;
 pub mod card;
 pub mod control_ring;
 pub mod disk;

@@ -66,6 +66,94 @@ impl Below {
     }
 }
 
+/// A time during which every allocation of the driver fails, in all tasks and interrupt handlers.
+/// The outage ends when this value is dropped.
+#[derive(Debug)]
+pub struct Outage {
+    /// The previous values of the changed settings, by path.
+    before: Vec<(PathBuf, String)>,
+}
+
+impl Outage {
+    /// The number of failures after which the kernel injects no more.
+    const TIMES: u32 = 1_000_000_000;
+
+    /// Begins an outage: every allocation with `below` on the stack fails, including those that may
+    /// sleep. Skips the test if the kernel has no fault injection.
+    #[track_caller]
+    pub fn new(below: Below) -> Self {
+        let kinds = [SLAB, PAGES];
+        let has_filter = |kind: &&str| directory(kind).join("require-start").exists();
+        if !kinds.iter().all(has_filter) {
+            skip("no fault injection here");
+        }
+        let mut outage = Self { before: Vec::new() };
+        let addresses = below.addresses();
+        for kind in kinds {
+            let settings = [
+                ("verbose", "0".into()),
+                ("task-filter", "N".into()),
+                ("require-start", format!("{:#x}", addresses.start)),
+                ("require-end", format!("{:#x}", addresses.end)),
+                ("ignore-gfp-wait", "N".into()),
+                ("interval", "1".into()),
+                ("space", "0".into()),
+                ("times", Self::TIMES.to_string()),
+                // Set last, as this begins the outage.
+                ("probability", "100".into()),
+            ];
+            if kind == PAGES {
+                outage.set(kind, "min-order", "0");
+                outage.set(kind, "ignore-gfp-highmem", "N");
+            }
+            for (name, value) in settings {
+                outage.set(kind, name, &value);
+            }
+        }
+        outage
+    }
+
+    /// Ends the outage. Returns the number of allocations that failed.
+    #[track_caller]
+    pub fn end(self) -> u32 {
+        let left = |kind| {
+            let times = sysfs::read(&directory(kind).join("times")).expect("reading a setting");
+            times.trim().parse::<u32>().expect("a number")
+        };
+        [SLAB, PAGES]
+            .map(|kind| Self::TIMES - left(kind))
+            .iter()
+            .sum()
+    }
+
+    #[track_caller]
+    fn set(&mut self, kind: &str, name: &str, value: &str) {
+        change(&mut self.before, kind, name, value);
+    }
+}
+
+impl Drop for Outage {
+    fn drop(&mut self) {
+        restore(&mut self.before);
+    }
+}
+
+/// Changes a setting and saves the previous value in `before`.
+#[track_caller]
+fn change(before: &mut Vec<(PathBuf, String)>, kind: &str, name: &str, value: &str) {
+    let path = directory(kind).join(name);
+    let previous = sysfs::read(&path).expect("reading a setting");
+    sysfs::write(&path, value).expect("changing a setting");
+    before.push((path, previous));
+}
+
+/// Restores the settings that were saved in `before`, the last one first.
+fn restore(before: &mut Vec<(PathBuf, String)>) {
+    for (path, value) in before.drain(..).rev() {
+        let _ = sysfs::write(&path, &value);
+    }
+}
+
 /// Fault injection for the current thread. The injection ends when this value is dropped.
 #[derive(Debug)]
 pub struct Injection {
@@ -136,10 +224,7 @@ impl Injection {
     /// Changes a setting and saves the previous value.
     #[track_caller]
     fn set(&mut self, kind: &str, name: &str, value: &str) {
-        let path = directory(kind).join(name);
-        let before = sysfs::read(&path).expect("reading a setting");
-        sysfs::write(&path, value).expect("changing a setting");
-        self.before.push((path, before));
+        change(&mut self.before, kind, name, value);
     }
 
     /// Limits faults of `kind` to call stacks with an address in the range `addresses`.
@@ -229,9 +314,7 @@ impl Injection {
 
 impl Drop for Injection {
     fn drop(&mut self) {
-        for (path, value) in self.before.drain(..).rev() {
-            let _ = sysfs::write(&path, &value);
-        }
+        restore(&mut self.before);
     }
 }
 
