@@ -9,6 +9,7 @@ use rustix::process::{setrlimit, Resource, Rlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vduse::blk::{self, Geometry};
+use vduse::memory::prepare_for_shortage;
 use vduse::server::{Handle, Threads};
 use vduse::virtqueue::InFlightLog;
 use vduse::{Control, Device};
@@ -37,6 +38,7 @@ fn context(what: &str) -> impl FnOnce(io::Error) -> io::Error + '_ {
 
 /// Serves a disk until a signal ends the program.
 pub fn serve(options: &Options) -> io::Result<()> {
+    prepare(options)?;
     let path = options.file.display().to_string();
     let image = Image::open(&options.file, options.read_only, options.buffered);
     let image = Arc::new(image.map_err(context(&path))?);
@@ -86,6 +88,20 @@ pub fn serve(options: &Options) -> io::Result<()> {
             Ok(())
         }
         Err(error) => Err(context("destroying the device")(error)),
+    }
+}
+
+/// Makes the program fit to serve a disk while memory is short. Must be called before the program has
+/// other threads.
+fn prepare(options: &Options) -> io::Result<()> {
+    match prepare_for_shortage() {
+        Err(error) if options.for_swap => Err(error.into()),
+        Err(error) => {
+            let name = &options.name;
+            eprintln!("vduse-blk: {name}: do not swap to this disk: {error}");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
 }
 

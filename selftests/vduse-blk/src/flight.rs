@@ -9,6 +9,7 @@ use std::rc::Rc;
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
 use vduse::blk::{self, Operation, Segments, Status, SECTOR};
+use vduse::memory::touched;
 use vduse::virtqueue::Chain;
 use vm_memory::VolatileSlice;
 
@@ -167,16 +168,18 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// Creates a slot without a request.
-    pub fn new() -> Self {
+    /// Creates a slot without a request, with memory for requests of up to `segments` segments. A
+    /// larger request makes the slot allocate.
+    pub fn new(segments: usize) -> Self {
         Self {
-            chain: Chain::new(),
+            // Beside the data, there are the header and the status.
+            chain: Chain::with_capacity(segments + 2),
             step: Step::Flush,
             offset: 0,
             left: 0,
             written: 0,
             write_through: false,
-            vectors: Vec::new(),
+            vectors: touched(segments),
             fixed: false,
             retries: 0,
             copy: None,
@@ -492,7 +495,126 @@ fn skip(vectors: &mut Vec<libc::iovec>, mut count: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use io_uring::IoUring;
+    use vduse::device::Region;
+    use vduse::iotlb::{AddressSpace, Source};
+    use vduse::virtqueue::{Position, Settings, Virtqueue};
+    use vduse::Mapping;
+
     use super::*;
+    use crate::allocations;
+
+    /// A source without regions.
+    #[derive(Debug)]
+    struct Nothing;
+
+    impl Source for Nothing {
+        fn find(&self, _iova: u64) -> std::io::Result<Region> {
+            Err(std::io::ErrorKind::NotFound.into())
+        }
+    }
+
+    // The IOVAs of a virtqueue of `SIZE` descriptors, and of the memory for buffers.
+    const SIZE: u16 = 256;
+    const DESCRIPTORS: usize = 0;
+    const DRIVER: usize = 0x1000;
+    const DEVICE: usize = 0x2000;
+    const HEADER: usize = 0x3000;
+    const STATUS: usize = 0x3010;
+    const DATA: usize = 0x4000;
+
+    /// Reads and writes a request of many segments again and again, as the worker does.
+    #[test]
+    fn a_request_takes_no_memory() {
+        const SEGMENTS: usize = 64;
+        let len = DATA + 2 * SEGMENTS * 4096;
+        let mapping = Arc::new(Mapping::anonymous(len).unwrap());
+        let mut space = AddressSpace::new(Arc::new(Nothing));
+        space.map(0, len as u64 - 1, mapping.clone());
+        let write = |at: usize, bytes: &[u8]| {
+            mapping.slice(at, bytes.len()).unwrap().copy_from(bytes);
+        };
+        let descriptor = |index: usize, iova: usize, len: u32, flags: u16| {
+            let at = DESCRIPTORS + 16 * index;
+            write(at, &(iova as u64).to_le_bytes());
+            write(at + 8, &len.to_le_bytes());
+            write(at + 12, &flags.to_le_bytes());
+            write(at + 14, &(index as u16 + 1).to_le_bytes());
+        };
+        let settings = Settings {
+            size: SIZE,
+            descriptors: DESCRIPTORS as u64,
+            driver: DRIVER as u64,
+            device: DEVICE as u64,
+            features: 0,
+        };
+        let start = Position::Split {
+            next_avail: 0,
+            next_used: 0,
+        };
+        let mut vq = Virtqueue::at(&settings, start, Arc::new(space)).unwrap();
+
+        let path = std::env::temp_dir().join(format!("vduse-blk-memory-{}", std::process::id()));
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let image = Image::open(&path, false, true).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let mut ring = match IoUring::new(8) {
+            Ok(ring) => ring,
+            // A container may forbid it.
+            Err(_) => return,
+        };
+        ring.submitter().register_files(&[image.fd()]).unwrap();
+        let copies = Copies::default();
+        let disk = Disk {
+            image: &image,
+            serial: "",
+            write_through: false,
+            copies: &copies,
+            fixed: Fixed::default(),
+        };
+        let mut slot = Slot::new(SEGMENTS);
+        for round in 0..4u16 {
+            let is_write = round % 2 == 0;
+            let mut header = [0; 16];
+            header[0] = u8::from(is_write);
+            write(HEADER, &header);
+            write(STATUS, &[0xff]);
+            descriptor(0, HEADER, 16, 1);
+            for index in 1..=SEGMENTS {
+                // Every second page, so that no two segments become one.
+                let iova = DATA + (index - 1) * 2 * 4096;
+                descriptor(index, iova, 4096, if is_write { 1 } else { 3 });
+            }
+            descriptor(SEGMENTS + 1, STATUS, 1, 2);
+            write(DRIVER + 4 + 2 * usize::from(round), &0u16.to_le_bytes());
+            write(DRIVER + 2, &(round + 1).to_le_bytes());
+
+            let allocations = allocations::during(|| {
+                assert!(vq.pop(&mut slot.chain).unwrap());
+                let mut next = slot.begin(disk);
+                while next == Next::Operation {
+                    // SAFETY: The slot is not changed before the operation is complete.
+                    let entry = unsafe { slot.entry() };
+                    // SAFETY: The buffers are in `mapping`, which outlives the operation.
+                    unsafe { ring.submission().push(&entry) }.unwrap();
+                    ring.submit_and_wait(1).unwrap();
+                    next = slot.go_on(ring.completion().next().unwrap().result());
+                }
+                let Next::Done(status, written) = next else {
+                    panic!("not done");
+                };
+                let written = blk::complete(&slot.chain, status, written);
+                vq.push(&slot.chain, written);
+                vq.publish();
+            });
+            let mut status = [0xffu8];
+            mapping.slice(STATUS, 1).unwrap().copy_to(&mut status);
+            assert_eq!((status, allocations), ([0], 0), "{round}");
+        }
+    }
 
     /// Returns the offsets and lengths of vectors, relative to `start`.
     fn relative(vectors: &[libc::iovec], start: *mut u8) -> Vec<(usize, usize)> {
@@ -552,7 +674,7 @@ mod tests {
             step,
             left,
             written: left as u32,
-            ..Slot::new()
+            ..Slot::new(0)
         }
     }
 

@@ -28,6 +28,8 @@ the kernel's virtio_blk or a virtual machine uses it.
       --pinned          lock memory for the whole bounce area (64 MiB, unless
                         bounce_size in sysfs has another size) and register it
                         with io_uring: the fastest way
+      --for-swap        end with an error unless the disk can be relied upon
+                        while memory is short (see below)
       --log FILE        where the requests in flight are recorded, for a
                         successor (default: /run/vduse-blk-NAME.log)
   -h, --help            print this text
@@ -36,6 +38,13 @@ the kernel's virtio_blk or a virtual machine uses it.
 If the device exists, because an earlier vduse-blk has died or was stopped
 while a driver used the disk, this one takes the disk over, and repeats the
 requests that the other has not completed.
+
+The kernel writes to a disk when memory is short, above all to swap space. So
+the program locks its memory, is an I/O flusher, and is spared by the OOM
+killer. This needs CAP_SYS_RESOURCE, and CAP_IPC_LOCK or no limit of locked
+memory. Without these, the program says so and serves the disk all the same,
+unless --for-swap is given: do not swap to such a disk, or the machine may
+hang. --buffered takes memory for each write, so leave that out, too.
 
 SIGHUP: tells the driver the size that FILE has now.
 SIGTERM, SIGINT: ends the program, when the requests in progress are complete.
@@ -80,6 +89,8 @@ pub struct Options {
     pub buffered: bool,
     /// Whether the bounce area is in locked memory of this program.
     pub pinned: bool,
+    /// Whether the disk must be one that the kernel can write to while memory is short.
+    pub for_swap: bool,
     /// Path of the log of requests in flight.
     pub log: PathBuf,
 }
@@ -95,6 +106,7 @@ pub fn default_queues() -> u16 {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, lexopt::Error> {
     let (mut name, mut file, mut queues, mut serial, mut log) = (None, None, None, None, None);
     let (mut queue_size, mut read_only, mut buffered, mut pinned) = (256, false, false, false);
+    let mut for_swap = false;
     let mut parser = lexopt::Parser::from_args(arguments);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -116,6 +128,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, le
             Short('r') | Long("read-only") => read_only = true,
             Long("buffered") => buffered = true,
             Long("pinned") => pinned = true,
+            Long("for-swap") => for_swap = true,
             Long("log") => log = Some(parser.value()?.into()),
             Short('h') | Long("help") => return Ok(Action::Help),
             Short('V') | Long("version") => return Ok(Action::Version),
@@ -135,6 +148,7 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Action, le
         read_only,
         buffered,
         pinned,
+        for_swap,
         log: log.unwrap_or_else(|| format!("/run/vduse-blk-{name}.log").into()),
         name,
     }))
@@ -162,6 +176,7 @@ mod tests {
             read_only: false,
             buffered: false,
             pinned: false,
+            for_swap: false,
             log: "/run/vduse-blk-disk0.log".into(),
         };
         assert_eq!(options, expected);
@@ -169,7 +184,8 @@ mod tests {
 
     #[test]
     fn all_options_are_taken() {
-        let line = "/i -nd -q4 --queue-size=1024 --serial s -r --buffered --pinned --log /l";
+        let line =
+            "/i -nd -q4 --queue-size=1024 --serial s -r --buffered --pinned --for-swap --log /l";
         let Ok(Action::Serve(options)) = parse(line) else {
             panic!("a disk");
         };
@@ -178,7 +194,7 @@ mod tests {
             (options.serial.as_str(), options.log.to_str()),
             ("s", Some("/l"))
         );
-        assert!(options.read_only && options.buffered && options.pinned);
+        assert!(options.read_only && options.buffered && options.pinned && options.for_swap);
         assert_eq!(parse("--help").unwrap(), Action::Help);
         assert_eq!(parse("-V").unwrap(), Action::Version);
     }

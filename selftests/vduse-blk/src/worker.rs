@@ -28,6 +28,11 @@ const KICK: types::Fixed = types::Fixed(1);
 /// How many turns pass until the worker tries again whether operations are complete at once.
 const RETRY: u32 = 64;
 
+/// Number of segments of a request for which there is memory before the request arrives. A kernel
+/// driver's requests are not larger while memory is short, if the VDUSE driver limits them (`vduse_rs`
+/// does).
+const SEGMENTS: usize = 64;
+
 /// The tag of the operation that waits for a kick. The tags of others are indices of slots.
 const KICKED: u64 = u64::MAX;
 
@@ -50,6 +55,7 @@ impl Worker {
 impl server::Worker for Worker {
     fn serve(&mut self, queue: &mut ServedQueue) -> io::Result<()> {
         let size = queue.vq.settings().size;
+        let segments = usize::from(size).min(SEGMENTS);
         let ring = new_ring(u32::from(size) + 1)?;
         let files = [self.image.fd(), queue.kick().as_raw_fd()];
         ring.submitter().register_files(&files)?;
@@ -65,7 +71,7 @@ impl server::Worker for Worker {
             },
             // As many requests as the virtqueue has entries can be in progress. The slots keep the
             // driver's memory mapped, but only as long as the queue is served.
-            slots: (0..size).map(|_| Slot::new()).collect(),
+            slots: (0..size).map(|_| Slot::new(segments)).collect(),
             free: (0..size.into()).rev().collect(),
             ring,
             queue,

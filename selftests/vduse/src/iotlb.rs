@@ -23,6 +23,7 @@ use vm_memory::{
 };
 
 use crate::device::{Device, Region};
+use crate::memory;
 use crate::Mapping;
 
 /// The source of an address space's regions.
@@ -209,6 +210,11 @@ impl AddressSpace {
             .ok_or(io::ErrorKind::InvalidData)?;
 
         let mapping = Mapping::of_file(found.file.as_fd(), found.offset, size, found.access)?;
+        if memory::is_locked() {
+            // A virtual machine's memory is not this program's to lock. The bounce area is memory of
+            // the kernel, which never swaps it out.
+            mapping.unlock();
+        }
         let region = self.append(Arc::new(Mapped {
             first: found.first,
             last: found.last,

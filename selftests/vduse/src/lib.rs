@@ -14,18 +14,22 @@
 //!   provides a [`server::Backend`], which receives descriptor chains.
 //! - [`blk`] is a backend for a disk, [`net`] one for a network card.
 //! - [`state`] reads the state of a device in use, for a program that takes the device over.
+//! - [`memory`] prepares a program for serving a disk while memory is short.
 //! - [`umem`] registers the program's own memory as a device's bounce area.
 //!
 //! The numbers and layouts of the ABI are in [`uapi`].
 
 pub use vduse_uapi as uapi;
 
+#[cfg(test)]
+mod allocations;
 pub mod blk;
 pub mod control;
 pub mod device;
 pub mod eventfd;
 pub mod iotlb;
 mod mapping;
+pub mod memory;
 pub mod net;
 pub mod request;
 pub mod server;

@@ -87,6 +87,16 @@ impl Mapping {
         Self::new(base, len, 0)
     }
 
+    /// Unlocks the memory, so that it can be swapped out even if this process has [locked] its
+    /// memory.
+    ///
+    /// [locked]: crate::memory::prepare_for_shortage
+    pub(crate) fn unlock(&self) {
+        // SAFETY: The mapping belongs to `self`. The call does not change its contents. If the call
+        // fails, the memory stays locked, which does no harm.
+        let _ = unsafe { rustix::mm::munlock(self.base.as_ptr(), self.mapped) };
+    }
+
     fn new(base: *mut c_void, mapped: usize, offset: usize) -> io::Result<Self> {
         let base = NonNull::new(base).ok_or(io::ErrorKind::AddrNotAvailable)?;
         Ok(Self {

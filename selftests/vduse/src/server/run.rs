@@ -28,6 +28,25 @@ pub struct Server<B> {
     waits: Vec<Waits>,
     /// The request that is being served.
     chain: Chain,
+    lists: Lists,
+}
+
+/// The lists of a turn, which are empty between turns. They are kept so that a turn allocates nothing:
+/// memory may be short, and the kernel may wait for this turn to get some.
+#[derive(Debug, Default)]
+struct Lists {
+    fds: Vec<PollFd<'static>>,
+    /// The virtqueues that the driver has kicked.
+    kicked: Vec<usize>,
+    /// The virtqueues whose source is ready, and whether it is readable.
+    fed: Vec<(usize, bool)>,
+}
+
+/// Empties a list of file descriptors. The list keeps its memory, as the standard library collects a
+/// vector's iterator in place.
+fn recycle<'to>(mut fds: Vec<PollFd<'_>>) -> Vec<PollFd<'to>> {
+    fds.clear();
+    fds.into_iter().map(|_| unreachable!("empty")).collect()
 }
 
 /// The event for which a virtqueue waits.
@@ -132,6 +151,7 @@ impl<B: Backend> Server<B> {
             session,
             backend,
             chain: Chain::new(),
+            lists: Lists::default(),
         })
     }
 
@@ -180,21 +200,23 @@ impl<B: Backend> Server<B> {
         let session = &self.session;
         let device = PollFd::from_borrowed_fd(session.device.as_fd(), PollFlags::IN);
         let wake = PollFd::from_borrowed_fd(session.control.wake.as_fd(), PollFlags::IN);
-        let mut fds = vec![device, wake];
-        let kicks: Vec<(usize, &EventFd)> = (0..)
-            .zip(&session.queues)
-            .filter_map(|(index, vq)| Some((index, &**vq.kick.as_ref()?)))
-            .collect();
+        let Lists {
+            fds,
+            mut kicked,
+            mut fed,
+        } = std::mem::take(&mut self.lists);
+        let mut fds = recycle(fds);
+        fds.extend([device, wake]);
+        let kicks = || {
+            (0..)
+                .zip(&session.queues)
+                .filter_map(|(index, vq)| Some((index, &**vq.kick.as_ref()?)))
+        };
+        fds.extend(kicks().map(|(_, kick)| PollFd::from_borrowed_fd(kick.as_fd(), PollFlags::IN)));
+        let first_source = fds.len();
         fds.extend(
-            kicks
-                .iter()
-                .map(|(_, kick)| PollFd::from_borrowed_fd(kick.as_fd(), PollFlags::IN)),
-        );
-        let sources = self.sources();
-        fds.extend(
-            sources
-                .iter()
-                .map(|(_, source)| PollFd::from_borrowed_fd(*source, PollFlags::IN)),
+            self.sources()
+                .map(|(_, source)| PollFd::from_borrowed_fd(source, PollFlags::IN)),
         );
         let may_grow = session.may_grow();
         let timeout = if self.waits.contains(&Waits::Turn) {
@@ -204,23 +226,25 @@ impl<B: Backend> Server<B> {
         };
         match poll(&mut fds, timeout) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(()),
+            // Nothing has happened.
+            Err(rustix::io::Errno::INTR) => fds.iter_mut().for_each(PollFd::clear_revents),
             Err(errno) => return Err(errno.into()),
         }
         let on_device = fds[0].revents();
-        let kicked: Vec<usize> = kicks
-            .iter()
-            .zip(&fds[2..])
-            .filter(|(_, fd)| fd.revents().contains(PollFlags::IN))
-            .map(|(&(index, _), _)| index)
-            .collect();
+        kicked.extend(
+            kicks()
+                .zip(&fds[2..])
+                .filter(|(_, fd)| fd.revents().contains(PollFlags::IN))
+                .map(|((index, _), _)| index),
+        );
         // A failed source counts as readable, so that the backend detects the failure.
-        let fed: Vec<(usize, bool)> = sources
-            .iter()
-            .zip(&fds[2 + kicks.len()..])
-            .filter(|(_, fd)| !fd.revents().is_empty())
-            .map(|(&(index, _), fd)| (index, fd.revents().contains(PollFlags::IN)))
-            .collect();
+        fed.extend(
+            self.sources()
+                .zip(&fds[first_source..])
+                .filter(|(_, fd)| !fd.revents().is_empty())
+                .map(|((index, _), fd)| (index, fd.revents().contains(PollFlags::IN))),
+        );
+        let fds = recycle(fds);
         if on_device.intersects(PollFlags::ERR | PollFlags::HUP) {
             return Err(rustix::io::Errno::PERM.into());
         }
@@ -234,7 +258,7 @@ impl<B: Backend> Server<B> {
             }
             self.process(index);
         }
-        for (index, readable) in fed {
+        for &(index, readable) in &fed {
             self.process(index);
             // Stop polling a failed source, because `poll` would return at once each time.
             if !readable && self.waits[index] == Waits::Source {
@@ -279,15 +303,17 @@ impl<B: Backend> Server<B> {
         for index in started {
             self.process(index);
         }
+        kicked.clear();
+        fed.clear();
+        self.lists = Lists { fds, kicked, fed };
         Ok(())
     }
 
     /// Returns the index and the source of each virtqueue that waits for its source.
-    fn sources(&self) -> Vec<(usize, BorrowedFd<'_>)> {
+    fn sources(&self) -> impl Iterator<Item = (usize, BorrowedFd<'_>)> {
         (0..self.waits.len())
             .filter(|&index| self.waits[index] == Waits::Source)
             .filter_map(|index| Some((index, self.backend.source(index as u16)?)))
-            .collect()
     }
 
     /// Serves the pending requests of a virtqueue.

@@ -192,6 +192,26 @@ impl Session {
         }
     }
 
+    /// Returns a session with one virtqueue that a driver uses, for tests.
+    #[cfg(test)]
+    pub(super) fn with_queue(device: Device, memory: Memory, rings: Virtqueue) -> Self {
+        Self {
+            spaces: vec![memory],
+            queues: vec![VirtQueue {
+                rings: Some(rings),
+                max_size: MAX_SIZE,
+                group: 0,
+                unmapped: false,
+                kick: Some(Arc::new(EventFd::new().unwrap())),
+                state: State::Active,
+                enabled: None,
+                settings: None,
+            }],
+            driver_ok: true,
+            ..Self::without_queues(device)
+        }
+    }
+
     /// Returns a handle for another thread.
     pub(super) fn handle(&self) -> Handle {
         Handle {

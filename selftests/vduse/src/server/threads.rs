@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use rustix::event::{poll, PollFd, PollFlags};
 
 use crate::eventfd::EventFd;
+use crate::memory;
 use crate::server::handle::Handle;
 use crate::server::session::{interrupt, Session, Shape, SOON};
 use crate::virtqueue::{self, InFlightLog, Virtqueue};
@@ -355,6 +356,7 @@ fn start<W: Worker>(
     let thread = thread::Builder::new()
         .name(format!("vq{index}"))
         .spawn(move || {
+            memory::touch_stack();
             // If the worker ends by itself or panics, the server has to know.
             let mut wake = WakeOnDrop(Some(handle));
             let served = worker.serve(&mut queue);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use vm_memory::volatile_memory::VolatileSlice;
 
 use crate::iotlb::AddressSpace;
+use crate::memory;
 use crate::virtqueue::error::Error;
 
 /// The driver's memory, in which a virtqueue and its buffers are.
@@ -55,6 +56,15 @@ impl Chain {
     /// Creates an empty chain, for [`Virtqueue::pop`](crate::virtqueue::Virtqueue::pop) to fill.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Creates an empty chain with memory for `buffers` buffers. A request with more of them makes the
+    /// chain allocate.
+    pub fn with_capacity(buffers: usize) -> Self {
+        Self {
+            buffers: memory::touched(buffers),
+            ..Self::default()
+        }
     }
 
     /// Removes all buffers, before the chain is filled with a request whose buffers are in

@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use vduse_uapi::ACCESS_RW;
 
+use crate::memory;
 use crate::virtqueue::area::Area;
 use crate::virtqueue::settings::{Settings, MAX_SIZE};
 use crate::Mapping;
@@ -137,6 +138,11 @@ pub(crate) struct QueueLog {
 }
 
 impl QueueLog {
+    /// Allocates memory for all requests that can be pushed before they are published.
+    pub(super) fn reserve(&mut self, size: u16) {
+        self.publishing = memory::touched(size.into());
+    }
+
     fn state(&self, head: u16) -> u8 {
         self.area.load_u8(HEADER + usize::from(head))
     }

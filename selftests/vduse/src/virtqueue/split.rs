@@ -108,7 +108,7 @@ impl Split {
 
     /// Keeps a log from now on. If `take_over` is set, the device first takes the requests that
     /// were in flight according to the log. Must be called before the first request is taken.
-    pub(super) fn set_log(&mut self, log: QueueLog, settings: &Settings, take_over: bool) {
+    pub(super) fn set_log(&mut self, mut log: QueueLog, settings: &Settings, take_over: bool) {
         let recovered = take_over.then(|| log.recover(settings, self.next_used));
         let outstanding = self
             .areas
@@ -124,6 +124,7 @@ impl Split {
             }
             _ => log.begin(settings, self.next_used),
         }
+        log.reserve(self.size);
         self.log = Some(log);
     }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 
-//! Tests of commands that are given through a `Handle`. Each command gets an answer, even if the
-//! server is stopped, fails, panics or is dropped. In these tests, a socket takes the place of the
-//! device.
+//! Tests of the server. Commands are given through a `Handle`. Each command gets an answer, even if the
+//! server is stopped, fails, panics or is dropped. A request takes no memory. In these tests, a socket
+//! takes the place of the device.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -13,6 +13,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
+use crate::allocations;
+use crate::blk::Disk;
+use crate::virtqueue::testing::{Buffer, Driver};
 use crate::{sys, uapi};
 
 /// Longest time that a test waits. A command that is never answered fails the test.
@@ -41,6 +44,7 @@ fn server<F: FnMut()>(on_reset: F) -> (Server<OnReset<F>>, UnixStream) {
         backend: OnReset(on_reset),
         waits: Vec::new(),
         chain: Chain::new(),
+        lists: Lists::default(),
     };
     (server, kernel)
 }
@@ -166,4 +170,41 @@ fn a_server_that_runs_again_executes_commands_again() {
     }
     handle.stop();
     thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_request_takes_no_memory() {
+    let (device, _kernel) = UnixStream::pair().unwrap();
+    let device = Device::of_file(OwnedFd::from(device).into());
+    let mut driver = Driver::new(16, 0, false);
+    let session = Session::with_queue(device, driver.memory().clone(), driver.device());
+    let kick = session.queues[0].kick.clone().unwrap();
+    let mut server = Server {
+        session,
+        backend: Disk::in_memory(1 << 20).unwrap(),
+        waits: vec![Waits::Kick],
+        chain: Chain::new(),
+        lists: Lists::default(),
+    };
+    for round in 0..20 {
+        let mut header = [0; 16];
+        header[0] = round % 2;
+        let data = [round; 4096];
+        for _ in 0..3 {
+            let (header, status) = (Buffer::Read(&header), Buffer::Write(1));
+            let data = match round % 2 {
+                0 => Buffer::Write(data.len()),
+                _ => Buffer::Read(&data),
+            };
+            driver.send(&[header, data, status]);
+        }
+        kick.signal().unwrap();
+        let allocations = allocations::during(|| server.turn().unwrap());
+        for _ in 0..3 {
+            let (_, _, found) = driver.receive().expect("an answer");
+            assert_eq!(found.last(), Some(&0));
+        }
+        // The first rounds make the lists and the disk's buffer as large as they need to be.
+        assert!(round < 2 || allocations == 0, "{round}: {allocations}");
+    }
 }
