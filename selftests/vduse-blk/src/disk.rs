@@ -17,7 +17,7 @@ use vduse::{Control, Device};
 use crate::flight::MAX_DISCARD;
 use crate::image::Image;
 use crate::options::{default_queues, Options};
-use crate::worker::Worker;
+use crate::worker::{Worker, SEGMENTS};
 
 /// The length of a request in bytes from which on the disk is fastest.
 const OPTIMAL: u32 = 1 << 16;
@@ -110,12 +110,16 @@ fn prepare(options: &Options) -> io::Result<()> {
 fn open(control: &Control, options: &Options, image: &Image) -> io::Result<(Device, u16)> {
     // The in-tree driver of Linux 7.2 has no features to offer.
     control.offer_all()?;
+    // Each descriptor of an indirect table can have data, except for the header's and the status's.
+    let mut max_segments = u32::from(options.queue_size).max(3) - 2;
+    if options.for_swap {
+        // Whatever the driver, there is memory for the request.
+        max_segments = max_segments.min(SEGMENTS as u32);
+    }
     let geometry = Geometry {
         bytes: image.size(),
         queues: options.queues.unwrap_or_else(default_queues),
-        // Each descriptor of an indirect table can have data, except for the header's and the
-        // status's.
-        max_segments: u32::from(options.queue_size).max(3) - 2,
+        max_segments,
         block: image.block(),
         optimal: OPTIMAL,
         max_discard: if image.discards() { MAX_DISCARD } else { 0 },

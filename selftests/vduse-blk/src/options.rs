@@ -29,7 +29,8 @@ the kernel's virtio_blk or a virtual machine uses it.
                         bounce_size in sysfs has another size) and register it
                         with io_uring: the fastest way
       --for-swap        end with an error unless the disk can be relied upon
-                        while memory is short (see below)
+                        while memory is short (see below); limits requests
+                        to 64 segments
       --log FILE        where the requests in flight are recorded, for a
                         successor (default: /run/vduse-blk-NAME.log)
   -h, --help            print this text

@@ -29,9 +29,9 @@ const KICK: types::Fixed = types::Fixed(1);
 const RETRY: u32 = 64;
 
 /// Number of segments of a request for which there is memory before the request arrives. A kernel
-/// driver's requests are not larger while memory is short, if the VDUSE driver limits them (`vduse_rs`
-/// does).
-const SEGMENTS: usize = 64;
+/// driver's requests are not larger if the VDUSE driver limits them (`vduse_rs` does), or if the disk is
+/// to have swap space.
+pub const SEGMENTS: usize = 64;
 
 /// The tag of the operation that waits for a kick. The tags of others are indices of slots.
 const KICKED: u64 = u64::MAX;
