@@ -18,5 +18,9 @@ pub const FUZZ_SECONDS: &str = "VDUSE_SELFTESTS_FUZZ_SECONDS";
 pub const FUZZ_ACTORS: &str = "VDUSE_SELFTESTS_FUZZ_ACTORS";
 /// Set if the fuzzer writes each of its calls to the kernel's log.
 pub const FUZZ_TRACE: &str = "VDUSE_SELFTESTS_FUZZ_TRACE";
+/// Duration in seconds for which memory is short in the longest test of that.
+pub const SHORTAGE_SECONDS: &str = "VDUSE_SELFTESTS_SHORTAGE_SECONDS";
+/// Maximum time in seconds for which a program may stand still there.
+pub const LONGEST_STALL: &str = "VDUSE_SELFTESTS_LONGEST_STALL";
 /// Factor by which the time limits of tests are multiplied.
 pub const PATIENCE: &str = "VDUSE_SELFTESTS_PATIENCE";

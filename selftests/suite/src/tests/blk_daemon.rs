@@ -4,11 +4,11 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
@@ -45,6 +45,8 @@ tests![
     a_suspended_disk_goes_on_after_it_was_resumed,
     a_pinned_disk_goes_from_the_kernel_to_a_client_of_vhost,
     what_cannot_be_served_is_said,
+    the_daemon_is_ready_for_a_shortage_of_memory,
+    a_daemon_that_may_not_lock_memory_says_so,
 ];
 
 /// Runs two exercisers on a disk for some time. Returns what they have written, checked by reading.
@@ -579,4 +581,119 @@ fn what_cannot_be_served_is_said() {
     std::fs::rename(&saved, &log).unwrap();
     daemon.start_again();
     daemon.detach(on_bus);
+}
+
+/// The flag of tasks for which the kernel allocates without I/O.
+const PF_MEMALLOC_NOIO: u64 = 1 << 19;
+
+/// The flag of tasks that are not slowed down because of the dirty pages of others.
+const PF_LOCAL_THROTTLE: u64 = 1 << 20;
+
+fn the_daemon_is_ready_for_a_shortage_of_memory() {
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 4 << 20);
+    let options = ["--queues", "2", "--buffered", "--for-swap"];
+    let mut daemon = VduseBlk::start(&unique_name(), &image, &options);
+    let (on_bus, disk) = daemon.attach();
+    exercise_disk(&disk, Some(&image), 50);
+    // A thread's flags are the seventh field after its name.
+    let flags = |stat: &str| -> u64 {
+        let fields = stat.rsplit(") ").next().expect("fields");
+        let flags = fields.split_whitespace().nth(6).expect("flags");
+        flags.parse().expect("a number")
+    };
+    let process = daemon.directory();
+    let mut names = Vec::new();
+    for thread in std::fs::read_dir(process.join("task")).unwrap() {
+        let stat = std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap();
+        let wanted = PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE;
+        assert_eq!(flags(&stat) & wanted, wanted, "{stat}");
+        names.push(stat);
+    }
+    // io_uring's own threads, which execute requests on a file in memory, are among them.
+    for name in ["(vduse-blk)", "(vq0)", "(vq1)", "(iou-wrk-"] {
+        assert!(names.iter().any(|stat| stat.contains(name)), "no {name}");
+    }
+    let score = std::fs::read_to_string(process.join("oom_score_adj")).unwrap();
+    assert_eq!(score.trim(), "-1000");
+    // All of the program's memory is locked. Its stacks and the reserves of its heap are, once touched.
+    let text = std::fs::read_to_string(process.join("smaps")).unwrap();
+    let mut mapping = "";
+    let mut locked = 0;
+    for line in text.lines() {
+        let size = |line: &str| -> u64 {
+            let number = line.split_whitespace().nth(1).expect("a size");
+            number.parse().expect("a number")
+        };
+        if line
+            .split_whitespace()
+            .next()
+            .is_some_and(|word| word.contains('-'))
+        {
+            mapping = line;
+        } else if line.starts_with("Anonymous:") && size(line) > 0 {
+            locked = size(line);
+        } else if line.starts_with("VmFlags:") {
+            let is_special = ["[v", "/dev/", "anon_inode"]
+                .iter()
+                .any(|name| mapping.contains(name));
+            assert!(
+                line.contains(" lo") || is_special || locked == 0,
+                "{mapping}: {line}"
+            );
+            locked = 0;
+        }
+    }
+    daemon.detach(on_bus);
+}
+
+/// Runs the program without the privileges that it needs while memory is short.
+fn unprivileged(arguments: &[&str]) -> Command {
+    let mut command = Command::new("prlimit");
+    command.args(["--memlock=65536:65536", "setpriv"]);
+    command.args(["--bounding-set=-sys_resource,-ipc_lock", "--inh-caps=-all"]);
+    command.arg("--").arg(program()).args(arguments);
+    command
+}
+
+fn a_daemon_that_may_not_lock_memory_says_so() {
+    need("setpriv", "--version");
+    let scratch = Scratch::new();
+    let image = scratch.file("image", 1 << 20);
+    let (path, log) = (image.to_str().unwrap(), scratch.path("log"));
+    let name = unique_name();
+    let arguments = ["--name", &name, "--log", log.to_str().unwrap(), path];
+    let output = unprivileged(&[&["--for-swap"][..], &arguments].concat()).output();
+    let output = output.expect("running vduse-blk");
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in [
+        "locking memory: the limit is 64 KiB: needs CAP_IPC_LOCK",
+        "becoming an I/O flusher: ",
+        "needs CAP_SYS_RESOURCE",
+        "being spared by the OOM killer: ",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+
+    // Without the option, it serves the disk.
+    let mut child = unprivileged(&arguments)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starting vduse-blk");
+    let mut line = String::new();
+    let said = child.stderr.take().expect("a pipe");
+    BufReader::new(said).read_line(&mut line).expect("a line");
+    assert!(line.contains("do not swap to this disk: "), "{line}");
+    let device = TestDevice::adopt(&name);
+    let on_bus = OnBus::add_soon(&name);
+    on_bus.bind(Driver::Virtio).expect("binding");
+    soon("the disk appears", || bus::disk_name(&name).is_some());
+    open(&bus::disk_name(&name).expect("a disk"))
+        .read(0, 4096)
+        .expect("reading");
+    on_bus.delete().expect("deleting");
+    let _ = child.kill();
+    let _ = child.wait();
+    drop(device);
 }

@@ -30,6 +30,7 @@ mod iotlb;
 mod kicks;
 mod kunit;
 mod leaks;
+mod memory_shortage;
 mod messages;
 mod model;
 mod net;
@@ -127,6 +128,7 @@ const GROUPS: &[Group] = groups![
     guest,
     guest_net,
     power,
+    memory_shortage,
     unload,
     faults,
     vhost_faults,

@@ -7,6 +7,7 @@ pub mod data;
 pub mod errors;
 pub mod fault_paths;
 pub mod limit;
+pub mod progress;
 pub mod race;
 pub mod random;
 pub mod timing;

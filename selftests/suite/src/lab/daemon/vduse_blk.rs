@@ -2,7 +2,6 @@
 
 //! Our own disk daemon, `vduse-blk`, as a process.
 
-use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 
@@ -29,7 +28,8 @@ pub struct VduseBlk {
 
 impl VduseBlk {
     /// Starts the program for the disk `name`, whose data is in `image`. `options` are further
-    /// options. The log of requests in flight is beside the image, unless the image is a device.
+    /// options. The log of requests in flight is beside the image, or in `/dev/shm` if the image is not in
+    /// memory.
     #[track_caller]
     pub fn start(name: &str, image: &Path, options: &[&str]) -> Self {
         let options: Vec<String> = options.iter().map(|&option| option.to_owned()).collect();
@@ -46,6 +46,11 @@ impl VduseBlk {
     #[track_caller]
     pub fn start_again(&mut self) {
         self.child = spawn(&self.name, &self.image, &self.options);
+    }
+
+    /// Returns the directory of the process in `/proc`.
+    pub fn directory(&self) -> PathBuf {
+        Path::new("/proc").join(self.child.id().to_string())
     }
 
     /// Puts the disk on the bus, and binds it to virtio-vdpa. Returns the device on the bus, and the
@@ -75,7 +80,7 @@ impl VduseBlk {
     /// Returns how much memory of the program is pinned, in KiB.
     #[track_caller]
     pub fn pinned(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.child.id());
+        let path = self.directory().join("status");
         let status = std::fs::read_to_string(path).expect("a process");
         let pinned = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
         let number = pinned.and_then(|pinned| pinned.split_whitespace().next());
@@ -124,12 +129,15 @@ impl Drop for VduseBlk {
 
 #[track_caller]
 fn spawn(name: &str, image: &Path, options: &[String]) -> Child {
-    let mut log = image.as_os_str().to_owned();
-    if image.starts_with("/dev") && !image.starts_with("/dev/shm") {
-        log = OsStr::new("/dev/shm/").to_owned();
-        log.push(name);
-    }
-    log.push(".log");
+    let log = match image.parent() {
+        // Beside the image, if that is in a test's directory itself.
+        Some(directory) if directory.parent() == Some(Path::new("/dev/shm")) => {
+            let mut log = image.as_os_str().to_owned();
+            log.push(".log");
+            log.into()
+        }
+        _ => Path::new("/dev/shm").join(format!("{name}.log")),
+    };
     Command::new(program())
         .args(["--name", name, "--log"])
         .arg(log)

@@ -10,6 +10,7 @@ pub mod exerciser;
 pub mod hand_card;
 pub mod in_flight;
 pub mod isolated_card;
+pub mod load;
 pub mod namespace;
 pub mod peer;
 pub mod ring;

@@ -2,6 +2,7 @@
 
 //! The kernel around the driver: modules, sysfs, memory, CPUs, tracing, fault injection.
 
+pub mod ballast;
 pub mod cgroup;
 pub mod compat;
 pub mod cpu;
@@ -14,11 +15,14 @@ pub mod memlock;
 pub mod memory;
 pub mod missing_page;
 pub mod modules;
+pub mod mount;
 pub mod probe;
+pub mod ram_disk;
 pub mod raw;
 pub mod rcu;
 pub mod reserved_range;
 pub mod suspend;
+pub mod swap;
 pub mod sysfs;
 pub mod trace;
 pub mod unprivileged;

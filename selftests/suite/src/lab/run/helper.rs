@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use crate::lab::daemon::{groups, process};
 use crate::lab::driver::block::Block;
 use crate::lab::driver::client;
+use crate::lab::driver::load;
 use crate::lab::kernel::{compat, unprivileged};
 
 /// The example `isolated` of the `vduse` library.
@@ -27,6 +28,13 @@ pub fn run(arguments: &[String]) -> ExitCode {
             Ok(()) => true,
             Err(error) => {
                 eprintln!("daemon: {error}");
+                false
+            }
+        },
+        [kind, rest @ ..] if kind == "load" => match load::run(rest) {
+            Ok(()) => true,
+            Err(error) => {
+                eprintln!("load: {error}");
                 false
             }
         },
