@@ -17,7 +17,7 @@ use crate::aligned::Aligned;
 use crate::image::Image;
 
 /// The image's index among the files that are registered with the ring.
-const IMAGE: types::Fixed = types::Fixed(0);
+pub const IMAGE: types::Fixed = types::Fixed(0);
 
 /// The operation that a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,11 +13,16 @@ use std::sync::Arc;
 
 use io_uring::{opcode, types, EnterFlags, IoUring, Probe};
 use vduse::blk::{complete, Status};
+use vduse::memory;
 use vduse::server::{self, ServedQueue};
 use vduse::Mapping;
 
-use crate::flight::{Copies, Disk, Fixed, Next, Slot};
+use crate::aligned::Aligned;
+use crate::flight::{Copies, Disk, Fixed, Next, Slot, IMAGE};
 use crate::image::Image;
+
+/// Size of a sector in bytes.
+const SECTOR: usize = 512;
 
 /// The feature bit of disks whose driver flushes.
 const FLUSH: u64 = 1 << 9;
@@ -32,6 +37,10 @@ const RETRY: u32 = 64;
 /// driver's requests are not larger if the VDUSE driver limits them (`vduse_rs` does), or if the disk is
 /// to have swap space.
 pub const SEGMENTS: usize = 64;
+
+/// Maximum number of requests in progress. With the operation that waits for a kick, these are as many
+/// operations as the kernel keeps the memory of for later ones (`IO_ALLOC_CACHE_MAX`).
+const REQUESTS: u16 = 127;
 
 /// The tag of the operation that waits for a kick. The tags of others are indices of slots.
 const KICKED: u64 = u64::MAX;
@@ -55,12 +64,25 @@ impl Worker {
 impl server::Worker for Worker {
     fn serve(&mut self, queue: &mut ServedQueue) -> io::Result<()> {
         let size = queue.vq.settings().size;
+        let requests = size.min(REQUESTS);
         let segments = usize::from(size).min(SEGMENTS);
-        let ring = new_ring(u32::from(size) + 1)?;
+        let mut ring = new_ring(u32::from(requests) + 1)?;
+        if memory::is_locked() {
+            // io_uring has one thread for what may block, as for another it would wait for memory with
+            // requests waiting. (Writes to the same file are one after the other in any case.)
+            ring.submitter().register_iowq_max_workers(&mut [1, 1])?;
+        }
         let files = [self.image.fd(), queue.kick().as_raw_fd()];
         ring.submitter().register_files(&files)?;
         let fixed = queue.umem().map(|umem| register(&ring, umem));
         let fixed = fixed.unwrap_or_default();
+        // An operation with registered memory has an entry for each page that a segment touches.
+        let entries = if fixed.len > 0 {
+            3 * segments
+        } else {
+            segments
+        };
+        warm_up(&mut ring, requests + 1, entries, &self.image);
         let mut progress = Progress {
             disk: Disk {
                 image: &self.image,
@@ -69,10 +91,9 @@ impl server::Worker for Worker {
                 copies: &Copies::default(),
                 fixed,
             },
-            // As many requests as the virtqueue has entries can be in progress. The slots keep the
-            // driver's memory mapped, but only as long as the queue is served.
-            slots: (0..size).map(|_| Slot::new(segments)).collect(),
-            free: (0..size.into()).rev().collect(),
+            // The slots keep the driver's memory mapped, but only as long as the queue is served.
+            slots: (0..requests).map(|_| Slot::new(segments)).collect(),
+            free: (0..requests.into()).rev().collect(),
             ring,
             queue,
             count: Box::new(0),
@@ -136,6 +157,42 @@ fn new_ring(entries: u32) -> io::Result<IoUring> {
         .or_else(|_| builder.build(entries))
 }
 
+/// Makes the kernel allocate what it needs for `count` operations of `segments` segments at a time,
+/// by as many reads from the beginning of the image, less one, and a flush. The kernel keeps that
+/// memory for the operations that follow, so that they need none when memory is short, and the thread
+/// that flushes. (Reads that are complete at once need less, here as well as later.)
+fn warm_up(ring: &mut IoUring, count: u16, segments: usize, image: &Image) {
+    let mut buffer = Aligned::new(image.alignment().max(SECTOR));
+    let bytes = buffer.bytes_mut();
+    let vector = libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    };
+    let vectors = vec![vector; segments];
+    // CAST: There are few segments.
+    let read = opcode::Readv::new(IMAGE, vectors.as_ptr(), vectors.len() as u32).build();
+    let flush = opcode::Fsync::new(IMAGE).build();
+    for number in 0..count {
+        let entry = if number == 0 { &flush } else { &read };
+        // SAFETY: The buffer and the vectors exist until all operations are complete, below. What is
+        // read does not matter.
+        let pushed = unsafe { ring.submission().push(entry) };
+        pushed.expect("an entry for each operation");
+    }
+
+    let mut left = count;
+    while left != 0 {
+        if let Err(error) = permanent(ring.submit_and_wait(left.into())) {
+            // The kernel may write to memory that would be freed.
+            eprintln!("io_uring: {error}");
+            std::process::abort();
+        }
+        // What fails, for example on an empty image, would fail later as well.
+        // CAST: There are no more than `count`.
+        left -= ring.completion().count() as u16;
+    }
+}
+
 /// The requests in progress.
 struct Progress<'a> {
     disk: Disk<'a>,
@@ -182,11 +239,14 @@ impl Progress<'_> {
                     continue;
                 }
             }
-            if self.queue.vq.enable_kicks() {
-                continue;
-            }
-            if !self.waits_for_kick {
-                self.wait_for_kick();
+            // While there is room for another request, the worker waits for a kick as well.
+            if !self.free.is_empty() {
+                if self.queue.vq.enable_kicks() {
+                    continue;
+                }
+                if !self.waits_for_kick {
+                    self.wait_for_kick();
+                }
             }
             self.submit_and_wait()?;
             self.reap();

@@ -191,12 +191,15 @@ pub fn touch_stack() {
 /// for the first time takes no page of the kernel.
 pub fn touched<T>(capacity: usize) -> Vec<T> {
     let mut vector = Vec::with_capacity(capacity);
-    vector.spare_capacity_mut().fill_with(MaybeUninit::zeroed);
+    // The compiler must not combine both steps to an allocation of pages that are zero anyway.
+    let spare = black_box(vector.spare_capacity_mut());
+    spare.fill_with(MaybeUninit::zeroed);
+    black_box(spare);
     vector
 }
 
-/// Returns whether the memory of this process is locked.
-pub(crate) fn is_locked() -> bool {
+/// Returns whether [`prepare_for_shortage`] has locked the memory of this process.
+pub fn is_locked() -> bool {
     LOCKED.load(Ordering::Relaxed)
 }
 

@@ -320,7 +320,7 @@ fn the_driver_sees_the_serial_number_and_the_limits() {
     let scratch = Scratch::new();
     let image = scratch.file("image", (1 << 20) + 100);
     let serial = "a serial number that is too long";
-    let options = ["--serial", serial, "--queues", "3", "--queue-size", "64"];
+    let options = ["--serial", serial, "--queues", "3", "--queue-size", "32"];
     let mut daemon = VduseBlk::start(&unique_name(), &image, &options);
     let (on_bus, disk) = daemon.attach();
     let attribute = |name: &str| {
@@ -329,7 +329,7 @@ fn the_driver_sees_the_serial_number_and_the_limits() {
     };
     assert_eq!(attribute("serial").trim_end(), &serial[..20]);
     assert_eq!(sectors(&disk), Some((1 << 20) / SECTOR));
-    assert_eq!(attribute("queue/max_segments").trim(), "62");
+    assert_eq!(attribute("queue/max_segments").trim(), "30");
     assert_eq!(attribute("queue/optimal_io_size").trim(), "65536");
     assert_eq!(
         attribute("queue/discard_max_hw_bytes").trim(),
