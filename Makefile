@@ -92,6 +92,9 @@ mutants:
 soak:
 	@./qemu-test/soak --driver $(DRIVER) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
+soak-memory:
+	@./qemu-test/soak --memory --driver $(DRIVER) $(if $(SECONDS),--seconds $(SECONDS))
+
 shell: $(GUEST_MODULE)
 	@./qemu-test/shell --driver $(DRIVER) --kernel $(KERNEL)
 
@@ -128,6 +131,7 @@ help:
 #:                        and makes a disk
 #: make package           tries the Debian packages in a virtual machine with a fresh Debian: reboots, upgrades, a purge
 #: make soak              ten minutes of hostile userspace, under the debug kernel; SECONDS=N, SEED=N
+#: make soak-memory       half an hour of swap and dirty pages beyond memory; SECONDS=N
 #: make mutants           tests the tests: makes one mistake after the other in a copy of the driver, and looks
 #:                        whether the tests that are to notice do; MUTANTS='PATTERN...' some of them
 #: make shell             a shell in the virtual machine, with the driver loaded, to try things in
@@ -150,4 +154,4 @@ help:
 #: W=1 CLIPPY=1 V=1 ...   as in the kernel's build system
 
 .PHONY: all modules install modules_install deb deb-dkms uninstall clean update rust-analyzer fmt lint check-unsafe demo test \
-	test-quick test-core kernels recipe package mutants soak shell vng bench help
+	test-quick test-core kernels recipe package mutants soak soak-memory shell vng bench help
