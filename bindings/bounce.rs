@@ -10,10 +10,10 @@
 //! bounce pages on demand, and zeroes them. A process may register pages of its own (umem) to use
 //! in place of the kernel's pages.
 //!
-//! An area can have a [reserve]: slots at its beginning whose pages are allocated
-//! beforehand. They are used for mappings that fail otherwise, because memory is short. So such an
-//! area needs no memory in order to map a request that needs no more slots than the reserve has. A
-//! request may be what the kernel waits for in order to free memory: a page that is swapped out.
+//! An area can have a [reserve]: slots at its beginning whose pages are allocated beforehand. They
+//! are used for mappings that fail otherwise, because memory is short. So such an area needs no
+//! memory in order to map a request that needs no more slots than the reserve has. A request may be
+//! what the kernel waits for in order to free memory: a page that is swapped out.
 //!
 //! This code is in `bindings/` because a slot keeps the physical address of a buffer between two
 //! calls from C. All code that prevents stale addresses is here: the call that unmaps a buffer clears
@@ -31,8 +31,8 @@
 //! # Lock order
 //!
 //! First the mutex `registered`, which serialises registering and deregistering, filling the reserve
-//! and giving pages back. Then the spinlock `progress`, which protects the progress of the migration between the kernel's and the user's
-//! pages.
+//! and giving pages back. Then the spinlock `progress`, which protects the progress of the migration
+//! between the kernel's and the user's pages.
 
 pub(crate) mod give_back;
 mod reserve;
@@ -622,7 +622,8 @@ impl Area {
             return None;
         };
 
-        slot.set_buffer(buffer.phys);
+        // SAFETY: The buffer is mapped to the slot until it is unmapped, which clears the address.
+        unsafe { slot.set_buffer(buffer.phys) };
         if sync && dir.device_reads() {
             // SAFETY: `slot` is the slot at `index`. The buffer has `buffer.len` bytes, a page at
             // most. The mapping cannot end before this function returns its address.
@@ -654,7 +655,9 @@ impl Area {
                 self.allocator.free(iova, buffer.len);
                 return None;
             };
-            slot.set_buffer(phys);
+            // SAFETY: This part of the buffer is mapped to the slot until the buffer is unmapped, or
+            // until this function undoes the mapping. Both clear the address.
+            unsafe { slot.set_buffer(phys) };
             if sync && dir.device_reads() {
                 // SAFETY: `slot` is the slot at `index`. The slot's part of the buffer has `part`
                 // bytes, a page at most. The mapping cannot end before this function returns its
@@ -696,7 +699,8 @@ impl Area {
             return Err(buffer);
         };
 
-        slot.set_buffer(buffer.phys);
+        // SAFETY: The buffer is mapped to the slot until it is unmapped, which clears the address.
+        unsafe { slot.set_buffer(buffer.phys) };
         if sync && dir.device_reads() {
             let range = 0..buffer.len;
 

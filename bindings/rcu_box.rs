@@ -81,7 +81,7 @@ impl<T> RcuBox<T> {
     }
 
     /// Puts a value into the box. If there is one already, `value` is dropped. Any context.
-    pub(super) fn put(&self, value: KBox<T>) {
+    fn put(&self, value: KBox<T>) {
         let new = KBox::into_raw(value);
 
         // INVARIANT: `new` came from a box that no other code owns.

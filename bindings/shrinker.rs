@@ -47,7 +47,7 @@ unsafe impl<T: Shrink> Send for Registration<T> {}
 unsafe impl<T: Shrink> Sync for Registration<T> {}
 
 impl<T: Shrink> Registration<T> {
-    /// Registers a shrinker. `name` must not contain a `%`.
+    /// Registers a shrinker, which debugfs shows as `name`.
     ///
     /// # Errors
     ///
@@ -57,8 +57,9 @@ impl<T: Shrink> Registration<T> {
     ///
     /// May sleep.
     pub(crate) fn new(name: &'static CStr, data: Arc<T>) -> Result<Self> {
-        // SAFETY: The name is a format string that takes no arguments.
-        let shrinker = unsafe { bindings::shrinker_alloc(0, name.as_char_ptr()) };
+        // SAFETY: The format string takes one argument, a NUL-terminated string.
+        let shrinker =
+            unsafe { bindings::shrinker_alloc(0, c"%s".as_char_ptr(), name.as_char_ptr()) };
         let shrinker = NonNull::new(shrinker).ok_or(ENOMEM)?;
 
         // SAFETY: The shrinker was allocated just now, and no other code uses it before it is

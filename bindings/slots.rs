@@ -321,15 +321,22 @@ impl Slots {
     ///
     /// # Context
     ///
-    /// Any. Calls must not overlap.
+    /// Any.
     pub(super) fn close(&self, region: usize, only_claimed: bool) -> Option<Closed<'_>> {
         let word = self.closed.get(region / 64)?;
+        let bit = 1 << (region % 64);
+        let mut bits = word.read();
 
-        if word.read() & 1 << (region % 64) != 0 {
-            return None;
+        loop {
+            if bits & bit != 0 {
+                return None;
+            }
+            match word.cmpxchg(bits, bits | bit, Full) {
+                Ok(_) => break,
+                Err(now) => bits = now,
+            }
         }
-        let _ = word.fetch_add(1 << (region % 64), Full);
-        // INVARIANT: No slot has been taken so far.
+        // INVARIANT: The region's bit was set just now, and no slot has been taken so far.
         let mut closed = Closed {
             slots: self,
             region,

@@ -159,11 +159,18 @@ impl Registry {
     ///
     /// The domain may outlive the device. It holds no reference to the module.
     pub(super) fn next_domain(&self, index: u32) -> Option<(u32, Arc<Domain>)> {
-        self.entries
-            .lock()
-            .iter()
-            .skip_while(|&(&minor, _)| minor < index)
-            .find_map(|(&minor, entry)| Some((minor, entry.dev.spaces.get(0).ok()?.domain.clone())))
+        let entries = self.entries.lock();
+        let mut index = index;
+
+        while let Some(cursor) = entries.cursor_lower_bound(&index) {
+            let (&minor, entry) = cursor.current();
+            if let Ok(handle) = entry.dev.spaces.get(0) {
+                return Some((minor, handle.domain.clone()));
+            }
+            index = minor + 1;
+        }
+
+        None
     }
 
     /// Returns the minor number and the entry of the device with the given name.

@@ -52,8 +52,8 @@ pub(super) enum Age {
 ///
 /// # Invariants
 ///
-/// - `page` is null or a page to which the slot owns a reference. Once set, `page` does not
-///   change while the slot is allocated or a buffer is mapped to the slot.
+/// - `page` is null or a page to which the slot owns a reference. Once set, `page` does not change
+///   while the slot is allocated or a buffer is mapped to the slot.
 /// - `orig` is [`USED`] or more, or the physical address of the part of a buffer that is mapped to
 ///   the slot.
 pub(super) struct Slot {
@@ -77,8 +77,13 @@ impl Slot {
 
     /// Records that the part of a buffer that begins at the physical address `phys` is mapped to
     /// the slot.
+    ///
+    /// # Safety
+    ///
+    /// That part must stay mapped until [`clear_buffer`](Self::clear_buffer) is called.
     #[inline(always)]
-    pub(super) fn set_buffer(&self, phys: u64) {
+    pub(super) unsafe fn set_buffer(&self, phys: u64) {
+        // INVARIANT: By the safety requirements, the part is mapped to the slot.
         self.orig.write(phys);
     }
 
