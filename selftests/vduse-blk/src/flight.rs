@@ -505,7 +505,6 @@ mod tests {
     use vduse::Mapping;
 
     use super::*;
-    use crate::allocations;
 
     /// A source without regions.
     #[derive(Debug)]
@@ -592,7 +591,7 @@ mod tests {
             write(DRIVER + 4 + 2 * usize::from(round), &0u16.to_le_bytes());
             write(DRIVER + 2, &(round + 1).to_le_bytes());
 
-            let allocations = allocations::during(|| {
+            let allocations = allocation_counter::measure(|| {
                 assert!(vq.pop(&mut slot.chain).unwrap());
                 let mut next = slot.begin(disk);
                 while next == Next::Operation {
@@ -612,7 +611,7 @@ mod tests {
             });
             let mut status = [0xffu8];
             mapping.slice(STATUS, 1).unwrap().copy_to(&mut status);
-            assert_eq!((status, allocations), ([0], 0), "{round}");
+            assert_eq!((status, allocations.count_total), ([0], 0), "{round}");
         }
     }
 

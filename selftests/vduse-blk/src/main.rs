@@ -8,8 +8,6 @@
 //! - `disk` is the life of the device: created or taken over, resized, ended.
 
 mod aligned;
-#[cfg(test)]
-mod allocations;
 mod disk;
 mod flight;
 mod image;

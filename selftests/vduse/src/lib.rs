@@ -21,8 +21,6 @@
 
 pub use vduse_uapi as uapi;
 
-#[cfg(test)]
-mod allocations;
 pub mod blk;
 pub mod control;
 pub mod device;

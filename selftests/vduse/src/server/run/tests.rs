@@ -13,7 +13,6 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::allocations;
 use crate::blk::Disk;
 use crate::virtqueue::testing::{Buffer, Driver};
 use crate::{sys, uapi};
@@ -199,7 +198,7 @@ fn a_request_takes_no_memory() {
             driver.send(&[header, data, status]);
         }
         kick.signal().unwrap();
-        let allocations = allocations::during(|| server.turn().unwrap());
+        let allocations = allocation_counter::measure(|| server.turn().unwrap()).count_total;
         for _ in 0..3 {
             let (_, _, found) = driver.receive().expect("an answer");
             assert_eq!(found.last(), Some(&0));
